@@ -1,0 +1,89 @@
+"""What a backend is: something that applies the law to runs of arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from .. import arrays, rules
+from ..rules import Rule
+
+
+class Run(NamedTuple):
+    """Parameters that share a rule and its coefficients; all arrays are plain (see `fastoptim.arrays`)."""
+
+    rule: Rule
+    decay: str
+    decay_coefficient: float
+    coefficients: tuple[float, ...]
+    maximize: bool
+    params: Sequence[Any]
+    grads: Sequence[Any]
+    states: Sequence[tuple[Any, ...]]
+
+
+class StepInfo(NamedTuple):
+    """What a step did: applied or skipped, and the gradient norm (after grad_scale) if the step needed it."""
+
+    applied: bool
+    grad_norm: float | None
+
+
+class Backend:
+    """A backend for host arrays. Subclasses give `apply` and `sum_squares`; device backends replace more."""
+
+    name: str
+
+    # --- arithmetic
+    def apply(self, runs: Sequence[Run], scale: float, threads: int) -> None:
+        """One step of every run, in place. `scale` multiplies gradients (negated where a run maximizes)."""
+        raise NotImplementedError
+
+    def sum_squares(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> float:
+        """Sum of ``(k * (grad_scale * g))**2`` over C-ordered plain arrays, in the order that the law fixes."""
+        raise NotImplementedError
+
+    def norm(self, grads: Sequence[Any], grad_scale: float, threads: int) -> float:
+        """Norm of all gradients (of any layout) after `grad_scale`."""
+        ordered = [self.flat(g) for g in grads]
+        return rules.norm_from_squares(lambda k: self.sum_squares(ordered, grad_scale, k, threads))
+
+    def transaction(
+        self,
+        runs: Sequence[Run],
+        norm_grads: Sequence[Any],
+        grad_scale: float,
+        max_norm: float | None,
+        skip_nonfinite: bool,
+        threads: int,
+    ) -> StepInfo:
+        """The whole step: norm where it is needed, the decision, then `apply`. Nothing is written if it skips."""
+        norm, factor = None, 1.0
+        if max_norm is not None or skip_nonfinite:
+            norm = self.norm(norm_grads, grad_scale, threads)
+            if skip_nonfinite and not math.isfinite(norm):
+                return StepInfo(False, norm)
+            factor = rules.clip_factor(norm, max_norm)
+        self.apply(runs, grad_scale * factor, threads)
+        return StepInfo(True, norm)
+
+    # --- arrays
+    check_parameter = staticmethod(arrays.check_parameter)
+    check_companion = staticmethod(arrays.check_companion)
+    span = staticmethod(arrays.span)
+    stage = staticmethod(arrays.stage)
+    flat = staticmethod(arrays.flat)
+    zeros_like = staticmethod(arrays.zeros_like)
+
+    def check_disjoint(self, written: Iterable[arrays.Span], read: Iterable[arrays.Span]) -> None:
+        arrays.check_disjoint(written, read)
+
+    # --- the way past all that: a backend may accept plain steps by itself
+    def plan(self, runs: Sequence[Any], threads: int) -> Any | None:
+        """A native plan for repeated steps over the same list of arrays, or None (see `backends.c`)."""
+        return None
+
+    def info(self) -> dict[str, Any]:
+        """What `fastoptim.info` reports about this backend."""
+        return {}
