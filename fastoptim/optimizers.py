@@ -1,0 +1,889 @@
+"""SGD, Adam and AdamW over nested NumPy (or CUDA) arrays: the classes that people import.
+
+A step validates everything before it touches anything; it happens whole, or raises and leaves every byte and every
+counter as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import rules
+from .backends import Run, StepInfo, resolve
+from .rules import RULES, Rule
+from .threads import resolve_threads
+from .trees import Structure
+
+APPLIED = StepInfo(True, None)
+
+
+# --- Hyper-parameters ---------------------------------------------------------------------------------------------
+
+
+def real(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:
+    """`value` as a float with ``low <= value < below``; TypeError or ValueError that names it."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a real number, got {value!r}") from error
+    if not low <= number < below:  # also refuses NaN
+        limit = f">= {low:g}" if math.isinf(below) else f"in [{low:g}, {below:g})"
+        raise ValueError(f"{name} must be {'finite' if math.isinf(low) else limit}, got {number}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` if it is a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """`value` if it is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+    return value
+
+
+class Policy(NamedTuple):
+    """What a group's hyper-parameters come to: a row of the law and the coefficients for each step."""
+
+    rule: Rule
+    decay: str
+    decay_coefficient: float
+    maximize: bool
+    coefficients: Callable[..., tuple[float, ...]]  # (t, first) -> the rule's coefficients
+
+
+def sgd_policy(
+    lr: Any,
+    momentum: Any = 0.0,
+    dampening: Any = 0.0,
+    weight_decay: Any = 0.0,
+    nesterov: Any = False,
+    maximize: Any = False,
+    momentum_mode: Any = "torch",
+) -> Policy:
+    """Validated hyper-parameters of SGD as a policy."""
+    lr = real("lr", lr, 0.0)
+    momentum = real("momentum", momentum, 0.0, 1.0)
+    dampening = real("dampening", dampening)
+    weight_decay = real("weight_decay", weight_decay, 0.0)
+    mode = choice("momentum_mode", momentum_mode, rules.MOMENTUM_MODES)
+    if dampening and mode != "torch":
+        raise ValueError(f"momentum_mode={mode!r} has no dampening of its own; got dampening={dampening}")
+    if flag("nesterov", nesterov):
+        if momentum == 0 or dampening != 0 or mode == "damped":
+            raise ValueError("nesterov needs momentum > 0, dampening = 0 and a momentum_mode other than 'damped'")
+        kwargs = {"lr": lr, "momentum": momentum, "mode": mode}
+        name, coefficients = "nesterov", lambda t, first: rules.nesterov_coefficients(**kwargs)
+    elif momentum:
+        name = "momentum"
+
+        def coefficients(t: int, first: bool) -> tuple[float, ...]:
+            return rules.momentum_coefficients(lr=lr, momentum=momentum, dampening=dampening, mode=mode, first=first)
+    else:
+        name, coefficients = "sgd", lambda t, first: (lr,)
+    decay = "coupled" if weight_decay else "none"
+    return Policy(RULES[name], decay, weight_decay, flag("maximize", maximize), coefficients)
+
+
+def adam_policy(
+    lr: Any,
+    betas: Any = (0.9, 0.999),
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    amsgrad: Any = False,
+    maximize: Any = False,
+    eps_mode: Any = "torch",
+    decoupled: bool = False,
+) -> Policy:
+    """Validated hyper-parameters of Adam (`decoupled`: AdamW) as a policy."""
+    lr = real("lr", lr, 0.0)
+    try:
+        beta1, beta2 = betas
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"betas must be a pair of numbers, got {betas!r}") from error
+    beta1, beta2 = real("betas[0]", beta1, 0.0, 1.0), real("betas[1]", beta2, 0.0, 1.0)
+    eps = real("eps", eps, 0.0)
+    weight_decay = real("weight_decay", weight_decay, 0.0)
+    mode = choice("eps_mode", eps_mode, rules.EPS_MODES)
+    rule = RULES["amsgrad" if flag("amsgrad", amsgrad) else "adam"]
+
+    def coefficients(t: int, first: bool) -> tuple[float, ...]:
+        return rules.adam_coefficients(t=t, lr=lr, beta1=beta1, beta2=beta2, eps=eps, mode=mode)
+
+    decay, decay_coefficient = "none", 0.0
+    if weight_decay and decoupled:
+        decay, decay_coefficient = "decoupled", rules.keep_coefficient(lr=lr, weight_decay=weight_decay)
+    elif weight_decay:
+        decay, decay_coefficient = "coupled", weight_decay
+    return Policy(rule, decay, decay_coefficient, flag("maximize", maximize), coefficients)
+
+
+def step_options(grad_scale: Any, max_norm: Any, skip_nonfinite: Any) -> tuple[float, float | None, bool]:
+    """The options of a step, validated."""
+    scale = real("grad_scale", grad_scale)
+    if max_norm is not None:
+        max_norm = float(max_norm) if max_norm == math.inf else real("max_norm", max_norm, 0.0)
+    return scale, max_norm, flag("skip_nonfinite", skip_nonfinite)
+
+
+# Only values that cannot change in place may stand for an unchanged policy.
+_IMMUTABLE = (float, int, bool, str, np.generic)
+
+
+def _fixed(value: Any) -> bool:
+    return isinstance(value, _IMMUTABLE) or (isinstance(value, tuple) and all(isinstance(v, _IMMUTABLE) for v in value))
+
+
+class ParamGroup(dict):
+    """One entry of `Optimizer.param_groups`: a dict that refuses names which no step would read."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key not in self:
+            raise KeyError(f"parameter groups have no {key!r}; there are {sorted(self)}")
+        super().__setitem__(key, value)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+    def __reduce__(self) -> Any:
+        return (_restore_group, (), None, None, iter(()), ) if False else (_restore_group, (dict(self),))
+
+
+def _restore_group(items: dict) -> ParamGroup:
+    group = ParamGroup()
+    dict.update(group, items)
+    return group
+
+
+# --- Bookkeeping --------------------------------------------------------------------------------------------------
+
+
+class _Parameter:
+    """One parameter: where it is found at each step, and what the optimizer keeps for it."""
+
+    __slots__ = ("dtype", "group", "index", "name", "shape", "states", "t")
+
+    def __init__(self, name: str, group: ParamGroup, index: int):
+        array = group["params"][index]
+        self.name, self.group, self.index = name, group, index
+        self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
+        self.states: dict[str, Any] = {}
+        self.t = 0
+
+
+class _Cohort:
+    """Parameters of one group with one step count: one set of coefficients serves them all."""
+
+    __slots__ = ("first", "group", "key", "members", "policy", "positions", "states", "t")
+
+    def __init__(self, group: ParamGroup, policy: Policy, t: int, first: bool):
+        self.group, self.policy, self.t, self.first = group, policy, t, first
+        self.key: Any = None
+        self.members: list[_Parameter] = []
+        self.positions: list[int] = []
+        self.states: list[tuple[Any, ...]] = []
+
+    def coefficients(self) -> tuple[float, ...]:
+        return self.policy.coefficients(self.t + 1, self.first)
+
+    def commit(self) -> None:
+        self.t += 1
+        if self.first:
+            self.first = False
+            names = self.policy.rule.states
+            for member, states in zip(self.members, self.states, strict=True):
+                member.states.update(zip(names, states, strict=True))
+
+
+class _Plan:
+    """The cohorts of one optimizer, in the order in which a step walks them."""
+
+    def __init__(self, cohorts: list[_Cohort]):
+        self.cohorts = cohorts
+        self.groups = [cohort.group for cohort in cohorts]
+        positions = [position for cohort in cohorts for position in cohort.positions]
+        in_order = positions == list(range(len(positions)))
+        self.reorder = None if in_order else positions
+        self.states = tuple(array for cohort in cohorts for states in cohort.states for array in states)
+        self.native: Any = None
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Keep Ctrl-C from landing in the middle of a step: it is delivered right after."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    seen: list[Any] = []
+    handler = signal.signal(signal.SIGINT, lambda *args: seen.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if seen and callable(handler):
+            handler(*seen[0])
+
+
+# --- The optimizers -----------------------------------------------------------------------------------------------
+
+
+class Optimizer:
+    """Base of the optimizers: parameter groups, states, the step as a transaction.
+
+    Subclasses name their hyper-parameters (`_names`) and turn them into a `Policy` (`_policy`).
+    """
+
+    _names: tuple[str, ...]
+    _policy: Callable[..., Policy]
+
+    def __init__(self, params: Any, defaults: dict[str, Any], backend: str, threads: int | None):
+        self._defaults = defaults
+        self._threads = resolve_threads(threads)
+        self._guard = threading.Lock()
+        self._read = itemgetter(*self._names)
+        self._plan: _Plan | None = None
+        self._structures: list[Structure] = []
+        self._parameters: list[_Parameter] = []
+        self.param_groups: list[ParamGroup] = []
+        if isinstance(params, Iterator):
+            params = list(params)
+        self._grouped = (
+            isinstance(params, (list, tuple))
+            and bool(params)
+            and all(isinstance(item, Mapping) and "params" in item for item in params)
+        )
+        groups = params if self._grouped else [{"params": params}]
+        leaves = tuple(leaf for group in groups for leaf in _leaves(group["params"]))
+        self._backend = resolve(backend, leaves)
+        for group in groups:
+            self._add_group(group)
+
+    # --- parameters and groups
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add ``{"params": ..., "lr": ..., ...}``; from then on `step` takes a list with one entry per group."""
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError("a parameter group is a mapping with the key 'params'")
+        with self._locked():
+            self._add_group(group, prefixed=True)
+            self._grouped = True
+
+    def _add_group(self, group: Mapping[str, Any], prefixed: bool | None = None) -> None:
+        unknown = [key for key in group if key not in self._defaults and key != "params"]
+        if unknown:
+            raise ValueError(f"{type(self).__name__} has no {unknown}; a group may set {list(self._defaults)}")
+        params = list(group["params"]) if isinstance(group["params"], Iterator) else group["params"]
+        structure = Structure(params)
+        leaves = list(structure.leaves(params))
+        if not leaves:
+            raise ValueError("a parameter group holds no parameters")
+        prefix = f"{len(self.param_groups)}." if (self._grouped if prefixed is None else prefixed) else ""
+        names = [prefix + name for name in structure.names]
+        known = {parameter.name for parameter in self._parameters}
+        for name, leaf in zip(names, leaves, strict=True):
+            if name in known:
+                raise ValueError(f"two parameters have the name {name!r}")
+            self._backend.check_parameter(name, leaf)
+        span = self._backend.span
+        spans = [span(f"parameter {name!r}", leaf) for name, leaf in zip(names, leaves, strict=True)]
+        spans += [span(f"parameter {q.name!r}", q.group["params"][q.index]) for q in self._parameters]
+        self._backend.check_disjoint(spans, ())
+        entry = _restore_group({"params": leaves, "names": names} | self._defaults | dict(group, params=leaves))
+        type(self)._policy(*self._read(entry))
+        self.param_groups.append(entry)
+        self._structures.append(structure)
+        self._parameters += [_Parameter(name, entry, i) for i, name in enumerate(names)]
+        self._sync()
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of all groups; ValueError on reading if they differ. Setting takes one or one per group."""
+        rates = {float(group["lr"]) for group in self.param_groups}
+        if len(rates) > 1:
+            raise ValueError("the groups have different learning rates: read opt.param_groups[i]['lr']")
+        return rates.pop()
+
+    @lr.setter
+    def lr(self, value: Any) -> None:
+        groups = self.param_groups
+        values = list(value) if isinstance(value, (list, tuple)) else [value] * len(groups)
+        if len(values) != len(groups):
+            raise ValueError(f"expected one learning rate or {len(groups)}, got {len(values)}")
+        rates = [real("lr", v, 0.0) for v in values]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that steps run on."""
+        return self._backend.name
+
+    @property
+    def threads(self) -> int:
+        """Number of threads that a step may use."""
+        return self._threads
+
+    @threads.setter
+    def threads(self, value: int | None) -> None:
+        self._threads = resolve_threads(value)
+        self._sync()
+
+    # --- the step
+
+    def step(
+        self,
+        grads: Any,
+        *,
+        grad_scale: float = 1.0,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> StepInfo:
+        """Update the parameters in place.
+
+        Parameters
+        ----------
+        grads : same structure as the parameters
+            One gradient per parameter, of its shape and dtype; never written to. ``None`` skips its parameter, whose
+            step count then does not move. With parameter groups: a list with one entry per group.
+        grad_scale : float
+            Factor for every gradient, for example ``1 / loss_scale``.
+        max_norm : float, optional
+            Clip: gradients are multiplied by ``min(1, max_norm / (norm + 1e-6))``, where `norm` is the Euclidean norm
+            of all gradients after `grad_scale`, in float64.
+        skip_nonfinite : bool
+            Leave everything as it was if a gradient holds a NaN or an infinity (after `grad_scale`).
+
+        Returns
+        -------
+        StepInfo
+            ``applied``; and ``grad_norm``, None unless `max_norm` or `skip_nonfinite` asked for it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong structure, shape, dtype, byte order, overlap or hyper-parameter; nothing was changed.
+        RuntimeError
+            Another thread is stepping this optimizer.
+        """
+        if not self._guard.acquire(blocking=False):
+            raise RuntimeError("this optimizer is being stepped by another thread")
+        try:
+            if self._grouped:
+                leaves = self._group_leaves(grads)
+            else:
+                leaves = self._structures[0].leaves(grads)
+            plan = self._current_plan()
+            native = plan.native
+            if native is not None and grad_scale == 1.0 and max_norm is None and not skip_nonfinite:
+                if self._step_native(plan, leaves, 1.0):
+                    return APPLIED
+            return self._step_checked(plan, leaves, *step_options(grad_scale, max_norm, skip_nonfinite))
+        finally:
+            self._guard.release()
+
+    def _step_native(self, plan: _Plan, leaves: tuple[Any, ...], scale: float) -> bool:
+        """One native call; False, with nothing touched, if some array is not plain or not as expected."""
+        native, cohorts = plan.native, plan.cohorts
+        if len(cohorts) == 1:
+            params = tuple(cohorts[0].group["params"])
+        else:
+            params = tuple(p for group in self.param_groups for p in group["params"])
+        if plan.reorder is not None:
+            params = tuple(params[i] for i in plan.reorder)
+            leaves = tuple(leaves[i] for i in plan.reorder)
+        try:
+            return native.step(params, leaves, plan.states, [cohort.coefficients() for cohort in cohorts], scale)
+        finally:  # also where Ctrl-C was pressed during the call: a step that happened is counted
+            if native.done:
+                for cohort in cohorts:
+                    cohort.commit()
+
+    def _step_checked(
+        self, plan: _Plan, leaves: tuple[Any, ...], grad_scale: float, max_norm: float | None, skip: bool
+    ) -> StepInfo:
+        """Any step, through validation in Python: it knows every layout and names what is wrong."""
+        backend = self._backend
+        native = plan.native
+        if native is not None and (max_norm is not None or skip):
+            info = self._clipped_native(plan, leaves, grad_scale, max_norm, skip)
+            if info is not None:
+                return info
+        checked = self._checked_arrays(plan, leaves)
+        runs, staged = [], []
+        for cohort in plan.cohorts:
+            policy = cohort.policy
+            chosen = [i for i, position in enumerate(cohort.positions) if checked[position][1] is not None]
+            if not chosen:
+                continue
+            forms = [backend.stage(*checked[cohort.positions[i]], cohort.states[i]) for i in chosen]
+            staged += forms
+            runs.append(
+                Run(
+                    policy.rule,
+                    policy.decay,
+                    policy.decay_coefficient,
+                    cohort.coefficients(),
+                    policy.maximize,
+                    [form.p for form in forms],
+                    [form.g for form in forms],
+                    [form.states for form in forms],
+                )
+            )
+        with _interrupts_deferred():
+            info = backend.transaction(
+                runs, [g for _, g in checked if g is not None], grad_scale, max_norm, skip, self._threads
+            )
+            if info.applied:
+                for form in staged:
+                    form.write_back()
+                self._commit(plan, checked)
+        return info
+
+    def _clipped_native(
+        self, plan: _Plan, leaves: tuple[Any, ...], grad_scale: float, max_norm: float | None, skip: bool
+    ) -> StepInfo | None:
+        """Norm and step as two native calls; None if the arrays need the checked path."""
+        norm = plan.native.norm(leaves, grad_scale)
+        if norm is None:
+            return None
+        if skip and not math.isfinite(norm):
+            self._checked_arrays(plan, leaves)  # a step that skips still refuses bad input
+            return StepInfo(False, norm)
+        if self._step_native(plan, leaves, grad_scale * rules.clip_factor(norm, max_norm)):
+            return StepInfo(True, norm)
+        return None
+
+    def _checked_arrays(self, plan: _Plan, leaves: tuple[Any, ...]) -> list[tuple[Any, Any]]:
+        """(parameter, gradient or None) pairs after every check that a step makes."""
+        backend = self._backend
+        written, read, checked = [], [], []
+        states = {}
+        for cohort in plan.cohorts:
+            states.update(zip(cohort.positions, cohort.states, strict=True))
+        for position, (parameter, g) in enumerate(zip(self._parameters, leaves, strict=True)):
+            name = parameter.name
+            p = parameter.group["params"][parameter.index]
+            backend.check_parameter(name, p)
+            if tuple(p.shape) != parameter.shape or p.dtype != parameter.dtype:
+                raise ValueError(
+                    f"parameter {name!r} was replaced: expected shape {parameter.shape} and dtype "
+                    f"{parameter.dtype.name}, got {tuple(p.shape)} and {np.dtype(p.dtype).name}"
+                )
+            written.append(backend.span(f"parameter {name!r}", p))
+            written += [backend.span(f"a state of parameter {name!r}", state) for state in states[position]]
+            if g is not None:
+                g = backend.check_companion(name, "gradient", g, parameter.shape, parameter.dtype)
+                read.append(backend.span(f"gradient of parameter {name!r}", g))
+            checked.append((p, g))
+        backend.check_disjoint(written, read)
+        return checked
+
+    def _commit(self, plan: _Plan, checked: list[tuple[Any, Any]]) -> None:
+        if all(g is not None for _, g in checked):
+            for cohort in plan.cohorts:
+                cohort.commit()
+            return
+        self._sync()  # some parameters were skipped: their counts part from the others'
+        for cohort in plan.cohorts:
+            names = cohort.policy.rule.states
+            for member, position, states in zip(cohort.members, cohort.positions, cohort.states, strict=True):
+                if checked[position][1] is not None:
+                    member.t += 1
+                    member.states.update(zip(names, states, strict=True))
+
+    # --- plans
+
+    def _current_plan(self) -> _Plan:
+        """The plan, after re-reading the groups' hyper-parameters."""
+        plan = self._plan
+        if plan is None:
+            return self._make_plan()
+        for cohort in plan.cohorts:
+            key = self._read(cohort.group)
+            if cohort.key is None or key != cohort.key:
+                policy = type(self)._policy(*key)
+                old = cohort.policy
+                if policy[:2] != old[:2] or policy.maximize != old.maximize:
+                    return self._make_plan()
+                cohort.key, cohort.policy = (key if all(map(_fixed, key)) else None), policy
+                if policy.decay_coefficient != old.decay_coefficient and plan.native is not None:
+                    plan.native.set_decay([c.policy.decay_coefficient for c in plan.cohorts])
+        if len(self.param_groups) != len(self._structures):
+            raise ValueError("param_groups changed its length: use add_param_group")
+        return plan
+
+    def _make_plan(self) -> _Plan:
+        self._sync()
+        cohorts: dict[Any, _Cohort] = {}
+        policies = {}
+        for group in self.param_groups:
+            key = self._read(group)
+            policies[id(group)] = (type(self)._policy(*key), key if all(map(_fixed, key)) else None)
+        for position, parameter in enumerate(self._parameters):
+            policy, key = policies[id(parameter.group)]
+            first = any(name not in parameter.states for name in policy.rule.states)
+            where = (id(parameter.group), parameter.t, first)
+            if where not in cohorts:
+                cohorts[where] = _Cohort(parameter.group, policy, parameter.t, first)
+                cohorts[where].key = key
+            cohort = cohorts[where]
+            p = parameter.group["params"][parameter.index]
+            self._backend.check_parameter(parameter.name, p)
+            cohort.members.append(parameter)
+            cohort.positions.append(position)
+            cohort.states.append(
+                tuple(
+                    parameter.states[name] if name in parameter.states else self._backend.zeros_like(p)
+                    for name in policy.rule.states
+                )
+            )
+        plan = _Plan(list(cohorts.values()))
+        plan.native = self._backend.plan(
+            [(c.policy.rule, c.policy.decay, c.policy.decay_coefficient, c.policy.maximize, c.members) for c in plan.cohorts],
+            self._threads,
+        )
+        self._plan = plan
+        return plan
+
+    def _sync(self) -> None:
+        """Write the plan's step counts back to the parameters, and forget the plan."""
+        if self._plan is not None:
+            for cohort in self._plan.cohorts:
+                for member in cohort.members:
+                    member.t = cohort.t
+            self._plan = None
+
+    def _group_leaves(self, grads: Any) -> tuple[Any, ...]:
+        structures = self._structures
+        if not isinstance(grads, Sequence) or len(grads) != len(structures):
+            raise ValueError(f"grads: expected a sequence with one entry for each of the {len(structures)} groups")
+        return tuple(
+            leaf
+            for structure, entry in zip(structures, grads, strict=True)
+            for leaf in structure.leaves(entry["params"] if isinstance(entry, Mapping) and "params" in entry else entry)
+        )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if not self._guard.acquire(blocking=False):
+            raise RuntimeError("this optimizer is being stepped by another thread")
+        try:
+            yield
+        finally:
+            self._guard.release()
+
+    # --- states
+
+    @property
+    def state(self) -> Mapping[str, Mapping[str, Any]]:
+        """Name of a parameter -> ``{"step": int, name of a state: array, ...}``.
+
+        The mapping is read-only (`load_state_dict` replaces states); the arrays are the live ones.
+        """
+        counts = {q.name: q.t for q in self._parameters}
+        if self._plan is not None:
+            counts |= {member.name: cohort.t for cohort in self._plan.cohorts for member in cohort.members}
+        return MappingProxyType(
+            {q.name: MappingProxyType({"step": counts[q.name], **q.states}) for q in self._parameters}
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the parameters, as copies: step counts, states in their exact dtypes, hyper-parameters."""
+        with self._locked():
+            return {
+                "version": 1,
+                "optimizer": type(self).__name__,
+                "state": {
+                    name: {k: v if k == "step" else v.copy() for k, v in entry.items()}
+                    for name, entry in self.state.items()
+                },
+                "param_groups": [
+                    {"params": list(group["names"])} | {name: group[name] for name in self._names}
+                    for group in self.param_groups
+                ],
+            }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; names, shapes and dtypes must match, or nothing changes."""
+        with self._locked():
+            self._load(state_dict)
+
+    def _load(self, state_dict: Mapping[str, Any]) -> None:
+        try:
+            version, kind = state_dict["version"], state_dict["optimizer"]
+            entries, groups = state_dict["state"], state_dict["param_groups"]
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not a state dict of an optimizer: {error}") from error
+        if version != 1:
+            raise ValueError(f"state dict has version {version!r}; this fastoptim reads version 1")
+        if kind != type(self).__name__:
+            raise ValueError(f"state dict is of {kind}, this optimizer is {type(self).__name__}")
+        names = [list(group["names"]) for group in self.param_groups]
+        if [list(group["params"]) for group in groups] != names:
+            raise ValueError("state dict has other parameter groups or names than this optimizer")
+        if set(entries) != {name for group in names for name in group}:
+            raise ValueError("state dict has states for other parameters than this optimizer")
+        for group in groups:
+            if set(group) != {"params", *self._names}:
+                raise ValueError(f"state dict: a group has {sorted(set(group) - {'params'})}, expected {self._names}")
+            type(self)._policy(*self._read(group))
+        slots = {name for rule in RULES.values() for name in rule.states}
+        loaded = []
+        for parameter in self._parameters:
+            entry = dict(entries[parameter.name])
+            t = entry.pop("step", None)
+            if isinstance(t, bool) or not isinstance(t, (int, np.integer)) or t < 0:
+                raise ValueError(f"state of parameter {parameter.name!r}: step must be an int >= 0, got {t!r}")
+            p = parameter.group["params"][parameter.index]
+            states = {}
+            for slot, value in entry.items():
+                if slot not in slots:
+                    raise ValueError(f"state of parameter {parameter.name!r}: unknown name {slot!r}")
+                self._backend.check_companion(parameter.name, slot, value, parameter.shape, parameter.dtype)
+                states[slot] = self._backend.zeros_like(p)
+                states[slot][...] = value
+            loaded.append((int(t), states))
+        self._sync()
+        for parameter, (t, states) in zip(self._parameters, loaded, strict=True):
+            parameter.t, parameter.states = t, states
+        for entry, group in zip(self.param_groups, groups, strict=True):
+            entry.update({name: group[name] for name in self._names})
+
+    def save(self, path: Any) -> None:
+        """Write parameters, states, step counts and hyper-parameters to a checkpoint file."""
+        from .checkpoint import save_optimizer
+
+        save_optimizer(self, path)
+
+    def load(self, path: Any) -> None:
+        """Read what `save` wrote, into this optimizer and its parameters, in place."""
+        from .checkpoint import load_optimizer
+
+        load_optimizer(self, path)
+
+    # --- copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._locked():
+            self._sync()
+            state = self.__dict__.copy()
+        for transient in ("_guard", "_read", "_plan"):
+            del state[transient]
+        state["_backend"] = self._backend.name
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._backend = resolve(state["_backend"], ())
+        self._guard = threading.Lock()
+        self._read = itemgetter(*self._names)
+        self._plan = None
+
+    def __repr__(self) -> str:
+        groups = "; ".join(
+            f"{len(group['params'])} parameters, " + ", ".join(f"{name}={group[name]!r}" for name in self._names)
+            for group in self.param_groups
+        )
+        return f"{type(self).__name__}({groups}; backend={self.backend!r}, threads={self.threads})"
+
+
+def _leaves(params: Any) -> tuple[Any, ...]:
+    if isinstance(params, Iterator):
+        return ()
+    return Structure(params).leaves(params)
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum or Nesterov's momentum on request.
+
+    With ``momentum = mu``::
+
+        v <- mu * v + (1 - dampening) * g        (the first step stores g undamped)
+        p <- p - lr * v                          (nesterov: p <- p - lr * (mu * v + g))
+
+    and ``p <- p - lr * g`` without it; ``weight_decay`` adds ``weight_decay * p`` to g first.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, nesting of these, or list of group dicts
+        Writeable native float32 or float64 arrays; they are updated in place.
+    lr : float
+        Learning rate, >= 0.
+    momentum : float
+        ``mu`` in [0, 1).
+    dampening : float
+        See the equation.
+    weight_decay : float
+        Coupled (L2) weight decay, >= 0.
+    nesterov : bool
+        Needs momentum > 0 and dampening = 0.
+    maximize : bool
+        Ascend instead of descend.
+    momentum_mode : {"torch", "lr_inside", "damped"}
+        "lr_inside" keeps the rate in the velocity, ``v <- mu v + lr g; p <- p - v`` (scikit-learn, Keras); "damped" is
+        ``v <- mu v + (1 - mu) g`` (HIPS autograd).
+    backend : {"auto", "c", "numba", "numpy", "cuda"}
+        All give the same bits.
+    threads : int, optional
+        Default: FASTOPTIM_NUM_THREADS, else OMP_NUM_THREADS, else the usable cores.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter or hyper-parameter is not as described.
+
+    References
+    ----------
+    Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013. torch.optim.SGD
+    is followed where conventions differ.
+
+    Examples
+    --------
+    >>> import numpy as np, fastoptim as fo
+    >>> w = np.array([1.0, 2.0])
+    >>> opt = fo.SGD(w, lr=0.5)
+    >>> opt.step(np.array([1.0, 1.0])).applied
+    True
+    >>> w
+    array([0.5, 1.5])
+    """
+
+    _names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "momentum_mode")
+    _policy = staticmethod(sgd_policy)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        momentum_mode: str = "torch",
+        backend: str = "auto",
+        threads: int | None = None,
+    ):
+        values = (lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode)
+        super().__init__(params, dict(zip(self._names, values, strict=True)), backend, threads)
+
+
+class Adam(Optimizer):
+    """Adam: steps scaled by running means of the gradient and of its square.
+
+    At step t, with ``bc1 = 1 - beta1**t`` and ``bc2 = 1 - beta2**t``::
+
+        m <- beta1 * m + (1 - beta1) * g
+        v <- beta2 * v + (1 - beta2) * g**2
+        p <- p - (lr / bc1) * m / (sqrt(v) / sqrt(bc2) + eps)
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, nesting of these, or list of group dicts
+        Writeable native float32 or float64 arrays; they are updated in place.
+    lr : float
+        Learning rate, >= 0.
+    betas : pair of float
+        Decay rates of the running means, each in [0, 1).
+    eps : float
+        Added to the root, >= 0.
+    weight_decay : float
+        Coupled (L2) weight decay, >= 0; for decoupled decay use `AdamW`.
+    amsgrad : bool
+        Divide by the largest v seen so far instead of v.
+    maximize : bool
+        Ascend instead of descend.
+    eps_mode : {"torch", "hat"}
+        "hat" is ``p <- p - lr * sqrt(bc2) / bc1 * m / (sqrt(v) + eps)`` (scikit-learn, thinc, TensorFlow).
+    backend, threads
+        As for `SGD`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter or hyper-parameter is not as described.
+
+    References
+    ----------
+    Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015; Reddi et al., "On the convergence of Adam
+    and beyond", ICLR 2018 (amsgrad).
+
+    Examples
+    --------
+    >>> import numpy as np, fastoptim as fo
+    >>> params = {"w": np.ones((2, 2), np.float32), "b": np.zeros(2, np.float32)}
+    >>> opt = fo.Adam(params, lr=0.1)
+    >>> opt.step({"w": np.ones((2, 2), np.float32), "b": np.ones(2, np.float32)}).applied
+    True
+    >>> float(params["w"][0, 0].round(4))
+    0.9
+    """
+
+    _names = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "eps_mode")
+    _policy = staticmethod(adam_policy)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        eps_mode: str = "torch",
+        backend: str = "auto",
+        threads: int | None = None,
+    ):
+        values = (lr, betas, eps, weight_decay, amsgrad, maximize, eps_mode)
+        super().__init__(params, dict(zip(self._names, values, strict=True)), backend, threads)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: ``p <- p * (1 - lr * weight_decay)`` before the update of `Adam`.
+
+    Parameters are those of `Adam`; `weight_decay` defaults to 1e-2.
+
+    References
+    ----------
+    Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
+
+    Examples
+    --------
+    >>> import numpy as np, fastoptim as fo
+    >>> w = np.ones(3)
+    >>> opt = fo.AdamW(w, lr=0.1, weight_decay=0.5)
+    >>> opt.step(np.zeros(3)).applied, float(w[0])
+    (True, 0.95)
+    """
+
+    _policy = staticmethod(partial(adam_policy, decoupled=True))
+
+    def __init__(self, params: Any, lr: float = 1e-3, weight_decay: float = 1e-2, **kwargs: Any):
+        super().__init__(params, lr, weight_decay=weight_decay, **kwargs)
