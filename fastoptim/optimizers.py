@@ -170,7 +170,7 @@ class ParamGroup(dict):
         return self
 
     def __reduce__(self) -> Any:
-        return (_restore_group, (), None, None, iter(()), ) if False else (_restore_group, (dict(self),))
+        return _restore_group, (dict(self),)
 
 
 def _restore_group(items: dict) -> ParamGroup:

@@ -9,9 +9,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from .base import Backend, StepInfo, Run
+from .base import Backend, Run, StepInfo
 
-__all__ = ["BACKENDS", "Backend", "StepInfo", "Run", "available", "get_backend", "resolve"]
+__all__ = ["BACKENDS", "Backend", "Run", "StepInfo", "available", "get_backend", "resolve"]
 
 # name -> (module, class), in the order in which "auto" prefers them for host arrays
 BACKENDS = {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .. import arrays, rules
+import numpy as np
+
+from .. import arrays, reference, rules
 from ..rules import Rule
 
 
@@ -30,24 +33,26 @@ class StepInfo(NamedTuple):
     grad_norm: float | None
 
 
-class Backend:
-    """A backend for host arrays. Subclasses give `apply` and `sum_squares`; device backends replace more."""
+class Backend(ABC):
+    """A backend for host arrays. Subclasses give `apply` and `block_sums`; device backends replace more."""
 
     name: str
 
     # --- arithmetic
+    @abstractmethod
     def apply(self, runs: Sequence[Run], scale: float, threads: int) -> None:
         """One step of every run, in place. `scale` multiplies gradients (negated where a run maximizes)."""
-        raise NotImplementedError
 
-    def sum_squares(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> float:
-        """Sum of ``(k * (grad_scale * g))**2`` over C-ordered plain arrays, in the order that the law fixes."""
-        raise NotImplementedError
+    @abstractmethod
+    def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
+        """Sums of ``(k * (grad_scale * g))**2``, one float64 per block of each C-ordered plain array, in order."""
 
     def norm(self, grads: Sequence[Any], grad_scale: float, threads: int) -> float:
         """Norm of all gradients (of any layout) after `grad_scale`."""
         ordered = [self.flat(g) for g in grads]
-        return rules.norm_from_squares(lambda k: self.sum_squares(ordered, grad_scale, k, threads))
+        return rules.norm_from_squares(
+            lambda k: reference.tree_sum(self.block_sums(ordered, grad_scale, k, threads))
+        )
 
     def transaction(
         self,
@@ -75,6 +80,7 @@ class Backend:
     stage = staticmethod(arrays.stage)
     flat = staticmethod(arrays.flat)
     zeros_like = staticmethod(arrays.zeros_like)
+    check_dtype = staticmethod(arrays.check_dtype)
 
     def check_disjoint(self, written: Iterable[arrays.Span], read: Iterable[arrays.Span]) -> None:
         arrays.check_disjoint(written, read)

@@ -33,7 +33,6 @@ class NumpyBackend(Backend):
                         decay_coefficient=run.decay_coefficient,
                     )
 
-    def sum_squares(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> float:
+    def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         arrays.check_subnormals()
-        sums = [reference.block_sums(g, grad_scale, k) for g in grads]
-        return reference.tree_sum(np.concatenate(sums)) if sums else 0.0
+        return np.concatenate([np.zeros(0), *(reference.block_sums(g, grad_scale, k) for g in grads)])
