@@ -1,0 +1,173 @@
+"""The examples do what they say: real training, exact equality, gradients that are right."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Import an example by its name, as `python examples/name.py` would."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def load(name):
+        for module in ("_data", name):
+            sys.modules.pop(module, None)
+        return importlib.import_module(name)
+
+    yield load
+    for module in ("_data", "digits", "numpy_gpt"):
+        sys.modules.pop(module, None)
+
+
+SMALL_RUN = ["--data", "sklearn", "--hidden", "128", "--epochs", "5", "--backends", "numpy", "numpy"]
+
+
+def test_digits_learns_and_writes_the_picture(example, tmp_path, capsys):
+    pytest.importorskip("sklearn", reason="the small digits come with scikit-learn")
+    status = example("digits").main([*SMALL_RUN, "--out", str(tmp_path)])
+    output = capsys.readouterr().out
+    assert status == 0
+    assert output.count("equal to the last bit") == 2
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    accuracies = [
+        float(line.split()[2].rstrip("%")) for line in output.splitlines() if line.strip().startswith("numpy ")
+    ]
+    assert len(accuracies) == 4
+    assert min(accuracies) > 75
+
+
+def test_digits_fails_where_one_bit_differs(example, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn", reason="the small digits come with scikit-learn")
+    digits = example("digits")
+    train = digits.train
+    runs = []
+
+    def flip_one_bit(*arguments):
+        result = train(*arguments)
+        runs.append(result)
+        if len(runs) == 4:
+            result.weights["b1"].view(np.uint32)[3] ^= 1
+        return result
+
+    monkeypatch.setattr(digits, "train", flip_one_bit)
+    assert digits.main([*SMALL_RUN, "--epochs", "1", "--out", str(tmp_path)]) == 1
+    output = capsys.readouterr().out
+    assert output.count("equal to the last bit") == 1
+    assert "DIFFERENT in 1 elements" in output
+
+
+def test_digits_network_gradient(example):
+    network = example("digits").Network([5, 7, 6, 3])
+    network.initialise(seed=3)
+    rng = np.random.default_rng(0)
+    for store in (network.params, network.grads):
+        for name in store:
+            store[name] = store[name].astype(np.float64)
+    for name in ("b0", "b1", "b2"):
+        network.params[name] += 0.1 * rng.standard_normal(network.params[name].shape)
+    x, labels = rng.standard_normal((8, 5)), rng.integers(0, 3, 8)
+    network.loss_and_gradients(x, labels)
+    exact = {name: g.copy() for name, g in network.grads.items()}
+    worst = _worst_gradient_error(network.params, exact, lambda: network.loss_and_gradients(x, labels))
+    assert worst < 1e-6
+
+
+def _worst_gradient_error(params, grads, loss, samples=6, h=1e-6):
+    """Largest relative difference between gradients and central differences, at some elements of every array."""
+    rng = np.random.default_rng(1)
+    worst = 0.0
+    for name, p in params.items():
+        flat = p.reshape(-1)
+        for i in rng.choice(p.size, min(samples, p.size), replace=False):
+            old = flat[i]
+            flat[i] = old + h
+            above = loss()
+            flat[i] = old - h
+            below = loss()
+            flat[i] = old
+            numeric, exact = (above - below) / (2 * h), float(grads[name].reshape(-1)[i])
+            worst = max(worst, abs(numeric - exact) / max(abs(numeric), abs(exact), 1e-3))
+    return worst
+
+
+def test_gpt_gradient(example):
+    gpt = example("numpy_gpt")
+    shape = gpt.Shape(symbols=11, context=6, width=8, layers=2, heads=2)
+    params = gpt.initial_parameters(shape, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    for p in params.values():  # away from zero, where mistakes in attention and normalisation hide
+        p += 0.3 * rng.standard_normal(p.shape)
+    inputs, targets = rng.integers(0, 11, (3, 5)), rng.integers(0, 11, (3, 5))
+    _, grads = gpt.loss_and_gradients(params, shape, inputs, targets)
+    assert set(grads) == set(params)
+    assert all(grads[name].shape == p.shape for name, p in params.items())
+    worst = _worst_gradient_error(params, grads, lambda: gpt.loss_and_gradients(params, shape, inputs, targets)[0])
+    assert worst < 1e-5
+
+
+def test_gpt_does_not_see_the_future(example):
+    gpt = example("numpy_gpt")
+    shape = gpt.Shape(symbols=7, context=8, width=8, layers=1, heads=2)
+    layer = gpt.attention(texts=1, heads=2)
+    x = np.random.default_rng(0).standard_normal((8, 3 * shape.width))
+    first, _ = layer(x)
+    x[5:] += 1
+    second, _ = layer(x)
+    assert np.array_equal(first[:5], second[:5])
+    assert not np.array_equal(first[5:], second[5:])
+
+
+def test_gpt_has_ten_million_parameters(example):
+    gpt = example("numpy_gpt")
+    assert sum(p.size for p in gpt.initial_parameters(gpt.Shape(symbols=90)).values()) >= 10_000_000
+
+
+SMALL_GPT = ["--steps", "12", "--width", "24", "--layers", "1", "--context", "16"]
+
+
+def test_gpt_before_and_after_agree(example, capsys):
+    status = example("numpy_gpt").main(SMALL_GPT)
+    output = capsys.readouterr().out
+    assert status == 0
+    assert "the same loss curve" in output
+    assert "times faster" in output
+
+
+def test_gpt_fails_where_the_curves_part(example, monkeypatch, capsys):
+    gpt = example("numpy_gpt")
+    monkeypatch.setattr(gpt, "NumpyAdam", lambda params, lr: gpt.Adam(params, lr=2 * lr))
+    monkeypatch.setattr(gpt, "TOLERANCE", 1e-4)
+    assert gpt.main(SMALL_GPT) == 1
+    assert "DIFFERENT" in capsys.readouterr().out
+
+
+def test_library_text_is_real_python_and_always_the_same(example):
+    data = example("_data")
+    text = data.library_text(50_000)
+    assert len(text) == 50_000
+    assert text.count("def ") > 50
+    assert all(c == "\n" or " " <= c <= "~" for c in text)
+    assert text == data.library_text(50_000)
+
+
+def test_digits_are_split_without_overlap(example):
+    pytest.importorskip("sklearn", reason="the small digits come with scikit-learn")
+    data = example("_data")
+    x, labels, x_test, labels_test, name = data.digits("sklearn")
+    assert "scikit-learn" in name
+    assert len(x) == len(labels) == 1438
+    assert len(x_test) == len(labels_test) == 359
+    assert x.dtype == np.float32
+    assert 0 <= x.min() < x.max() <= 1
+    again = data.digits("sklearn")
+    assert np.array_equal(again[0], x)
+    with pytest.raises(ValueError, match="source must be"):
+        data.digits("cifar")
