@@ -1,0 +1,73 @@
+/* What this processor can do, and the floating-point mode of a thread. */
+#include "internal.h"
+
+enum { BASELINE, AVX2, AVX512 };
+
+int32_t fo_x86_isa(uint32_t max_leaf, uint32_t leaf1_ecx, uint32_t leaf7_ebx, uint64_t xcr0)
+{
+    const uint32_t osxsave = 1u << 27, avx = 1u << 28;                                 /* leaf 1, ecx */
+    const uint32_t avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* leaf 7, ebx: f, dq, bw, vl */
+    const uint64_t ymm = 0x6, zmm = 0xe6; /* registers that the operating system saves */
+    if (max_leaf < 7 || !(leaf1_ecx & osxsave) || !(leaf1_ecx & avx) || !(leaf7_ebx & avx2) || (xcr0 & ymm) != ymm)
+        return BASELINE;
+    if ((leaf7_ebx & avx512) != avx512 || (xcr0 & zmm) != zmm)
+        return AVX2;
+    return AVX512;
+}
+
+#if defined(__x86_64__)
+
+#include <cpuid.h>
+
+int32_t fo_cpu_isa(void)
+{
+    static int32_t known = -1;
+    if (known < 0) {
+        uint32_t a, b, c, d, max_leaf = __get_cpuid_max(0, 0), leaf1_ecx = 0, leaf7_ebx = 0, low = 0, high = 0;
+        if (max_leaf >= 1) {
+            __cpuid(1, a, b, c, d);
+            leaf1_ecx = c;
+        }
+        if (max_leaf >= 7) {
+            __cpuid_count(7, 0, a, b, c, d);
+            leaf7_ebx = b;
+        }
+        if (leaf1_ecx & 1u << 27)
+            __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+        known = fo_x86_isa(max_leaf, leaf1_ecx, leaf7_ebx, (uint64_t)high << 32 | low);
+    }
+    return known;
+}
+
+fo_float_mode fo_float_mode_set_default(void)
+{
+    fo_float_mode mode = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(0x1f80);
+    return mode;
+}
+
+void fo_float_mode_restore(fo_float_mode mode) { __builtin_ia32_ldmxcsr((unsigned)mode); }
+
+#elif defined(__aarch64__)
+
+int32_t fo_cpu_isa(void) { return BASELINE; }
+
+fo_float_mode fo_float_mode_set_default(void)
+{
+    fo_float_mode mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)0));
+    return mode;
+}
+
+void fo_float_mode_restore(fo_float_mode mode) { __asm__ volatile("msr fpcr, %0" ::"r"(mode)); }
+
+#else
+
+int32_t fo_cpu_isa(void) { return BASELINE; }
+
+fo_float_mode fo_float_mode_set_default(void) { return 0; }
+
+void fo_float_mode_restore(fo_float_mode mode) { (void)mode; }
+
+#endif

@@ -1,0 +1,71 @@
+/* The interface of the extension. cffi reads this file as it stands, so it holds no preprocessor lines; C files
+ * include it through internal.h. */
+
+/* One rule with its coefficients, in float64; kernels round them once to the compute type. */
+typedef struct {
+    int32_t rule;  /* index into the table of rules.h */
+    int32_t decay; /* 0 none, 1 coupled, 2 decoupled */
+    int32_t maximize;
+    double decay_coefficient;
+    double coefficients[8];
+} fo_run;
+
+/* One parameter. Slot 0 is the parameter, 1 the gradient, 2.. the states; each slot has a storage type of its own
+ * (0 float32, 1 float64). The addresses are those of the last step and are read anew at every step. */
+typedef struct {
+    int64_t n;
+    int64_t first_block;
+    int32_t run;
+    int32_t dimensions;
+    const int64_t *shape;
+    int8_t storage[5];
+    void *data[5];
+} fo_entry;
+
+/* A list of parameters that is stepped again and again: what is expected of its arrays, and how it is cut into chunks.
+ * Chunk i reaches from element chunk_start[i] of entry chunk_entry[i] to the beginning of chunk i + 1. */
+typedef struct {
+    int32_t run_count;
+    int32_t threads;
+    int64_t entry_count;
+    int64_t chunk_count;
+    int64_t block_count;
+    int64_t written_count; /* 0 until the first step */
+    int64_t steps; /* how many steps were applied */
+    double step_bytes;
+    double norm_bytes;
+    fo_run *runs;
+    fo_entry *entries;
+    int64_t *shapes;
+    int64_t *chunk_entry;
+    int64_t *chunk_start;
+    double *block_sums; /* of the last norm */
+    double *tree;
+    uintptr_t *written; /* (low, high) of every array that a step writes, sorted */
+} fo_plan;
+
+/* plan.c: the step without Python. `storage` and `shapes` hold 5 and `dimensions[i]` numbers for each entry. */
+fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t entry_count, const int32_t *entry_run,
+                     const int8_t *storage, const int32_t *dimensions, const int64_t *shapes, int32_t threads);
+void fo_plan_free(fo_plan *plan);
+void fo_plan_apply(fo_plan *plan, double scale);
+double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k);
+
+/* bind.c: the step on tuples of NumPy arrays, given by their addresses. Each returns 1, or 0 with nothing touched if an
+ * array is not plain, not as expected, or overlaps another. */
+void fo_array_types(uintptr_t ndarray, uintptr_t memmap);
+int fo_step(fo_plan *plan, uintptr_t params, uintptr_t grads, uintptr_t states, uintptr_t coefficients, double scale);
+int fo_sum_squares(fo_plan *plan, uintptr_t grads, double grad_scale, double k, double *sum);
+
+/* kernels.c: the tables that were compiled in. Names are NULL past the end. */
+const char *fo_rule_name(int32_t rule);
+int32_t fo_rule_states(int32_t rule);
+int32_t fo_rule_coefficients(int32_t rule);
+const char *fo_isa_name(int32_t isa);
+int fo_isa_select(int32_t isa); /* 0 if this machine lacks it */
+int32_t fo_isa_selected(void);
+int32_t fo_isa_best(void);
+const char *fo_compiler(void);
+
+/* cpu.c: which of the x86 instruction sets these registers allow (0 baseline, 1 avx2, 2 avx512). */
+int32_t fo_x86_isa(uint32_t max_leaf, uint32_t leaf1_ecx, uint32_t leaf7_ebx, uint64_t xcr0);

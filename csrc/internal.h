@@ -1,0 +1,34 @@
+/* What the C files share beyond the public interface. */
+#ifndef FASTOPTIM_INTERNAL_H
+#define FASTOPTIM_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "fastoptim.h"
+
+enum { FO_FLOAT32, FO_FLOAT64, FO_STORAGE_TYPES };
+enum { FO_DECAY_NONE, FO_DECAY_COUPLED, FO_DECAY_DECOUPLED };
+enum { FO_NORM_BLOCK = 4096, FO_NORM_LANES = 16, FO_SLOTS = 5 };
+
+static inline size_t fo_storage_size(int storage) { return storage == FO_FLOAT64 ? 8 : 4; }
+
+/* kernels.c: `n` elements of one entry. `data` holds the addresses of the slots; all have one storage type. */
+typedef void fo_kernel(const fo_run *run, double s, int64_t n, void *const *data);
+fo_kernel *fo_kernel_for(int32_t rule, int storage);
+
+/* Sums of (k * (grad_scale * g))**2, one for each block of FO_NORM_BLOCK elements, in the order of the law. */
+typedef void fo_square_kernel(double grad_scale, double k, int64_t n, const void *g, double *sums);
+fo_square_kernel *fo_square_kernel_for(int storage);
+
+/* cpu.c */
+int32_t fo_cpu_isa(void);
+typedef uint64_t fo_float_mode;
+fo_float_mode fo_float_mode_set_default(void); /* round to nearest, subnormals kept; returns what was there */
+void fo_float_mode_restore(fo_float_mode mode);
+
+/* pool.c: calls task(context, i) for every i below `count`, on up to `threads` threads, each in the default float mode.
+ * `bytes` is the traffic of the whole, by which the pool judges whether threads pay. */
+void fo_pool_run(int threads, double bytes, int64_t count, void (*task)(void *context, int64_t i), void *context);
+
+#endif

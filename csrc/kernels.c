@@ -1,0 +1,119 @@
+/* Every kernel: the loops of loops.inc, compiled for each rule, compute type and instruction set. */
+#include "internal.h"
+#include "rule_table.h"
+
+#include <math.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+#define T float
+#define SQRT sqrtf
+#define NAME(x) x##_float
+#define RULE(x) INLINE T NAME(x)
+#include "loops.inc"
+#undef T
+#undef SQRT
+#undef NAME
+
+#define T double
+#define SQRT sqrt
+#define NAME(x) x##_double
+#include "loops.inc"
+
+#define ONE(...) +1
+enum { RULE_COUNT = 0 FO_RULES(ONE) FO_YARDSTICKS(ONE) };
+#undef ONE
+
+struct kernels {
+    fo_kernel *rules[RULE_COUNT][FO_STORAGE_TYPES];
+    fo_square_kernel *squares[FO_STORAGE_TYPES];
+};
+
+#if defined(__x86_64__)
+
+#define TARGET
+#define ISA(x) x##_baseline
+#include "kernels.inc"
+#undef TARGET
+#undef ISA
+
+#define TARGET __attribute__((target("avx2")))
+#define ISA(x) x##_avx2
+#include "kernels.inc"
+#undef TARGET
+#undef ISA
+
+#if defined(__clang__)
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl"), min_vector_width(512)))
+#else
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")))
+#endif
+#define ISA(x) x##_avx512
+#include "kernels.inc"
+
+static const struct kernels *const kernels_by_isa[] = {&kernels_baseline, &kernels_avx2, &kernels_avx512};
+static const char *const isa_names[] = {"baseline", "avx2", "avx512", 0};
+
+#else
+
+#define TARGET
+#define ISA(x) x##_only
+#include "kernels.inc"
+
+static const struct kernels *const kernels_by_isa[] = {&kernels_only};
+#if defined(__aarch64__)
+static const char *const isa_names[] = {"neon", 0};
+#else
+static const char *const isa_names[] = {"baseline", 0};
+#endif
+
+#endif
+
+static int32_t selected = -1; /* until the first use */
+
+int32_t fo_isa_best(void) { return fo_cpu_isa(); }
+
+int32_t fo_isa_selected(void) { return selected < 0 ? fo_isa_best() : selected; }
+
+int fo_isa_select(int32_t isa)
+{
+    if (isa < 0 || isa > fo_isa_best())
+        return 0;
+    selected = isa;
+    return 1;
+}
+
+const char *fo_isa_name(int32_t isa)
+{
+    return isa >= 0 && isa < (int32_t)(sizeof isa_names / sizeof *isa_names) ? isa_names[isa] : 0;
+}
+
+fo_kernel *fo_kernel_for(int32_t rule, int storage) { return kernels_by_isa[fo_isa_selected()]->rules[rule][storage]; }
+
+fo_square_kernel *fo_square_kernel_for(int storage) { return kernels_by_isa[fo_isa_selected()]->squares[storage]; }
+
+static const struct {
+    const char *name;
+    int32_t states, coefficients;
+} rule_table[RULE_COUNT] = {
+#define ROW(rule, states, coefficients) {#rule, states, coefficients},
+    FO_RULES(ROW) FO_YARDSTICKS(ROW)
+#undef ROW
+};
+
+const char *fo_rule_name(int32_t rule) { return rule >= 0 && rule < RULE_COUNT ? rule_table[rule].name : 0; }
+
+int32_t fo_rule_states(int32_t rule) { return rule_table[rule].states; }
+
+int32_t fo_rule_coefficients(int32_t rule) { return rule_table[rule].coefficients; }
+
+const char *fo_compiler(void)
+{
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "gcc " __VERSION__;
+#else
+    return "unknown";
+#endif
+}
