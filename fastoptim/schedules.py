@@ -1,0 +1,563 @@
+"""Learning-rate schedules: pure functions ``step -> rate``.
+
+One convention for all: `step` counts optimizer steps from zero, and ``schedule(step)`` is the rate to be used *for* that
+step, so the first step uses ``schedule(0)``. Every schedule is defined for all steps; past its end it keeps its last
+rate, unless its equation says otherwise. In torch's terms ``schedule(k)`` is the rate after ``k`` calls of
+``scheduler.step()``; in Optax's it is ``schedule(k)``.
+
+Schedules are immutable, comparable and picklable, print as the call that made them, and cost less than a microsecond.
+`Plateau` alone has a state. Any callable from an int to a float may stand where a schedule is expected.
+
+>>> from fastoptim import schedules
+>>> schedule = schedules.warmup(schedules.cosine(0.1, 90), 10)
+>>> [round(schedule(step), 4) for step in (0, 5, 10, 55, 100, 1000)]
+[0.0, 0.05, 0.1, 0.05, 0.0, 0.0]
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from operator import index
+from typing import Any
+
+from .optimizers import choice, flag, real
+
+__all__ = [
+    "Plateau",
+    "Schedule",
+    "constant",
+    "cosine",
+    "cosine_restarts",
+    "exponential",
+    "inverse_sqrt",
+    "join",
+    "linear",
+    "multistep",
+    "one_cycle",
+    "polynomial",
+    "scale",
+    "step_decay",
+    "warmup",
+    "warmup_stable_decay",
+]
+
+
+class Schedule:
+    """A function of the step together with the arguments that made it; the functions below return these."""
+
+    __slots__ = ("_arguments", "_function", "_name")
+
+    def __init__(self, name: str, function: Callable[..., float], arguments: dict[str, Any]):
+        self._name, self._function = name, function
+        self._arguments = tuple(arguments.items())
+
+    def __call__(self, step: int) -> float:
+        """The learning rate for optimizer step number `step`, an int from 0."""
+        step = index(step)
+        if step < 0:
+            raise ValueError(f"step counts from 0, got {step}")
+        return self._function(step, *[value for _, value in self._arguments])
+
+    def __repr__(self) -> str:
+        return f"{self._name}({', '.join(f'{name}={_text(value)}' for name, value in self._arguments)})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        return (self._name, self._arguments) == (other._name, other._arguments)
+
+    def __hash__(self) -> int:
+        return hash((self._name, self._arguments))
+
+    def __reduce__(self) -> Any:
+        return Schedule, (self._name, self._function, dict(self._arguments))
+
+
+def _text(value: Any) -> str:
+    """`value` as in a call; a function by its name, because its address would differ from run to run."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    if callable(value) and not isinstance(value, (Schedule, Plateau)):
+        return str(getattr(value, "__qualname__", type(value).__name__))
+    return repr(value)
+
+
+def _count(name: str, value: Any, low: int) -> int:
+    """`value` as an int of at least `low`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    number = index(value)
+    if number < low:
+        raise ValueError(f"{name} must be at least {low}, got {number}")
+    return number
+
+
+def _schedule(name: str, value: Any) -> Callable[[int], float]:
+    if not callable(value):
+        raise TypeError(f"{name} must be a schedule (a callable from step to rate), got {value!r}")
+    return value
+
+
+# --- Schedules ----------------------------------------------------------------------------------------------------
+
+
+def constant(lr: float) -> Schedule:
+    """``lr`` at every step; Optax's ``constant_schedule``.
+
+    >>> constant(0.1)(7)
+    0.1
+    """
+    return Schedule("constant", _constant, {"lr": real("lr", lr, 0.0)})
+
+
+def _constant(step: int, lr: float) -> float:
+    return lr
+
+
+def step_decay(lr: float, step_size: int, gamma: float = 0.1) -> Schedule:
+    """``lr * gamma ** (step // step_size)``; torch's ``StepLR``.
+
+    >>> [round(step_decay(1.0, 10)(step), 4) for step in (9, 10, 25)]
+    [1.0, 0.1, 0.01]
+    """
+    arguments = {
+        "lr": real("lr", lr, 0.0),
+        "step_size": _count("step_size", step_size, 1),
+        "gamma": real("gamma", gamma, 0.0),
+    }
+    return Schedule("step_decay", _step_decay, arguments)
+
+
+def _step_decay(step: int, lr: float, step_size: int, gamma: float) -> float:
+    return lr * gamma ** (step // step_size)
+
+
+def multistep(lr: float, milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
+    """``lr * gamma ** k``, where `k` of the milestones are at or before the step; torch's ``MultiStepLR``.
+
+    >>> [round(multistep(1.0, [30, 80])(step), 4) for step in (29, 30, 79, 80)]
+    [1.0, 0.1, 0.1, 0.01]
+    """
+    counts = tuple(sorted(_count("every milestone", m, 0) for m in milestones))
+    arguments = {"lr": real("lr", lr, 0.0), "milestones": counts, "gamma": real("gamma", gamma, 0.0)}
+    return Schedule("multistep", _multistep, arguments)
+
+
+def _multistep(step: int, lr: float, milestones: tuple[int, ...], gamma: float) -> float:
+    return lr * gamma ** bisect_right(milestones, step)
+
+
+def exponential(lr: float, gamma: float) -> Schedule:
+    """``lr * gamma ** step``; torch's ``ExponentialLR``, Optax's ``exponential_decay`` with ``transition_steps=1``.
+
+    >>> exponential(1.0, 0.5)(3)
+    0.125
+    """
+    return Schedule("exponential", _exponential, {"lr": real("lr", lr, 0.0), "gamma": real("gamma", gamma, 0.0)})
+
+
+def _exponential(step: int, lr: float, gamma: float) -> float:
+    return lr * gamma**step
+
+
+def linear(lr: float, final_lr: float, steps: int) -> Schedule:
+    """From `lr` at step 0 in a straight line to `final_lr` at step `steps`, which it keeps.
+
+    Optax's ``linear_schedule``; torch's ``LinearLR`` with ``start_factor=1``, ``end_factor=final_lr / lr``.
+
+    >>> [linear(1.0, 0.0, 4)(step) for step in (0, 1, 4, 9)]
+    [1.0, 0.75, 0.0, 0.0]
+    """
+    arguments = {
+        "lr": real("lr", lr, 0.0),
+        "final_lr": real("final_lr", final_lr, 0.0),
+        "steps": _count("steps", steps, 1),
+    }
+    return Schedule("linear", _linear, arguments)
+
+
+def _linear(step: int, lr: float, final_lr: float, steps: int) -> float:
+    return final_lr if step >= steps else lr + (final_lr - lr) * (step / steps)
+
+
+def polynomial(lr: float, steps: int, power: float = 1.0, final_lr: float = 0.0) -> Schedule:
+    """``final_lr + (lr - final_lr) * (1 - step / steps) ** power`` up to step `steps`, then `final_lr`.
+
+    Optax's ``polynomial_schedule``; with ``final_lr=0`` torch's ``PolynomialLR``.
+
+    >>> [polynomial(1.0, 4, power=2.0)(step) for step in (0, 2, 4)]
+    [1.0, 0.25, 0.0]
+    """
+    arguments = {
+        "lr": real("lr", lr, 0.0),
+        "steps": _count("steps", steps, 1),
+        "power": real("power", power, 0.0),
+        "final_lr": real("final_lr", final_lr, 0.0),
+    }
+    return Schedule("polynomial", _polynomial, arguments)
+
+
+def _polynomial(step: int, lr: float, steps: int, power: float, final_lr: float) -> float:
+    return final_lr if step >= steps else final_lr + (lr - final_lr) * (1.0 - step / steps) ** power
+
+
+def cosine(lr: float, steps: int, final_lr: float = 0.0) -> Schedule:
+    """``final_lr + (lr - final_lr) * (1 + cos(pi * step / steps)) / 2`` up to step `steps`, then `final_lr`.
+
+    Optax's ``cosine_decay_schedule``; torch's ``CosineAnnealingLR`` up to ``T_max`` (beyond it torch's rate rises again,
+    here and in Optax it stays).
+
+    References
+    ----------
+    Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017.
+
+    >>> [round(cosine(1.0, 100)(step), 4) for step in (0, 50, 100, 150)]
+    [1.0, 0.5, 0.0, 0.0]
+    """
+    arguments = {
+        "lr": real("lr", lr, 0.0),
+        "steps": _count("steps", steps, 1),
+        "final_lr": real("final_lr", final_lr, 0.0),
+    }
+    return Schedule("cosine", _cosine, arguments)
+
+
+def _cosine(step: int, lr: float, steps: int, final_lr: float) -> float:
+    return final_lr if step >= steps else final_lr + (lr - final_lr) * (1.0 + math.cos(math.pi * step / steps)) / 2.0
+
+
+def cosine_restarts(lr: float, period: int, multiplier: int = 1, final_lr: float = 0.0) -> Schedule:
+    """`cosine` over `period` steps, again and again, each cycle `multiplier` times as long as the one before.
+
+    torch's ``CosineAnnealingWarmRestarts`` with ``T_0=period``, ``T_mult=multiplier``, ``eta_min=final_lr``.
+
+    >>> [round(cosine_restarts(1.0, 10, 2)(step), 4) for step in (0, 5, 10, 20, 30)]
+    [1.0, 0.5, 1.0, 0.5, 1.0]
+    """
+    arguments = {
+        "lr": real("lr", lr, 0.0),
+        "period": _count("period", period, 1),
+        "multiplier": _count("multiplier", multiplier, 1),
+        "final_lr": real("final_lr", final_lr, 0.0),
+    }
+    return Schedule("cosine_restarts", _cosine_restarts, arguments)
+
+
+def _cosine_restarts(step: int, lr: float, period: int, multiplier: int, final_lr: float) -> float:
+    if multiplier == 1:
+        step %= period
+    while step >= period:
+        step -= period
+        period *= multiplier
+    return _cosine(step, lr, period, final_lr)
+
+
+def one_cycle(
+    max_lr: float,
+    steps: int,
+    *,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+    anneal_strategy: str = "cos",
+    three_phase: bool = False,
+) -> Schedule:
+    """Up from ``max_lr / div_factor`` to `max_lr`, then down to ``max_lr / div_factor / final_div_factor``.
+
+    torch's ``OneCycleLR`` with ``total_steps=steps`` (rates only): the peak is at step ``pct_start * steps - 1`` and the
+    last rate at step ``steps - 1``; torch refuses later steps, here the last rate stays. Optax's ``*_onecycle_schedule``
+    puts both one step later. With `three_phase` the way down first mirrors the way up.
+
+    References
+    ----------
+    Smith and Topin, "Super-convergence: very fast training of neural networks using large learning rates", 2018.
+
+    >>> [round(one_cycle(1.0, 100)(step), 4) for step in (0, 29, 99)]
+    [0.04, 1.0, 0.0]
+    """
+    steps = _count("steps", steps, 2)
+    arguments = {
+        "max_lr": real("max_lr", max_lr, 0.0),
+        "steps": steps,
+        "pct_start": real("pct_start", pct_start, 1.0 / steps, 1.0),
+        "div_factor": real("div_factor", div_factor, 1.0),
+        "final_div_factor": real("final_div_factor", final_div_factor, 1.0),
+        "anneal_strategy": choice("anneal_strategy", anneal_strategy, ("cos", "linear")),
+        "three_phase": flag("three_phase", three_phase),
+    }
+    if three_phase and pct_start > 0.5:
+        raise ValueError(f"pct_start must be at most 0.5 with three_phase, got {pct_start}")
+    return Schedule("one_cycle", _one_cycle, arguments)
+
+
+def _one_cycle(
+    step: int,
+    max_lr: float,
+    steps: int,
+    pct_start: float,
+    div_factor: float,
+    final_div_factor: float,
+    anneal_strategy: str,
+    three_phase: bool,
+) -> float:
+    low = max_lr / div_factor
+    last = low / final_div_factor
+    begin, end, rates = 0.0, pct_start * steps - 1.0, (low, max_lr)
+    if step > end:
+        begin, end, rates = end, steps - 1.0, (max_lr, last)
+        if three_phase:
+            middle = 2.0 * pct_start * steps - 2.0
+            if step <= middle:
+                end, rates = middle, (max_lr, low)
+            else:
+                begin, rates = middle, (low, last)
+    done = 1.0 if step >= end else (step - begin) / (end - begin)
+    start, stop = rates
+    if anneal_strategy == "linear":
+        return start + (stop - start) * done
+    return stop + (start - stop) * (1.0 + math.cos(math.pi * done)) / 2.0
+
+
+def inverse_sqrt(lr: float, timescale: int) -> Schedule:
+    """``lr * sqrt(timescale / (timescale + step))``.
+
+    ``warmup(inverse_sqrt(lr, n), n)`` is the Transformer's schedule: up to `lr` at step n, then ``lr * sqrt(n / step)``.
+
+    References
+    ----------
+    Vaswani et al., "Attention is all you need", 2017, section 5.3.
+
+    >>> [inverse_sqrt(1.0, 100)(step) for step in (0, 300)]
+    [1.0, 0.5]
+    """
+    arguments = {"lr": real("lr", lr, 0.0), "timescale": _count("timescale", timescale, 1)}
+    return Schedule("inverse_sqrt", _inverse_sqrt, arguments)
+
+
+def _inverse_sqrt(step: int, lr: float, timescale: int) -> float:
+    return lr * math.sqrt(timescale / (timescale + step))
+
+
+def warmup_stable_decay(
+    lr: float, steps: int, *, warmup_steps: int, decay_steps: int, final_lr: float = 0.0, decay: str = "linear"
+) -> Schedule:
+    """Linearly from 0 to `lr`, then `lr`, then down to `final_lr` over the last `decay_steps` of `steps`.
+
+    `decay` is "linear", "cosine" or "sqrt" (``1 - sqrt(fraction done)``). To train longer, raise `steps`: all rates
+    before the decay stay as they were.
+
+    References
+    ----------
+    Hu et al., "MiniCPM", 2024; Hägele et al., "Scaling laws and compute-optimal training beyond fixed training
+    durations", 2024 (sqrt).
+
+    >>> schedule = warmup_stable_decay(1.0, 100, warmup_steps=10, decay_steps=20)
+    >>> [round(schedule(step), 4) for step in (0, 5, 10, 80, 90, 100)]
+    [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    arguments = {
+        "lr": real("lr", lr, 0.0),
+        "steps": _count("steps", steps, 1),
+        "warmup_steps": _count("warmup_steps", warmup_steps, 0),
+        "decay_steps": _count("decay_steps", decay_steps, 1),
+        "final_lr": real("final_lr", final_lr, 0.0),
+        "decay": choice("decay", decay, ("linear", "cosine", "sqrt")),
+    }
+    if warmup_steps + decay_steps > steps:
+        raise ValueError(f"warmup_steps + decay_steps must be at most steps = {steps}")
+    return Schedule("warmup_stable_decay", _warmup_stable_decay, arguments)
+
+
+def _warmup_stable_decay(
+    step: int, lr: float, steps: int, warmup_steps: int, decay_steps: int, final_lr: float, decay: str
+) -> float:
+    if step < warmup_steps:
+        return lr * (step / warmup_steps)
+    begin = steps - decay_steps
+    if step <= begin:
+        return lr
+    if step >= steps:
+        return final_lr
+    done = (step - begin) / decay_steps
+    if decay == "linear":
+        left = 1.0 - done
+    elif decay == "cosine":
+        left = (1.0 + math.cos(math.pi * done)) / 2.0
+    else:
+        left = 1.0 - math.sqrt(done)
+    return final_lr + (lr - final_lr) * left
+
+
+# --- Ways to compose them -----------------------------------------------------------------------------------------
+
+
+def warmup(schedule: Callable[[int], float], steps: int, start_factor: float = 0.0) -> Schedule:
+    """Linearly from ``start_factor * schedule(0)`` to ``schedule(0)`` at step `steps`; then `schedule` from its step 0.
+
+    With a cosine behind it Optax's ``warmup_cosine_decay_schedule``; torch's ``LinearLR`` followed by `schedule` in a
+    ``SequentialLR``. With the default the very first step has rate 0.
+
+    >>> [warmup(constant(1.0), 4)(step) for step in (0, 1, 4, 5)]
+    [0.0, 0.25, 1.0, 1.0]
+    """
+    arguments = {
+        "schedule": _schedule("schedule", schedule),
+        "steps": _count("steps", steps, 0),
+        "start_factor": real("start_factor", start_factor, 0.0),
+    }
+    return Schedule("warmup", _warmup, arguments)
+
+
+def _warmup(step: int, schedule: Callable[[int], float], steps: int, start_factor: float) -> float:
+    if step >= steps:
+        return schedule(step - steps)
+    return schedule(0) * (start_factor + (1.0 - start_factor) * (step / steps))
+
+
+def join(schedules: Sequence[Callable[[int], float]], boundaries: Sequence[int]) -> Schedule:
+    """One schedule after another: number i begins, at its own step 0, at step ``boundaries[i - 1]``.
+
+    Optax's ``join_schedules``, torch's ``SequentialLR``.
+
+    >>> joined = join([constant(1.0), linear(0.5, 0.0, 10)], [100])
+    >>> [joined(step) for step in (99, 100, 105)]
+    [1.0, 0.5, 0.25]
+    """
+    parts = tuple(_schedule(f"schedules[{i}]", schedule) for i, schedule in enumerate(schedules))
+    edges = tuple(_count("every boundary", b, 0) for b in boundaries)
+    if not parts or len(edges) != len(parts) - 1:
+        raise ValueError(f"expected one boundary fewer than schedules, got {len(edges)} for {len(parts)}")
+    if any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+        raise ValueError(f"boundaries must increase, got {list(edges)}")
+    return Schedule("join", _join, {"schedules": parts, "boundaries": edges})
+
+
+def _join(step: int, schedules: tuple[Callable[[int], float], ...], boundaries: tuple[int, ...]) -> float:
+    i = bisect_right(boundaries, step)
+    return schedules[i](step - (boundaries[i - 1] if i else 0))
+
+
+def scale(schedule: Callable[[int], float], factor: float | Callable[[int], float]) -> Schedule:
+    """``factor * schedule(step)``; `factor` is a number or another schedule.
+
+    >>> scale(constant(0.1), 0.5)(3)
+    0.05
+    """
+    by = factor if callable(factor) else real("factor", factor, 0.0)
+    return Schedule("scale", _scale, {"schedule": _schedule("schedule", schedule), "factor": by})
+
+
+def _scale(step: int, schedule: Callable[[int], float], factor: Any) -> float:
+    return (factor(step) if callable(factor) else factor) * schedule(step)
+
+
+# --- The one with a state -----------------------------------------------------------------------------------------
+
+
+class Plateau:
+    """Lower the rate when a metric has stopped improving; torch's ``ReduceLROnPlateau``.
+
+    `update` is told the metric, once per epoch or validation; after more than `patience` calls without an improvement
+    the rate is multiplied by `factor`. `fit` calls it with the validation loss, or without validation with the mean
+    training loss of each epoch.
+
+    Parameters
+    ----------
+    lr : float
+        Rate to begin with.
+    mode : {"min", "max"}
+        Whether less or more is better.
+    factor : float
+        In [0, 1).
+    patience : int
+        Calls without improvement that are let pass.
+    threshold, threshold_mode : float, {"rel", "abs"}
+        How much better counts: ``best * (1 - threshold)`` or ``best - threshold`` for "min".
+    cooldown : int
+        Calls after a reduction during which none counts as bad.
+    min_lr : float
+        Lower bound of the rate.
+    eps : float
+        A smaller change of the rate is not made.
+
+    Examples
+    --------
+    >>> plateau = Plateau(1.0, patience=0)
+    >>> plateau.update(5.0), plateau.update(5.0)
+    (1.0, 0.1)
+    """
+
+    _STATE = ("lr", "best", "bad", "cooling")
+
+    def __init__(
+        self,
+        lr: float,
+        *,
+        mode: str = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: str = "rel",
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        eps: float = 1e-8,
+    ):
+        self.lr = real("lr", lr, 0.0)
+        self.mode = choice("mode", mode, ("min", "max"))
+        self.factor = real("factor", factor, 0.0, 1.0)
+        self.patience = _count("patience", patience, 0)
+        self.threshold = real("threshold", threshold, 0.0)
+        self.threshold_mode = choice("threshold_mode", threshold_mode, ("rel", "abs"))
+        self.cooldown = _count("cooldown", cooldown, 0)
+        self.min_lr = real("min_lr", min_lr, 0.0)
+        self.eps = real("eps", eps, 0.0)
+        self.best = math.inf if mode == "min" else -math.inf
+        self.bad = 0
+        self.cooling = 0
+
+    def __call__(self, step: int) -> float:
+        """The present rate, whatever the step."""
+        return self.lr
+
+    def update(self, metric: float) -> float:
+        """Take note of the metric; returns the rate from now on."""
+        metric = float(metric)
+        if self._better(metric):
+            self.best, self.bad = metric, 0
+        else:
+            self.bad += 1
+        if self.cooling > 0:
+            self.cooling -= 1
+            self.bad = 0
+        if self.bad > self.patience:
+            lower = max(self.lr * self.factor, self.min_lr)
+            if self.lr - lower > self.eps:
+                self.lr = lower
+            self.cooling, self.bad = self.cooldown, 0
+        return self.lr
+
+    def _better(self, metric: float) -> bool:
+        sign = 1.0 if self.mode == "min" else -1.0
+        if self.threshold_mode == "abs":
+            return sign * metric < sign * self.best - self.threshold
+        return sign * metric < sign * (self.best * (1.0 - sign * self.threshold))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `update` has changed."""
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; ValueError or TypeError, with nothing changed, for anything else."""
+        if not isinstance(state, Mapping) or set(state) != set(self._STATE):
+            raise ValueError(f"state of Plateau: expected {list(self._STATE)}")
+        lr, best = real("lr", state["lr"], 0.0), state["best"]
+        if not isinstance(best, (int, float)) or best != best:
+            raise ValueError(f"state of Plateau: best must be a number, got {best!r}")
+        bad, cooling = _count("bad", state["bad"], 0), _count("cooling", state["cooling"], 0)
+        self.lr, self.best, self.bad, self.cooling = lr, float(best), bad, cooling
+
+    def __repr__(self) -> str:
+        names = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps")
+        return f"Plateau({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
