@@ -1,8 +1,8 @@
 """Learning-rate schedules: pure functions ``step -> rate``.
 
-One convention for all: `step` counts optimizer steps from zero, and ``schedule(step)`` is the rate to be used *for* that
-step, so the first step uses ``schedule(0)``. Every schedule is defined for all steps; past its end it keeps its last
-rate, unless its equation says otherwise. In torch's terms ``schedule(k)`` is the rate after ``k`` calls of
+One convention for all: `step` counts optimizer steps from zero, and ``schedule(step)`` is the rate to be used *for*
+that step, so the first step uses ``schedule(0)``. Every schedule is defined for all steps; past its end it keeps its
+last rate, unless its equation says otherwise. In torch's terms ``schedule(k)`` is the rate after ``k`` calls of
 ``scheduler.step()``; in Optax's it is ``schedule(k)``.
 
 Schedules are immutable, comparable and picklable, print as the call that made them, and cost less than a microsecond.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from operator import index
 from typing import Any
 
@@ -206,8 +207,8 @@ def _polynomial(step: int, lr: float, steps: int, power: float, final_lr: float)
 def cosine(lr: float, steps: int, final_lr: float = 0.0) -> Schedule:
     """``final_lr + (lr - final_lr) * (1 + cos(pi * step / steps)) / 2`` up to step `steps`, then `final_lr`.
 
-    Optax's ``cosine_decay_schedule``; torch's ``CosineAnnealingLR`` up to ``T_max`` (beyond it torch's rate rises again,
-    here and in Optax it stays).
+    Optax's ``cosine_decay_schedule``; torch's ``CosineAnnealingLR`` up to ``T_max`` (beyond it torch's rate rises
+    again, here and in Optax it stays).
 
     References
     ----------
@@ -266,9 +267,9 @@ def one_cycle(
 ) -> Schedule:
     """Up from ``max_lr / div_factor`` to `max_lr`, then down to ``max_lr / div_factor / final_div_factor``.
 
-    torch's ``OneCycleLR`` with ``total_steps=steps`` (rates only): the peak is at step ``pct_start * steps - 1`` and the
-    last rate at step ``steps - 1``; torch refuses later steps, here the last rate stays. Optax's ``*_onecycle_schedule``
-    puts both one step later. With `three_phase` the way down first mirrors the way up.
+    torch's ``OneCycleLR`` with ``total_steps=steps`` (rates only): the peak is at step ``pct_start * steps - 1`` and
+    the last rate at step ``steps - 1``; torch refuses later steps, here the last rate stays. Optax's
+    ``*_onecycle_schedule`` puts both one step later. With `three_phase` the way down first mirrors the way up.
 
     References
     ----------
@@ -323,7 +324,8 @@ def _one_cycle(
 def inverse_sqrt(lr: float, timescale: int) -> Schedule:
     """``lr * sqrt(timescale / (timescale + step))``.
 
-    ``warmup(inverse_sqrt(lr, n), n)`` is the Transformer's schedule: up to `lr` at step n, then ``lr * sqrt(n / step)``.
+    ``warmup(inverse_sqrt(lr, n), n)`` is the Transformer's schedule: up to `lr` at step n, then
+    ``lr * sqrt(n / step)``.
 
     References
     ----------
@@ -429,7 +431,7 @@ def join(schedules: Sequence[Callable[[int], float]], boundaries: Sequence[int])
     edges = tuple(_count("every boundary", b, 0) for b in boundaries)
     if not parts or len(edges) != len(parts) - 1:
         raise ValueError(f"expected one boundary fewer than schedules, got {len(edges)} for {len(parts)}")
-    if any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(edges)):
         raise ValueError(f"boundaries must increase, got {list(edges)}")
     return Schedule("join", _join, {"schedules": parts, "boundaries": edges})
 

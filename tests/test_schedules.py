@@ -15,7 +15,7 @@ STEPS = 1000
 # torch steps most of its schedules by a recursion (rate *= something) whose rounding errors add up, at most a few
 # machine epsilons a step: 1000 steps * 2**-52 * 8 = 2e-12 of the largest rate.
 RECURSION = 2e-12
-# Optax computes in float32 unless told otherwise; here it is told to use float64, and powers may differ in the last bits.
+# Optax computes in float32 unless told otherwise; here it is told to use float64. Powers may differ in the last bits.
 CLOSED_FORM = 1e-14
 
 

@@ -1,0 +1,350 @@
+"""Minibatches: a data set in pieces, in a reproducible order, from a position that can be saved."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from operator import index
+from typing import Any
+
+import numpy as np
+
+from .optimizers import flag
+
+Array = np.ndarray
+
+
+def minibatches(
+    data: Any,
+    batch_size: int | None = 32,
+    *,
+    shuffle: bool = True,
+    rng: int | np.random.Generator = 0,
+    drop_last: bool = False,
+) -> Minibatches:
+    """Cut `data` into minibatches along the first axis; iterating once is one epoch.
+
+    Parameters
+    ----------
+    data : array, or tuple, list or mapping of arrays
+        All of one length along the first axis; a batch has the same structure. Memory maps are read where they are
+        used. An object of your own will do for an array: it needs ``len(x)`` and ``x[where]``, which is asked for a
+        slice if batches are in order and for an int64 index array if they are shuffled.
+    batch_size : int or None
+        Examples per batch, from 1 (one example per step) to all; None, or more than there are, means all.
+    shuffle : bool
+        A new permutation for every epoch. One batch of everything is not shuffled, as its order would not matter.
+    rng : int or numpy.random.Generator
+        A seed, or the generator to draw permutations from (shared, not copied).
+    drop_last : bool
+        Leave the last batch of an epoch out if it is short.
+
+    Returns
+    -------
+    Minibatches
+
+    Notes
+    -----
+    In order, batches of NumPy arrays are views, read-only so that no step can alter the data. Shuffled, they are
+    copied into a few buffers that are used again once nothing refers to the batch or to a view of it: a loop allocates
+    nothing, and ``list(batches)`` still holds every batch. (A pointer taken without a reference, such as
+    ``x.ctypes.data``, does not keep a batch.) Arrays that are not C-contiguous, and objects of your own, return
+    whatever their indexing returns.
+
+    Examples
+    --------
+    >>> import numpy as np, fastoptim as fo
+    >>> x, y = np.arange(10.0).reshape(5, 2), np.arange(5)
+    >>> batches = fo.minibatches((x, y), 2, shuffle=False)
+    >>> [labels.tolist() for _, labels in batches]
+    [[0, 1], [2, 3], [4]]
+    >>> batches.epoch, len(batches)
+    (1, 3)
+    """
+    return Minibatches(data, batch_size, shuffle=shuffle, rng=rng, drop_last=drop_last)
+
+
+class Minibatches:
+    """What `minibatches` returns: iterate for the rest of an epoch; `state_dict` is the exact position.
+
+    Iterating again goes on where the last loop stopped, be it in the middle of an epoch, so that a restored position
+    is a position like any other. All iterators over one object share its position.
+
+    Attributes
+    ----------
+    examples : int
+        Length of the data.
+    batch_size : int
+        Examples in a full batch.
+    epoch : int
+        Epochs completed; it moves as soon as the last batch of an epoch is handed out.
+    cursor : int
+        Examples handed out in the present epoch.
+    rng : numpy.random.Generator
+        Where permutations come from.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int | None = 32,
+        *,
+        shuffle: bool = True,
+        rng: int | np.random.Generator = 0,
+        drop_last: bool = False,
+    ):
+        columns, self._assemble = _columns(data)
+        self.examples = _common_length(columns)
+        if batch_size is not None:
+            if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__"):
+                raise TypeError(f"batch_size must be an int or None, got {batch_size!r}")
+            if batch_size < 1:
+                raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size = self.examples if batch_size is None else min(index(batch_size), self.examples)
+        self.drop_last = flag("drop_last", drop_last)
+        self.shuffle = flag("shuffle", shuffle)
+        self.rng = _generator(rng)
+        self._shuffled = self.shuffle and self.batch_size < self.examples
+        self._readers = [_reader(name, column, self.batch_size, self._shuffled) for name, column in columns]
+        self._end = self.examples - (self.examples % self.batch_size if self.drop_last else 0)
+        self._share = (0, 1)
+        self._order: Array | None = None
+        self.epoch = 0
+        self.cursor = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return (self._end + self.batch_size - 1) // self.batch_size
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self.epoch
+        while self.epoch == epoch:
+            yield self.next_batch()
+
+    def next_batch(self) -> Any:
+        """The next batch, going on to the next epoch where one ends."""
+        start = self.cursor
+        if self._shuffled and start == 0:
+            self._order = self.rng.permutation(self.examples)
+        stop = min(start + self.batch_size, self._end)
+        if stop == self._end:
+            self.epoch += 1
+            self.cursor = 0
+        else:
+            self.cursor = stop
+        rank, size = self._share
+        if size > 1:
+            part = (stop - start) // size
+            start += rank * part
+            stop = start + part
+        where = slice(start, stop) if self._order is None else self._order[start:stop]
+        return self._assemble([read(where, stop - start) for read in self._readers])
+
+    def next_size(self) -> int:
+        """How many examples the next batch will have (of all processes together)."""
+        return min(self.batch_size, self._end - self.cursor)
+
+    def share(self, rank: int, size: int) -> None:
+        """From now on hand out part `rank` of `size` equal parts of every batch, for one of several processes.
+
+        Up to ``size - 1`` examples at the end of a batch whose length is not a multiple of `size` are left out, so that
+        the mean over processes is the mean over examples. All processes need generators in the same state.
+        """
+        shortest = (self._end % self.batch_size) or self.batch_size
+        if not 0 <= rank < size:
+            raise ValueError(f"rank must be in [0, {size}), got {rank}")
+        if shortest < size:
+            raise ValueError(f"a batch of {shortest} examples cannot be shared by {size} processes; set drop_last=True")
+        self._share = (rank, size)
+
+    # --- the position
+
+    def state_dict(self) -> dict[str, Any]:
+        """The exact position: epoch, cursor, the permutation in use and the generator's state, as copies."""
+        return {
+            "examples": self.examples,
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+            "epoch": self.epoch,
+            "cursor": self.cursor,
+            "permutation": None if self._order is None or self.cursor == 0 else self._order.copy(),
+            "rng": self.rng.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to the position that `state_dict` returned; ValueError, with nothing changed, if it is of other data."""
+        own = self.state_dict()
+        if not isinstance(state, Mapping) or set(state) != set(own):
+            raise ValueError(f"position of minibatches: expected a mapping with {list(own)}")
+        for name in ("examples", "batch_size", "shuffle", "drop_last"):
+            if type(state[name]) is not type(own[name]) or state[name] != own[name]:
+                raise ValueError(f"position of minibatches: {name} is {own[name]!r} here, {state[name]!r} there")
+        epoch, cursor, order = state["epoch"], state["cursor"], state["permutation"]
+        if type(epoch) is not int or not 0 <= epoch < 2**63:
+            raise ValueError(f"position of minibatches: epoch must be an int from 0, got {epoch!r}")
+        if type(cursor) is not int or not 0 <= cursor < self._end or cursor % self.batch_size:
+            raise ValueError(f"position of minibatches: no batch begins at {cursor!r}")
+        if (order is not None) != (self._shuffled and cursor > 0):
+            raise ValueError("position of minibatches: a permutation is there or missing against expectation")
+        if order is not None:
+            order = _permutation(order, self.examples)
+        _set_generator(self.rng, state["rng"])
+        self.epoch, self.cursor, self._order = epoch, cursor, order
+
+    def __repr__(self) -> str:
+        return (
+            f"<Minibatches: {self.examples} examples in batches of {self.batch_size}, epoch {self.epoch}, "
+            f"cursor {self.cursor}>"
+        )
+
+
+# --- Parts --------------------------------------------------------------------------------------------------------
+
+
+def _generator(rng: Any) -> np.random.Generator:
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if rng is not None and not isinstance(rng, bool):
+        try:
+            return np.random.default_rng(rng)
+        except TypeError:
+            pass
+    raise TypeError(f"rng must be a seed or a numpy.random.Generator, got {rng!r}")
+
+
+def _columns(data: Any) -> tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]:
+    """Named columns, and what puts a batch together from their parts."""
+    if isinstance(data, Mapping):
+        keys = tuple(data)
+        return [(f"data[{key!r}]", data[key]) for key in keys], lambda parts: dict(zip(keys, parts, strict=True))
+    if isinstance(data, tuple):
+        make = getattr(type(data), "_make", tuple)  # a named tuple stays one
+        return [(f"data[{i}]", column) for i, column in enumerate(data)], make
+    if isinstance(data, list):
+        return [(f"data[{i}]", column) for i, column in enumerate(data)], list
+    return [("data", data)], lambda parts: parts[0]
+
+
+def _common_length(columns: list[tuple[str, Any]]) -> int:
+    if not columns:
+        raise ValueError("data holds no arrays")
+    lengths = {}
+    for name, column in columns:
+        if isinstance(column, (str, bytes, list, tuple, Mapping, set)) or not hasattr(column, "__getitem__"):
+            raise TypeError(f"{name}: expected an array or something with len() and [], got {type(column).__name__}")
+        try:
+            lengths[name] = len(column)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from error
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"all arrays must have one length along their first axis, got {lengths}")
+    length = next(iter(lengths.values()))
+    if length == 0:
+        raise ValueError("data has no examples")
+    return length
+
+
+def _reader(name: str, column: Any, batch_size: int, shuffled: bool) -> Callable[[Any, int], Any]:
+    """``read(where, rows)`` for one column."""
+    if type(column) not in (np.ndarray, np.memmap):
+        return _checked_reader(name, column)
+    plain = np.asarray(column)
+    if not shuffled:
+
+        def view(where: slice, rows: int) -> Array:
+            part = plain[where]
+            part.flags.writeable = False
+            return part
+
+        return view
+    if not (plain.flags.c_contiguous and plain.flags.aligned):  # `take` would copy the whole array every time
+        return lambda where, rows: plain[where]
+    pool = _Pool(lambda: np.empty((batch_size, *plain.shape[1:]), plain.dtype))
+
+    def gather(where: Array, rows: int) -> Array:
+        # mode="clip" writes straight into the buffer; indices are a permutation's, none is ever out of range
+        return plain.take(where, 0, pool.take()[:rows], "clip")
+
+    return gather
+
+
+def _checked_reader(name: str, column: Any) -> Callable[[Any, int], Any]:
+    def read(where: Any, rows: int) -> Any:
+        part = column[where]
+        if len(part) != rows:
+            raise ValueError(f"{name}: asked for {rows} examples, indexing returned {len(part)}")
+        return part
+
+    return read
+
+
+class _Pool:
+    """Buffers that are handed out again when nobody else refers to them any more.
+
+    NumPy views keep their array alive by a reference, so CPython's reference count tells. Other Pythons get a new
+    buffer every time.
+    """
+
+    _SIZE = 3  # a loop holds one batch, and its predecessor until the next is bound
+
+    def __init__(self, make: Callable[[], Array]):
+        self._make = make
+        self._buffers: list[Array] = []
+
+    def take(self) -> Array:
+        for buffer in self._buffers:
+            if sys.getrefcount(buffer) == _UNUSED:
+                return buffer
+        buffer = self._make()
+        if _UNUSED:
+            self._buffers = [*self._buffers[-(self._SIZE - 1) :], buffer]
+        return buffer
+
+
+def _unused_count() -> int:
+    """What `sys.getrefcount` says in `_Pool.take` of a buffer that only the pool holds; 0 if it cannot tell."""
+    if platform.python_implementation() != "CPython":
+        return 0
+    for buffer in [object()]:
+        return sys.getrefcount(buffer)
+    return 0
+
+
+_UNUSED = _unused_count()
+
+
+def _permutation(order: Any, examples: int) -> Array:
+    """A copy of `order` if it is a permutation of ``range(examples)``."""
+    if not isinstance(order, np.ndarray) or order.dtype != np.int64 or order.shape != (examples,):
+        raise ValueError(f"position of minibatches: permutation must be an int64 array of {examples}")
+    seen = np.zeros(examples, bool)
+    if order.min() < 0 or order.max() >= examples:
+        raise ValueError("position of minibatches: permutation has an entry out of range")
+    seen[order] = True
+    if not seen.all():
+        raise ValueError("position of minibatches: permutation has an entry twice")
+    return order.copy()
+
+
+def _set_generator(rng: np.random.Generator, state: Any) -> None:
+    """Set the state of `rng`; ValueError, with nothing changed, if it is not one of its kind."""
+    before = rng.bit_generator.state
+    try:
+        rng.bit_generator.state = state
+        after = rng.bit_generator.state
+    except (TypeError, ValueError, LookupError, OverflowError, AttributeError) as error:
+        rng.bit_generator.state = before
+        raise ValueError(f"state of the generator is not one of {before['bit_generator']}: {error}") from error
+    if not _same(after, state):  # NumPy takes some values that it cannot mean
+        rng.bit_generator.state = before
+        raise ValueError(f"state of the generator is not one of {before['bit_generator']}")
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Mapping):
+        return isinstance(b, Mapping) and set(a) == set(b) and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b)
+    return type(a) is type(b) and a == b

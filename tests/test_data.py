@@ -1,0 +1,275 @@
+"""Minibatches: every example once, reproducible, restorable to the last bit, and without copies or allocations."""
+
+from __future__ import annotations
+
+import tracemalloc
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+
+N = 37
+
+
+def columns(n=N):
+    return np.arange(3.0 * n).reshape(n, 3), np.arange(n)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 36, 37, 38, None])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_an_epoch_is_every_example_once(batch_size, shuffle, drop_last):
+    x, y = columns()
+    batches = fo.minibatches((x, y), batch_size, shuffle=shuffle, drop_last=drop_last)
+    size = min(batch_size or N, N)
+    for epoch in range(3):
+        seen = list(batches)
+        sizes = [len(labels) for _, labels in seen]
+        assert sizes == [size] * (N // size) + ([N % size] if N % size and not drop_last else [])
+        assert len(batches) == len(seen) and batches.epoch == epoch + 1 and batches.cursor == 0
+        labels = np.concatenate([labels for _, labels in seen])
+        assert len(set(labels.tolist())) == len(labels)
+        assert np.array_equal(np.concatenate([rows for rows, _ in seen]), x[labels])
+        in_order = np.array_equal(labels, np.arange(len(labels)))
+        assert in_order == (not shuffle or size == N)
+
+
+def test_epochs_differ_seeds_differ_and_runs_repeat():
+    def order(seed):
+        batches = fo.minibatches(np.arange(N), 5, rng=seed)
+        return [np.concatenate(list(batches)).tolist() for _ in range(3)]
+
+    assert order(1) == order(1)
+    assert order(1)[0] != order(1)[1]
+    assert order(1) != order(2)
+    generator = np.random.default_rng(1)
+    assert np.concatenate(list(fo.minibatches(np.arange(N), 5, rng=generator))).tolist() == order(1)[0]
+    assert generator.bit_generator.state != np.random.default_rng(1).bit_generator.state
+
+
+class Pair(NamedTuple):
+    x: np.ndarray
+    y: np.ndarray
+
+
+class Own:
+    """Somebody's own indexable; it counts what it is asked for."""
+
+    def __init__(self, values):
+        self.values, self.asked = values, []
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, where):
+        self.asked.append(where)
+        return self.values[where]
+
+
+def test_structures_and_kinds(tmp_path):
+    x, y = columns()
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    own = Own(x)
+    masked = np.ma.masked_array(y, y % 2 == 0)
+    swapped = x.astype(">f8")
+    data = {
+        "map": mapped,
+        "own": own,
+        "F": np.asfortranarray(x),
+        "strided": x[:, ::2],
+        ">": swapped,
+        "ma": masked,
+        "y": y,
+    }
+    for shuffle in (True, False):
+        batches = fo.minibatches(data, 10, shuffle=shuffle)
+        for batch in batches:
+            labels = batch["y"]
+            assert list(batch) == list(data)
+            for name in ("map", "own", "F", ">"):
+                assert np.array_equal(batch[name], x[labels])
+            assert np.array_equal(batch["strided"], x[labels][:, ::2])
+            assert np.array_equal(batch["ma"].mask, labels % 2 == 0)
+            assert batch[">"].dtype == swapped.dtype and type(batch["map"]) is np.ndarray
+    assert {type(where) for where in own.asked} == {slice, np.ndarray}
+    assert type(next(iter(fo.minibatches(x, 4)))) is np.ndarray
+    assert type(next(iter(fo.minibatches([x, y], 4)))) is list
+    assert type(next(iter(fo.minibatches(Pair(x, y), 4)))) is Pair
+
+
+def test_in_order_batches_are_read_only_views():
+    x, y = columns()
+    for rows, labels in fo.minibatches((x, y), 8, shuffle=False):
+        assert np.shares_memory(rows, x) and np.shares_memory(labels, y)
+        with pytest.raises(ValueError, match="read-only"):
+            rows[0, 0] = 7.0
+    assert x.flags.writeable
+    (whole,) = fo.minibatches(x, None, shuffle=True)
+    assert np.shares_memory(whole, x)
+
+
+def test_buffers_are_used_again_only_when_nobody_holds_them():
+    x = np.arange(4000.0).reshape(1000, 4)
+    batches = fo.minibatches(x, 10)
+    kept, parts = [], []
+    for i, batch in enumerate(batches):
+        if i % 3 == 0:
+            kept.append((batch, batch.copy()))
+        elif i % 3 == 1:
+            parts.append((batch[2:5].T, batch[2:5].T.copy()))
+    assert all(np.array_equal(a, b) for a, b in kept + parts) and len(kept) == 34
+    addresses = {batch.__array_interface__["data"][0] for batch in batches}
+    assert len(addresses) <= 3
+
+
+def test_a_loop_allocates_nothing_large():
+    x = np.zeros((4096, 256), np.float32)
+    y = np.zeros(4096, np.int64)
+    for shuffle in (True, False):
+        batches = fo.minibatches((x, y), 64, shuffle=shuffle)  # a batch of x is 64 KiB
+        for _batch in batches:
+            pass
+        iterator = iter(batches)
+        next(iterator)
+        tracemalloc.start()
+        for _batch in iterator:
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 8192
+
+
+@pytest.mark.parametrize("bits", ["PCG64", "MT19937", "Philox", "SFC64", "PCG64DXSM"])
+def test_position_is_restored_exactly(bits):
+    def fresh(seed):
+        generator = np.random.Generator(getattr(np.random, bits)(seed))
+        return fo.minibatches(columns(), 5, rng=generator)
+
+    for consumed in range(20):
+        one, two = fresh(3), fresh(99)
+        for _ in range(consumed):
+            one.next_batch()
+        state = one.state_dict()
+        expected = [one.next_batch()[1].tolist() for _ in range(20)]
+        two.next_batch()
+        two.load_state_dict(state)
+        assert (two.epoch, two.cursor) == (consumed // 8, consumed % 8 * 5)
+        assert [two.next_batch()[1].tolist() for _ in range(20)] == expected
+        assert np.array_equal(one.rng.random(4), two.rng.random(4))
+
+
+def test_iterating_again_goes_on():
+    batches = fo.minibatches(np.arange(N), 5)
+    first = [batch.tolist() for batch, _ in zip(batches, range(3), strict=False)]
+    rest = [batch.tolist() for batch in batches]
+    assert sorted(chain(*first, *rest)) != list(range(N))  # zip has taken one batch that it did not use
+    batches = fo.minibatches(np.arange(N), 5)
+    first = [batches.next_batch().tolist() for _ in range(3)]
+    rest = [batch.tolist() for batch in batches]
+    assert sorted(chain(*first, *rest)) == list(range(N))
+
+
+def bad_positions():
+    batches = fo.minibatches(columns(), 5)
+    batches.next_batch()
+    good = batches.state_dict()
+    order = good["permutation"]
+    twice = order.copy()
+    twice[0] = twice[1]
+    far = order.copy()
+    far[0] = N
+    rng = good["rng"]
+    yield from (
+        {"examples": 36},
+        {"batch_size": 6},
+        {"shuffle": False},
+        {"drop_last": 0},
+        {"epoch": -1},
+        {"epoch": 1.0},
+        {"cursor": 3},
+        {"cursor": 40},
+        {"cursor": True},
+        {"permutation": None},
+        {"permutation": twice},
+        {"permutation": far},
+        {"permutation": order[:-1]},
+        {"permutation": order.astype(np.int32)},
+        {"permutation": order.tolist()},
+        {"rng": None},
+        {"rng": {}},
+        {"rng": rng | {"bit_generator": "MT19937"}},
+        {"rng": rng | {"state": {"state": -5, "inc": 1}}},
+        {"rng": rng | {"state": {"state": 2**128, "inc": 1}}},
+        {"rng": rng | {"has_uint32": 2**40}},
+        {"rng": rng | {"uinteger": "x"}},
+        {"more": 1},
+    )
+
+
+@pytest.mark.parametrize("change", list(bad_positions()), ids=str)
+def test_a_bad_position_is_refused_whole(change):
+    batches = fo.minibatches(columns(), 5)
+    batches.next_batch()
+    before = batches.state_dict()
+    with pytest.raises(ValueError, match=r"position|state"):
+        batches.load_state_dict(before | change)
+    assert str(batches.state_dict()) == str(before)
+    with pytest.raises(ValueError):
+        batches.load_state_dict([])
+
+
+def test_shares_are_equal_parts_of_the_same_batches():
+    x, y = columns()
+    whole = [labels.tolist() for _, labels in fo.minibatches((x, y), 8, rng=5)]
+    parts = []
+    for rank in range(3):
+        batches = fo.minibatches((x, y), 8, rng=5)
+        batches.share(rank, 3)
+        parts.append([labels.tolist() for _, labels in batches])
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert {len(share) for share in shares} == {len(batch) // 3}
+        assert list(chain(*shares)) == batch[: len(batch) // 3 * 3]
+    with pytest.raises(ValueError, match="rank"):
+        batches.share(3, 3)
+    with pytest.raises(ValueError, match="cannot be shared"):
+        batches.share(0, 6)  # 37 % 8 = 5 examples in the last batch
+
+
+class Short(Own):
+    def __getitem__(self, where):
+        return self.values[where][:-1]
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "error", "message"),
+    [
+        ((np.zeros(3), np.zeros(4)), {}, ValueError, "one length"),
+        ((), {}, ValueError, "no arrays"),
+        (np.zeros((0, 3)), {}, ValueError, "no examples"),
+        (np.float64(3.0), {}, TypeError, "data"),
+        (np.zeros(()), {}, TypeError, "data"),
+        ((np.zeros(3), [1, 2, 3]), {}, TypeError, r"data\[1\]"),
+        ({"text": "abc"}, {}, TypeError, "data"),
+        (7, {}, TypeError, "data"),
+        (np.zeros(3), {"batch_size": 0}, ValueError, "batch_size"),
+        (np.zeros(3), {"batch_size": 2.0}, TypeError, "batch_size"),
+        (np.zeros(3), {"batch_size": True}, TypeError, "batch_size"),
+        (np.zeros(3), {"shuffle": 1}, TypeError, "shuffle"),
+        (np.zeros(3), {"drop_last": None}, TypeError, "drop_last"),
+        (np.zeros(3), {"rng": None}, TypeError, "rng"),
+        (np.zeros(3), {"rng": "x"}, TypeError, "rng"),
+    ],
+)
+def test_bad_arguments_are_refused(data, options, error, message):
+    with pytest.raises(error, match=message):
+        fo.minibatches(data, **options)
+
+
+def test_an_indexable_that_returns_something_else_is_caught():
+    for shuffle in (True, False):
+        with pytest.raises(ValueError, match="asked for 5 examples, indexing returned 4"):
+            fo.minibatches(Short(np.zeros(20)), 5, shuffle=shuffle).next_batch()
