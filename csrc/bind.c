@@ -136,42 +136,112 @@ static int bind_all(fo_plan *plan, PyObject *params, PyObject *grads, PyObject *
 }
 
 /* One tuple of floats per run. */
-static void read_coefficients(fo_plan *plan, PyObject *list)
+static int read_coefficients(fo_plan *plan, PyObject *rows)
 {
+    if (PyList_Size(rows) != plan->run_count)
+        return 0;
     for (int32_t r = 0; r < plan->run_count; r++) {
-        PyObject *row = PyList_GetItem(list, r);
+        PyObject *row = PyList_GetItem(rows, r);
         for (int i = 0; i < fo_rule_coefficients(plan->runs[r].rule); i++)
             plan->runs[r].coefficients[i] = PyFloat_AsDouble(PyTuple_GetItem(row, i));
     }
+    return !PyErr_Occurred();
 }
 
-int fo_step(fo_plan *plan, uintptr_t params, uintptr_t grads, uintptr_t states, uintptr_t coefficients, double scale)
+/* What the functions below hang on to: a plan, and a list whose only item counts its steps. */
+typedef struct {
+    fo_plan *plan;
+    PyObject *counter;
+} bound;
+
+static const char CAPSULE[] = "fastoptim plan";
+
+static void release(PyObject *capsule)
 {
-    PyGILState_STATE gil = PyGILState_Ensure();
-    int plain = bind_all(plan, (PyObject *)params, (PyObject *)grads, (PyObject *)states);
-    if (plain)
-        read_coefficients(plan, (PyObject *)coefficients);
-    PyErr_Clear();
-    PyGILState_Release(gil);
-    if (plain)
+    bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
+    fo_plan_free(b->plan);
+    Py_DECREF(b->counter);
+    free(b);
+}
+
+/* Smaller work than this is over before another thread could make use of the interpreter. */
+static const double RELEASE_BYTES = 64e3;
+
+static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
+{
+    bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
+    if (!b || count != 5)
+        return PyErr_Format(PyExc_TypeError, "step takes params, grads, states, coefficients and scale");
+    fo_plan *plan = b->plan;
+    double scale = PyFloat_AsDouble(args[4]);
+    if (!read_coefficients(plan, args[3]) || !bind_all(plan, args[0], args[1], args[2])) {
+        PyErr_Clear();
+        Py_RETURN_FALSE;
+    }
+    PyObject *number = PyLong_FromLongLong(PyLong_AsLongLong(PyList_GetItem(b->counter, 0)) + 1);
+    if (!number)
+        return 0;
+    if (plan->step_bytes < RELEASE_BYTES) {
         fo_plan_apply(plan, scale);
-    return plain;
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        fo_plan_apply(plan, scale);
+        Py_END_ALLOW_THREADS
+    }
+    /* Counted here, so that Ctrl-C right after the step finds it counted. */
+    PyList_SetItem(b->counter, 0, number);
+    Py_RETURN_TRUE;
 }
 
-int fo_sum_squares(fo_plan *plan, uintptr_t grads, double grad_scale, double k, double *sum)
+static PyObject *sum_squares(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
 {
-    PyGILState_STATE gil = PyGILState_Ensure();
-    int plain = PyTuple_Size((PyObject *)grads) == plan->entry_count;
+    bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
+    if (!b || count != 3)
+        return PyErr_Format(PyExc_TypeError, "sum_squares takes grads, grad_scale and k");
+    fo_plan *plan = b->plan;
+    double grad_scale = PyFloat_AsDouble(args[1]), k = PyFloat_AsDouble(args[2]), sum;
+    int plain = PyTuple_Size(args[0]) == plan->entry_count;
     for (int64_t e = 0; plain && e < plan->entry_count; e++) {
         int order = NPY_ARRAY_C_CONTIGUOUS;
-        int moved = bind(PyTuple_GetItem((PyObject *)grads, e), &plan->entries[e], 1, &order);
+        int moved = bind(PyTuple_GetItem(args[0], e), &plan->entries[e], 1, &order);
         plain = moved >= 0 && order;
         if (moved) /* the next step checks this gradient again */
             plan->written_count = 0;
     }
+    if (!plain) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    sum = fo_plan_sum_squares(plan, grad_scale, k);
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble(sum);
+}
+
+int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions)
+{
+    static PyMethodDef methods[] = {
+        {"step", (PyCFunction)(void (*)(void))step, METH_FASTCALL, 0},
+        {"sum_squares", (PyCFunction)(void (*)(void))sum_squares, METH_FASTCALL, 0},
+    };
+    PyGILState_STATE gil = PyGILState_Ensure();
+    bound *b = malloc(sizeof *b);
+    PyObject *capsule = b ? PyCapsule_New(b, CAPSULE, release) : 0;
+    int made = capsule != 0;
+    if (made) {
+        *b = (bound){plan, (PyObject *)counter};
+        Py_INCREF(b->counter);
+    } else {
+        free(b);
+        fo_plan_free(plan);
+    }
+    for (int i = 0; made && i < 2; i++) {
+        PyObject *function = PyCFunction_New(&methods[i], capsule);
+        made = function && PyList_Append((PyObject *)functions, function) == 0;
+        Py_XDECREF(function);
+    }
+    Py_XDECREF(capsule);
     PyErr_Clear();
     PyGILState_Release(gil);
-    if (plain)
-        *sum = fo_plan_sum_squares(plan, grad_scale, k);
-    return plain;
+    return made;
 }

@@ -31,7 +31,6 @@ typedef struct {
     int64_t chunk_count;
     int64_t block_count;
     int64_t written_count; /* 0 until the first step */
-    int64_t steps; /* how many steps were applied */
     double step_bytes;
     double norm_bytes;
     fo_run *runs;
@@ -51,11 +50,14 @@ void fo_plan_free(fo_plan *plan);
 void fo_plan_apply(fo_plan *plan, double scale);
 double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k);
 
-/* bind.c: the step on tuples of NumPy arrays, given by their addresses. Each returns 1, or 0 with nothing touched if an
- * array is not plain, not as expected, or overlaps another. */
+/* bind.c: the plan as Python functions. Objects are given by their addresses. fo_functions takes the plan over and appends
+ * to a list
+ *   step(params, grads, states, coefficients, scale) -> True, or False with nothing touched if an array is not plain, not
+ *     as expected, or overlaps another; tuples of arrays, and a list with one tuple of floats for each run;
+ *   sum_squares(grads, grad_scale, k) -> float, or None if a gradient is not plain and C-ordered.
+ * `counter` is a list whose only item grows by one with each step that was applied. */
 void fo_array_types(uintptr_t ndarray, uintptr_t memmap);
-int fo_step(fo_plan *plan, uintptr_t params, uintptr_t grads, uintptr_t states, uintptr_t coefficients, double scale);
-int fo_sum_squares(fo_plan *plan, uintptr_t grads, double grad_scale, double k, double *sum);
+int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions);
 
 /* kernels.c: the tables that were compiled in. Names are NULL past the end. */
 const char *fo_rule_name(int32_t rule);

@@ -156,7 +156,6 @@ void fo_plan_apply(fo_plan *plan, double scale)
 {
     job j = {plan, scale, 1.0};
     fo_pool_run(plan->threads, plan->step_bytes, plan->chunk_count, step_chunk, &j);
-    plan->steps++;
 }
 
 double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k)

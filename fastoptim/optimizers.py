@@ -22,7 +22,7 @@ from . import rules
 from .backends import Run, StepInfo, resolve
 from .rules import RULES, Rule
 from .threads import resolve_threads
-from .trees import Structure
+from .trees import Structure, leaves_of
 
 APPLIED = StepInfo(True, None)
 
@@ -63,7 +63,8 @@ class Policy(NamedTuple):
     decay: str
     decay_coefficient: float
     maximize: bool
-    coefficients: Callable[..., tuple[float, ...]]  # (t, first) -> the rule's coefficients
+    coefficients: Callable[[int, bool], tuple[float, ...]]  # (t, first) -> the rule's coefficients
+    varies: bool = False  # whether they change with t
 
 
 def sgd_policy(
@@ -129,7 +130,7 @@ def adam_policy(
         decay, decay_coefficient = "decoupled", rules.keep_coefficient(lr=lr, weight_decay=weight_decay)
     elif weight_decay:
         decay, decay_coefficient = "coupled", weight_decay
-    return Policy(rule, decay, decay_coefficient, flag("maximize", maximize), coefficients)
+    return Policy(rule, decay, decay_coefficient, flag("maximize", maximize), coefficients, varies=True)
 
 
 def step_options(grad_scale: Any, max_norm: Any, skip_nonfinite: Any) -> tuple[float, float | None, bool]:
@@ -140,7 +141,7 @@ def step_options(grad_scale: Any, max_norm: Any, skip_nonfinite: Any) -> tuple[f
     return scale, max_norm, flag("skip_nonfinite", skip_nonfinite)
 
 
-# Only values that cannot change in place may stand for an unchanged policy.
+# Only values that cannot change in place need no second look while their group is unchanged.
 _IMMUTABLE = (float, int, bool, str, np.generic)
 
 
@@ -149,25 +150,32 @@ def _fixed(value: Any) -> bool:
 
 
 class ParamGroup(dict):
-    """One entry of `Optimizer.param_groups`: a dict that refuses names which no step would read."""
+    """One entry of `Optimizer.param_groups`: a dict that refuses what no step would read, and counts its changes."""
+
+    version = 0
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key not in self:
-            raise KeyError(f"parameter groups have no {key!r}; there are {sorted(self)}")
+        if key not in self or key == "names":
+            raise KeyError(f"parameter groups let {sorted(self.keys() - {'names'})} be set, not {key!r}")
+        if key == "params":
+            value = list(value)
+            if len(value) != len(self["names"]):
+                raise ValueError(f"params: expected {len(self['names'])} arrays, got {len(value)}")
         super().__setitem__(key, value)
+        self.version += 1
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         for key, value in dict(*args, **kwargs).items():
             self[key] = value
 
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        if key not in self:
-            self[key] = default
-        return self[key]
-
     def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override,misc]
         self.update(other)
         return self
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("entries of a parameter group can be set, not added or removed")
+
+    __delitem__ = pop = popitem = clear = setdefault = _refuse  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:
         return _restore_group, (dict(self),)
@@ -177,6 +185,23 @@ def _restore_group(items: dict) -> ParamGroup:
     group = ParamGroup()
     dict.update(group, items)
     return group
+
+
+class ParamGroups(list):
+    """`Optimizer.param_groups`: a list that grows by `Optimizer.add_param_group` alone."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("param_groups grows by add_param_group alone; change the entries of its groups instead")
+
+    append = extend = insert = pop = remove = clear = sort = reverse = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> Any:
+        return _restore_groups, (list(self),)
+
+
+def _restore_groups(groups: list[ParamGroup]) -> ParamGroups:
+    return ParamGroups(groups)
 
 
 # --- Bookkeeping --------------------------------------------------------------------------------------------------
@@ -198,38 +223,64 @@ class _Parameter:
 class _Cohort:
     """Parameters of one group with one step count: one set of coefficients serves them all."""
 
-    __slots__ = ("first", "group", "key", "members", "policy", "positions", "states", "t")
+    __slots__ = ("base", "counter", "fresh", "group", "members", "params", "policy", "positions", "states", "version")
 
-    def __init__(self, group: ParamGroup, policy: Policy, t: int, first: bool):
-        self.group, self.policy, self.t, self.first = group, policy, t, first
-        self.key: Any = None
+    def __init__(self, group: ParamGroup, policy: Policy, version: int, base: int, fresh: bool, counter: list[int]):
+        self.group, self.params = group, group["params"]
+        self.policy, self.version = policy, version
+        self.base, self.counter = base, counter
+        self.fresh = fresh  # the states were made for the plan; the parameters own them from the first step on
         self.members: list[_Parameter] = []
         self.positions: list[int] = []
         self.states: list[tuple[Any, ...]] = []
 
-    def coefficients(self) -> tuple[float, ...]:
-        return self.policy.coefficients(self.t + 1, self.first)
+    @property
+    def t(self) -> int:
+        return self.base + self.counter[0]
 
-    def commit(self) -> None:
-        self.t += 1
-        if self.first:
-            self.first = False
-            names = self.policy.rule.states
-            for member, states in zip(self.members, self.states, strict=True):
-                member.states.update(zip(names, states, strict=True))
+    def coefficients(self) -> tuple[float, ...]:
+        steps = self.counter[0]
+        return self.policy.coefficients(self.base + steps + 1, self.fresh and steps == 0)
+
+    def settle(self) -> None:
+        """Hand states and step counts to the parameters."""
+        t = self.t
+        for member, states in zip(self.members, self.states, strict=True):
+            member.t = t
+            if self.counter[0]:
+                member.states.update(zip(self.policy.rule.states, states, strict=True))
 
 
 class _Plan:
-    """The cohorts of one optimizer, in the order in which a step walks them."""
+    """The cohorts of one optimizer in the order in which a step walks them, and how many steps they took together."""
 
-    def __init__(self, cohorts: list[_Cohort]):
-        self.cohorts = cohorts
-        self.groups = [cohort.group for cohort in cohorts]
+    __slots__ = ("cohorts", "counter", "native", "reorder", "rows", "states")
+
+    def __init__(self, cohorts: list[_Cohort], counter: list[int], native: Any):
+        self.cohorts, self.counter, self.native = cohorts, counter, native
         positions = [position for cohort in cohorts for position in cohort.positions]
-        in_order = positions == list(range(len(positions)))
-        self.reorder = None if in_order else positions
+        self.reorder = None if positions == list(range(len(positions))) else positions
         self.states = tuple(array for cohort in cohorts for states in cohort.states for array in states)
-        self.native: Any = None
+        self.rows: list[tuple[float, ...]] | None = None  # the coefficients, while they do not change
+
+    def coefficients(self) -> list[tuple[float, ...]]:
+        if self.rows is not None:
+            return self.rows
+        rows = [cohort.coefficients() for cohort in self.cohorts]
+        if self.counter[0] and not any(cohort.policy.varies for cohort in self.cohorts):
+            self.rows = rows
+        return rows
+
+    def step(self, groups: Sequence[ParamGroup], leaves: tuple[Any, ...], scale: float) -> bool:
+        """One native call; False, with nothing touched, if some array is not plain or not as expected."""
+        if len(groups) == 1:
+            params = tuple(groups[0]["params"])
+        else:
+            params = tuple(p for group in groups for p in group["params"])
+        if self.reorder is not None:
+            params = tuple(params[i] for i in self.reorder)
+            leaves = tuple(leaves[i] for i in self.reorder)
+        return self.native.step(params, leaves, self.states, self.rows or self.coefficients(), scale)
 
 
 @contextlib.contextmanager
@@ -268,21 +319,24 @@ class Optimizer:
         self._plan: _Plan | None = None
         self._structures: list[Structure] = []
         self._parameters: list[_Parameter] = []
-        self.param_groups: list[ParamGroup] = []
-        if isinstance(params, Iterator):
-            params = list(params)
+        self._groups = ParamGroups()
+        params = _listed(params)
         self._grouped = (
             isinstance(params, (list, tuple))
             and bool(params)
             and all(isinstance(item, Mapping) and "params" in item for item in params)
         )
-        groups = params if self._grouped else [{"params": params}]
-        leaves = tuple(leaf for group in groups for leaf in _leaves(group["params"]))
-        self._backend = resolve(backend, leaves)
+        groups = [dict(group, params=_listed(group["params"])) for group in params] if self._grouped else [{"params": params}]
+        self._backend = resolve(backend, tuple(x for group in groups for x in leaves_of(group["params"])))
         for group in groups:
             self._add_group(group)
 
     # --- parameters and groups
+
+    @property
+    def param_groups(self) -> ParamGroups:
+        """The groups: dicts with "params", "names" and the hyper-parameters, which are re-read at every step."""
+        return self._groups
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add ``{"params": ..., "lr": ..., ...}``; from then on `step` takes a list with one entry per group."""
@@ -296,12 +350,12 @@ class Optimizer:
         unknown = [key for key in group if key not in self._defaults and key != "params"]
         if unknown:
             raise ValueError(f"{type(self).__name__} has no {unknown}; a group may set {list(self._defaults)}")
-        params = list(group["params"]) if isinstance(group["params"], Iterator) else group["params"]
+        params = _listed(group["params"])
         structure = Structure(params)
         leaves = list(structure.leaves(params))
         if not leaves:
             raise ValueError("a parameter group holds no parameters")
-        prefix = f"{len(self.param_groups)}." if (self._grouped if prefixed is None else prefixed) else ""
+        prefix = f"{len(self._groups)}." if (self._grouped if prefixed is None else prefixed) else ""
         names = [prefix + name for name in structure.names]
         known = {parameter.name for parameter in self._parameters}
         for name, leaf in zip(names, leaves, strict=True):
@@ -314,7 +368,7 @@ class Optimizer:
         self._backend.check_disjoint(spans, ())
         entry = _restore_group({"params": leaves, "names": names} | self._defaults | dict(group, params=leaves))
         type(self)._policy(*self._read(entry))
-        self.param_groups.append(entry)
+        list.append(self._groups, entry)
         self._structures.append(structure)
         self._parameters += [_Parameter(name, entry, i) for i, name in enumerate(names)]
         self._sync()
@@ -322,14 +376,14 @@ class Optimizer:
     @property
     def lr(self) -> float:
         """Learning rate of all groups; ValueError on reading if they differ. Setting takes one or one per group."""
-        rates = {float(group["lr"]) for group in self.param_groups}
+        rates = {float(group["lr"]) for group in self._groups}
         if len(rates) > 1:
             raise ValueError("the groups have different learning rates: read opt.param_groups[i]['lr']")
         return rates.pop()
 
     @lr.setter
     def lr(self, value: Any) -> None:
-        groups = self.param_groups
+        groups = self._groups
         values = list(value) if isinstance(value, (list, tuple)) else [value] * len(groups)
         if len(values) != len(groups):
             raise ValueError(f"expected one learning rate or {len(groups)}, got {len(values)}")
@@ -389,47 +443,25 @@ class Optimizer:
         RuntimeError
             Another thread is stepping this optimizer.
         """
-        if not self._guard.acquire(blocking=False):
+        if not self._guard.acquire(False):
             raise RuntimeError("this optimizer is being stepped by another thread")
         try:
-            if self._grouped:
-                leaves = self._group_leaves(grads)
-            else:
-                leaves = self._structures[0].leaves(grads)
             plan = self._current_plan()
-            native = plan.native
-            if native is not None and grad_scale == 1.0 and max_norm is None and not skip_nonfinite:
-                if self._step_native(plan, leaves, 1.0):
-                    return APPLIED
+            leaves = self._group_leaves(grads) if self._grouped else self._structures[0].leaves(grads)
+            plain = grad_scale == 1.0 and max_norm is None and skip_nonfinite is False
+            if plain and plan.native is not None and plan.step(self._groups, leaves, 1.0):
+                return APPLIED
             return self._step_checked(plan, leaves, *step_options(grad_scale, max_norm, skip_nonfinite))
         finally:
             self._guard.release()
-
-    def _step_native(self, plan: _Plan, leaves: tuple[Any, ...], scale: float) -> bool:
-        """One native call; False, with nothing touched, if some array is not plain or not as expected."""
-        native, cohorts = plan.native, plan.cohorts
-        if len(cohorts) == 1:
-            params = tuple(cohorts[0].group["params"])
-        else:
-            params = tuple(p for group in self.param_groups for p in group["params"])
-        if plan.reorder is not None:
-            params = tuple(params[i] for i in plan.reorder)
-            leaves = tuple(leaves[i] for i in plan.reorder)
-        try:
-            return native.step(params, leaves, plan.states, [cohort.coefficients() for cohort in cohorts], scale)
-        finally:  # also where Ctrl-C was pressed during the call: a step that happened is counted
-            if native.done:
-                for cohort in cohorts:
-                    cohort.commit()
 
     def _step_checked(
         self, plan: _Plan, leaves: tuple[Any, ...], grad_scale: float, max_norm: float | None, skip: bool
     ) -> StepInfo:
         """Any step, through validation in Python: it knows every layout and names what is wrong."""
         backend = self._backend
-        native = plan.native
-        if native is not None and (max_norm is not None or skip):
-            info = self._clipped_native(plan, leaves, grad_scale, max_norm, skip)
+        if plan.native is not None:
+            info = self._step_native(plan, leaves, grad_scale, max_norm, skip)
             if info is not None:
                 return info
         checked = self._checked_arrays(plan, leaves)
@@ -463,19 +495,20 @@ class Optimizer:
                 self._commit(plan, checked)
         return info
 
-    def _clipped_native(
+    def _step_native(
         self, plan: _Plan, leaves: tuple[Any, ...], grad_scale: float, max_norm: float | None, skip: bool
     ) -> StepInfo | None:
-        """Norm and step as two native calls; None if the arrays need the checked path."""
-        norm = plan.native.norm(leaves, grad_scale)
-        if norm is None:
-            return None
-        if skip and not math.isfinite(norm):
-            self._checked_arrays(plan, leaves)  # a step that skips still refuses bad input
-            return StepInfo(False, norm)
-        if self._step_native(plan, leaves, grad_scale * rules.clip_factor(norm, max_norm)):
-            return StepInfo(True, norm)
-        return None
+        """The step by native calls, one for the norm and one for the rest; None if the arrays need the checked path."""
+        norm = None
+        if max_norm is not None or skip:
+            norm = plan.native.norm(leaves, grad_scale)
+            if norm is None:
+                return None
+            if skip and not math.isfinite(norm):
+                self._checked_arrays(plan, leaves)  # a step that skips still refuses bad input
+                return StepInfo(False, norm)
+            grad_scale *= rules.clip_factor(norm, max_norm)
+        return StepInfo(True, norm) if plan.step(self._groups, leaves, grad_scale) else None
 
     def _checked_arrays(self, plan: _Plan, leaves: tuple[Any, ...]) -> list[tuple[Any, Any]]:
         """(parameter, gradient or None) pairs after every check that a step makes."""
@@ -484,6 +517,8 @@ class Optimizer:
         states = {}
         for cohort in plan.cohorts:
             states.update(zip(cohort.positions, cohort.states, strict=True))
+            if len(cohort.params) != len(cohort.group["names"]):
+                raise ValueError(f"params: expected {len(cohort.group['names'])} arrays, got {len(cohort.params)}")
         for position, (parameter, g) in enumerate(zip(self._parameters, leaves, strict=True)):
             name = parameter.name
             p = parameter.group["params"][parameter.index]
@@ -504,8 +539,7 @@ class Optimizer:
 
     def _commit(self, plan: _Plan, checked: list[tuple[Any, Any]]) -> None:
         if all(g is not None for _, g in checked):
-            for cohort in plan.cohorts:
-                cohort.commit()
+            plan.counter[0] += 1
             return
         self._sync()  # some parameters were skipped: their counts part from the others'
         for cohort in plan.cohorts:
@@ -518,63 +552,64 @@ class Optimizer:
     # --- plans
 
     def _current_plan(self) -> _Plan:
-        """The plan, after re-reading the groups' hyper-parameters."""
+        """The plan, brought up to date with the groups' hyper-parameters."""
         plan = self._plan
         if plan is None:
             return self._make_plan()
         for cohort in plan.cohorts:
-            key = self._read(cohort.group)
-            if cohort.key is None or key != cohort.key:
-                policy = type(self)._policy(*key)
-                old = cohort.policy
-                if policy[:2] != old[:2] or policy.maximize != old.maximize:
-                    return self._make_plan()
-                cohort.key, cohort.policy = (key if all(map(_fixed, key)) else None), policy
-                if policy.decay_coefficient != old.decay_coefficient and plan.native is not None:
-                    plan.native.set_decay([c.policy.decay_coefficient for c in plan.cohorts])
-        if len(self.param_groups) != len(self._structures):
-            raise ValueError("param_groups changed its length: use add_param_group")
+            if cohort.version != cohort.group.version:
+                return self._reread(plan)
         return plan
+
+    def _reread(self, plan: _Plan) -> _Plan:
+        policies = {id(group): self._group_policy(group) for group in self._groups}
+        for cohort in plan.cohorts:
+            policy, version = policies[id(cohort.group)]
+            old = cohort.policy
+            if policy[:2] != old[:2] or policy.maximize != old.maximize or cohort.params is not cohort.group["params"]:
+                return self._make_plan()
+            cohort.policy, cohort.version = policy, version
+        plan.rows = None
+        if plan.native is not None:
+            plan.native.set_decay([cohort.policy.decay_coefficient for cohort in plan.cohorts])
+        return plan
+
+    def _group_policy(self, group: ParamGroup) -> tuple[Policy, int]:
+        """What the group says, and until which version; -1 (ask again) if a value can change in place."""
+        values = self._read(group)
+        return type(self)._policy(*values), group.version if all(map(_fixed, values)) else -1
 
     def _make_plan(self) -> _Plan:
         self._sync()
+        policies = {id(group): self._group_policy(group) for group in self._groups}
+        counter = [0]
         cohorts: dict[Any, _Cohort] = {}
-        policies = {}
-        for group in self.param_groups:
-            key = self._read(group)
-            policies[id(group)] = (type(self)._policy(*key), key if all(map(_fixed, key)) else None)
         for position, parameter in enumerate(self._parameters):
-            policy, key = policies[id(parameter.group)]
-            first = any(name not in parameter.states for name in policy.rule.states)
-            where = (id(parameter.group), parameter.t, first)
+            group = parameter.group
+            policy, version = policies[id(group)]
+            names = policy.rule.states
+            fresh = any(name not in parameter.states for name in names)
+            where = (id(group), parameter.t, fresh)
             if where not in cohorts:
-                cohorts[where] = _Cohort(parameter.group, policy, parameter.t, first)
-                cohorts[where].key = key
+                cohorts[where] = _Cohort(group, policy, version, parameter.t, fresh, counter)
             cohort = cohorts[where]
-            p = parameter.group["params"][parameter.index]
+            p = group["params"][parameter.index]
             self._backend.check_parameter(parameter.name, p)
+            own = parameter.states
             cohort.members.append(parameter)
             cohort.positions.append(position)
-            cohort.states.append(
-                tuple(
-                    parameter.states[name] if name in parameter.states else self._backend.zeros_like(p)
-                    for name in policy.rule.states
-                )
-            )
-        plan = _Plan(list(cohorts.values()))
-        plan.native = self._backend.plan(
-            [(c.policy.rule, c.policy.decay, c.policy.decay_coefficient, c.policy.maximize, c.members) for c in plan.cohorts],
-            self._threads,
+            cohort.states.append(tuple(own[name] if name in own else self._backend.zeros_like(p) for name in names))
+        native = self._backend.plan(
+            [(*cohort.policy[:4], cohort.members) for cohort in cohorts.values()], counter, self._threads
         )
-        self._plan = plan
-        return plan
+        self._plan = _Plan(list(cohorts.values()), counter, native)
+        return self._plan
 
     def _sync(self) -> None:
-        """Write the plan's step counts back to the parameters, and forget the plan."""
+        """Hand states and step counts back to the parameters, and forget the plan."""
         if self._plan is not None:
             for cohort in self._plan.cohorts:
-                for member in cohort.members:
-                    member.t = cohort.t
+                cohort.settle()
             self._plan = None
 
     def _group_leaves(self, grads: Any) -> tuple[Any, ...]:
@@ -589,7 +624,7 @@ class Optimizer:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        if not self._guard.acquire(blocking=False):
+        if not self._guard.acquire(False):
             raise RuntimeError("this optimizer is being stepped by another thread")
         try:
             yield
@@ -604,12 +639,10 @@ class Optimizer:
 
         The mapping is read-only (`load_state_dict` replaces states); the arrays are the live ones.
         """
-        counts = {q.name: q.t for q in self._parameters}
         if self._plan is not None:
-            counts |= {member.name: cohort.t for cohort in self._plan.cohorts for member in cohort.members}
-        return MappingProxyType(
-            {q.name: MappingProxyType({"step": counts[q.name], **q.states}) for q in self._parameters}
-        )
+            for cohort in self._plan.cohorts:
+                cohort.settle()
+        return MappingProxyType({q.name: MappingProxyType({"step": q.t, **q.states}) for q in self._parameters})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters, as copies: step counts, states in their exact dtypes, hyper-parameters."""
@@ -623,7 +656,7 @@ class Optimizer:
                 },
                 "param_groups": [
                     {"params": list(group["names"])} | {name: group[name] for name in self._names}
-                    for group in self.param_groups
+                    for group in self._groups
                 ],
             }
 
@@ -642,7 +675,7 @@ class Optimizer:
             raise ValueError(f"state dict has version {version!r}; this fastoptim reads version 1")
         if kind != type(self).__name__:
             raise ValueError(f"state dict is of {kind}, this optimizer is {type(self).__name__}")
-        names = [list(group["names"]) for group in self.param_groups]
+        names = [list(group["names"]) for group in self._groups]
         if [list(group["params"]) for group in groups] != names:
             raise ValueError("state dict has other parameter groups or names than this optimizer")
         if set(entries) != {name for group in names for name in group}:
@@ -670,7 +703,7 @@ class Optimizer:
         self._sync()
         for parameter, (t, states) in zip(self._parameters, loaded, strict=True):
             parameter.t, parameter.states = t, states
-        for entry, group in zip(self.param_groups, groups, strict=True):
+        for entry, group in zip(self._groups, groups, strict=True):
             entry.update({name: group[name] for name in self._names})
 
     def save(self, path: Any) -> None:
@@ -706,15 +739,14 @@ class Optimizer:
     def __repr__(self) -> str:
         groups = "; ".join(
             f"{len(group['params'])} parameters, " + ", ".join(f"{name}={group[name]!r}" for name in self._names)
-            for group in self.param_groups
+            for group in self._groups
         )
         return f"{type(self).__name__}({groups}; backend={self.backend!r}, threads={self.threads})"
 
 
-def _leaves(params: Any) -> tuple[Any, ...]:
-    if isinstance(params, Iterator):
-        return ()
-    return Structure(params).leaves(params)
+def _listed(params: Any) -> Any:
+    """`params`, or its items if it can be walked only once."""
+    return list(params) if isinstance(params, Iterator) else params
 
 
 class SGD(Optimizer):

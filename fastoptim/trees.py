@@ -92,3 +92,8 @@ class Structure:
             raise ValueError(f"{where}: names missing: {missing}, names unknown: {unknown}")
         for key, child in zip(keys, self._children, strict=True):
             yield from child._walk(tree[key], f"{path}{key}.")
+
+
+def leaves_of(tree: Tree) -> tuple[Any, ...]:
+    """All leaves of any tree."""
+    return Structure(tree).leaves(tree)

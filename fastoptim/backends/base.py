@@ -85,9 +85,9 @@ class Backend(ABC):
     def check_disjoint(self, written: Iterable[arrays.Span], read: Iterable[arrays.Span]) -> None:
         arrays.check_disjoint(written, read)
 
-    # --- the way past all that: a backend may accept plain steps by itself
-    def plan(self, runs: Sequence[Any], threads: int) -> Any | None:
-        """A native plan for repeated steps over the same list of arrays, or None (see `backends.c`)."""
+    # --- the way past all that: a backend may take plain arrays by itself
+    def plan(self, rows: Sequence[Any], counter: list[int], threads: int) -> Any | None:
+        """A native plan for repeated steps over one list of arrays (see `backends.c.CPlan`), or None."""
         return None
 
     def info(self) -> dict[str, Any]:

@@ -45,13 +45,24 @@ class CPlan:
     ----------
     rows : sequence of (rule number, decay, decay coefficient, maximize, members)
         A member is anything with the `shape` and `dtype` of a parameter.
+    counter : list of int
+        Its only item grows by one with each step that was applied, whatever interrupts the caller then.
     threads : int
         How many threads a step may use.
+
+    Attributes
+    ----------
+    step : callable
+        ``step(params, grads, states, coefficients, scale)``: tuples of arrays, one tuple of floats per row. True, or
+        False with nothing touched if an array is not plain, not as expected or overlaps another.
+    sum_squares : callable
+        ``sum_squares(grads, grad_scale, k)``: sum of ``(k * (grad_scale * g))**2``, None if a gradient is not plain and
+        C-ordered.
     """
 
-    __slots__ = ("_address", "_steps", "_sum", "handle")
+    __slots__ = ("_handle", "step", "sum_squares")
 
-    def __init__(self, rows: Sequence[tuple[int, str, float, bool, Sequence[Any]]], threads: int):
+    def __init__(self, rows: Sequence[tuple[int, str, float, bool, Sequence[Any]]], counter: list[int], threads: int):
         runs = ffi.new("fo_run[]", max(1, len(rows)))
         members, entry_run = [], []
         for i, (number, decay, decay_coefficient, maximize, group) in enumerate(rows):
@@ -73,50 +84,28 @@ class CPlan:
         )
         if handle == ffi.NULL:
             raise MemoryError("no memory for the plan of a step")
-        self.handle = ffi.gc(handle, lib.fo_plan_free)
-        self._sum = ffi.new("double *")
-        self._steps = 0
-
-    @property
-    def done(self) -> bool:
-        """Whether a step was applied since this was last asked."""
-        before, self._steps = self._steps, self.handle.steps
-        return self._steps != before
-
-    def step(
-        self,
-        params: tuple[Any, ...],
-        grads: tuple[Any, ...],
-        states: tuple[Any, ...],
-        coefficients: list[tuple[float, ...]],
-        scale: float,
-    ) -> bool:
-        """One step; False, with nothing touched, if an array is not plain, not as expected or overlaps another."""
-        return lib.fo_step(self.handle, id(params), id(grads), id(states), id(coefficients), scale) == 1
+        functions: list[Any] = []
+        if not lib.fo_functions(handle, id(counter), id(functions)):
+            raise MemoryError("no memory for the plan of a step")
+        self._handle = handle  # owned by the functions
+        self.step, self.sum_squares = functions
 
     def set_decay(self, decay_coefficients: Sequence[float]) -> None:
         """Replace the decay coefficient of every row."""
         for i, value in enumerate(decay_coefficients):
-            self.handle.runs[i].decay_coefficient = value
-
-    def sum_squares(self, grads: tuple[Any, ...], grad_scale: float, k: float) -> float | None:
-        """Sum over all gradients of ``(k * (grad_scale * g))**2``; None if one is not plain and C-ordered."""
-        if not lib.fo_sum_squares(self.handle, id(grads), grad_scale, k, self._sum):
-            return None
-        return self._sum[0]
+            self._handle.runs[i].decay_coefficient = value
 
     def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
         """Norm of all gradients; None if one is not plain and C-ordered."""
-        if self.sum_squares(grads, grad_scale, 1.0) is None:
+        total = self.sum_squares(grads, grad_scale, 1.0)
+        if total is None:
             return None
-        return rules.norm_from_squares(
-            lambda k: self._sum[0] if k == 1.0 else lib.fo_plan_sum_squares(self.handle, grad_scale, k)
-        )
+        return rules.norm_from_squares(lambda k: total if k == 1.0 else self.sum_squares(grads, grad_scale, k))
 
     def block_sums(self) -> np.ndarray:
         """The block sums that the last `sum_squares` left."""
-        count = self.handle.block_count
-        return np.frombuffer(ffi.buffer(self.handle.block_sums, 8 * count), np.float64).copy()
+        count = self._handle.block_count
+        return np.frombuffer(ffi.buffer(self._handle.block_sums, 8 * count), np.float64).copy()
 
 
 class CBackend(Backend):
@@ -149,16 +138,18 @@ class CBackend(Backend):
 
     # --- arithmetic
 
-    def plan(self, rows: Sequence[tuple[Rule, str, float, bool, Sequence[Any]]], threads: int) -> CPlan:
-        return CPlan([(RULE_NAMES.index(rule.name), *rest) for rule, *rest in rows], threads)
+    def plan(
+        self, rows: Sequence[tuple[Rule, str, float, bool, Sequence[Any]]], counter: list[int], threads: int
+    ) -> CPlan:
+        return CPlan([(RULE_NAMES.index(rule.name), *rest) for rule, *rest in rows], counter, threads)
 
     def apply(self, runs: Sequence[Run], scale: float, threads: int) -> None:
         rows = [(run.rule, run.decay, run.decay_coefficient, run.maximize, run.params) for run in runs]
         arrays = _by_slot(runs)
-        _applied(self.plan(rows, threads).step(*arrays, [run.coefficients for run in runs], scale))
+        _applied(self.plan(rows, [0], threads).step(*arrays, [run.coefficients for run in runs], scale))
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
-        plan = CPlan([(0, "none", 0.0, False, grads)], threads)
+        plan = CPlan([(0, "none", 0.0, False, grads)], [0], threads)
         _applied(plan.sum_squares(tuple(grads), grad_scale, k) is not None)
         return plan.block_sums()
 
@@ -178,7 +169,7 @@ class CBackend(Backend):
     def _yardstick(
         self, name: str, params: Sequence[Any], grads: Sequence[Any], states: Sequence[Any], threads: int
     ) -> Any:
-        plan = CPlan([(RULE_NAMES.index(name), "none", 0.0, False, params)], threads)
+        plan = CPlan([(RULE_NAMES.index(name), "none", 0.0, False, params)], [0], threads)
         arrays = tuple(params), tuple(grads), tuple(x for entry in states for x in entry)
         return lambda: _applied(plan.step(*arrays, [()], 1.0))
 
