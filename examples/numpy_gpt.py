@@ -319,15 +319,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\n{'':8} {'first loss':>11} {'last loss':>10} {'update':>10} {'step':>10} {'optimizer':>18}")
     for name, run in runs.items():
         update, step = np.median(run.update_seconds), np.median(run.step_seconds)
-        share = sum(run.update_seconds) / sum(run.step_seconds)
         print(
             f"{name:8} {run.losses[0]:11.4f} {np.mean(run.losses[-10:]):10.4f} {update * 1e3:7.1f} ms "
-            f"{step * 1e3:7.1f} ms {share:9.1%} of step"
+            f"{step * 1e3:7.1f} ms {update / step:9.1%} of step"
         )
     before, after = runs["before"], runs["after"]
     print(
-        f"updates {sum(before.update_seconds) / sum(after.update_seconds):.1f} times faster, "
-        f"training {sum(before.step_seconds) / sum(after.step_seconds):.2f} times"
+        f"updates {np.median(before.update_seconds) / np.median(after.update_seconds):.1f} times faster, "
+        f"training {np.median(before.step_seconds) / np.median(after.step_seconds):.2f} times (medians)"
     )
     apart = float(np.max(np.abs(np.subtract(before.losses, after.losses))))
     agrees = apart <= TOLERANCE
