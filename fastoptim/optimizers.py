@@ -123,7 +123,7 @@ def adam_policy(
     rule = RULES["amsgrad" if flag("amsgrad", amsgrad) else "adam"]
 
     def coefficients(t: int, first: bool) -> tuple[float, ...]:
-        return rules.adam_coefficients(t=t, lr=lr, beta1=beta1, beta2=beta2, eps=eps, mode=mode)
+        return rules.adam_coefficients(t, lr, beta1, beta2, eps, mode)
 
     decay, decay_coefficient = "none", 0.0
     if weight_decay and decoupled:
@@ -254,20 +254,25 @@ class _Cohort:
 class _Plan:
     """The cohorts of one optimizer in the order in which a step walks them, and how many steps they took together."""
 
-    __slots__ = ("cohorts", "counter", "native", "reorder", "rows", "states")
+    __slots__ = ("cohorts", "counter", "native", "reorder", "rows", "states", "varies")
 
     def __init__(self, cohorts: list[_Cohort], counter: list[int], native: Any):
         self.cohorts, self.counter, self.native = cohorts, counter, native
         positions = [position for cohort in cohorts for position in cohort.positions]
         self.reorder = None if positions == list(range(len(positions))) else positions
         self.states = tuple(array for cohort in cohorts for states in cohort.states for array in states)
-        self.rows: list[tuple[float, ...]] | None = None  # the coefficients, while they do not change
+        self.forget_coefficients()
+
+    def forget_coefficients(self) -> None:
+        """Compute the coefficients anew at the next step."""
+        self.rows: list[tuple[float, ...]] | None = None
+        self.varies = any(cohort.policy.varies for cohort in self.cohorts)
 
     def coefficients(self) -> list[tuple[float, ...]]:
         if self.rows is not None:
             return self.rows
         rows = [cohort.coefficients() for cohort in self.cohorts]
-        if self.counter[0] and not any(cohort.policy.varies for cohort in self.cohorts):
+        if not self.varies and self.counter[0]:  # the first step's may differ
             self.rows = rows
         return rows
 
@@ -569,7 +574,7 @@ class Optimizer:
             if policy[:2] != old[:2] or policy.maximize != old.maximize or cohort.params is not cohort.group["params"]:
                 return self._make_plan()
             cohort.policy, cohort.version = policy, version
-        plan.rows = None
+        plan.forget_coefficients()
         if plan.native is not None:
             plan.native.set_decay([cohort.policy.decay_coefficient for cohort in plan.cohorts])
         return plan
@@ -647,18 +652,20 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters, as copies: step counts, states in their exact dtypes, hyper-parameters."""
         with self._locked():
-            return {
-                "version": 1,
-                "optimizer": type(self).__name__,
-                "state": {
-                    name: {k: v if k == "step" else v.copy() for k, v in entry.items()}
-                    for name, entry in self.state.items()
-                },
-                "param_groups": [
-                    {"params": list(group["names"])} | {name: group[name] for name in self._names}
-                    for group in self._groups
-                ],
-            }
+            return self._snapshot(lambda array: array.copy())
+
+    def _snapshot(self, copy: Callable[[Any], Any]) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "optimizer": type(self).__name__,
+            "state": {
+                name: {k: v if k == "step" else copy(v) for k, v in entry.items()} for name, entry in self.state.items()
+            },
+            "param_groups": [
+                {"params": list(group["names"])} | {name: group[name] for name in self._names}
+                for group in self.param_groups
+            ],
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; names, shapes and dtypes must match, or nothing changes."""
