@@ -99,7 +99,7 @@ def nesterov_coefficients(*, lr: float, momentum: float, mode: str = "torch") ->
 
 
 def adam_coefficients(
-    *, t: int, lr: float, beta1: float, beta2: float, eps: float, mode: str = "torch"
+    t: int, lr: float, beta1: float, beta2: float, eps: float, mode: str = "torch"
 ) -> tuple[float, ...]:
     """``(b1, c1, b2, c2, step, r2, eps)`` for the step with the number `t` (from 1)."""
     bc1 = 1.0 - math.pow(beta1, t)
