@@ -21,9 +21,9 @@ from .. import arrays, lowering
 from ..rules import NORM_BLOCK, NORM_LANES, Rule
 from .base import Backend, Run
 
-PIECE = 1 << 14  # elements that a thread takes at a time
-NORM_PIECE = 4  # blocks of the norm that a thread takes at a time
-ALONE_BELOW = 1 << 16  # elements; for fewer, waking a second thread costs more than it saves
+PIECE = 1 << 16  # elements that a thread takes at a time
+NORM_PIECE = 16  # blocks of the norm that a thread takes at a time
+ALONE_BELOW = 1 << 19  # elements; for fewer, waking a second thread costs more than it saves
 ROWS = 8  # rows of a norm block that are added between two stores of the lanes
 
 _PRELUDE = """\
@@ -47,15 +47,15 @@ def pointer(typing, address):
 
 
 @intrinsic
-def call(typing, function, job, start, stop):
+def call(typing, kernel, row, k, first, count):
     # Call a kernel by its address: one driver, compiled once, then serves them all.
     def build(context, builder, signature, arguments):
         i64 = ir.IntType(64)
-        kernel = ir.FunctionType(ir.VoidType(), [i64, i64, i64])
-        builder.call(builder.inttoptr(arguments[0], kernel.as_pointer()), arguments[1:])
+        function = ir.FunctionType(ir.VoidType(), [i64, i64, i64, i64])
+        builder.call(builder.inttoptr(arguments[0], function.as_pointer()), arguments[1:])
         return context.get_dummy_value()
 
-    return types.void(types.uint64, types.uint64, types.int64, types.int64), build
+    return types.void(types.uint64, types.uint64, types.uint64, types.int64, types.int64), build
 
 
 @intrinsic
@@ -68,48 +68,60 @@ def take(typing, counter):
     return types.int64(counter), build
 
 
-@njit("void(uint64, uint64, int64)", nogil=True, cache=True)
-def serial(function, job, total):
-    call(function, job, 0, total)
+@exact
+def walk(kernel, table, ends, k, itemsize, start, stop):
+    # Items [start, stop) of all arrays put end to end; an item is an element, or a block of the norm (itemsize 0).
+    which = np.searchsorted(ends, start, side="right")
+    while start < stop:
+        begin = ends[which - 1] if which else 0
+        end = min(stop, ends[which])
+        row = table[which:].ctypes.data
+        if itemsize:  # up to the next cache line by itself: loads and stores that cross lines are slower
+            beyond = (table[which, 0] + np.uint64((start - begin) * itemsize)) % np.uint64(64)
+            head = min(end - start, np.int64((np.uint64(64) - beyond) % np.uint64(64)) // itemsize)
+            if head:
+                call(kernel, row, k, start - begin, head)
+                start += head
+        if start < end:
+            call(kernel, row, k, start - begin, end - start)
+        start = end
+        which += 1
 
 
-@njit("void(uint64, uint64, int64, int64, float64[::1], int64[::1], int64)", nogil=True, cache=True, parallel=True)
-def parallel(function, job, total, piece, probe, counter, workers):
+@njit("void(uint64, uint64[:, ::1], int64[::1], uint64, int64)", nogil=True, cache=True)
+def alone(kernel, table, ends, k, itemsize):
+    walk(kernel, table, ends, k, itemsize, 0, ends[-1])
+
+
+@njit(
+    "void(uint64, uint64[:, ::1], int64[::1], uint64, int64, int64, float64[::1], int64[::1], int64)",
+    nogil=True, cache=True, parallel=True,
+)
+def shared(kernel, table, ends, k, itemsize, piece, probe, counter, workers):
+    total = ends[-1]
     for worker in prange(workers):
         while probe[0] * probe[1] != 0.0:  # not if this thread flushes subnormal numbers to zero
             start = take(counter) * piece
             if start >= total:
                 break
-            call(function, job, start, min(start + piece, total))
+            walk(kernel, table, ends, k, itemsize, start, min(start + piece, total))
     start = take(counter) * piece
     while start < total:  # what such threads have left
-        call(function, job, start, min(start + piece, total))
+        walk(kernel, table, ends, k, itemsize, start, min(start + piece, total))
         start = take(counter) * piece
 """
 
-# A kernel works on the pieces [start, stop) of everything that a job holds: `job` points to addresses and counts.
+# A kernel works on `count` items of one array from item `first` on; `row` holds addresses, `k` the scalars of a run.
 _UPDATE = """\
-@exact
-def {name}_span(row, first, size, k):
-    offset = np.uint64(first * k.itemsize)
+def {name}_{dtype}(row, k, first, count):
+    offset = np.uint64(first * {itemsize})
 {pointers}
-{coefficients}
-    for i in range(np.uintp(size)):  # unsigned, so that no test for negative indices keeps it from being vectorised
+{scalars}
+    for i in range(np.uintp(count)):  # unsigned: a test for negative indices would keep it from being vectorised
         {targets} = {name}({values})
-
-
-@exact
-def {name}_kernel(table, ends, k, start, stop):
-    which = np.searchsorted(ends, start, side="right")
-    while start < stop:
-        begin = ends[which - 1] if which else 0
-        end = min(stop, ends[which])
-        {name}_span(table[which], start - begin, end - start, k)
-        start = end
-        which += 1
 """
 
-_NORM = """\
+_BLOCK_SUM = """\
 @exact
 def square(scaling, s, x):
     y = scaling * np.float64(scale(x, s))
@@ -134,77 +146,61 @@ def block_sum(g, s, scaling, lanes):
         for i in range(width):
             lanes[i] = lanes[2 * i] + lanes[2 * i + 1]
     return lanes[0]
+"""
 
-
-@exact
-def norm_kernel(table, ends, k, start, stop):
+_NORM = """\
+def norm_{dtype}(row, k, first, count):
+    g = carray(pointer(row[0]), np.int64(row[1]), np.{dtype})
+    sums = carray(pointer(row[2]), first + count, np.float64)
+    scaling = carray(pointer(row[3]), 1, np.float64)[0]
     lanes = np.empty({lanes})
-    which = np.searchsorted(ends, start, side="right")
-    while start < stop:
-        row = table[which]
-        g = carray(pointer(row[0]), row[1], k.dtype)
-        begin = ends[which - 1] if which else 0
-        end = min(stop, ends[which])
-        out = carray(pointer(row[2]), ends[which] - begin, np.float64)
-        scaling = carray(pointer(row[3]), 1, np.float64)[0]
-        for block in range(start - begin, end - begin):
-            first = block * {block}
-            out[block] = block_sum(g[first : min(first + {block}, g.size)], k[0], scaling, lanes)
-        start = end
-        which += 1
-"""
-
-# Entry points with a plain C signature, one for each dtype.
-_ENTRY = """\
-def {name}_{dtype}(job, start, stop):
-    header = carray(job, 4)
-    table = carray(pointer(header[0]), (header[3], {columns}), np.uint64)
-    ends = carray(pointer(header[1]), header[3], np.int64)
-    k = carray(pointer(header[2]), {scalars}, np.{dtype})
-    {name}_kernel(table, ends, k, start, stop)
+    for block in range(first, first + count):
+        start = block * {block}
+        sums[block] = block_sum(g[start : min(start + {block}, g.size)], k[0], scaling, lanes)
 """
 
 
-def _update(rule: Rule, decay: str) -> str:
+def _update(rule: Rule, decay: str, dtype: np.dtype) -> str:
     streams, scalars = lowering.arguments(rule)
     targets = [f"{x}[i]" for x in streams if x != "g"]
     return _UPDATE.format(
         name=lowering.element_name(rule, decay),
+        dtype=dtype.name,
+        itemsize=dtype.itemsize,
         pointers="\n".join(
-            f"    {x} = carray(pointer(row[{j}] + offset), size, k.dtype)" for j, x in enumerate(streams)
+            f"    {x} = carray(pointer(row[{j}] + offset), count, np.{dtype.name})" for j, x in enumerate(streams)
         ),
-        coefficients="\n".join(f"    {x} = k[{j}]" for j, x in enumerate(scalars)),
+        scalars="\n".join(f"    {x} = k[{j}]" for j, x in enumerate(scalars)),
         targets=", ".join(targets) + ("," if len(targets) == 1 else ""),
         values=", ".join([f"{x}[i]" for x in streams] + list(scalars)),
     )
 
 
 def source() -> str:
-    """The module that is compiled: the law, one loop for each rule and decay, and the norm."""
+    """The module that is compiled: the law, a loop for each rule, decay and dtype, and the norm."""
     functions = lowering.law() + [lowering.element(rule, decay) for rule, decay in lowering.variants()]
     rows = [f"            lane = lane + square(scaling, s, x[i + np.uintp({j * NORM_LANES})])" for j in range(ROWS)]
-    parts = [_PRELUDE, *(f"@exact\n{text}\n" for text in functions)]
-    parts.append(_NORM.format(tile=ROWS * NORM_LANES, lanes=NORM_LANES, block=NORM_BLOCK, rows="\n".join(rows)))
-    shapes = {"norm": (4, 1)}
-    for rule, decay in lowering.variants():
-        parts.append(_update(rule, decay))
-        shapes[lowering.element_name(rule, decay)] = tuple(map(len, lowering.arguments(rule)))
-    for name, (columns, scalars) in shapes.items():
-        for dtype in arrays.DTYPES:
-            parts.append(_ENTRY.format(name=name, dtype=dtype.name, columns=columns, scalars=scalars))
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        [
+            _PRELUDE,
+            *(f"@exact\n{text}\n" for text in functions),
+            *(_update(*variant, dtype) for variant in lowering.variants() for dtype in arrays.DTYPES),
+            _BLOCK_SUM.format(tile=ROWS * NORM_LANES, lanes=NORM_LANES, rows="\n".join(rows)),
+            *(_NORM.format(dtype=dtype.name, lanes=NORM_LANES, block=NORM_BLOCK) for dtype in arrays.DTYPES),
+        ]
+    )
 
 
 class _Job:
     """One pass of a kernel over many arrays."""
 
-    __slots__ = ("_held", "header", "kernel", "total")
+    __slots__ = ("_k", "arguments", "total")
 
-    def __init__(self, kernel: int, rows: list[tuple[int, ...]], counts: Sequence[int], k: np.ndarray):
-        table, ends = np.array(rows, np.uint64), np.cumsum(counts, dtype=np.int64)
-        self._held = (table, ends, k)
-        self.kernel, self.total = kernel, int(ends[-1])
-        self.header = np.array([_address(table), _address(ends), _address(k), len(rows)], np.uint64)
+    def __init__(self, kernel: int, rows: list[tuple[int, ...]], counts: Sequence[int], k: np.ndarray, itemsize: int):
+        ends = np.cumsum(counts, dtype=np.int64)
+        self._k = k  # kept alive: the kernel gets its address
+        self.total = int(ends[-1])
+        self.arguments = (kernel, np.array(rows, np.uint64), ends, _address(k), itemsize)
 
 
 _PROBE = np.array([1e-310, 1.0])  # a subnormal number, and a factor that leaves it one
@@ -248,11 +244,10 @@ class _Pool:
             self._alone(job)
 
     def _alone(self, job: _Job) -> None:
-        self._module.serial(job.kernel, _address(job.header), job.total)
+        self._module.alone(*job.arguments)
 
     def _shared(self, job: _Job, piece: int, workers: int) -> None:
-        counter = np.zeros(1, np.int64)
-        self._module.parallel(job.kernel, _address(job.header), job.total, piece, _PROBE, counter, workers)
+        self._module.shared(*job.arguments, piece, _PROBE, np.zeros(1, np.int64), workers)
 
 
 def _only_thread() -> bool:
@@ -291,8 +286,8 @@ class NumbaBackend(Backend):
         name = f"{name}_{dtype.name}"
         if name not in self._compiled:
             t = self._numba.types
-            compiler = self._numba.cfunc(t.void(t.CPointer(t.uint64), t.int64, t.int64), cache=True)
-            self._compiled[name] = compiler(getattr(self._module, name))
+            signature = t.void(t.CPointer(t.uint64), t.CPointer(self._numba.from_dtype(dtype)), t.int64, t.int64)
+            self._compiled[name] = self._numba.cfunc(signature, cache=True)(getattr(self._module, name))
         return self._compiled[name].address
 
     def apply(self, runs: Sequence[Run], scale: float, threads: int) -> None:
@@ -311,7 +306,7 @@ class NumbaBackend(Backend):
             return None
         s = -scale if run.maximize else scale
         k = _rounded((s, run.decay_coefficient, *run.coefficients), dtype)
-        return _Job(self._kernel(lowering.element_name(run.rule, run.decay), dtype), rows, sizes, k)
+        return _Job(self._kernel(lowering.element_name(run.rule, run.decay), dtype), rows, sizes, k, dtype.itemsize)
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         arrays.check_subnormals()
@@ -327,7 +322,7 @@ class NumbaBackend(Backend):
                 (_address(grads[i]), grads[i].size, _address(sums) + 8 * int(starts[i]), _address(scaling))
                 for i in chosen
             ]
-            job = _Job(self._kernel("norm", dtype), rows, [blocks[i] for i in chosen], _rounded((grad_scale,), dtype))
+            job = _Job(self._kernel("norm", dtype), rows, [blocks[i] for i in chosen], _rounded((grad_scale,), dtype), 0)
             self._pool.run(job, NORM_PIECE, ALONE_BELOW // NORM_BLOCK, threads)
         return sums
 
