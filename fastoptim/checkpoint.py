@@ -1,9 +1,9 @@
 """Checkpoints: one safetensors file that is either whole or refused, and never a reason to run code.
 
 Format (version 1). A safetensors file: 8 bytes of header length, a JSON header, the arrays' bytes, all in C order and
-little-endian. The header begins with ``{"__metadata__":{"sha256":"<64 hex digits>"``, the SHA-256 of the whole file with
-these digits as zeros. The other metadata are "format" ("fastoptim"), "version", "kind", "software" and "tree": the saved
-tree as JSON, in which ``{"$tensor": name}`` stands for an array of the file.
+little-endian. The header begins with ``{"__metadata__":{"sha256":"<64 hex digits>"``, the SHA-256 of the whole file
+with these digits as zeros. The other metadata are "format" ("fastoptim"), "version", "kind", "software" and "tree": the
+saved tree as JSON, in which ``{"$tensor": name}`` stands for an array of the file.
 
 A file is written beside its target, synced, and renamed; the target's last content stays as ``<name>.previous``. So at
 every moment, whatever happens to the process, the target is a whole checkpoint, the new one or the last one. Loading
@@ -98,7 +98,11 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
         items = [(key, _encode(item, f"{path}/{key}" if path else str(key), arrays)) for key, item in value.items()]
         if all(isinstance(key, str) and not key.startswith("$") for key, _ in items):
             return dict(items)
-        return {"$items": [[_encode(key, path, {}), item] for key, item in items]}
+        keys: dict[str, np.ndarray] = {}
+        encoded = {"$items": [[_encode(key, path, keys), item] for key, item in items]}
+        if keys:
+            raise TypeError(f"{path}: a checkpoint cannot hold a mapping whose keys are NumPy scalars")
+        return encoded
     raise TypeError(f"{path}: a checkpoint cannot hold a {type(value).__name__}")
 
 
@@ -218,7 +222,7 @@ def _write_file(file: IO[bytes], header: bytes, arrays: list[np.ndarray]) -> Non
     for array in arrays:
         if array.size:
             raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
-            digest.update(raw)
+            digest.update(raw.data)
             file.write(raw.data)
     file.seek(8 + len(_PREFIX))
     file.write(digest.hexdigest().encode())
@@ -319,7 +323,7 @@ def read(path: Any, *, kind: str | tuple[str, ...]) -> Any:
 
 
 def read_latest(path: Any, *, kind: str, warn: Callable[[str], None]) -> Any:
-    """`read`, or where that fails the previous checkpoint, after `warn` was told; FileNotFoundError if there is none."""
+    """`read`, or where that fails the previous checkpoint, after `warn` was told."""
     try:
         return read(path, kind=kind)
     except (FileNotFoundError, CheckpointError) as error:
@@ -421,7 +425,7 @@ def _read_array(file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> np.
     raw = array.reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)
     if raw.size and file.readinto(raw.data) != raw.size:  # type: ignore[attr-defined]
         raise CheckpointError("cut off while it was being read")
-    if dtype == bool and raw.size and raw.max() > 1:
+    if dtype.kind == "b" and raw.size and raw.max() > 1:
         raise CheckpointError("a truth value is neither 0 nor 1")
     return array.astype(dtype.newbyteorder("="), copy=False)
 
@@ -464,8 +468,8 @@ def load_optimizer(optimizer: Optimizer, path: Any) -> None:
 
 def optimizer_tree(optimizer: Optimizer) -> dict[str, Any]:
     """The tree of an optimizer that the caller has locked, or that nobody else steps: live arrays, not copies."""
-    params = {name: _to_host(p) for name, p in _named_parameters(optimizer)}
-    return {"params": params, "optimizer": optimizer._snapshot(_to_host)}
+    params = {name: to_host(p) for name, p in _named_parameters(optimizer)}
+    return {"params": params, "optimizer": optimizer._snapshot(to_host)}
 
 
 def restore_optimizer(optimizer: Optimizer, tree: Any) -> None:
@@ -483,7 +487,7 @@ def restore_optimizer(optimizer: Optimizer, tree: Any) -> None:
         if optimizer.backend == "cuda":
             state = state | {
                 "state": {
-                    name: {k: _to_device(v) if isinstance(v, np.ndarray) else v for k, v in entry.items()}
+                    name: {k: to_device(v) if isinstance(v, np.ndarray) else v for k, v in entry.items()}
                     for name, entry in state["state"].items()
                 }
             }
@@ -527,7 +531,7 @@ def _named_parameters(optimizer: Optimizer) -> list[tuple[str, Any]]:
     ]
 
 
-def _to_host(x: Any) -> np.ndarray:
+def to_host(x: Any) -> np.ndarray:
     if isinstance(x, np.ndarray):
         return x
     from numba import cuda
@@ -535,7 +539,7 @@ def _to_host(x: Any) -> np.ndarray:
     return cuda.as_cuda_array(x).copy_to_host()
 
 
-def _to_device(x: np.ndarray) -> Any:
+def to_device(x: np.ndarray) -> Any:
     from numba import cuda
 
     return cuda.to_device(x)

@@ -142,8 +142,9 @@ class Minibatches:
         return self._assemble([read(where, stop - start) for read in self._readers])
 
     def next_size(self) -> int:
-        """How many examples the next batch will have (of all processes together)."""
-        return min(self.batch_size, self._end - self.cursor)
+        """How many examples the next batch will have, with the shares of all processes."""
+        size = min(self.batch_size, self._end - self.cursor)
+        return size - size % self._share[1]
 
     def share(self, rank: int, size: int) -> None:
         """From now on hand out part `rank` of `size` equal parts of every batch, for one of several processes.
