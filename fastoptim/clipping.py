@@ -7,7 +7,7 @@ from typing import Any
 
 from . import rules
 from .backends import Backend, resolve
-from .optimizers import flag, real
+from .optimizers import flag, norm_limit, real
 from .threads import resolve_threads
 from .trees import Structure
 
@@ -99,7 +99,7 @@ def clip_grad_norm(
     >>> g.round(4)
     array([0.6, 0.8])
     """
-    limit = real("max_norm", max_norm, 0.0)
+    limit = norm_limit(max_norm)
     strict = flag("error_if_nonfinite", error_if_nonfinite)
     chosen, checked = _checked(grads, backend, written=True)
     chosen.check_disjoint([chosen.span(f"gradient {i}", g) for i, g in enumerate(checked)], ())

@@ -33,7 +33,7 @@ APPLIED = StepInfo(True, None)
 def real(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:
     """`value` as a float with ``low <= value < below``; TypeError or ValueError that names it."""
     try:
-        number = float(value)
+        number = float(value + 0)  # also refuses strings, which float() reads
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a real number, got {value!r}") from error
     if not low <= number < below:  # also refuses NaN
@@ -133,12 +133,15 @@ def adam_policy(
     return Policy(rule, decay, decay_coefficient, flag("maximize", maximize), coefficients, varies=True)
 
 
+def norm_limit(value: Any) -> float:
+    """`max_norm`, validated: >= 0, and infinity means no limit."""
+    return math.inf if value == math.inf else real("max_norm", value, 0.0)
+
+
 def step_options(grad_scale: Any, max_norm: Any, skip_nonfinite: Any) -> tuple[float, float | None, bool]:
     """The options of a step, validated."""
-    scale = real("grad_scale", grad_scale)
-    if max_norm is not None:
-        max_norm = float(max_norm) if max_norm == math.inf else real("max_norm", max_norm, 0.0)
-    return scale, max_norm, flag("skip_nonfinite", skip_nonfinite)
+    limit = None if max_norm is None else norm_limit(max_norm)
+    return real("grad_scale", grad_scale), limit, flag("skip_nonfinite", skip_nonfinite)
 
 
 # Only values that cannot change in place need no second look while their group is unchanged.
@@ -879,7 +882,7 @@ class Adam(Optimizer):
     >>> opt = fo.Adam(params, lr=0.1)
     >>> opt.step({"w": np.ones((2, 2), np.float32), "b": np.ones(2, np.float32)}).applied
     True
-    >>> float(params["w"][0, 0].round(4))
+    >>> round(float(params["w"][0, 0]), 4)
     0.9
     """
 
@@ -924,5 +927,14 @@ class AdamW(Adam):
 
     _policy = staticmethod(partial(adam_policy, decoupled=True))
 
-    def __init__(self, params: Any, lr: float = 1e-3, weight_decay: float = 1e-2, **kwargs: Any):
-        super().__init__(params, lr, weight_decay=weight_decay, **kwargs)
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        **options: Any,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)

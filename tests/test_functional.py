@@ -1,0 +1,123 @@
+"""The functional forms have the bits of the classes; norm and clipping are reproducible."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim import rules
+
+from .cases import DTYPES, same_bits
+
+BACKENDS = ("c", "numba", "numpy")
+
+
+def arrays(dtype, count, n=4099):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(n).astype(dtype) for _ in range(count)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: np.dtype(t).name)
+def test_sgd_has_the_bits_of_the_class(dtype, backend):
+    p, g = arrays(dtype, 2)
+    q = p.copy()
+    fo.functional.sgd(p, g, lr=0.1, weight_decay=0.3, maximize=True, grad_scale=0.7, backend=backend)
+    fo.SGD(q, lr=0.1, weight_decay=0.3, maximize=True, backend="numpy").step(g, grad_scale=0.7)
+    assert same_bits(p, q)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{"dampening": 0.4}, {"nesterov": True}, {"momentum_mode": "lr_inside"}], ids=str)
+def test_momentum_has_the_bits_of_the_class(options, backend):
+    p, g = arrays(np.float32, 2)
+    q, v = p.copy(), np.zeros_like(p)
+    opt = fo.SGD(q, lr=0.1, momentum=0.8, backend="numpy", **options)
+    for t in range(3):
+        fo.functional.momentum(p, g, v, lr=0.1, momentum=0.8, first=t == 0, backend=backend, **options)
+        opt.step(g)
+    assert same_bits(p, q) and same_bits(v, opt.state["0"]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_adam_has_the_bits_of_the_class(amsgrad, decoupled, backend):
+    p, g = arrays(np.float32, 2)
+    q, m, v, x = p.copy(), *(np.zeros_like(p) for _ in range(3))
+    opt = (fo.AdamW if decoupled else fo.Adam)(q, lr=0.1, weight_decay=0.2, amsgrad=amsgrad, backend="numpy")
+    for t in range(1, 4):
+        extra = (x,) if amsgrad else ()
+        fo.functional.adam(p, g, m, v, *extra, step=t, lr=0.1, weight_decay=0.2, decoupled=decoupled, backend=backend)
+        opt.step(g)
+    assert same_bits(p, q) and same_bits(v, opt.state["0"]["exp_avg_sq"])
+    assert not amsgrad or same_bits(x, opt.state["0"]["max_exp_avg_sq"])
+
+
+def test_odd_layouts():
+    room = np.zeros((8, 9))
+    p, m, v = room[::2, ::3], np.zeros((4, 3), order="F"), np.zeros((4, 3))
+    q = np.zeros((4, 3))
+    fo.functional.adam(p, np.ones((3, 4)).T, m, v, step=1, lr=0.1)
+    fo.Adam(q, lr=0.1, backend="numpy").step(np.ones((4, 3)))
+    assert same_bits(p, q) and np.all(m == m[0, 0]) and m[0, 0] != 0
+    assert np.count_nonzero(room) == 12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_norm_has_the_same_bits_everywhere(backend):
+    rng = np.random.default_rng(1)
+    grads = {"a": rng.standard_normal((50, 331)).astype(np.float32), "b": [None, rng.standard_normal(70_001)]}
+    one = fo.grad_norm(grads, backend="numpy")
+    assert all(fo.grad_norm(grads, backend=backend, threads=threads) == one for threads in (1, 2, 3, 7))
+    exact = np.sqrt(np.sum(grads["a"].astype(np.float64) ** 2) + np.sum(grads["b"][1] ** 2))
+    assert one == pytest.approx(exact, rel=1e-13)
+    assert fo.grad_norm(grads | {"a": np.asfortranarray(grads["a"])}, backend=backend) == one
+
+
+def test_norm_of_nothing_and_of_bad_things():
+    assert fo.grad_norm([]) == 0.0 and fo.grad_norm([None]) == 0.0
+    assert np.isnan(fo.grad_norm(np.array([1.0, np.nan]))) and fo.grad_norm(np.array([np.inf])) == np.inf
+    assert fo.grad_norm(np.full(2, 1e200)) == pytest.approx(np.sqrt(2) * 1e200)
+    assert fo.grad_norm(np.full(2, 1e-200)) == pytest.approx(np.sqrt(2) * 1e-200)
+    for bad in (np.ones(2, int), [1.0], "g", np.ma.ones(2)):
+        with pytest.raises(TypeError):
+            fo.grad_norm(bad)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_clip_grad_norm(backend):
+    rng = np.random.default_rng(2)
+    grads = [rng.standard_normal(100), rng.standard_normal((3, 3)).astype(np.float32)]
+    before = [g.copy() for g in grads]
+    norm = fo.clip_grad_norm(grads, 2.0, backend=backend)
+    assert norm == fo.grad_norm(before, backend="numpy")
+    factor = rules.clip_factor(norm, 2.0)
+    assert all(same_bits(g, b * b.dtype.type(factor)) for g, b in zip(grads, before, strict=True))
+    assert fo.clip_grad_norm(grads, 100.0, backend=backend) == pytest.approx(2.0, rel=1e-6)
+    assert same_bits(grads[0], before[0] * factor), "a norm below the limit changes nothing"
+
+
+def test_clip_grad_norm_refuses_before_it_writes():
+    a, b = np.full(3, 5.0), np.array([np.nan])
+    with pytest.raises(ValueError, match="norm is nan"):
+        fo.clip_grad_norm([a, b], 1.0, error_if_nonfinite=True)
+    with pytest.raises(ValueError, match="overlap"):
+        fo.clip_grad_norm([a, a], 1.0)
+    with pytest.raises(ValueError, match="max_norm"):
+        fo.clip_grad_norm([a], -1.0)
+    read_only = np.ones(3)
+    read_only.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        fo.clip_grad_norm([a, read_only], 1.0)
+    assert np.all(a == 5)
+    fo.clip_grad_norm([a, b], 1.0)
+    assert np.isnan(a).all(), "torch's choice: a NaN norm spreads"
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 1.0, float("inf")])
+def test_clip_limits(max_norm):
+    g = np.array([3.0, 4.0])
+    assert fo.clip_grad_norm(g, max_norm) == 5.0
+    assert np.linalg.norm(g) == pytest.approx(min(5.0, max_norm), rel=1e-5, abs=1e-12)

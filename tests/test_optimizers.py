@@ -1,0 +1,375 @@
+"""The classes: what a step does, groups, skipped parameters, states, copies."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim import rules
+from fastoptim.reference import update
+from fastoptim.rules import RULES
+
+from .cases import same_bits
+
+BACKENDS = ("c", "numba", "numpy")
+
+# class, hyper-parameters, and what the law says about them: (rule, decay, coefficients of step t)
+KINDS = {
+    "sgd": (fo.SGD, {"lr": 0.1}, ("sgd", "none", lambda t: (0.1,))),
+    "sgd-decay": (fo.SGD, {"lr": 0.1, "weight_decay": 0.2, "maximize": True}, ("sgd", "coupled", lambda t: (0.1,))),
+    "momentum": (
+        fo.SGD,
+        {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.01},
+        ("momentum", "coupled", lambda t: (0.8, 1.0 if t == 1 else 1 - 0.3, 0.1)),
+    ),
+    "lr-inside": (
+        fo.SGD,
+        {"lr": 0.1, "momentum": 0.8, "momentum_mode": "lr_inside"},
+        ("momentum", "none", lambda t: (0.8, 0.1, 1.0)),
+    ),
+    "damped": (
+        fo.SGD,
+        {"lr": 0.1, "momentum": 0.8, "momentum_mode": "damped"},
+        ("momentum", "none", lambda t: (0.8, 1 - 0.8, 0.1)),
+    ),
+    "nesterov": (
+        fo.SGD,
+        {"lr": 0.1, "momentum": 0.8, "nesterov": True},
+        ("nesterov", "none", lambda t: (0.8, 1.0, 0.1, 0.8, 1.0)),
+    ),
+    "nesterov-lr-inside": (
+        fo.SGD,
+        {"lr": 0.1, "momentum": 0.8, "nesterov": True, "momentum_mode": "lr_inside"},
+        ("nesterov", "none", lambda t: (0.8, 0.1, 1.0, 0.8, 0.1)),
+    ),
+    "adam": (
+        fo.Adam,
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1},
+        (
+            "adam",
+            "coupled",
+            lambda t: (0.8, 1 - 0.8, 0.95, 1 - 0.95, 0.01 / (1 - 0.8**t), 1 / (1 - 0.95**t) ** 0.5, 1e-6),
+        ),
+    ),
+    "adam-hat": (
+        fo.Adam,
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "eps_mode": "hat"},
+        ("adam", "none", lambda t: (0.8, 1 - 0.8, 0.95, 1 - 0.95, 0.01 * (1 - 0.95**t) ** 0.5 / (1 - 0.8**t), 1.0, 1e-6)),
+    ),
+    "adamw": (
+        fo.AdamW,
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1},
+        (
+            "adam",
+            "decoupled",
+            lambda t: (0.8, 1 - 0.8, 0.95, 1 - 0.95, 0.01 / (1 - 0.8**t), 1 / (1 - 0.95**t) ** 0.5, 1e-6),
+        ),
+    ),
+    "amsgrad": (
+        fo.Adam,
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "amsgrad": True},
+        (
+            "amsgrad",
+            "none",
+            lambda t: (0.8, 1 - 0.8, 0.95, 1 - 0.95, 0.01 / (1 - 0.8**t), 1 / (1 - 0.95**t) ** 0.5, 1e-6),
+        ),
+    ),
+}
+
+
+def model(dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "w": rng.standard_normal((7, 13)).astype(dtype),
+        "layers": [rng.standard_normal(n).astype(dtype) for n in (1, 300)],
+        "b": rng.standard_normal(()).astype(dtype),
+    }
+
+
+def flat(tree):
+    return [tree["w"], *tree["layers"], tree["b"]]
+
+
+def gradients(t, dtype=np.float32):
+    return model(dtype, seed=100 + t)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_class_follows_the_law(kind, dtype, backend):
+    cls, hyper, (rule, decay, coefficients) = KINDS[kind]
+    params = model(dtype)
+    wanted = [p.copy() for p in flat(params)]
+    states = [[np.zeros_like(p) for _ in RULES[rule].states] for p in wanted]
+    decay_coefficient = {"none": 0.0, "coupled": hyper.get("weight_decay"), "decoupled": 1 - 0.01 * 0.1}[decay]
+    opt = cls(params, backend=backend, threads=2, **hyper)
+    for t in range(1, 11):
+        grads = gradients(t, dtype)
+        assert opt.step(grads, grad_scale=0.5) == (True, None)
+        for p, g, s in zip(wanted, flat(grads), states, strict=True):
+            update(
+                RULES[rule],
+                p,
+                g,
+                s,
+                coefficients(t),
+                s=-0.5 if hyper.get("maximize") else 0.5,
+                decay=decay,
+                decay_coefficient=decay_coefficient,
+            )
+    for name, p, w, s in zip(opt.state, flat(params), wanted, states, strict=True):
+        assert same_bits(p, w)
+        assert opt.state[name]["step"] == 10
+        for slot, state in zip(RULES[rule].states, s, strict=True):
+            assert same_bits(opt.state[name][slot], state)
+
+
+def test_names_are_paths():
+    assert list(fo.SGD(model(), backend="numpy").state) == ["w", "layers.0", "layers.1", "b"]
+    assert list(fo.SGD(np.zeros(3), backend="numpy").state) == ["0"]
+    assert list(fo.SGD([{"params": np.zeros(3)}, {"params": [np.zeros(2)]}], backend="numpy").state) == ["0.0", "1.0"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_none_skips_a_parameter_and_zeros_do_not(backend):
+    p = [np.ones(3), np.ones(3)]
+    opt = fo.Adam(p, lr=0.1, backend=backend)
+    opt.step([np.ones(3), None])
+    assert [entry["step"] for entry in opt.state.values()] == [1, 0]
+    assert np.all(p[1] == 1) and "exp_avg" not in opt.state["1"]
+    opt.step([np.zeros(3), np.ones(3)])
+    assert [entry["step"] for entry in opt.state.values()] == [2, 1]
+    assert np.all(p[1] == p[1][0]) and p[1][0] == pytest.approx(0.9)
+    alone = np.ones(3)
+    other = fo.Adam(alone, lr=0.1, backend=backend)
+    other.step(np.ones(3))
+    opt.step([None, np.full(3, 2.0)])
+    other.step(np.full(3, 2.0))
+    assert same_bits(p[1], alone)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_groups_have_their_own_hyper_parameters(backend):
+    a, b, c = np.ones(4), np.ones(4), np.ones(4)
+    opt = fo.SGD([{"params": [a], "lr": 0.5}, {"params": {"b": b}, "momentum": 0.9}], lr=0.25, backend=backend)
+    g = np.ones(4)
+    opt.step([[g], {"b": g}])
+    opt.step([[g], {"b": g}])
+    assert a[0] == 1 - 2 * 0.5
+    assert b[0] == 1 - 0.25 - 0.25 * 1.9
+    opt.add_param_group({"params": c, "lr": 1.0, "maximize": True})
+    opt.step([[g], {"b": g}, g])
+    assert c[0] == 2.0
+    assert [entry["step"] for entry in opt.state.values()] == [3, 3, 1]
+
+
+def test_add_param_group_to_a_plain_optimizer_makes_step_take_a_list():
+    a, b = np.ones(2), np.ones(2)
+    opt = fo.SGD(a, lr=0.5, backend="c")
+    opt.step(np.ones(2))
+    opt.add_param_group({"params": [b]})
+    opt.step([np.ones(2), [np.ones(2)]])
+    assert a[0] == 0 and b[0] == 0.5
+    with pytest.raises(ValueError, match="2 groups"):
+        opt.step(np.ones(2))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hyper_parameters_are_reread_at_every_step(backend):
+    p = np.zeros(2)
+    opt = fo.SGD(p, lr=1.0, backend=backend)
+    opt.step(np.ones(2))
+    opt.lr = 0.5
+    opt.step(np.ones(2))
+    opt.param_groups[0]["lr"] = 0.25
+    opt.step(np.ones(2))
+    opt.param_groups[0].update(lr=0.125, weight_decay=1.0)
+    opt.step(np.ones(2))
+    assert p[0] == -1.75 - 0.125 * (1 - 1.75)
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step(np.ones(2))
+    assert opt.state["0"]["momentum_buffer"][0] == 1 + (-1.75 - 0.125 * (1 - 1.75))
+
+
+def test_values_that_change_in_place_are_seen():
+    p, betas, lr = np.zeros(2), [0.5, 0.5], np.array(1.0)
+    opt = fo.Adam(p, lr=lr, betas=betas, backend="c")
+    plain = np.zeros(2)
+    other = fo.Adam(plain, lr=1.0, betas=(0.5, 0.5), backend="c")
+    for optimizer in (opt, other):
+        optimizer.step(np.ones(2))
+    betas[0], lr[...] = 0.25, 0.5
+    other.param_groups[0].update(betas=(0.25, 0.5), lr=0.5)
+    for optimizer in (opt, other):
+        optimizer.step(np.full(2, 3.0))
+    assert same_bits(p, plain)
+
+
+def test_parameters_replaced_by_equal_shapes_are_followed():
+    params = [np.zeros(3), np.zeros(3)]
+    opt = fo.SGD(params, lr=1.0, backend="c")
+    opt.step([np.ones(3), np.ones(3)])
+    new = np.full(3, 7.0)
+    opt.param_groups[0]["params"][1] = new
+    opt.step([np.ones(3), np.ones(3)])
+    assert new[0] == 6 and params[1][0] == -1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_clipping_and_unscaling_in_the_step(backend):
+    rng = np.random.default_rng(0)
+    g = [1024 * rng.standard_normal(n) for n in (5, 5000)]
+    p = [np.ones(5), np.ones(5000)]
+    opt = fo.SGD(p, lr=1.0, backend=backend, threads=2)
+    info = opt.step(g, grad_scale=1 / 1024, max_norm=1.0)
+    norm = np.linalg.norm(np.concatenate(g)) / 1024
+    assert info.applied and info.grad_norm == pytest.approx(norm, rel=1e-12)
+    assert info.grad_norm == fo.grad_norm(g, grad_scale=1 / 1024, backend=backend)
+    moved = np.linalg.norm(np.concatenate(p) - 1)
+    assert moved == pytest.approx(1.0, rel=1e-5)
+    factor = rules.clip_factor(info.grad_norm, 1.0)
+    assert same_bits(p[0], 1 - 1.0 * ((1 / 1024 * factor) * g[0]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_skip_nonfinite_leaves_everything(backend, bad):
+    params = model(np.float64)
+    opt = fo.Adam(params, lr=0.1, backend=backend, threads=2)
+    grads = gradients(1, np.float64)
+    grads["layers"][1][-1] = bad
+    before = copy.deepcopy(params)
+    info = opt.step(grads, skip_nonfinite=True)
+    assert not info.applied and not np.isfinite(info.grad_norm)
+    assert all(same_bits(a, b) for a, b in zip(flat(params), flat(before), strict=True))
+    assert all(set(entry) == {"step"} and entry["step"] == 0 for entry in opt.state.values())  # no buffers either
+    assert opt.step(gradients(2, np.float64), skip_nonfinite=True).applied
+    states = copy.deepcopy({name: dict(entry) for name, entry in opt.state.items()})
+    before = copy.deepcopy(params)
+    assert not opt.step(grads, skip_nonfinite=True, max_norm=1.0, grad_scale=0.5).applied
+    assert all(same_bits(a, b) for a, b in zip(flat(params), flat(before), strict=True))
+    for name, entry in states.items():
+        for slot, value in entry.items():
+            assert np.array_equal(opt.state[name][slot], value)
+
+
+def test_skip_judges_the_scaled_gradient():
+    p = np.zeros(1, np.float32)
+    opt = fo.SGD(p, lr=1.0, backend="c")
+    assert not opt.step(np.array([3e38], np.float32), grad_scale=10.0, skip_nonfinite=True).applied
+    assert opt.step(np.array([3e38], np.float32), grad_scale=0.1, skip_nonfinite=True).applied
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_dict_restores_exactly_on_another_backend(kind):
+    cls, hyper, _ = KINDS[kind]
+    params = model()
+    opt = cls(params, backend="c", **hyper)
+    for t in range(3):
+        opt.step(gradients(t))
+    saved, params_saved = opt.state_dict(), copy.deepcopy(params)
+    for t in range(3, 6):
+        opt.step(gradients(t))
+    other = cls(params_saved, backend="numpy", **hyper)
+    other.load_state_dict(saved)
+    for t in range(3, 6):
+        other.step(gradients(t))
+    assert all(same_bits(a, b) for a, b in zip(flat(params), flat(params_saved), strict=True))
+    assert saved["state"]["w"]["step"] == 3, "state_dict must hold copies"
+
+
+def test_state_dict_that_does_not_fit_is_refused_and_changes_nothing():
+    p = [np.ones(3, np.float32), np.ones(2)]
+    opt = fo.Adam(p, lr=0.1, backend="c")
+    opt.step([np.ones(3, np.float32), np.ones(2)])
+    good = opt.state_dict()
+    before = copy.deepcopy(good)
+
+    def broken(change):
+        bad = copy.deepcopy(good)
+        change(bad)
+        return bad
+
+    cases = {
+        "not a state dict": broken(lambda d: d.pop("state")),
+        "version": broken(lambda d: d.update(version=99)),
+        "SGD": broken(lambda d: d.update(optimizer="SGD")),
+        "names": broken(lambda d: d["param_groups"][0].update(params=["x", "1"])),
+        "other parameters": broken(lambda d: d["state"].pop("1")),
+        "shape": broken(lambda d: d["state"]["1"].update(exp_avg=np.ones(5))),
+        "dtype": broken(lambda d: d["state"]["0"].update(exp_avg=np.ones(3))),
+        "step must be": broken(lambda d: d["state"]["0"].update(step=-1)),
+        "unknown name": broken(lambda d: d["state"]["0"].update(velocity=np.ones(3, np.float32))),
+        "lr": broken(lambda d: d["param_groups"][0].update(lr=-1.0)),
+    }
+    for message, bad in cases.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            opt.load_state_dict(bad)
+        assert repr(opt.state_dict()) == repr(before)
+    with pytest.raises((TypeError, ValueError)):
+        opt.load_state_dict(None)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+def test_copies_are_independent_and_equal(duplicate):
+    params = model()
+    opt = fo.Adam(params, lr=0.1, backend="c")
+    opt.step(gradients(1))
+    params2, opt2 = duplicate((params, opt))
+    assert opt2.param_groups[0]["params"][0] is params2["w"]
+    opt2.step(gradients(2))
+    assert opt.state["w"]["step"] == 1 and opt2.state["w"]["step"] == 2
+    opt.step(gradients(2))
+    assert all(same_bits(a, b) for a, b in zip(flat(params), flat(params2), strict=True))
+    opt2.lr = 0.5
+    assert opt.lr == 0.1
+
+
+def test_group_lists_and_dicts_refuse_what_no_step_would_read():
+    opt = fo.SGD([np.zeros(2)], lr=0.1, backend="c")
+    group = opt.param_groups[0]
+    with pytest.raises(TypeError, match="add_param_group"):
+        opt.param_groups.append({"params": np.zeros(1)})
+    with pytest.raises(TypeError, match="add_param_group"):
+        opt.param_groups[0] = {}
+    with pytest.raises(KeyError, match="learning_rate"):
+        group["learning_rate"] = 1.0
+    with pytest.raises(TypeError):
+        del group["lr"]
+    with pytest.raises(ValueError, match="expected 1 arrays"):
+        group["params"] = [np.zeros(2), np.zeros(2)]
+    with pytest.raises(AttributeError):
+        opt.param_groups = []
+    group["params"].append(np.zeros(2))
+    with pytest.raises(ValueError, match="expected 1 arrays"):
+        opt.step([np.zeros(2)])
+
+
+def test_lr_of_groups():
+    opt = fo.SGD([{"params": np.zeros(1), "lr": 0.1}, {"params": np.zeros(1), "lr": 0.2}], backend="c")
+    with pytest.raises(ValueError, match="different"):
+        _ = opt.lr
+    opt.lr = [0.3, 0.4]
+    assert [group["lr"] for group in opt.param_groups] == [0.3, 0.4]
+    with pytest.raises(ValueError):
+        opt.lr = [0.3, -1.0]
+    assert [group["lr"] for group in opt.param_groups] == [0.3, 0.4]
+    opt.lr = 0.5
+    assert opt.lr == 0.5
+
+
+def test_toggled_amsgrad_keeps_the_means():
+    p = np.ones(3)
+    opt = fo.Adam(p, lr=0.1, backend="c")
+    opt.step(np.full(3, 2.0))
+    mean = opt.state["0"]["exp_avg"].copy()
+    opt.param_groups[0]["amsgrad"] = True
+    opt.step(np.zeros(3))
+    assert opt.state["0"]["step"] == 2
+    assert np.all(opt.state["0"]["exp_avg"] == 0.9 * mean)
+    assert "max_exp_avg_sq" in opt.state["0"]
