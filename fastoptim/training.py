@@ -661,9 +661,9 @@ class Loop:
             "batches": self.batches.state_dict(),
             "schedules": {
                 "text": self._rate_text(),
-                "states": [_state_of(schedule) for schedule in self._schedules or ()],
+                "states": [schedule.state_dict() for schedule in _stateful(self._schedules)],
             },
-            "callbacks": [_state_of(callback) for callback in self._callbacks],
+            "callbacks": [callback.state_dict() for callback in _stateful(self._callbacks)],
             "frozen": {name: checkpoints.to_host(p) for name, p in self._frozen()},
             "history": self.history._state(),
             "best": {"step": self._best_step, "loss": self._best_loss, "params": self._best_params},
@@ -718,33 +718,22 @@ class Loop:
         own_file = state["optimizer_file"]
         if (own_file is not None) != _saves_itself(self.optimizer):
             raise CheckpointError("it was written with another kind of optimizer (sharded or not)")
-        stateful: list[tuple[Any, Any]] = [
-            (part, saved)
-            for parts, saved_states in (
-                (self._schedules or (), state["schedules"]["states"]),
-                (self._callbacks, state["callbacks"]),
-            )
-            for part, saved in zip(parts, saved_states, strict=True)
-        ]
-        for part, saved in stateful:
-            if (saved is not None) != hasattr(part, "state_dict"):
-                raise CheckpointError("it was written with other schedules or callbacks")
-        before = [self.batches.state_dict(), *(_state_of(part) for part, _ in stateful)]
+        parts = [*_stateful(self._schedules), *_stateful(self._callbacks)]
+        saved_parts = [*state["schedules"]["states"], *state["callbacks"]]
+        if len(parts) != len(saved_parts):
+            raise CheckpointError("it was written with other schedules or callbacks")
+        before = [self.batches.state_dict(), *(part.state_dict() for part in parts)]
         try:
-            self.batches.load_state_dict(state["batches"])
-            for part, saved in stateful:
-                if saved is not None:
-                    part.load_state_dict(saved)
+            for part, saved in zip([self.batches, *parts], [state["batches"], *saved_parts], strict=True):
+                part.load_state_dict(saved)
             if own_file is None:
                 with self.optimizer._locked():
                     checkpoints.restore_optimizer(self.optimizer, tree)
             else:
                 self.optimizer.load(os.path.join(os.path.dirname(path), os.path.basename(own_file)))
         except BaseException:
-            self.batches.load_state_dict(before[0])
-            for (part, _), saved in zip(stateful, before[1:], strict=True):
-                if saved is not None:
-                    part.load_state_dict(saved)
+            for part, saved in zip([self.batches, *parts], before, strict=True):
+                part.load_state_dict(saved)
             raise
         for name, p in frozen:
             checkpoints.assign(p, state["frozen"][name])
@@ -914,7 +903,7 @@ def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | 
         return OPTIMIZERS[optimizer](params, backend=backend or "auto", threads=threads)
     if backend is not None or threads is not None:
         raise ValueError("backend and threads belong to an optimizer that is given by its name")
-    if not all(hasattr(optimizer, name) for name in ("step", "param_groups", "lr", "save", "load")):
+    if not all(hasattr(optimizer, name) for name in ("step", "param_groups", "save", "load")):
         raise TypeError(f"optimizer must be a name or an optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, Optimizer):
         own = {id(p) for _, p in _named(params)}
@@ -1002,8 +991,8 @@ def _named(params: Any) -> list[tuple[str, Any]]:
     return list(zip(structure.names, structure.leaves(params), strict=True))
 
 
-def _state_of(part: Any) -> Any:
-    return part.state_dict() if hasattr(part, "state_dict") else None
+def _stateful(parts: Any) -> list[Any]:
+    return [part for part in parts or () if hasattr(part, "state_dict") and hasattr(part, "load_state_dict")]
 
 
 def _saves_itself(optimizer: Any) -> bool:
