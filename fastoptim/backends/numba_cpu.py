@@ -209,16 +209,17 @@ _PROBE = np.array([1e-310, 1.0])  # a subnormal number, and a factor that leaves
 class _Pool:
     """Numba's threads, where using them is safe."""
 
+    _lock = threading.Lock()  # of the process, not of one backend: two threads may make a backend each
+
     def __init__(self, numba: Any, module: Any):
         self._numba, self._module = numba, module
-        self._lock = threading.Lock()
         self._lost = self._layer() is not None and _only_thread()  # a child of a process that had started them
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self) -> None:
         self._lost = self._layer() is not None
-        self._lock = threading.Lock()
+        type(self)._lock = threading.Lock()
 
     def _layer(self) -> str | None:
         try:
