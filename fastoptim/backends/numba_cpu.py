@@ -117,7 +117,7 @@ def {name}_{dtype}(row, k, first, count):
     offset = np.uint64(first * {itemsize})
 {pointers}
 {scalars}
-    for i in range(np.uintp(count)):  # unsigned: a test for negative indices would keep it from being vectorised
+    for i in range(count):
         {targets} = {name}({values})
 """
 
