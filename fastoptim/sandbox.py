@@ -1,0 +1,247 @@
+"""Train in place and put everything back: parameters, optimizer states, random generators, position in the data."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import FunctionType, MethodType, ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from .data import Minibatches
+from .optimizers import Optimizer
+from .training import OPTIMIZERS
+from .trees import Structure
+
+LossAndGrad = Callable[[Any, Any], tuple[Any, Any]]
+
+ANCHOR_EXAMPLES = 256  # the anchor batch has at least as many, if there are as many
+
+
+class _Interrupts:
+    """Ctrl-C is delivered only where `opened`, at most once each time, and whatever is left over on leaving."""
+
+    def __init__(self) -> None:
+        self._open = False
+        self._pending: tuple[Any, ...] | None = None
+        self._previous: Any = None
+
+    def __enter__(self) -> _Interrupts:
+        previous = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and callable(previous):
+            self._previous = previous
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, *args: Any) -> None:
+        if self._open:
+            self._open = False
+            self._previous(*args)
+        else:
+            self._pending = args
+
+    def open(self) -> None:
+        self._open = True
+        if self._pending is not None:
+            args, self._pending, self._open = self._pending, None, False
+            self._previous(*args)
+
+    def close(self) -> None:
+        self._open = False
+
+    def __exit__(self, *_: Any) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            if self._pending is not None:
+                self._previous(*self._pending)
+
+
+class Sandbox:
+    """Train in place, and put everything back on leaving the ``with`` block.
+
+    Parameters are as for `probe_lr`.
+    """
+
+    def __init__(
+        self,
+        loss_and_grad: LossAndGrad,
+        params: Any,
+        data: Any,
+        optimizer: str | Optimizer | Callable[..., Optimizer],
+        batch_size: int | None,
+        rng: int | np.random.Generator | None,
+        generators: Iterable[Any],
+        buffers: Any,
+    ):
+        if not callable(loss_and_grad):
+            raise TypeError(f"loss_and_grad must be callable, got {type(loss_and_grad).__name__}")
+        if isinstance(params, Iterator) or isinstance(data, Iterator):
+            raise TypeError("an iterator cannot be put back: pass arrays, minibatches or None")
+        if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {list(OPTIMIZERS)}, a class or an optimizer, got {optimizer!r}")
+        if data is None or isinstance(data, Minibatches):
+            if batch_size is not None or rng is not None:
+                raise ValueError("batch_size and rng say how to cut arrays into minibatches; there are none to cut")
+            self._batches = data
+        else:
+            self._batches = Minibatches(data, 32 if batch_size is None else batch_size, rng=0 if rng is None else rng)
+        self._loss_and_grad, self._params = loss_and_grad, params
+        leaves = [*Structure(params).leaves(params), *Structure(buffers).leaves(buffers)]
+        if isinstance(optimizer, Optimizer):
+            leaves += [p for group in optimizer.param_groups for p in group["params"]]
+        for leaf in leaves:
+            if not isinstance(leaf, np.ndarray):
+                raise TypeError(f"parameters and buffers must be NumPy arrays, got {type(leaf).__name__}")
+        self._arrays = list({id(leaf): leaf for leaf in leaves}.values())
+        self._optimizer = optimizer
+        found = list(generators)
+        for generator in found:
+            if not isinstance(generator, _GENERATORS):
+                raise TypeError(f"generators: expected random generators, got {type(generator).__name__}")
+        found += _generators_within(loss_and_grad)
+        if self._batches is not None:
+            found.append(self._batches.rng)
+        self._generators = list({id(generator): generator for generator in found}.values())
+        self._interrupts = _Interrupts()
+        groups = self._new_optimizer(None).param_groups
+        self.default_lr = float(groups[0]["lr"])
+        self._ratios = [group["lr"] / self.default_lr if self.default_lr else 1.0 for group in groups]
+        self.momentum = float(groups[0]["momentum"] if "momentum" in groups[0] else groups[0]["betas"][0])
+
+    def __enter__(self) -> Sandbox:
+        self._saved = [array.copy(order="K") for array in self._arrays]
+        self._states = [_generator_state(generator) for generator in self._generators]
+        self._global_states = random.getstate(), np.random.get_state(legacy=False)
+        self._position = None if self._batches is None else self._batches.state_dict()
+        self._interrupts.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.restore()
+        finally:
+            self._interrupts.__exit__()
+
+    def restore(self) -> None:
+        """Put everything back to where it was on entering."""
+        for array, saved in zip(self._arrays, self._saved, strict=True):
+            array[...] = saved
+        if self._batches is not None:
+            self._batches.load_state_dict(self._position)  # type: ignore[arg-type]
+        for generator, state in zip(self._generators, self._states, strict=True):
+            _set_generator_state(generator, state)
+        python_state, numpy_state = self._global_states
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+    def evaluate(self, batch: Any) -> tuple[float, Any]:
+        """Loss and gradients of a batch; here Ctrl-C is heard."""
+        self._interrupts.open()
+        try:
+            with np.errstate(all="ignore"):
+                loss, grads = self._loss_and_grad(self._params, batch)
+        finally:
+            self._interrupts.close()
+        return float(loss), grads
+
+    def next_batch(self) -> Any:
+        """The next minibatch, None without data."""
+        return None if self._batches is None else self._batches.next_batch()
+
+    def train(self, rates: Sequence[float] | np.ndarray) -> Iterator[float]:
+        """One step per rate from the state on entering; yields the loss that each minibatch had before its step."""
+        self.restore()
+        optimizer = self._new_optimizer(float(rates[0]))
+        for lr in rates:
+            loss, grads = self.evaluate(self.next_batch())
+            for group, ratio in zip(optimizer.param_groups, self._ratios, strict=True):
+                group["lr"] = float(lr) * ratio
+            with np.errstate(all="ignore"):
+                optimizer.step(grads)
+            yield loss
+
+    def anchor(self, steps: int) -> Any:
+        """The minibatches that follow those of a trial, joined; None if every step sees all the data."""
+        if self._batches is None or len(self._batches) == 1:
+            return None
+        for _ in range(steps):
+            self._batches.next_batch()
+        first = self._batches.next_batch()
+        structure = Structure(first)
+        columns = [[copy.copy(leaf)] for leaf in structure.leaves(first)]
+        if all(isinstance(column[0], np.ndarray) for column in columns):
+            wanted = min(ANCHOR_EXAMPLES, self._batches.examples)
+            while sum(len(part) for part in columns[0]) < wanted:
+                for column, leaf in zip(columns, structure.leaves(self._batches.next_batch()), strict=True):
+                    column.append(leaf.copy())
+        joined = [np.concatenate(column) if len(column) > 1 else column[0] for column in columns]
+        batch = structure.rebuild(joined)
+        return tuple(batch) if isinstance(first, tuple) else batch
+
+    def _new_optimizer(self, lr: float | None) -> Optimizer:
+        if isinstance(self._optimizer, Optimizer):
+            shared = {id(p): p for group in self._optimizer.param_groups for p in group["params"]}
+            return copy.deepcopy(self._optimizer, shared)
+        make = OPTIMIZERS[self._optimizer] if isinstance(self._optimizer, str) else self._optimizer
+        return make(self._params) if lr is None else make(self._params, lr=lr)
+
+
+# --- Random generators --------------------------------------------------------------------------------------------
+
+_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
+
+
+def _generator_state(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.get_state(legacy=False) if isinstance(generator, np.random.RandomState) else generator.getstate()
+
+
+def _set_generator_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, np.random.RandomState):
+        generator.set_state(state)
+    else:
+        generator.setstate(state)
+
+
+def _generators_within(root: Any) -> list[Any]:
+    """Random generators that a function refers to: by closure, default, attribute, global name or `partial`."""
+    found, seen = [], set()
+    queue = [(root, 0)]
+    while queue:
+        item, depth = queue.pop()
+        if id(item) in seen or depth > 5 or isinstance(item, (ModuleType, np.ndarray, str, bytes, int, float)):
+            continue
+        seen.add(id(item))
+        inner: list[Any] = []
+        if isinstance(item, _GENERATORS):
+            found.append(item)
+        elif isinstance(item, FunctionType):
+            for cell in item.__closure__ or ():
+                with contextlib.suppress(ValueError):  # not assigned yet
+                    inner.append(cell.cell_contents)
+            inner += [*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
+            inner += [item.__globals__[name] for name in item.__code__.co_names if name in item.__globals__]
+        elif isinstance(item, MethodType):
+            inner += [item.__func__, item.__self__]
+        elif isinstance(item, functools.partial):
+            inner += [item.func, *item.args, *item.keywords.values()]
+        elif isinstance(item, Mapping):
+            inner += list(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            inner += list(item) if len(item) <= 1000 else []
+        elif not isinstance(item, type):
+            inner += list(getattr(item, "__dict__", {}).values())
+            inner += [type(item).__call__] if callable(item) and hasattr(type(item).__call__, "__code__") else []
+        queue += [(thing, depth + 1) for thing in inner]
+    return found
