@@ -23,12 +23,14 @@ import secrets
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import __version__
-from .optimizers import Optimizer
+
+if TYPE_CHECKING:
+    from .optimizers import Optimizer
 
 try:
     import fcntl

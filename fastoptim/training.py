@@ -719,7 +719,7 @@ class Loop:
         if (own_file is not None) != _saves_itself(self.optimizer):
             raise CheckpointError("it was written with another kind of optimizer (sharded or not)")
         parts = [*_stateful(self._schedules), *_stateful(self._callbacks)]
-        saved_parts = [*state["schedules"]["states"], *state["callbacks"]]
+        saved_parts, rate_text = [*state["schedules"]["states"], *state["callbacks"]], state["schedules"]["text"]
         if len(parts) != len(saved_parts):
             raise CheckpointError("it was written with other schedules or callbacks")
         before = [self.batches.state_dict(), *(part.state_dict() for part in parts)]
@@ -744,7 +744,7 @@ class Loop:
             self._next_diagnosis = max(next_diagnosis, steps + 1) if math.isfinite(next_diagnosis) else 2 * steps + 1
         if self._patience is not None and bad_validations >= self._patience:
             self._reason = "early stopping"
-        if state["schedules"]["text"] != self._rate_text():
+        if rate_text != self._rate_text():
             self._warn("the learning rate's schedule is not the one that the checkpoint was written with")
         return offset
 

@@ -1,0 +1,536 @@
+"""Checkpoints: what was written comes back bit by bit; whatever else the file holds gets CheckpointError."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim import checkpoint
+from fastoptim.backends import available
+from fastoptim.checkpoint import CheckpointError
+
+BACKENDS = [name for name in ("numpy", "c", "numba") if available(name) is None]
+PROOFS = Path(__file__).parent / "proofs"
+
+MAKERS = {
+    "sgd": lambda params, **k: fo.SGD(params, lr=0.1, **k),
+    "momentum": lambda params, **k: fo.SGD(params, lr=0.1, momentum=0.9, dampening=0.3, **k),
+    "nesterov": lambda params, **k: fo.SGD(params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1, **k),
+    "adam": lambda params, **k: fo.Adam(params, betas=(0.8, 0.9), eps_mode="hat", **k),
+    "amsgrad": lambda params, **k: fo.Adam(params, amsgrad=True, maximize=True, **k),
+    "adamw": fo.AdamW,
+}
+
+
+def tree_of_params(seed=0):
+    """Every layout: C, Fortran, strided, 0-d, empty, one element; both dtypes."""
+    rng = np.random.default_rng(seed)
+    return {
+        "C": rng.standard_normal((3, 5)).astype(np.float32),
+        "F": np.asfortranarray(rng.standard_normal((4, 3))),
+        "nested": [rng.standard_normal((6, 4))[::2, ::-1], {"0-d": np.array(rng.standard_normal())}],
+        "empty": np.zeros((0, 3), np.float32),
+        "one": rng.standard_normal(1).astype(np.float32),
+    }
+
+
+def flatten(tree):
+    if isinstance(tree, dict):
+        return [x for value in tree.values() for x in flatten(value)]
+    return [x for value in tree for x in flatten(value)] if isinstance(tree, list) else [tree]
+
+
+def like(tree, make):
+    if isinstance(tree, dict):
+        return {key: like(value, make) for key, value in tree.items()}
+    return [like(value, make) for value in tree] if isinstance(tree, list) else make(tree)
+
+
+def gradients(params, seed):
+    rng = np.random.default_rng(seed)
+    return like(params, lambda p: np.asarray(rng.standard_normal(p.shape), p.dtype))
+
+
+def everything(params, optimizer):
+    state = optimizer.state_dict()
+    arrays = [*flatten(params), *(x for entry in state["state"].values() for x in entry.values())]
+    return b"".join(np.asarray(x).tobytes() for x in arrays), state["param_groups"]
+
+
+def small(path):
+    """A small checkpoint file, its optimizer and its bytes."""
+    params = {"w": np.arange(6.0).reshape(2, 3), "b": np.zeros(1)}
+    optimizer = fo.SGD(params, lr=0.1, momentum=0.9)
+    optimizer.step({"w": np.ones((2, 3)), "b": np.ones(1)})
+    optimizer.save(path)
+    return params, optimizer, path.read_bytes()
+
+
+def signed(data):
+    """`data` with the checksum that belongs to it."""
+    at = 8 + len(checkpoint._PREFIX)
+    blank = data[:at] + b"0" * 64 + data[at + 64 :]
+    return data[:at] + hashlib.sha256(blank).hexdigest().encode() + data[at + 64 :]
+
+
+def rewritten(data, change):
+    """`data` with its header changed by a function of the parsed header, and a valid checksum."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return signed(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+# --- There and back -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_an_optimizer_goes_on_bit_by_bit_on_any_backend(tmp_path, kind):
+    params = tree_of_params()
+    optimizer = MAKERS[kind](params, backend="numpy")
+    for seed in range(3):
+        optimizer.step(gradients(params, seed))
+    partial = gradients(params, 3)
+    partial["C"] = None  # its step count parts from the others'
+    optimizer.step(partial)
+    optimizer.save(tmp_path / "a.ckpt")
+    saved = everything(params, optimizer)
+    for seed in range(4, 7):
+        optimizer.step(gradients(params, seed))
+    expected = everything(params, optimizer)
+    assert expected != saved
+    for backend in BACKENDS:
+        fresh = tree_of_params(seed=9)
+        again = MAKERS[kind](fresh, backend=backend)
+        again.load(tmp_path / "a.ckpt")
+        assert everything(fresh, again) == saved
+        for seed in range(4, 7):
+            again.step(gradients(params, seed))
+        assert everything(fresh, again) == expected
+
+
+def test_trees_keep_values_types_dtypes_and_orders(tmp_path):
+    rng = np.random.default_rng(0)
+    tree = {
+        "plain": [None, True, False, 0, -1, 2**200, 0.1, -0.0, "ä\ud800\0", []],
+        "float": [math.inf, -math.inf, 5e-324, 1e308],
+        "tuple": ((0.9, 0.999), (), [(1,)]),
+        "$odd": {1: "one", (2, 3): "two", None: {"$tensor": "not one"}, "x": {}},
+        "scalars": [np.float32(0.1), np.int8(-3), np.bool_(True), np.float64(2.5)],
+        "a/b": {"c": np.ones(2)},
+        "a": {"b/c": np.zeros(2)},
+        "F": np.asfortranarray(rng.standard_normal((3, 4))),
+        "strided": rng.standard_normal((6, 6))[::2, ::3],
+        "big-endian": np.arange(3.0).astype(">f8"),
+    }
+    for dtype in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "c8"):
+        tree[dtype] = (rng.standard_normal((2, 3)) * 100).astype(dtype)
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    tree["bf16"] = np.arange(4).astype(ml_dtypes.bfloat16)
+    checkpoint.write(tmp_path / "t.ckpt", tree, kind="test")
+    again = checkpoint.read(tmp_path / "t.ckpt", kind="test")
+
+    def same(a, b):
+        if isinstance(a, np.ndarray):
+            return type(b) is np.ndarray and a.dtype == b.dtype.newbyteorder(a.dtype.byteorder) and np.array_equal(a, b)
+        if isinstance(a, dict):
+            return type(b) is dict and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+        if isinstance(a, (list, tuple)):
+            return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+        return type(a) is type(b) and a == b and (a != 0 or math.copysign(1, a) == math.copysign(1, b))
+
+    assert same(tree, again)
+    assert again["F"].flags.f_contiguous and again["big-endian"].dtype.isnative
+    checkpoint.write(tmp_path / "t.ckpt", math.nan, kind="test")
+    assert math.isnan(checkpoint.read(tmp_path / "t.ckpt", kind="test"))
+
+
+def test_the_safetensors_library_reads_the_same(tmp_path):
+    library = pytest.importorskip("safetensors.numpy")
+    params = tree_of_params()
+    optimizer = fo.Adam(params)
+    optimizer.step(gradients(params, 0))
+    optimizer.save(tmp_path / "a.ckpt")
+    arrays = library.load_file(tmp_path / "a.ckpt")
+    assert np.array_equal(arrays["params/F"], params["F"]) and np.array_equal(arrays["params/C"], params["C"])
+    assert np.array_equal(arrays["params/nested.1.0-d"], params["nested"][1]["0-d"])
+    assert np.array_equal(arrays["optimizer/state/F/exp_avg"], optimizer.state["F"]["exp_avg"])
+    assert len(arrays) == 3 * 6
+
+
+def test_loading_reads_and_copies(tmp_path):
+    params, optimizer, _ = small(tmp_path / "a.ckpt")
+    expected = everything(params, optimizer)
+    optimizer.load(tmp_path / "a.ckpt")
+    with open(tmp_path / "a.ckpt", "r+b") as file:
+        file.write(b"\xff" * os.path.getsize(tmp_path / "a.ckpt"))
+    assert everything(params, optimizer) == expected
+
+
+def test_a_state_may_not_be_saved_while_somebody_steps(tmp_path):
+    _, optimizer, _ = small(tmp_path / "a.ckpt")
+    for call in (optimizer.save, optimizer.load):
+        with optimizer._locked(), pytest.raises(RuntimeError, match="another thread"):
+            call(tmp_path / "a.ckpt")
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_previous_checkpoint_stays(tmp_path):
+    path = tmp_path / "a.ckpt"
+    for number in range(3):
+        checkpoint.write(path, number, kind="test")
+    assert checkpoint.read(path, kind="test") == 2
+    assert checkpoint.read(checkpoint.previous_path(path), kind="test") == 1
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.ckpt", "a.ckpt.previous"]
+    checkpoint.write(path, 3, kind="test", keep_previous=False)
+    assert checkpoint.read(checkpoint.previous_path(path), kind="test") == 1
+
+
+def test_without_hard_links_it_works_too(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for number in range(3):
+        checkpoint.write(tmp_path / "a.ckpt", number, kind="test")
+    assert checkpoint.read(tmp_path / "a.ckpt", kind="test") == 2
+    assert checkpoint.read(checkpoint.previous_path(tmp_path / "a.ckpt"), kind="test") == 1
+
+
+def test_links_modes_and_relative_paths(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.ckpt").symlink_to(tmp_path / "real" / "a.ckpt")
+    before = os.umask(0o027)
+    try:
+        checkpoint.write(tmp_path / "link.ckpt", 1, kind="test")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "link.ckpt").is_symlink() and (tmp_path / "real" / "a.ckpt").stat().st_mode & 0o777 == 0o640
+    monkeypatch.chdir(tmp_path)
+    checkpoint.write("b.ckpt", 2, kind="test")
+    assert checkpoint.read("b.ckpt", kind="test") == 2
+    with pytest.raises(FileNotFoundError):
+        checkpoint.write(tmp_path / "missing" / "a.ckpt", 1, kind="test")
+
+
+@pytest.mark.parametrize(
+    "tree", [object(), {"x": {1, 2}}, [b"bytes"], np.array(["text"]), np.array([1j]), {np.int64(1): 2}, [np.ma.ones(3)]]
+)
+def test_what_cannot_be_held_is_refused_before_anything_is_touched(tmp_path, tree):
+    with pytest.raises(TypeError, match="cannot hold"):
+        checkpoint.write(tmp_path / "a.ckpt", tree, kind="test")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_header_that_could_not_be_read_is_not_written(tmp_path, monkeypatch):
+    checkpoint.write(tmp_path / "a.ckpt", list(range(3000)), kind="test")
+    monkeypatch.setattr(checkpoint, "MAX_HEADER", 10_000)
+    with pytest.raises(ValueError, match="store numbers in arrays"):
+        checkpoint.write(tmp_path / "b.ckpt", list(range(3000)), kind="test")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        checkpoint.read(tmp_path / "a.ckpt", kind="test")
+
+
+def in_child(action):
+    """Run `action` in a forked child; the status that it ended with (negative: the signal that killed it)."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_killed_before_any_system_call_a_checkpoint_is_there(tmp_path):
+    """The child dies right before its n-th call that touches the file system, or in the middle of a write."""
+    path = tmp_path / "a.ckpt"
+    big = np.arange(50_000.0)
+
+    def deadly(n):
+        count = iter(range(1000))
+
+        def wrap(function):
+            def call(*arguments, **options):
+                if next(count) == n:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **options)
+
+            return call
+
+        for name in ("open", "fsync", "link", "replace", "unlink", "fdopen", "listdir"):
+            setattr(os, name, wrap(getattr(os, name)))
+        checkpoint._write_file, write = None, checkpoint._write_file
+
+        def halfway(file, header, arrays):
+            if next(count) == n:
+                file.write(b"x" * 100_000)
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(file, header, arrays)
+
+        checkpoint._write_file = halfway
+
+    checkpoint.write(path, {"number": 0, "x": big}, kind="test")
+    ends = []
+    for n in range(40):
+
+        def save(n=n):
+            deadly(n)
+            checkpoint.write(path, {"number": n + 1, "x": big + n}, kind="test")
+
+        last = checkpoint.read(path, kind="test")["number"]
+        ends.append(in_child(save))
+        number = checkpoint.read(path, kind="test")["number"]
+        assert number == n + 1 if ends[-1] == 0 else number in (last, n + 1)
+        if os.path.exists(checkpoint.previous_path(path)):
+            checkpoint.read(checkpoint.previous_path(path), kind="test")
+        if ends[-3:] == [0, 0, 0]:
+            break
+    assert ends.count(-signal.SIGKILL) >= 8 and ends[-3:] == [0, 0, 0]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.ckpt", "a.ckpt.previous"]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    path = tmp_path / "a.ckpt"
+    checkpoint.write(path, 1, kind="test")
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, resource.RLIM_INFINITY))
+        with contextlib.suppress(OSError):
+            checkpoint.write(path, np.zeros(100_000), kind="test")
+            os._exit(3)
+
+    assert in_child(fill) == 0
+    assert checkpoint.read(path, kind="test") == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_what_dead_writers_left_is_removed_what_live_ones_write_is_not(tmp_path):
+    dead, live, other = (tmp_path / name for name in (".a.ckpt.0badf00d.tmp", ".a.ckpt.11fe11fe.tmp", ".b.ckpt.00.tmp"))
+    for path in (dead, live, other):
+        path.write_bytes(b"half")
+    with open(live, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        checkpoint.write(tmp_path / "a.ckpt", 1, kind="test")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [live.name, other.name, "a.ckpt"]
+
+
+# --- Refusing ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path):
+    path = tmp_path / "a.ckpt"
+    params, optimizer, data = small(path)
+    before = everything(params, optimizer)
+    assert 1000 < len(data) < 3000
+    altered = [data[:i] + bytes([data[i] ^ (1 << i % 8)]) + data[i + 1 :] for i in range(len(data))]
+    altered += [data[:i] for i in range(0, len(data), 7)] + [data + b"\0"]
+    for content in altered:
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError):
+            optimizer.load(path)
+    assert everything(params, optimizer) == before
+
+
+def replaced(name, value):
+    def change(header):
+        header["__metadata__"][name] = value
+
+    return change
+
+
+def in_tree(*path, value):
+    def change(header):
+        tree = json.loads(header["__metadata__"]["tree"])
+        inner = tree
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        header["__metadata__"]["tree"] = json.dumps(tree)
+
+    return change
+
+
+def in_array(name, key, value):
+    def change(header):
+        header[name][key] = value
+
+    return change
+
+
+SIGNED = {
+    "newer version": (replaced("version", "2"), "format version 2.*reads version 1"),
+    "no version": (replaced("version", "1.0"), "version"),
+    "huge version": (replaced("version", "9" * 4000), "version"),
+    "other format": (replaced("format", "other"), "not a checkpoint of fastoptim"),
+    "number in metadata": (replaced("kind", 3), "not a checkpoint of fastoptim"),
+    "other kind": (replaced("kind", "training_data"), "kind 'training_data'"),
+    "tree is no JSON": (replaced("tree", "{"), "malformed"),
+    "deep tree": (replaced("tree", "[" * 100_000), "malformed"),
+    "NaN": (replaced("tree", "NaN"), "NaN"),
+    "name twice": (replaced("tree", '{"a":1,"a":2}'), "twice"),
+    "tree is a list": (replaced("tree", "[]"), "no array|tree does not name"),
+    "dtype": (in_array("params/b", "dtype", "F128"), "malformed"),
+    "dtype list": (in_array("params/b", "dtype", []), "malformed"),
+    "shape negative": (in_array("params/b", "shape", [-1]), "impossible shape"),
+    "shape huge": (in_array("params/b", "shape", [2**62, 2**62]), "not where"),
+    "shape empty and huge": (in_array("params/b", "shape", [0, 2**62]), "not where"),
+    "shape long": (in_array("params/b", "shape", [1] * 33), "impossible shape"),
+    "shape no list": (in_array("params/b", "shape", 1), "described"),
+    "offsets overlap": (in_array("params/b", "data_offsets", [0, 8]), "not where"),
+    "offsets float": (in_array("params/w", "data_offsets", [0.0, 48.0]), "not where"),
+    "offsets beyond": (in_array("params/w", "data_offsets", [0, 2**63]), "not where"),
+    "unknown entry": (in_array("params/b", "more", 1), "described"),
+    "array used twice": (in_tree("params", "b", value={"$tensor": "params/w"}), "malformed"),
+    "array unknown": (in_tree("params", "b", value={"$tensor": "nowhere"}), "malformed"),
+    "lr": (in_tree("optimizer", "param_groups", 0, "lr", value=-1.0), "lr must be"),
+    "lr array": (in_tree("optimizer", "param_groups", 0, "lr", value={"$items": []}), "is an array|hyper"),
+    "lr huge": (in_tree("optimizer", "param_groups", 0, "lr", value=10**400), "does not fit"),
+    "step": (in_tree("optimizer", "state", "w", "step", value=2**63), "int64"),
+    "step float": (in_tree("optimizer", "state", "w", "step", value=1.0), "int64"),
+    "step negative": (in_tree("optimizer", "state", "w", "step", value=-1), "step"),
+    "optimizer": (in_tree("optimizer", "optimizer", value="Adam"), "Adam"),
+    "groups": (in_tree("optimizer", "param_groups", value=[]), "groups"),
+    "no optimizer": (in_tree("optimizer", "state", value=None), "does not name"),
+    "state is a list": (in_tree("optimizer", "param_groups", value=[3]), "does not fit"),
+}
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_hostile_content_behind_a_valid_checksum(tmp_path, name):
+    path = tmp_path / "a.ckpt"
+    params, optimizer, data = small(path)
+    before = everything(params, optimizer)
+    change, message = SIGNED[name]
+    path.write_bytes(rewritten(data, change))
+    with pytest.raises(CheckpointError, match=message):
+        optimizer.load(path)
+    assert everything(params, optimizer) == before
+    path.write_bytes(rewritten(data, lambda header: None))
+    optimizer.load(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    _, optimizer, _ = small(tmp_path / "a.ckpt")
+    library = pytest.importorskip("safetensors.numpy")
+    library.save_file({"w": np.zeros(3)}, tmp_path / "plain.safetensors")
+    np.save(tmp_path / "x.npy", np.zeros(300))
+    (tmp_path / "x.pickle").write_bytes(pickle.dumps({"w": np.zeros(300)}))
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("plain.safetensors", "x.npy", "x.pickle", "empty", "folder", "pipe"):
+        with pytest.raises(CheckpointError, match=name):
+            optimizer.load(tmp_path / name)
+    with pytest.raises(CheckpointError, match="regular"):
+        optimizer.load("/dev/zero")
+    with pytest.raises(FileNotFoundError):
+        optimizer.load(tmp_path / "nowhere")
+
+
+def test_another_model_or_optimizer_is_refused_whole(tmp_path):
+    path = tmp_path / "a.ckpt"
+    small(path)
+    w, b = np.full((2, 3), 7.0), np.full(1, 7.0)
+    for params, make in (
+        ({"w": w}, fo.SGD),
+        ({"w": w, "c": b}, fo.SGD),
+        ({"w": w, "b": b, "c": b.copy()}, fo.SGD),
+        ({"w": w.reshape(3, 2), "b": b}, fo.SGD),
+        ({"w": w.astype(np.float32), "b": b}, fo.SGD),
+        ({"b": b, "w": w}, fo.SGD),
+        ([{"params": {"w": w, "b": b}}], fo.SGD),
+        ({"w": w, "b": b}, fo.Adam),
+    ):
+        optimizer = make(params)
+        with pytest.raises(CheckpointError):
+            optimizer.load(path)
+        assert np.all(w == 7.0) and np.all(b == 7.0)
+        assert all(entry["step"] == 0 for entry in optimizer.state.values())
+    optimizer = fo.SGD({"w": w, "b": b})
+    w.flags.writeable = False
+    with pytest.raises(CheckpointError, match="read-only"):
+        optimizer.load(path)
+    assert np.all(b == 7.0) and optimizer.lr == 1e-3
+
+
+def peak_of(action):
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_is_a_small_multiple_of_the_file(tmp_path):
+    """The worst that JSON can do per byte is an empty list in two or three, some thirty times as much memory."""
+    path = tmp_path / "a.ckpt"
+    _, optimizer, data = small(path)
+    lists = "[" + "[]," * 60_000 + "[]]"
+    contents = {
+        "tree": rewritten(data, replaced("tree", lists)),
+        "header": rewritten(data, lambda header: header.update(x=json.loads(lists))),
+        "length": (2**63).to_bytes(8, "little") + data[8:],
+        "offsets": rewritten(data, in_array("params/w", "data_offsets", [0, 2**62])),
+        "shape": rewritten(data, in_array("params/w", "shape", [2**40, 3])),
+    }
+    for name, content in contents.items():
+        path.write_bytes(content)
+
+        def load():
+            with pytest.raises(CheckpointError):
+                optimizer.load(path)
+
+        assert peak_of(load) < 60 * len(content) + 2**20, name
+
+
+def test_saving_and_loading_need_no_second_copy_of_the_file(tmp_path):
+    params = np.zeros(1_000_000, np.float32)
+    optimizer = fo.SGD(params)
+    path = tmp_path / "a.ckpt"
+    assert peak_of(lambda: optimizer.save(path)) < 2**20
+    assert peak_of(lambda: optimizer.load(path)) < params.nbytes + 2 * 2**20
+
+
+# --- Samples of the long proofs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "expected"),
+    [
+        ("fuzz_checkpoint.py", ["--files", "600", "--seed", "7"], "0 failures"),
+        (
+            "kill_save.py",
+            ["--kills", "20", "--control", "60", "--seed", "7"],
+            "20 of them in mid-save, 0 checkpoints lost",
+        ),
+        ("kill_resume.py", ["--trials", "1", "--seed", "7"], "0 results differ"),
+    ],
+)
+def test_a_sample_of(script, arguments, expected):
+    done = subprocess.run([sys.executable, PROOFS / script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert expected in done.stdout
