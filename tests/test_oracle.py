@@ -171,13 +171,14 @@ def test_exact_arithmetic_equals_the_processor(form):
     y[::7] = x[::7]
     operations = ((add, np.add), (subtract, np.subtract), (multiply, np.multiply), (divide, np.divide))
     with np.errstate(all="ignore"):
+        a = [number(float(v), form) for v in x]
+        b = [number(float(v), form) for v in y]
         for exact, native in operations:
-            mine = [value(exact(number(float(a), form), number(float(b), form), form)) for a, b in zip(x, y, strict=True)]
+            mine = [value(exact(*pair, form)) for pair in zip(a, b, strict=True)]
             assert same_bits(np.array(mine, form.dtype), native(x, y)), native.__name__
-        mine = [value(root(number(float(a), form), form)) for a in x]
+        mine = [value(root(v, form)) for v in a]
         assert same_bits(np.array(mine, form.dtype), np.sqrt(x))
-        mine = [at_least(number(float(a), form), number(float(b), form)) for a, b in zip(x, y, strict=True)]
-        assert mine == list(x >= y)
+        assert [at_least(*pair) for pair in zip(a, b, strict=True)] == list(x >= y)
 
 
 # --- The law, a second time ---------------------------------------------------------------------------------------
@@ -301,21 +302,22 @@ def test_grad_scale_and_clipping_equal_exact_arithmetic(form):
     start, g = (rng.standard_normal(50).astype(form.dtype) for _ in range(2))
     scaled = [multiply(number(0.3, form), number(float(x), form), form) for x in g]
     norm = float(sum((x.magnitude**2 for x in scaled), Fraction(0))) ** 0.5
+
+    def k(x: float) -> Arithmetic:
+        return Arithmetic(number(x, form), form)
+
     for max_norm in (0.5, 1e6):
         p = start.copy()
         info = fo.SGD(p, lr=0.125, backend="c").step(g, grad_scale=0.3, max_norm=max_norm)
         assert info.grad_norm == pytest.approx(norm, rel=1e-14)
-        s = number(0.3 * min(1.0, max_norm / (info.grad_norm + 1e-6)), form)
-        wanted = [
-            subtract(number(float(a), form), multiply(number(0.125, form), multiply(s, number(float(b), form), form), form), form)
-            for a, b in zip(start, g, strict=True)
-        ]
-        assert same_bits(p, np.array([value(x) for x in wanted], form.dtype))
+        s = k(0.3 * min(1.0, max_norm / (info.grad_norm + 1e-6)))
+        wanted = [k(float(a)) - k(0.125) * (s * k(float(b))) for a, b in zip(start, g, strict=True)]
+        assert same_bits(p, np.array([value(x.x) for x in wanted], form.dtype))
 
 
 # --- torch --------------------------------------------------------------------------------------------------------
 
-BOUND = 100  # machine epsilons of |p| + |distance travelled|: torch evaluates other trees, with FMA
+BOUND = 20  # machine epsilons of |p| + |distance travelled|; torch evaluates other trees, with FMA (2 were seen)
 
 
 def random_options(rng, cls):
@@ -338,7 +340,7 @@ def random_options(rng, cls):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=FORMAT_IDS)
 @pytest.mark.parametrize("cls", ["SGD", "Adam", "AdamW"])
 def test_classes_follow_torch(cls, dtype):
-    torch = pytest.importorskip("torch", reason="LOUD: torch is not installed, so the law is not compared with it (pip install torch)")
+    torch = pytest.importorskip("torch", reason="LOUD: no torch to compare with (pip install torch)")
     rng = np.random.default_rng(11)
     worst, seen = 0.0, set()
     for _ in range(60):
@@ -362,4 +364,8 @@ def test_classes_follow_torch(cls, dtype):
             worst = max(worst, float(errors.max()))
             assert worst < BOUND, (options, worst)
     assert travelled.min() > 0, "nothing moved"
-    assert seen >= {"lr", "maximize", "weight_decay"} | ({"momentum", "dampening", "nesterov"} if cls == "SGD" else {"amsgrad"})
+    assert seen >= {
+        "maximize",
+        "weight_decay",
+        *(("momentum", "dampening", "nesterov") if cls == "SGD" else ("amsgrad",)),
+    }
