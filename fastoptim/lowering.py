@@ -104,11 +104,11 @@ def arguments(rule: Rule) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return names[:streams], ("s", "decay", *names[streams:])
 
 
-def element(rule: Rule, decay: str) -> str:
+def element(rule: Rule, decay: str, suffix: str = "") -> str:
     """Source of the whole update of one element: scale, decay and rule, in the order of `reference.update`."""
     arrays, scalars = arguments(rule)
     states, coefficients = arrays[2:], scalars[2:]
-    lines = [f"def {element_name(rule, decay)}({', '.join(arrays + scalars)}):", "    g = scale(g, s)"]
+    lines = [f"def {element_name(rule, decay)}{suffix}({', '.join(arrays + scalars)}):", "    g = scale(g, s)"]
     if decay == "coupled":
         lines.append("    g = coupled(p, g, decay)")
     elif decay == "decoupled":
