@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from operator import index
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
@@ -262,11 +262,19 @@ def _reader(name: str, column: Any, batch_size: int, shuffled: bool) -> Callable
         return view
     if not (plain.flags.c_contiguous and plain.flags.aligned):  # `take` would copy the whole array every time
         return lambda where, rows: plain[where]
-    pool = _Pool(lambda: np.empty((batch_size, *plain.shape[1:]), plain.dtype))
+    take, shape, dtype = plain.take, (batch_size, *plain.shape[1:]), plain.dtype
+    pool: list[Array] = []  # newest first
 
     def gather(where: Array, rows: int) -> Array:
-        # mode="clip" writes straight into the buffer; indices are a permutation's, none is ever out of range
-        return plain.take(where, 0, pool.take()[:rows], "clip")
+        # NumPy views keep their array alive by a reference, so the reference count tells whether a buffer is free.
+        # mode="clip" writes straight into it; indices are a permutation's, none is ever out of range.
+        for buffer in pool:
+            if getrefcount(buffer) == _UNUSED:
+                return take(where, 0, buffer[:rows], "clip")
+        buffer = np.empty(shape, dtype)
+        if _UNUSED:
+            pool[:] = [buffer, *pool[: _POOL - 1]]
+        return take(where, 0, buffer[:rows], "clip")
 
     return gather
 
@@ -281,39 +289,17 @@ def _checked_reader(name: str, column: Any) -> Callable[[Any, int], Any]:
     return read
 
 
-class _Pool:
-    """Buffers that are handed out again when nobody else refers to them any more.
-
-    NumPy views keep their array alive by a reference, so CPython's reference count tells. Other Pythons get a new
-    buffer every time.
-    """
-
-    _SIZE = 3  # a loop holds one batch, and its predecessor until the next is bound
-
-    def __init__(self, make: Callable[[], Array]):
-        self._make = make
-        self._buffers: list[Array] = []
-
-    def take(self) -> Array:
-        for buffer in self._buffers:
-            if sys.getrefcount(buffer) == _UNUSED:
-                return buffer
-        buffer = self._make()
-        if _UNUSED:
-            self._buffers = [*self._buffers[-(self._SIZE - 1) :], buffer]
-        return buffer
-
-
 def _unused_count() -> int:
-    """What `sys.getrefcount` says in `_Pool.take` of a buffer that only the pool holds; 0 if it cannot tell."""
+    """What `getrefcount` says of a list's element that nothing else holds, within a loop; 0 if it cannot tell."""
     if platform.python_implementation() != "CPython":
         return 0
     for buffer in [object()]:
-        return sys.getrefcount(buffer)
+        return getrefcount(buffer)
     return 0
 
 
 _UNUSED = _unused_count()
+_POOL = 3  # buffers per array: a loop holds one batch, and its predecessor until the next is bound
 
 
 def _permutation(order: Any, examples: int) -> Array:

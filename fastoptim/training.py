@@ -12,7 +12,7 @@ import warnings
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from operator import index
 from typing import Any
 
@@ -36,7 +36,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": AdamW,
 }
 
-_FIRST_DIAGNOSIS = 100  # steps; then at every doubling, so that its cost per step falls
+# Steps before the first diagnosis, and the factor to the next: a diagnosis costs about as much as ten small steps.
+_FIRST_DIAGNOSIS, _NEXT_DIAGNOSIS = 100, 4
 
 
 class TrainingWarning(UserWarning):
@@ -130,8 +131,8 @@ def fit(
     progress : bool
         A progress bar by tqdm on the standard error. Default: if that is a terminal.
     diagnose : bool
-        Run `fastoptim.diagnose` beside the loop, after 100 steps and at every doubling, and issue a `TrainingWarning`
-        that names the remedy when its verdict is not "healthy".
+        Run `fastoptim.diagnose` beside the loop, after 100, 400, 1600, ... steps, and issue a `TrainingWarning` that
+        names the remedy when its verdict is not "healthy".
     backend, threads
         For an optimizer that is given by its name; as for `fastoptim.SGD`.
 
@@ -297,7 +298,7 @@ class FitResult:
     best_loss : float or None
         That validation loss.
     diagnosis : Diagnosis or None
-        Of the whole curve of training losses; None if it is too short or `diagnose` was off.
+        Of the whole curve of training losses, made when it is first asked for; None if the curve is too short.
     """
 
     params: Any = field(repr=False)
@@ -308,7 +309,11 @@ class FitResult:
     reason: str
     best_step: int | None
     best_loss: float | None
-    diagnosis: Diagnosis | None
+    _diagnose: Callable[[], Diagnosis | None] = field(repr=False)
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis | None:
+        return self._diagnose()
 
 
 class Loop:
@@ -426,8 +431,7 @@ class Loop:
                 self._bar.update(self.steps)
             self._check_end()
             self._plan_events()
-            while self._reason is None:
-                self._take_step()
+            self._train()
         if self._restore_best and self._best_params is not None:
             for name, p in _named(self.params):
                 if name in self._best_params:
@@ -441,47 +445,53 @@ class Loop:
             self._reason or "",
             self._best_step,
             None if self._best_step is None else self._best_loss,
-            self._diagnosis(),
+            self._curve_reader(),
         )
 
-    def _take_step(self) -> None:
-        self._set_rate()
-        if self._accumulator is None:
-            try:
-                loss, grads = self._loss_and_grad(self.params, self.batches.next_batch())
-                loss = float(loss)
-            except (TypeError, ValueError) as error:
-                raise _explained(error) from error
-        else:
-            loss, grads = self._accumulated(self._accumulator)
-        if self._size > 1:
-            loss = self._comm.allreduce(loss) / self._size
-        self.loss = loss
-        if not -math.inf < loss < math.inf and not self._skip_nonfinite:
-            self._reason = "non-finite loss"
-            self._warn(f"the loss is {loss} at step {self.steps}, which was not taken: {self._remedy()}")
-            return
-        info = self.info = self._step(grads)
-        columns = self.history._columns
-        columns["loss"].append(loss)
-        columns["lr"].append(self.lr)
-        columns["grad_norm"].append(math.nan if info.grad_norm is None else info.grad_norm)
-        columns["epoch"].append(self.epoch)
-        columns["applied"].append(info.applied)
-        self.steps += 1
-        if self.steps >= self._next_event or self.batches.epoch != self.epoch:
-            self._events()
-
-    def _set_rate(self) -> None:
-        groups = self.optimizer.param_groups
-        if self._schedules is not None:
-            if len(self._schedules) == 1:
-                rate = self._schedules[0](self.steps)
-                if rate != groups[0]["lr"] or len(groups) > 1:
-                    self.optimizer.lr = rate
+    def _train(self) -> None:
+        # Local names, because each microsecond here is spent at every step; attributes are set when events need them.
+        params, optimizer, batches, history = self.params, self.optimizer, self.batches, self.history
+        loss_and_grad, next_batch, take_step = self._loss_and_grad, batches.next_batch, self._step
+        columns = history._columns
+        add_loss, add_rate, add_norm, add_epoch, add_applied = (columns[name].append for name, _ in history._TYPES)
+        schedules, group = self._schedules, optimizer.param_groups[0]
+        schedule = schedules[0] if schedules is not None and len(optimizer.param_groups) == 1 else None
+        accumulator, size, guarded = self._accumulator, self._size, not self._skip_nonfinite
+        steps, epoch = self.steps, self.epoch
+        while self._reason is None:
+            if schedule is not None:
+                rate = schedule(steps)
+                if rate != group["lr"]:
+                    optimizer.lr = rate
+            elif schedules is not None:
+                rates = [each(steps) for each in schedules]
+                optimizer.lr = rates if len(rates) > 1 else rates[0]
+            if accumulator is None:
+                try:
+                    loss, grads = loss_and_grad(params, next_batch())
+                    loss = float(loss)
+                except (TypeError, ValueError) as error:
+                    raise _explained(error) from error
             else:
-                self.optimizer.lr = [schedule(self.steps) for schedule in self._schedules]
-        self.lr = groups[0]["lr"]
+                loss, grads = self._accumulated(accumulator)
+            if size > 1:
+                loss = self._comm.allreduce(loss) / size
+            if guarded and not -math.inf < loss < math.inf:
+                self.steps, self.loss, self._reason = steps, loss, "non-finite loss"
+                self._warn(f"the loss is {loss} at step {steps}, which was not taken: {self._remedy()}")
+                break
+            info = take_step(grads)
+            rate = group["lr"]
+            add_loss(loss)
+            add_rate(rate)
+            add_norm(math.nan if info.grad_norm is None else info.grad_norm)
+            add_epoch(epoch)
+            add_applied(info.applied)
+            steps += 1
+            if steps >= self._next_event or batches.epoch != epoch:
+                self.steps, self.loss, self.lr, self.info = steps, loss, rate, info
+                self._events()
+                epoch = self.epoch
 
     def _accumulated(self, accumulator: _Accumulator) -> tuple[float, Any]:
         batches, epoch = self.batches, self.batches.epoch
@@ -585,28 +595,27 @@ class Loop:
 
     # --- diagnosis
 
-    def _diagnosis(self) -> Diagnosis | None:
+    def _curve_reader(self) -> Callable[[], Diagnosis | None]:
+        """What `fastoptim.diagnose` says about the training losses up to now, on demand."""
         losses = self.history.loss
-        if not self._diagnose:
-            return None
         if self._reason == "non-finite loss":
             losses = np.append(losses, self.loss)
         else:
             losses = losses[np.isfinite(losses)]  # steps with others were skipped, as was asked for
             if len(losses) < MINIMUM:
-                return None
+                return lambda: None
         group = self.optimizer.param_groups[0]
         momentum = float(group["momentum"] if "momentum" in group else group["betas"][0])
         anchor = self.batches.batch_size == self.batches.examples
-        return read_curve(losses, anchor=anchor, momentum=momentum, lr=float(group["lr"]))
+        return partial(read_curve, losses, anchor=anchor, momentum=momentum, lr=float(group["lr"]))
 
     def _remedy(self) -> str:
-        diagnosis = self._diagnosis()
+        diagnosis = self._curve_reader()()
         return diagnosis.remedy if diagnosis is not None else "lower the learning rate"
 
     def _warn_if_unhealthy(self) -> None:
-        self._next_diagnosis = 2 * self.steps
-        diagnosis = self._diagnosis()
+        self._next_diagnosis = _NEXT_DIAGNOSIS * self.steps
+        diagnosis = self._curve_reader()()
         if diagnosis is not None and diagnosis.verdict not in ("healthy", *self._warned):
             self._warned.append(diagnosis.verdict)
             self._warn(f"after {self.steps} steps training looks {diagnosis.verdict}. {diagnosis.remedy}")
@@ -741,7 +750,9 @@ class Loop:
         self._best_step, self._best_loss, self._best_params = best_step, best_loss, best_params
         self._bad_validations, self._warned = bad_validations, warned
         if self._diagnose:
-            self._next_diagnosis = max(next_diagnosis, steps + 1) if math.isfinite(next_diagnosis) else 2 * steps + 1
+            self._next_diagnosis = (
+                max(next_diagnosis, steps + 1) if math.isfinite(next_diagnosis) else _NEXT_DIAGNOSIS * steps + 1
+            )
         if self._patience is not None and bad_validations >= self._patience:
             self._reason = "early stopping"
         if rate_text != self._rate_text():

@@ -302,7 +302,8 @@ def test_diagnosis_beside_the_loop_names_the_remedy():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = fo.fit(f, np.array([1.0, 1.0]), None, "sgd", lr=1e-6, steps=150, diagnose=False)
-    assert result.diagnosis is None
+    assert result.diagnosis.verdict == "too slow"
+    assert fo.fit(f, np.array([1.0, 1.0]), None, "sgd", lr=1e-6, steps=5).diagnosis is None
 
 
 def test_progress_bar_is_silent_off_a_terminal(capsys):
