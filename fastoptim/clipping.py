@@ -23,17 +23,17 @@ def _checked(grads: Any, backend: str, written: bool) -> tuple[Backend, list[Any
         if written:
             chosen.check_parameter(f"{name} (gradient)", g)
         else:
-            g = chosen.check_companion(name, "gradient", g, getattr(g, "shape", ()), _dtype(chosen, name, g))
+            g = chosen.check_companion(name, "gradient", g, *_described(chosen, name, g))
         checked.append(g)
     return chosen, checked
 
 
-def _dtype(backend: Backend, name: str, g: Any) -> Any:
-    dtype = getattr(g, "dtype", None)
-    if dtype is None:
+def _described(backend: Backend, name: str, g: Any) -> tuple[tuple[int, ...], Any]:
+    if not hasattr(g, "dtype"):
         raise TypeError(f"gradient {name!r}: expected an array, got {type(g).__name__}")
+    shape, dtype = backend.describe(g)
     backend.check_dtype(name, dtype)
-    return dtype
+    return shape, dtype
 
 
 def grad_norm(grads: Any, *, grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None) -> float:
@@ -109,5 +109,5 @@ def clip_grad_norm(
     factor = rules.clip_factor(norm, limit)
     if factor != 1.0:
         for g in checked:
-            g *= g.dtype.type(factor)
+            chosen.multiply(g, factor)
     return norm

@@ -21,7 +21,7 @@ def _apply(
     scale, _, _ = step_options(options["grad_scale"], None, False)
     backend, threads = resolve(options["backend"], (p,)), resolve_threads(options["threads"])
     backend.check_parameter("p", p)
-    shape, dtype = tuple(p.shape), p.dtype
+    shape, dtype = backend.describe(p)
     g = backend.check_companion("p", "gradient", g, shape, dtype)
     for slot, state in zip(policy.rule.states, states, strict=True):
         backend.check_parameter(slot, state)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import rules
+from . import arrays, rules
 from .backends import Run, StepInfo, resolve
 from .rules import RULES, Rule
 from .threads import resolve_threads
@@ -215,10 +215,9 @@ class _Parameter:
 
     __slots__ = ("dtype", "group", "index", "name", "shape", "states", "t")
 
-    def __init__(self, name: str, group: ParamGroup, index: int):
-        array = group["params"][index]
+    def __init__(self, name: str, group: ParamGroup, index: int, shape: tuple[int, ...], dtype: np.dtype):
         self.name, self.group, self.index = name, group, index
-        self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
+        self.shape, self.dtype = shape, dtype
         self.states: dict[str, Any] = {}
         self.t = 0
 
@@ -378,7 +377,9 @@ class Optimizer:
         type(self)._policy(*self._read(entry))
         list.append(self._groups, entry)
         self._structures.append(structure)
-        self._parameters += [_Parameter(name, entry, i) for i, name in enumerate(names)]
+        self._parameters += [
+            _Parameter(name, entry, i, *self._backend.describe(leaves[i])) for i, name in enumerate(names)
+        ]
         self._sync()
 
     @property
@@ -531,10 +532,11 @@ class Optimizer:
             name = parameter.name
             p = parameter.group["params"][parameter.index]
             backend.check_parameter(name, p)
-            if tuple(p.shape) != parameter.shape or p.dtype != parameter.dtype:
+            shape, dtype = backend.describe(p)
+            if shape != parameter.shape or dtype != parameter.dtype:
                 raise ValueError(
                     f"parameter {name!r} was replaced: expected shape {parameter.shape} and dtype "
-                    f"{parameter.dtype.name}, got {tuple(p.shape)} and {np.dtype(p.dtype).name}"
+                    f"{parameter.dtype.name}, got {shape} and {dtype.name}"
                 )
             written.append(backend.span(f"parameter {name!r}", p))
             written += [backend.span(f"a state of parameter {name!r}", state) for state in states[position]]
@@ -655,7 +657,7 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters, as copies: step counts, states in their exact dtypes, hyper-parameters."""
         with self._locked():
-            return self._snapshot(lambda array: array.copy())
+            return self._snapshot(self._backend.host_copy)
 
     def _snapshot(self, copy: Callable[[Any], Any]) -> dict[str, Any]:
         return {
@@ -706,9 +708,9 @@ class Optimizer:
             for slot, value in entry.items():
                 if slot not in slots:
                     raise ValueError(f"state of parameter {parameter.name!r}: unknown name {slot!r}")
-                self._backend.check_companion(parameter.name, slot, value, parameter.shape, parameter.dtype)
+                value = arrays.check_companion(parameter.name, slot, value, parameter.shape, parameter.dtype)
                 states[slot] = self._backend.zeros_like(p)
-                states[slot][...] = value
+                self._backend.assign(states[slot], value)
             loaded.append((int(t), states))
         self._sync()
         for parameter, (t, states) in zip(self._parameters, loaded, strict=True):

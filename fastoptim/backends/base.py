@@ -82,6 +82,22 @@ class Backend(ABC):
     zeros_like = staticmethod(arrays.zeros_like)
     check_dtype = staticmethod(arrays.check_dtype)
 
+    def describe(self, x: Any) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and dtype of an array that `check_parameter` has let pass."""
+        return tuple(x.shape), x.dtype
+
+    def host_copy(self, x: Any) -> np.ndarray:
+        """A state as a NumPy array of its own."""
+        return x.copy()
+
+    def assign(self, x: Any, value: np.ndarray) -> None:
+        """Fill a state from a NumPy array of its shape and dtype."""
+        x[...] = value
+
+    def multiply(self, x: Any, factor: float) -> None:
+        """``x *= factor``, with the factor rounded to the dtype of `x`."""
+        x *= x.dtype.type(factor)
+
     def check_disjoint(self, written: Iterable[arrays.Span], read: Iterable[arrays.Span]) -> None:
         arrays.check_disjoint(written, read)
 
