@@ -1,0 +1,164 @@
+"""What is timed: one row per case, from the table of rules."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..rules import RULES
+
+GPT2_SMALL = (
+    (1, 50257 * 768),
+    (1, 1024 * 768),
+    (12 * 4 + 2, 768),  # layer norms
+    (12, 768 * 2304),
+    (12, 2304),
+    (12, 768 * 768),
+    (12, 768),
+    (12, 768 * 3072),
+    (12, 3072),
+    (12, 3072 * 768),
+    (12, 768),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time, for every subject.
+
+    Attributes
+    ----------
+    section : {"size", "list", "clip", "launch", "training"}
+        Where the report shows it.
+    rule : str
+        A key of `fastoptim.rules.RULES`.
+    arrays : tuple of (count, elements)
+        The list of parameters.
+    threads : int
+        Threads that a step may use.
+    gradients : {"reused", "fresh"}
+        Whether every step gets arrays that the step before has not seen.
+    max_norm : float, optional
+        Clip gradients to this norm.
+    batch : int, optional
+        Compute the gradients of a network for so many rows before each step, and time that too.
+    """
+
+    section: str
+    rule: str
+    arrays: tuple[tuple[int, int], ...]
+    threads: int
+    label: str
+    dtype: str = "float32"
+    gradients: str = "reused"
+    max_norm: float | None = None
+    batch: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Identity of the case across runs."""
+        return f"{self.section}/{self.rule}/{self.dtype}/{self.label}/{self.threads} threads"
+
+    @property
+    def sizes(self) -> list[int]:
+        return [elements for count, elements in self.arrays for _ in range(count)]
+
+    @property
+    def count(self) -> int:
+        return sum(count for count, _ in self.arrays)
+
+    @property
+    def elements(self) -> int:
+        return sum(count * elements for count, elements in self.arrays)
+
+    @property
+    def itemsize(self) -> int:
+        return {"float32": 4, "float64": 8}[self.dtype]
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the parameters, gradients and states."""
+        return (2 + len(RULES[self.rule].states)) * self.itemsize * self.elements
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that one step must read and write."""
+        return RULES[self.rule].streams * self.itemsize * self.elements
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "name": self.name,
+            "elements": self.elements,
+            "count": self.count,
+            "resident_bytes": self.resident_bytes,
+            "moved_bytes": self.moved_bytes,
+        }
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> Case:
+        fields = {name: entry[name] for name in cls.__dataclass_fields__}
+        return cls(**fields | {"arrays": tuple((count, elements) for count, elements in fields["arrays"])})
+
+
+def size_case(rule: str, elements: int, threads: int, dtype: str = "float32") -> Case:
+    return Case("size", rule, ((1, elements),), threads, f"{elements:.0e}".replace("e+0", "e"), dtype)
+
+
+def list_case(threads: int, gradients: str = "reused") -> Case:
+    return Case("list", "adam", ((1000, 1000),), threads, f"1000 x 1000, gradients {gradients}", gradients=gradients)
+
+
+def gpt2_case(threads: int) -> Case:
+    return Case("list", "adam", GPT2_SMALL, threads, "GPT-2 small, 148 arrays")
+
+
+def clip_case(elements: int, threads: int) -> Case:
+    return Case("clip", "adam", ((1, elements),), threads, f"clip {elements:.0e}".replace("e+0", "e"), max_norm=1.0)
+
+
+def launch_case(rule: str, count: int) -> Case:
+    return Case("launch", rule, ((count, 1),), 1, f"{count} x 1")
+
+
+def training_case(batch: int, threads: int) -> Case:
+    return Case("training", "adam", TRAINING_ARRAYS, threads, f"batch {batch}", batch=batch)
+
+
+TRAINING_SIZES = (784, 1024, 1024, 10)
+TRAINING_ARRAYS = tuple(shape for a, b in itertools.pairwise(TRAINING_SIZES) for shape in ((1, a * b), (1, b)))
+
+
+def thread_counts(cores: int, full: bool) -> list[int]:
+    """1 and all cores; in a full run the powers of two in between as well."""
+    counts = {1, cores}
+    if full:
+        counts |= {2**k for k in range(cores.bit_length()) if 2**k < cores}
+    return sorted(counts)
+
+
+def quick_cases(cores: int) -> list[Case]:
+    cases = []
+    for threads in thread_counts(cores, full=False):
+        cases += [size_case("adam", n, threads) for n in (10**3, 10**4, 10**5, 10**6, 10**7)]
+        cases += [size_case(rule, n, threads) for rule in ("sgd", "momentum") for n in (10**3, 10**5, 10**7)]
+        cases += [list_case(threads)]
+    cases += [launch_case("adam", 1), clip_case(10**6, cores), training_case(32, cores)]
+    return cases
+
+
+def full_cases(cores: int) -> list[Case]:
+    cases = []
+    sizes = [10**k for k in range(3, 9)]
+    for threads in thread_counts(cores, full=True):
+        every_size = sizes if threads in (1, cores) else [10**5, 10**6, 10**7]
+        cases += [size_case(rule, n, threads) for rule in ("sgd", "momentum", "adam") for n in every_size]
+        if threads in (1, cores):
+            cases += [size_case("adam", n, threads, "float64") for n in (10**3, 10**5, 10**7)]
+            cases += [list_case(threads), list_case(threads, "fresh"), gpt2_case(threads)]
+            cases += [clip_case(n, threads) for n in (10**6, 10**8)]
+    others = [rule for rule in RULES if rule not in ("sgd", "momentum", "adam")]
+    cases += [size_case(rule, n, cores) for rule in others for n in (10**5, 10**7)]
+    cases += [launch_case("sgd", 1), launch_case("adam", 1), launch_case("adam", 100)]
+    cases += [training_case(32, cores), training_case(256, cores)]
+    return cases

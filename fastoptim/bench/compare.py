@@ -1,0 +1,122 @@
+"""What changed between two runs, beyond noise."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .runner import SCHEMA, SCHEMA_VERSION
+from .statistics import quantile, summarise, threshold
+
+MAD_TO_SIGMA = 1.4826
+FEWEST_CONTROLS = 5
+
+
+class Change(NamedTuple):
+    """One row: a subject in a case."""
+
+    case: str
+    subject: str
+    ours: bool
+    before: float
+    after: float
+    limit: float  # the relative change that noise explains
+
+    @property
+    def relative(self) -> float:
+        return self.after / self.before - 1
+
+    @property
+    def significant(self) -> bool:
+        # A halved time is as much of a change as a doubled one.
+        return abs(math.log(self.after / self.before)) > math.log1p(self.limit)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A results document; ValueError if the file is something else."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise ValueError(f"{path.name} does not hold results of a benchmark run")
+    if document["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"{path.name} has schema version {document['schema_version']}, expected {SCHEMA_VERSION}")
+    return document
+
+
+def _rows(document: dict[str, Any]) -> dict[tuple[str, str], list[float]]:
+    return {
+        (entry["name"], key): result["seconds"]
+        for entry in document["cases"]
+        for key, result in entry["results"].items()
+    }
+
+
+def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float]:
+    """Every row that both runs have, and the drift between the runs.
+
+    The drift is a standard deviation: how much the *others* (NumPy, torch, ...), which are the same programs in both
+    runs, changed. What moves them moves us too, so it counts as noise.
+    """
+    rows_a, rows_b = _rows(a), _rows(b)
+    common = [key for key in rows_a if key in rows_b]
+    families = {name: subject["family"] for name, subject in (a["subjects"] | b["subjects"]).items()}
+    medians = {key: (summarise(rows_a[key]).median, summarise(rows_b[key]).median) for key in common}
+    controls = [
+        abs(math.log(after / before))
+        for (_, subject), (before, after) in medians.items()
+        if families.get(subject, "fastoptim") != "fastoptim"
+    ]
+    drift = MAD_TO_SIGMA * quantile(controls, 0.5) if len(controls) >= FEWEST_CONTROLS else 0.0
+    found = [
+        Change(
+            case,
+            subject,
+            families.get(subject) == "fastoptim",
+            *medians[case, subject],
+            threshold(rows_a[case, subject], rows_b[case, subject], drift),
+        )
+        for case, subject in common
+    ]
+    return found, drift
+
+
+def to_text(a: dict[str, Any], b: dict[str, Any], found: list[Change], drift: float) -> str:
+    """The comparison as a person reads it."""
+    ours = [change for change in found if change.ours]
+    significant = sorted((c for c in ours if c.significant), key=lambda c: -abs(math.log(1 + c.relative)))
+    lines = [f"A: {_header(a)}", f"B: {_header(b)}"]
+    lines += [f"   {name} differs: {x} / {y}" for name, x, y in _differences(a, b)]
+    lines.append(
+        f"{len(ours)} rows of fastoptim are in both; the other libraries drifted by {drift:.1%} (standard deviation) "
+        "between the runs, which counts as noise."
+    )
+    if not significant:
+        lines.append("No significant change.")
+    else:
+        slower = sum(c.relative > 0 for c in significant)
+        lines.append(f"{len(significant)} significant changes: {slower} slower, {len(significant) - slower} faster.")
+    for c in significant:
+        word = "slower" if c.relative > 0 else "faster"
+        factor = max(c.after / c.before, c.before / c.after)
+        lines.append(
+            f"  {word:6} x{factor:.2f}  {c.before * 1e6:11.2f} -> {c.after * 1e6:11.2f} us  (noise: {c.limit:.0%})  "
+            f"{c.subject}: {c.case}"
+        )
+    return "\n".join(lines)
+
+
+def _header(document: dict[str, Any]) -> str:
+    m = document["machine"]
+    isa = m["backends"].get("c", {}).get("isa", "no C kernels")
+    return f"{m['date']}, commit {m['commit']}, {m['cpu']}, {isa}, {document['mode']} run"
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What makes two runs hard to compare."""
+    rows = [(name, a["machine"][name], b["machine"][name]) for name in ("cpu", "cores", "threads")]
+    rows += [
+        (f"version of {name}", a["machine"]["versions"].get(name), b["machine"]["versions"].get(name))
+        for name in a["machine"]["versions"] | b["machine"]["versions"]
+    ]
+    return [row for row in rows if row[1] != row[2]]

@@ -1,0 +1,717 @@
+"""From the results of a run to a folder: report.html, report.md, results.json and the charts as SVG and PNG."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from . import charts, machine
+from .charts import BarRow, Bars, Chart, Lines, Series
+from .statistics import Summary, loses, summarise
+
+Entry = dict[str, Any]
+YARDSTICKS = {"roof": "roof: same bytes, no arithmetic", "divide": "one root and one division"}
+
+
+# --- A report is a list of blocks ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Heading:
+    text: str
+
+
+@dataclass
+class Paragraph:
+    text: str
+
+
+@dataclass
+class Points:
+    items: list[str]
+
+
+@dataclass
+class Cell:
+    """Text of a table cell; `mark` is "loss", "win" or nothing."""
+
+    text: str
+    mark: str = ""
+
+
+@dataclass
+class Table:
+    header: list[str]
+    rows: list[list[Cell]]
+    caption: str = ""
+    numeric: bool = True  # all columns but the first are numbers
+
+
+@dataclass
+class Figures:
+    charts: list[Chart] = field(default_factory=list)
+
+
+@dataclass
+class Folded:
+    """Blocks that are closed until asked for."""
+
+    title: str
+    blocks: list[Any]
+
+
+Block = Heading | Paragraph | Points | Table | Figures | Folded
+
+
+# --- Numbers as text ----------------------------------------------------------------------------------------------
+
+
+def seconds_text(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def ratio_text(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 20 else f"{ratio:.1f}x" if ratio >= 2 else f"{ratio:.2f}x"
+
+
+def bytes_text(count: float) -> str:
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+# --- What the results say -----------------------------------------------------------------------------------------
+
+
+class View:
+    """The results document with the questions that the report asks of it."""
+
+    def __init__(self, document: dict[str, Any]):
+        self.document = document
+        self.focus: str = document["settings"]["focus"]
+        self.subjects: dict[str, Any] = document["subjects"]
+        self.cases: list[Entry] = [entry for entry in document["cases"] if entry["results"]]
+        self.caches: dict[str, int] = document["machine"]["caches"]
+        self.threads = max((entry["threads"] for entry in self.cases), default=1)
+
+    def title(self, key: str) -> str:
+        return self.subjects[key]["title"] if key in self.subjects else YARDSTICKS.get(key, key)
+
+    def peers(self) -> list[str]:
+        return [name for name, subject in self.subjects.items() if subject["family"] != "fastoptim"]
+
+    def ours(self) -> list[str]:
+        return [name for name, subject in self.subjects.items() if subject["family"] == "fastoptim"]
+
+    def select(self, section: str, **wanted: Any) -> list[Entry]:
+        return [
+            entry
+            for entry in self.cases
+            if entry["section"] == section and all(entry[key] == value for key, value in wanted.items())
+        ]
+
+    def seconds(self, entry: Entry, key: str) -> Summary | None:
+        result = entry["results"].get(key)
+        return summarise(result["seconds"]) if result else None
+
+    def ratios(self, entry: Entry, key: str) -> list[float]:
+        """How many times faster than `key` the focus is, one number per round in which both took their turn."""
+        result = entry["results"].get(key)
+        return result["speedup_of_focus"] if result else []
+
+    def level(self, entry: Entry) -> str:
+        return machine.level(entry["resident_bytes"], entry["threads"], self.caches)
+
+    def fraction_of_roof(self, entry: Entry, key: str) -> Summary | None:
+        """Time of the roof over the time of a subject, by rounds."""
+        result, roof = entry["results"].get(key), entry["results"].get("roof")
+        if not result or not roof or len(result["seconds"]) != len(roof["seconds"]):
+            return None
+        return summarise([a / b for a, b in zip(roof["seconds"], result["seconds"], strict=True)])
+
+    def compared(self) -> Iterable[tuple[Entry, str, list[float]]]:
+        """Every row in which the focus met a peer."""
+        peers = self.peers()
+        for entry in self.cases:
+            for key in peers:
+                ratios = self.ratios(entry, key)
+                if ratios:
+                    yield entry, key, ratios
+
+
+def verdict(ratios: list[float]) -> str:
+    """ "loss" where the whole interquartile range is below 1, "tie" where it holds 1, else "win"."""
+    if loses(ratios):
+        return "loss"
+    return "win" if summarise(ratios).q1 > 1 else "tie"
+
+
+def case_text(entry: Entry) -> str:
+    threads = f"{entry['threads']} thread{'s' if entry['threads'] > 1 else ''}"
+    return f"{entry['rule']} {entry['dtype']}, {entry['label']}, {threads}"
+
+
+# --- The parts of the report --------------------------------------------------------------------------------------
+
+
+def in_short(view: View) -> list[str]:
+    """The findings in a few sentences, losses included."""
+    found = []
+    focus = view.title(view.focus)
+    large = [e for e in view.select("size", dtype="float32") if view.level(e) == "memory"]
+    fractions = [(e, f) for e in large if (f := view.fraction_of_roof(e, view.focus))]
+    if fractions:
+        worst = min(fractions, key=lambda row: row[1].median)
+        best = max(fractions, key=lambda row: row[1].median)
+        found.append(
+            f"In memory (arrays that no cache holds), {focus} runs at {worst[1].median:.0%} to {best[1].median:.0%} of the "
+            "roof, a loop that moves the same bytes with the same threads and computes next to nothing."
+        )
+    for key, text in (
+        ("numpy-naive", "NumPy as in a tutorial"),
+        ("numpy-in-place", "NumPy in place"),
+        ("torch-default", "torch's default optimizer"),
+        ("torch-fused", "torch's fused optimizer"),
+        ("optax", "Optax (jitted)"),
+    ):
+        rows = [
+            (e, summarise(view.ratios(e, key)).median)
+            for e in view.select("size", rule="adam", dtype="float32", threads=view.threads)
+            if view.ratios(e, key)
+        ]
+        if rows:
+            low, high = min(rows, key=lambda row: row[1]), max(rows, key=lambda row: row[1])
+            found.append(
+                f"Adam against {text}, {view.threads} threads: {ratio_text(low[1])} ({low[0]['label']} elements) to "
+                f"{ratio_text(high[1])} ({high[0]['label']})."
+            )
+    rows = list(view.compared())
+    lost = [(e, key, summarise(r).median) for e, key, r in rows if verdict(r) == "loss"]
+    if rows and not lost:
+        found.append(f"It loses to nobody in {len(rows)} comparisons.")
+    elif lost:
+        worst_losses = sorted(lost, key=lambda row: row[2])[:5]
+        listed = "; ".join(f"{view.title(key)} at {case_text(e)}: {ratio_text(r)}" for e, key, r in worst_losses)
+        found.append(f"It loses in {len(lost)} of {len(rows)} comparisons, most clearly to {listed}.")
+    return found
+
+
+def machine_table(view: View) -> Table:
+    m, noise = view.document["machine"], view.document["noise"]
+    c = m["backends"].get("c", {})
+    rows = [
+        ("processor", f"{m['cpu']}, {m['cores']} usable cores, {m['architecture']}"),
+        ("GPU", m["gpu"]),
+        ("caches of one core", ", ".join(f"{k} {bytes_text(v)}" for k, v in m["caches"].items()) or "unknown"),
+        ("memory", f"{bytes_text(m['memory_bytes'])}, huge pages: {m['huge_pages']}"),
+        ("system", m["system"]),
+        ("C kernels", c.get("missing") or f"instruction set {c.get('isa')}; {c.get('compiler')}, {c.get('flags')}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in m["versions"].items())),
+        ("thread settings", ", ".join(f"{k}={v}" for k, v in m["threads"].items()) or "none in the environment"),
+        ("commit", m["commit"]),
+        ("date", m["date"]),
+        ("run", f"{view.document['mode']}, {view.document['seconds']:.0f} s{_state(view.document)}"),
+        ("noise seen", noise_text(noise)),
+    ]
+    return Table(["", ""], [[Cell(a), Cell(b)] for a, b in rows], numeric=False)
+
+
+def _state(document: dict[str, Any]) -> str:
+    if document.get("interrupted"):
+        return ", interrupted: only what was measured until then is shown"
+    return "" if document["complete"] else ", not complete"
+
+
+def noise_text(noise: dict[str, Any]) -> str:
+    text = (
+        f"{noise['rounds_kept']} of {noise['rounds']} rounds kept; other processes used at most "
+        f"{noise['others_at_most']:.0%} of the CPU in a kept round"
+    )
+    if noise["disturbed_cases"]:
+        text += f", more than a tenth in {noise['disturbed_cases']} cases"
+    if noise["median_spread"] is not None:
+        text += f"; spread of a row (standard deviation): {noise['median_spread']:.1%} in the middle"
+    if noise["load_average_at_start"] is not None:
+        text += f"; load average at the start {noise['load_average_at_start']}"
+    return text
+
+
+def size_lines(view: View, rule: str, threads: int, dtype: str = "float32") -> Lines | None:
+    """Time per element against size, the roof drawn in."""
+    entries = sorted(view.select("size", rule=rule, threads=threads, dtype=dtype), key=lambda e: e["elements"])
+    if len(entries) < 2:
+        return None
+    series = []
+    for key in [*view.subjects, *YARDSTICKS]:
+        rows = [(e["elements"], s) for e in entries if (s := view.seconds(e, key))]
+        if rows:
+            series.append(
+                Series(
+                    key,
+                    view.title(key),
+                    [float(n) for n, _ in rows],
+                    [s.median / n * 1e9 for n, s in rows],
+                    [s.q1 / n * 1e9 for n, s in rows],
+                    [s.q3 / n * 1e9 for n, s in rows],
+                )
+            )
+    per_element = entries[0]["resident_bytes"] / entries[0]["elements"]
+    marks = [
+        (size * (threads if name != "L3" else 1) / per_element, f"{name} full") for name, size in view.caches.items()
+    ]
+    threads_text = f"{threads} thread{'s' if threads > 1 else ''}"
+    title = f"{rule}, {dtype}, {threads_text}: time per element"
+    return Lines(f"time-{rule}-{dtype}-t{threads}", title, "elements", "ns per element", series, marks)
+
+
+def roof_bars(view: View) -> list[Bars]:
+    """Fraction of the roof, per backend, in memory."""
+    found = []
+    for threads in sorted({e["threads"] for e in view.cases}):
+        rows = []
+        for entry in view.select("size", threads=threads) + view.select("list", threads=threads):
+            if view.level(entry) != "memory":
+                continue
+            for key in [*view.ours(), "torch-fused"]:
+                s = view.fraction_of_roof(entry, key)
+                if s and s.median > 0.3:
+                    label = entry["label"] if entry["section"] == "size" else "GPT-2"
+                    kind = f"{entry['rule']} {'f64 ' if entry['dtype'] == 'float64' else ''}{label}"
+                    mark = "win" if key == view.focus else "rest"
+                    name = {"c": "C", "numba": "Numba", "reference": "NumPy", "torch-fused": "torch"}.get(key, key)
+                    rows.append(BarRow(f"{kind}, {name}", [(s.median, mark)], f"{s.median:.0%}", s.q1, s.q3))
+        if rows:
+            threads_text = f"{threads} thread{'s' if threads > 1 else ''}"
+            found.append(
+                Bars(
+                    f"roof-t{threads}",
+                    f"Fraction of the roof in memory, {threads_text}",
+                    "time of the roof / time of the step",
+                    rows,
+                    line=1.0,
+                    legend=[("win", view.title(view.focus)), ("rest", "others above 30 %")],
+                )
+            )
+    return found
+
+
+def speedup_bars(view: View, entry: Entry) -> Bars | None:
+    """The focus against every peer, losses in a colour of their own."""
+    rows = []
+    for key in view.peers():
+        ratios = view.ratios(entry, key)
+        if ratios:
+            s = summarise(ratios)
+            rows.append(BarRow(view.title(key), [(s.median, verdict(ratios))], ratio_text(s.median), s.q1, s.q3))
+    if not rows:
+        return None
+    rows.sort(key=lambda row: row.parts[0][0])
+    slug = entry["name"].replace("/", "-").replace(" ", "-").replace(",", "").lower()
+    where = {"memory": "in memory"}.get(view.level(entry), f"in {view.level(entry)} cache")
+    return Bars(
+        f"speedup-{slug}",
+        f"{case_text(entry)} ({where}): speed-up",
+        "times faster than (log scale)",
+        rows,
+        origin=1.0,
+        log=True,
+        legend=[("win", "faster"), ("tie", "within noise"), ("loss", "slower")],
+    )
+
+
+def scaling_lines(view: View) -> list[Lines]:
+    """Speed-up by threads, of the focus and of the roof."""
+    found = []
+    for rule in ("adam", "sgd"):
+        series = []
+        for elements in sorted({e["elements"] for e in view.select("size", rule=rule, dtype="float32")}):
+            entries = view.select("size", rule=rule, dtype="float32", elements=elements)
+            rows = sorted((e["threads"], s) for e in entries if (s := view.seconds(e, view.focus)))
+            if len(rows) < 2 or rows[0][0] != 1:
+                continue
+            base = rows[0][1].median
+            series.append(
+                Series(
+                    f"n{elements}",
+                    f"{charts.number(elements)} elements",
+                    [float(t) for t, _ in rows],
+                    [base / s.median for _, s in rows],
+                    [base / s.q3 for _, s in rows],
+                    [base / s.q1 for _, s in rows],
+                )
+            )
+        if series:
+            keys = ("c", "torch-fused", "numba", "optax", "numpy-in-place", "numexpr", "sklearn")
+            for s, key in zip(series, keys, strict=False):
+                s.key = key
+            found.append(
+                Lines(
+                    f"scaling-{rule}",
+                    f"{rule}, float32: speed-up by threads, {view.title(view.focus)}",
+                    "threads",
+                    "times faster than one thread",
+                    series,
+                    log_x=False,
+                    log_y=False,
+                )
+            )
+    return found
+
+
+def training_bars(view: View, entry: Entry) -> Bars:
+    rows = []
+    for key, result in entry["results"].items():
+        whole, update = summarise(result["seconds"]), summarise(result["update_seconds"])
+        parts = [((whole.median - update.median) * 1e3, "rest"), (update.median * 1e3, "update")]
+        rows.append(BarRow(view.title(key), parts, f"{whole.median * 1e3:.2f} ms, {update.median / whole.median:.0%}"))
+    rows.sort(key=lambda row: sum(value for value, _ in row.parts))
+    slug = entry["label"].replace(" ", "-")
+    return Bars(
+        f"training-{slug}",
+        f"One training step of a 784-1024-1024-10 network, {entry['label']}, {entry['threads']} threads",
+        "ms, and the share of the update",
+        rows,
+        legend=[("rest", "forward and backward, NumPy"), ("update", "Adam's update")],
+    )
+
+
+def speedup_table(view: View, entries: list[Entry], columns: list[str], caption: str) -> Table | None:
+    """Rows: peers; columns: cases; cells: how many times faster the focus is."""
+    rows = []
+    for key in view.peers():
+        cells = [Cell(view.title(key))]
+        for entry in entries:
+            ratios = view.ratios(entry, key)
+            if ratios:
+                mark = verdict(ratios)
+                cells.append(Cell(ratio_text(summarise(ratios).median), mark if mark == "loss" else ""))
+            else:
+                cells.append(Cell("-"))
+        if any(cell.text != "-" for cell in cells[1:]):
+            rows.append(cells)
+    if not rows:
+        return None
+    own = [Cell(f"{view.title(view.focus)} itself")]
+    for entry in entries:
+        s = view.seconds(entry, view.focus)
+        own.append(Cell(seconds_text(s.median) if s else "-"))
+    return Table(["times faster than", *columns], [*rows, own], caption)
+
+
+def times_table(view: View, entries: list[Entry], caption: str) -> Table | None:
+    """Rows: subjects; columns: cases; cells: median (quartiles)."""
+    keys = [key for key in [*view.subjects, *YARDSTICKS] if any(key in e["results"] for e in entries)]
+    if not keys:
+        return None
+    rows = []
+    for key in keys:
+        cells = [Cell(view.title(key))]
+        for entry in entries:
+            s = view.seconds(entry, key)
+            text = "-" if s is None else f"{seconds_text(s.median)} ({seconds_text(s.q1)} to {seconds_text(s.q3)})"
+            cells.append(Cell(text))
+        rows.append(cells)
+    return Table(["median (quartiles)", *[case_text(e) for e in entries]], rows, caption)
+
+
+def start_up_table(view: View) -> Table | None:
+    start = view.document["start_up"]
+    rows = []
+    own = start.get("fastoptim")
+    if own:
+        for key, text in (
+            ("numpy_import_seconds", "import numpy"),
+            ("import_seconds", "import fastoptim, after numpy"),
+            ("first_step_seconds", "first Adam and first step, libraries loaded on demand"),
+        ):
+            s = summarise(own[key])
+            rows.append(
+                [Cell(text), Cell(seconds_text(s.median)), Cell(f"{seconds_text(s.q1)} to {seconds_text(s.q3)}")]
+            )
+    for key, entry in start.items():
+        if key != "fastoptim" and key in view.subjects:
+            s = summarise(entry["import_seconds"])
+            text = f"import of {view.title(key)}"
+            rows.append(
+                [Cell(text), Cell(seconds_text(s.median)), Cell(f"{seconds_text(s.q1)} to {seconds_text(s.q3)}")]
+            )
+    firsts: dict[str, float] = {}
+    for entry in view.select("size", rule="adam", dtype="float32"):
+        for key, result in entry["results"].items():
+            if "first_step_seconds" in result and key not in firsts:
+                firsts[key] = result["first_step_seconds"] - summarise(result["seconds"]).median
+    for key, seconds in firsts.items():
+        rows.append([Cell(f"first step of {view.title(key)}, beyond a usual one (compilation, set-up)"),
+                     Cell(seconds_text(max(0.0, seconds))), Cell("once")])  # fmt: skip
+    return Table(["once per process", "median", "quartiles"], rows) if rows else None
+
+
+HOW = [
+    "Every subject runs in a process of its own, with the same number of threads; rounds are interleaved: in each round "
+    "every subject takes one turn of {block:.0f} ms or one step, in an order that rotates. A table shows medians over rounds, "
+    "brackets and whiskers the quartiles.",
+    "A speed-up is the median of the ratios within rounds, so that a slow moment of the machine hits both sides.",
+    "Before a subject is timed, three steps from the same start are compared with the reference: fastoptim's backends must be "
+    "equal to the last bit, the others within 100 machine epsilons of |p| + |distance travelled|. Who differs is not timed.",
+    "The roof is a loop of the C extension that reads and writes the same streams as the step, on the same arrays, with the "
+    "same chunks and threads, and computes next to nothing. In cache the limit is arithmetic instead: the line "
+    "\"one root and one division\" shows it for Adam.",
+    "Gradients are the same arrays at every step unless a case says \"fresh\". fastoptim is called through its public classes.",
+    "A round in which other processes used more than a tenth of the CPU is measured again while there is time; the header "
+    "says how many were kept.",
+    "In-cache and memory sizes are told apart by the bytes of parameters, gradients and states against the cache sizes of the "
+    "cores in use.",
+]  # fmt: skip
+
+
+def blocks(document: dict[str, Any]) -> list[Block]:
+    """The whole report."""
+    view = View(document)
+    top = view.threads
+    every_thread = sorted({e["threads"] for e in view.cases})
+    out: list[Block] = [Heading("In short"), Points(in_short(view) or ["Nothing was measured."])]
+    out += [Heading("The machine and the run"), machine_table(view)]
+
+    out.append(Heading("Speed against the others"))
+    for threads in every_thread:
+        for rule in ("adam", "momentum", "sgd"):
+            entries = sorted(
+                view.select("size", rule=rule, threads=threads, dtype="float32"), key=lambda e: e["elements"]
+            )
+            columns = [f"{e['label']} ({view.level(e)})" for e in entries]
+            caption = f"{rule}, float32, one array, {threads} thread{'s' if threads > 1 else ''}"
+            table = speedup_table(view, entries, columns, caption)
+            if table:
+                out.append(table)
+    out.append(
+        Paragraph(
+            "Below 1 beyond noise is a loss, marked as such. In brackets: the smallest memory that holds all arrays."
+        )
+    )
+    bars = [speedup_bars(view, e) for e in view.select("size", rule="adam", dtype="float32", threads=top)]
+    if any(bars):
+        out.append(Figures([b for b in bars if b]))
+
+    cache = [size_lines(view, rule, t) for rule in ("adam", "momentum", "sgd") for t in every_thread]
+    if any(cache):
+        out += [Heading("Time per element against size"), Figures([c for c in cache if c])]
+        out.append(
+            Paragraph(
+                "Left of the dashed lines the arrays fit into that cache. In memory the roof (dotted) is the limit, in cache the "
+                "arithmetic is."
+            )
+        )
+    if roofs := roof_bars(view):
+        out += [Heading("Fraction of the roof"), Figures(list(roofs))]
+
+    lists = view.select("list")
+    if lists:
+        out.append(Heading("Many arrays"))
+        columns = [f"{e['label']}, {e['threads']} thr." for e in lists]
+        if table := speedup_table(view, lists, columns, "Adam, float32"):
+            out.append(table)
+        one = {e["threads"]: e for e in view.select("size", rule="adam", dtype="float32", elements=10**6)}
+        for entry in lists:
+            mine, alone = view.seconds(entry, view.focus), None
+            if entry["elements"] == 10**6 and entry["threads"] in one and entry["gradients"] == "reused":
+                alone = view.seconds(one[entry["threads"]], view.focus)
+            if mine and alone:
+                out.append(
+                    Paragraph(
+                        f"{entry['threads']} thread{'s' if entry['threads'] > 1 else ''}: 1,000 arrays of 1,000 elements take "
+                        f"{seconds_text(mine.median)}, one array of a million {seconds_text(alone.median)} "
+                        f"({mine.median / alone.median:.2f} times as long)."
+                    )
+                )
+        out.append(Figures([b for e in lists if e["threads"] == top and (b := speedup_bars(view, e))]))
+
+    if scaling := scaling_lines(view):
+        out += [Heading("Threads"), Figures(list(scaling))]
+
+    training = view.select("training")
+    if training:
+        out += [Heading("A whole training step"), Figures([training_bars(view, e) for e in training])]
+        out.append(
+            Paragraph(
+                "Forward and backward are the same NumPy code in every row. The update finds caches and threads as "
+                "NumPy left them, so it may take longer than in a loop of updates alone."
+            )
+        )
+
+    clip = view.select("clip")
+    if clip:
+        out.append(Heading("Clipping by the global norm, in the step"))
+        if table := times_table(view, clip, ""):
+            out.append(table)
+    launch = view.select("launch")
+    if launch:
+        out.append(Heading("What a call costs"))
+        if table := times_table(view, launch, "one step on arrays of one element"):
+            out.append(table)
+    if table := start_up_table(view):
+        out += [Heading("Start-up, apart from all of the above"), table]
+
+    out += [
+        Heading("How it was measured"),
+        Points([text.format(block=document["settings"]["block_ms"]) for text in HOW]),
+    ]
+    out += [Heading("What was left out, and why"), Points(left_out(view) or ["Nothing."])]
+    everything = []
+    for section in ("size", "list"):
+        for threads in every_thread:
+            for rule in dict.fromkeys(e["rule"] for e in view.select(section)):
+                for dtype in ("float32", "float64"):
+                    entries = view.select(section, threads=threads, rule=rule, dtype=dtype)
+                    for i in range(0, len(entries), 3):
+                        if table := times_table(view, entries[i : i + 3], ""):
+                            everything.append(table)
+    if everything:
+        out.append(Folded("All times", everything))
+    return out
+
+
+def left_out(view: View) -> list[str]:
+    """One line per reason."""
+    lines = [f"{row['what']}: {row['why']}" for row in view.document["left_out"]]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for entry in view.document["cases"]:
+        for key, why in entry["left_out"].items():
+            reasons.setdefault((view.title(key), why), []).append(entry["name"])
+    for (title, why), names in reasons.items():
+        shown = "; ".join(names[:3]) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
+        lines.append(f"{title}: {why} ({shown})")
+    return lines
+
+
+# --- Rendering ----------------------------------------------------------------------------------------------------
+
+STYLE = """
+:root{color-scheme:light dark;--back:#fff;--text:#1b1f24;--soft:#57606a;--line:#d5dae0;--stripe:#f5f7f9;--loss:#c81e1e}
+@media(prefers-color-scheme:dark){:root{--back:#15181c;--text:#e6e6e6;--soft:#9aa4af;--line:#343b43;--stripe:#1d2126;
+--loss:#ff6b6b}}
+*{box-sizing:border-box}
+body{margin:0 auto;padding:1.2rem;max-width:1180px;background:var(--back);color:var(--text);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+h1{font-size:1.6rem;line-height:1.25;margin:.2em 0}h2{font-size:1.2rem;margin:2em 0 .5em;border-bottom:1px solid var(--line)}
+.soft,caption{color:var(--soft)}.scroll{overflow-x:auto;margin:.8em 0;max-width:100%}
+table{border-collapse:collapse;font-size:.9rem}caption{text-align:left;padding:.2em 0;font-weight:600}
+th,td{padding:.28em .6em;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+table.numbers th:not(:first-child),table.numbers td:not(:first-child){text-align:right}
+table.numbers td{white-space:nowrap;font-variant-numeric:tabular-nums}table.numbers th:not(:first-child){min-width:5em}
+td:first-child{font-weight:500}tbody tr:nth-child(even){background:var(--stripe)}
+table.facts td{overflow-wrap:anywhere}table.facts td:first-child{white-space:nowrap;color:var(--soft)}
+td.loss{color:var(--loss);font-weight:700}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,350px),1fr));gap:1.2rem;margin:1em 0}
+figure{margin:0;max-width:560px}figure svg{width:100%;height:auto;display:block}
+summary{cursor:pointer;font-weight:600;margin:1.5em 0 .5em}li{margin:.25em 0;overflow-wrap:anywhere}
+@media(max-width:520px){body{padding:.8rem;font-size:15px}table{font-size:.82rem}th,td{padding:.25em .4em}
+table.facts td:first-child{white-space:normal}}
+@media print{:root{--back:#fff;--text:#000;--soft:#444;--line:#bbb;--stripe:#f5f5f5;--loss:#b00000;color-scheme:light}
+body{max-width:none;padding:0;font-size:10.5pt}figure,tr{break-inside:avoid}h2{break-after:avoid}.scroll{overflow:visible}
+table{font-size:8.5pt}.figures{grid-template-columns:1fr 1fr}table.numbers td{white-space:normal}}
+"""
+
+
+def _html_table(table: Table) -> str:
+    kind = "numbers" if table.numeric else "facts"
+    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    head = ""
+    if any(table.header):
+        head = f"<thead><tr>{''.join(f'<th>{escape(text)}</th>' for text in table.header)}</tr></thead>"
+    rows = []
+    for row in table.rows:
+        cells = []
+        for cell in row:
+            if cell.mark == "loss":
+                cells.append(f'<td class="loss">{escape(cell.text)} loss</td>')
+            else:
+                cells.append(f"<td>{escape(cell.text)}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<div class="scroll"><table class="{kind}">{caption}{head}<tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"<h2>{escape(block.text)}</h2>"
+    if isinstance(block, Paragraph):
+        return f"<p>{escape(block.text)}</p>"
+    if isinstance(block, Points):
+        return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in block.items)}</ul>"
+    if isinstance(block, Table):
+        return _html_table(block)
+    if isinstance(block, Figures):
+        return f'<div class="figures">{"".join(f"<figure>{charts.svg(c)}</figure>" for c in block.charts)}</div>'
+    return f"<details><summary>{escape(block.title)}</summary>{''.join(map(_html, block.blocks))}</details>"
+
+
+def _subtitle(document: dict[str, Any]) -> str:
+    m = document["machine"]
+    return f"fastoptim {m['versions']['fastoptim']} on {m['cpu']} ({m['cores']} cores), {m['date'][:10]}"
+
+
+def to_html(document: dict[str, Any]) -> str:
+    """The report as one page that needs nothing else."""
+    body = "\n".join(map(_html, blocks(document)))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f"<title>Benchmark: {escape(_subtitle(document))}</title><style>{STYLE}{charts.css()}"
+        # On paper the light colours hold, whatever the screen's.
+        f"@media print{{{charts.css().split('@media')[0]}}}</style></head>\n"
+        f'<body><h1>How fast are the updates?</h1><p class="soft">{escape(_subtitle(document))}</p>\n{body}\n</body></html>\n'
+    )
+
+
+def _markdown(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"## {block.text}"
+    if isinstance(block, Paragraph):
+        return block.text
+    if isinstance(block, Points):
+        return "\n".join(f"- {item}" for item in block.items)
+    if isinstance(block, Table):
+        return markdown_table(block)
+    if isinstance(block, Figures):
+        return "\n\n".join(f"![{c.title}]({c.slug}.svg)" for c in block.charts)
+    return f"### {block.title}\n\n" + "\n\n".join(map(_markdown, block.blocks))
+
+
+def markdown_table(table: Table) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+
+    rows = [[f"**{cell.text} (loss)**" if cell.mark == "loss" else cell.text for cell in row] for row in table.rows]
+    rule = "|---|" + ("---:|" if table.numeric else "---|") * (len(table.header) - 1)
+    caption = f"**{table.caption}**\n\n" if table.caption else ""
+    return caption + "\n".join([line(table.header), rule, *map(line, rows)])
+
+
+def to_markdown(document: dict[str, Any]) -> str:
+    """The report as Markdown, with its charts as files beside it."""
+    body = "\n\n".join(map(_markdown, blocks(document)))
+    return f"# How fast are the updates?\n\n{_subtitle(document)}\n\n{body}\n"
+
+
+def write(document: dict[str, Any], folder: Path) -> Path:
+    """Write the report into `folder` and return the path of report.html."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(to_markdown(document), encoding="utf-8")
+    page = folder / "report.html"
+    page.write_text(to_html(document), encoding="utf-8")
+    drawn = [chart for block in blocks(document) if isinstance(block, Figures) for chart in block.charts]
+    for chart in drawn:
+        (folder / f"{chart.slug}.svg").write_text(charts.svg(chart, standalone=True), encoding="utf-8")
+        if find_spec("matplotlib"):
+            charts.png(chart, folder / f"{chart.slug}.png")
+    return page

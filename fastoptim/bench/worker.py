@@ -1,0 +1,304 @@
+"""One subject in a process of its own: it prepares a case, proves that it computes the law, and times what it is told.
+
+    python -m fastoptim.bench.worker SUBJECT_AS_JSON
+
+Requests and answers are lines of JSON on the standard streams. A subject that crashes or runs out of memory takes only
+this process with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise, repeat
+from typing import Any
+
+import numpy as np
+
+from .. import reference, rules
+from ..rules import RULES
+from .cases import TRAINING_SIZES, Case
+from .subjects import BETAS, EPS, LR, MOMENTUM, Stepper, Subject, Unsupported, make_stepper
+
+CHECKED_STEPS = 3
+CHECKED_ELEMENTS = 1 << 20  # the law works element by element: of larger arrays, the ends are checked
+EPSILONS = 100  # how far a peer may be from the law, in epsilons of |p| + |distance travelled|
+FRESH_SETS = 4  # gradient sets that take turns where every step is to get new arrays
+MOST_REPEATS = 20_000
+
+Array = np.ndarray
+
+
+def coefficients(rule: str, t: int, eps_mode: str) -> tuple[float, ...]:
+    """The rule's coefficients in step `t` with the benchmark's hyper-parameters."""
+    if rule == "sgd":
+        return rules.sgd_coefficients(lr=LR)
+    if rule == "momentum":
+        return rules.momentum_coefficients(lr=LR, momentum=MOMENTUM, first=t == 1)
+    if rule == "nesterov":
+        return rules.nesterov_coefficients(lr=LR, momentum=MOMENTUM)
+    return rules.adam_coefficients(t=t, lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, mode=eps_mode)
+
+
+def clip_factor(case: Case, gradients: list[Array]) -> float:
+    """Clip factor of the law for these gradients."""
+    if case.max_norm is None:
+        return 1.0
+    slab = 1024 * rules.NORM_BLOCK
+
+    def sum_of_squares(k: float) -> float:
+        parts = [reference.block_sums(g[i : i + slab], 1.0, k) for g in gradients for i in range(0, g.size, slab)]
+        return reference.tree_sum(np.concatenate(parts))
+
+    return rules.clip_factor(rules.norm_from_squares(sum_of_squares), case.max_norm)
+
+
+def checked_parts(size: int, budget: int) -> list[slice]:
+    """The parts of an array that are compared with the law: all of it, or the two ends."""
+    if size <= budget:
+        return [slice(0, size)]
+    half = budget // 2
+    return [slice(0, half), slice(size - half, size)]
+
+
+class Law:
+    """The reference's result on the checked parts of every array."""
+
+    def __init__(self, case: Case, params: list[Array], eps_mode: str):
+        self.eps_mode = eps_mode
+        self.rule = RULES[case.rule]
+        self.case = case
+        budget = max(64, CHECKED_ELEMENTS // len(params))
+        self.rows = [
+            (i, part, p[part].copy(), [np.zeros_like(p[part]) for _ in self.rule.states])
+            for i, p in enumerate(params)
+            for part in checked_parts(p.size, budget)
+        ]
+        self.starts = [p.copy() for _, _, p, _ in self.rows]
+        self.t = 0
+
+    def step(self, gradients: list[Array]) -> None:
+        self.t += 1
+        s = clip_factor(self.case, gradients)
+        k = coefficients(self.case.rule, self.t, self.eps_mode)
+        for i, part, p, states in self.rows:
+            reference.update(self.rule, p, gradients[i][part], states, k, s=s)
+
+    def verdict(self, values: Any, exact: bool) -> str:
+        """What the comparison found; ValueError if `values` are not the law's."""
+        count, worst = 0, 0.0
+        for (i, part, p, _), start in zip(self.rows, self.starts, strict=True):
+            value = np.asarray(values[i]).reshape(-1)[part]
+            count += p.size
+            if value.dtype != p.dtype:
+                raise ValueError(f"result is {value.dtype}, not {p.dtype}")
+            if exact:
+                different = int(np.count_nonzero(value != p))
+                if different:
+                    raise ValueError(f"result differs from the reference in {different} of {p.size} elements")
+                continue
+            scale = np.finfo(p.dtype).eps * (np.abs(p) + np.abs(p - start))
+            epsilons = np.abs(value - p) / np.maximum(scale, np.finfo(p.dtype).tiny)
+            if p.size:
+                worst = max(worst, float(epsilons.max()))
+            if not worst <= EPSILONS:
+                raise ValueError(f"result is {worst:.0f} machine epsilons away from the reference, {EPSILONS} allowed")
+        if exact:
+            return f"equal to the last bit after {self.t} steps ({count:,} elements)"
+        return f"within {max(worst, 1):.0f} machine epsilons after {self.t} steps ({count:,} elements)"
+
+
+class Network:
+    """Forward and backward of a ReLU network on seeded data, into the gradient arrays of a case."""
+
+    def __init__(self, case: Case, params: list[Array], gradients: list[Array]):
+        rng = np.random.default_rng(3)
+        assert case.batch is not None
+        self.x = rng.random((case.batch, TRAINING_SIZES[0]), np.float32)
+        self.labels = rng.integers(0, TRAINING_SIZES[-1], case.batch)
+        shapes = list(pairwise(TRAINING_SIZES))
+        self.weights = [p.reshape(shape) for p, shape in zip(params[0::2], shapes, strict=True)]
+        self.biases = params[1::2]
+        self.weight_gradients = [g.reshape(shape) for g, shape in zip(gradients[0::2], shapes, strict=True)]
+        self.bias_gradients = gradients[1::2]
+
+    def gradients(self) -> None:
+        inputs = [self.x]
+        for w, b in zip(self.weights, self.biases, strict=True):
+            inputs.append(np.maximum(inputs[-1] @ w + b, 0))
+        logits = inputs.pop()
+        delta = np.exp(logits - logits.max(axis=1, keepdims=True))
+        delta /= delta.sum(axis=1, keepdims=True)
+        delta[np.arange(len(delta)), self.labels] -= 1
+        delta /= len(delta)
+        for i in reversed(range(len(self.weights))):
+            np.matmul(inputs[i].T, delta, out=self.weight_gradients[i])
+            np.sum(delta, axis=0, out=self.bias_gradients[i])
+            delta = (delta @ self.weights[i].T) * (inputs[i] > 0)
+
+
+def filled(size: int, block: Array, number: int) -> Array:
+    """A new array of `size` elements that repeats `block`, scaled so that neighbours in a list differ."""
+    array = np.empty(size, block.dtype)
+    for start in range(0, size, block.size):
+        part = array[start : start + block.size]
+        np.multiply(block[: part.size], 1 + number % 8 / 8, out=part)
+    return array
+
+
+class Bench:
+    """What is being timed now."""
+
+    def __init__(self, subject: Subject):
+        self.subject = subject
+        self.loops: dict[str, tuple[Callable[[], Any], Callable[[int], Any] | None]] = {}
+        self.repeats: dict[str, int] = {}
+        self.network: Network | None = None
+        self.count = 0
+
+    def ready(self, case: Case, block_seconds: float) -> dict[str, Any]:
+        """Build the case, check its result against the law, and find out how often to repeat it."""
+        self.drop()
+        rng = np.random.default_rng(7)
+        block = rng.standard_normal(min(case.elements, 1 << 20)).astype(case.dtype)
+        params = [filled(n, block, i) for i, n in enumerate(case.sizes)]
+        sets = FRESH_SETS if case.gradients == "fresh" else 1
+        turned = [np.roll(block, 17 + k) for k in range(sets)]
+        gradients = [[filled(n, t, i) for i, n in enumerate(case.sizes)] for t in turned]
+        if case.batch is not None:
+            for p in params:
+                p *= 0.05
+        law = Law(case, params, self.subject.eps_mode)
+        pristine = gradients
+        if self.subject.in_place and case.max_norm is not None and self.subject.family != "fastoptim":
+            pristine = [[g.copy() for g in grads] for grads in gradients]  # torch clips the gradients themselves
+        stepper = make_stepper(self.subject, case, params, gradients)
+        seconds = []
+        for k in range(CHECKED_STEPS):
+            if stepper.prepare:
+                stepper.prepare(k)
+            start = time.perf_counter()
+            stepper.step()
+            seconds.append(time.perf_counter() - start)
+            law.step(pristine[k % sets])
+        verdict = law.verdict(stepper.values(), exact=self.subject.family == "fastoptim")
+        self.count = CHECKED_STEPS
+        self._loops(case, stepper, params, gradients, block_seconds)
+        return {"check": verdict, "first_step_seconds": seconds[0], "loops": list(self.loops)}
+
+    def _loops(
+        self, case: Case, stepper: Stepper, params: list[Array], gradients: list[list[Array]], block_seconds: float
+    ) -> None:
+        if case.batch is not None:
+            self.network = Network(case, params, gradients[0])
+        self.loops["step"] = stepper.step, stepper.prepare
+        for name, make in stepper.yardsticks.items():
+            self.loops[name] = make(), None
+        for name in self.loops:
+            self.repeats[name] = 2
+            spent = self.run(name)["seconds"]
+            wanted = block_seconds / max(spent, 1e-9)
+            # An even number: the roof writes g - p for p, so that two passes give p back.
+            self.repeats[name] = max(2 if name == "roof" else 1, min(MOST_REPEATS, 2 * round(wanted / 2)))
+
+    def run(self, name: str) -> dict[str, float]:
+        """Seconds of one step, the mean over a block of repeats."""
+        step, prepare = self.loops[name]
+        repeats = self.repeats[name]
+        if self.network is not None:
+            return self._train(step, prepare, repeats)
+        if prepare is None:
+            for _ in repeat(None, repeats // 16 * 2):  # another process had the caches
+                step()
+            start = time.perf_counter()
+            for _ in repeat(None, repeats):
+                step()
+            return {"seconds": (time.perf_counter() - start) / repeats}
+        total = 0.0
+        for _ in repeat(None, repeats):
+            prepare(self.count)
+            self.count += 1
+            start = time.perf_counter()
+            step()
+            total += time.perf_counter() - start
+        return {"seconds": total / repeats}
+
+    def _train(self, step: Callable[[], Any], prepare: Callable[[int], Any] | None, repeats: int) -> dict[str, float]:
+        assert self.network is not None
+        update = whole = 0.0
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self.network.gradients()
+            whole += time.perf_counter() - start
+            if prepare is not None:
+                prepare(self.count)
+                self.count += 1
+            start = time.perf_counter()
+            step()
+            update += time.perf_counter() - start
+        return {"seconds": (whole + update) / repeats, "update_seconds": update / repeats}
+
+    def drop(self) -> None:
+        """Free the arrays."""
+        self.loops, self.repeats, self.network = {}, {}, None
+        gc.collect()
+
+
+def answer(bench: Bench, request: dict[str, Any]) -> dict[str, Any]:
+    """Do what a request asks; whatever goes wrong becomes part of the answer."""
+    try:
+        if request["do"] == "ready":
+            return {"ok": True} | bench.ready(Case.from_json(request["case"]), request["block_seconds"])
+        if request["do"] == "run":
+            return {"ok": True} | bench.run(request["loop"])
+        bench.drop()
+        return {"ok": True}
+    except Unsupported as error:
+        return {"ok": False, "reason": str(error)}
+    except MemoryError:
+        bench.drop()
+        return {"ok": False, "reason": "out of memory"}
+    except Exception as error:
+        bench.drop()
+        return {"ok": False, "reason": f"{type(error).__name__}: {error}"}
+
+
+def _limit_memory() -> None:
+    """Let this process fail before the machine does."""
+    try:
+        import resource
+
+        with open("/proc/meminfo") as file:
+            available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (available, hard))
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except (ImportError, OSError, ValueError, StopIteration):
+        pass  # not Linux, or not allowed: the machine's own limits hold
+
+
+def main() -> int:
+    subject = Subject(**json.loads(sys.argv[1]))
+    _limit_memory()
+    replies, sys.stdout = sys.stdout, sys.stderr  # whatever libraries print stays out of the answers
+    start = time.perf_counter()
+    failure = None
+    try:
+        for module in subject.requires:
+            __import__(module)
+    except Exception as error:
+        failure = f"cannot be imported ({type(error).__name__}: {error})"
+    hello = {"ok": failure is None, "reason": failure, "import_seconds": time.perf_counter() - start}
+    print(json.dumps(hello), file=replies, flush=True)
+    bench = Bench(subject)
+    for line in sys.stdin:
+        print(json.dumps(answer(bench, json.loads(line))), file=replies, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
