@@ -22,6 +22,15 @@ typedef struct {
     void *data[5];
 } fo_entry;
 
+/* What the pool of threads learned about a job, in ns: its time on one thread, and for workers that sleep [0] or are awake
+ * [1] what they gained over it and how much serial work must make good what they lost. */
+typedef struct {
+    uint64_t runs;
+    double serial;
+    double balance[2];
+    double owed[2];
+} fo_pace;
+
 /* A list of parameters that is stepped again and again: what is expected of its arrays, and how it is cut into chunks.
  * Chunk i reaches from element chunk_start[i] of entry chunk_entry[i] to the beginning of chunk i + 1. */
 typedef struct {
@@ -33,6 +42,8 @@ typedef struct {
     int64_t written_count; /* 0 until the first step */
     double step_bytes;
     double norm_bytes;
+    fo_pace step_pace;
+    fo_pace norm_pace;
     fo_run *runs;
     fo_entry *entries;
     int64_t *shapes;

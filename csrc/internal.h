@@ -28,7 +28,8 @@ fo_float_mode fo_float_mode_set_default(void); /* round to nearest, subnormals k
 void fo_float_mode_restore(fo_float_mode mode);
 
 /* pool.c: calls task(context, i) for every i below `count`, on up to `threads` threads, each in the default float mode.
- * `bytes` is the traffic of the whole, by which the pool judges whether threads pay. */
-void fo_pool_run(int threads, double bytes, int64_t count, void (*task)(void *context, int64_t i), void *context);
+ * `bytes` is the traffic of the whole. */
+void fo_pool_run(fo_pace *pace, int threads, double bytes, int64_t count, void (*task)(void *context, int64_t i),
+                 void *context);
 
 #endif

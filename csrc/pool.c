@@ -2,8 +2,7 @@
  *
  * The caller works too. A job is closed when its chunks have run out: who has not joined by then is not waited for, so
  * a thread that wakes late costs nothing. Workers spin for a moment after a job, since steps often follow each other
- * closely, and sleep then. Whether threads pay is judged by the traffic of the job, by whether workers are awake, and by
- * how long the caller had to wait for them lately (a core that is busy elsewhere). */
+ * closely, and sleep then. Whether threads pay is measured, not guessed: see fo_pool_run. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -13,10 +12,13 @@
 #include <stdatomic.h>
 #include <time.h>
 
-/* Measured: fork and join cost 0.7 us with workers that spin and about 50 us with workers that sleep. */
+/* Joining costs 0.7 us with workers that spin and about 50 us with workers that sleep: smaller jobs are not tried. */
 static const double HOT_BYTES = 256e3, COLD_BYTES = 16e6;
-static const int64_t SPIN_NS = 50000, CLOSE_NS = 100000, STRAGGLER_NS = 50000;
-enum { OPEN = 1 << 30, MAX_WORKERS = 1023, MAX_PENALTY = 127 };
+static const int64_t SPIN_NS = 50000, CLOSE_NS = 100000;
+/* A serial run every so often keeps the comparison fresh; what threads lost is made good by that many times serial work
+ * before they are tried again; gains are remembered up to that many serial runs. */
+static const double DEBT = 32, CREDIT = 20;
+enum { OPEN = 1 << 30, MAX_WORKERS = 1023, REFRESH = 256 };
 
 static pthread_mutex_t job_lock = PTHREAD_MUTEX_INITIALIZER; /* held by the caller of the running job */
 static struct {
@@ -34,7 +36,7 @@ static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 
 /* Under job_lock. */
-static int workers, penalty, serial_jobs;
+static int workers;
 static int64_t last_end;
 
 static int64_t now(void)
@@ -127,7 +129,7 @@ static void forget(void)
     pthread_cond_init(&wake, 0);
     atomic_store(&gate, 0);
     atomic_store(&spinning, 0);
-    workers = penalty = serial_jobs = 0;
+    workers = 0;
     last_end = 0;
 }
 
@@ -141,7 +143,7 @@ static void run_serial(int64_t count, void (*task)(void *, int64_t), void *conte
     fo_float_mode_restore(mode);
 }
 
-static void run_parallel(int64_t start, int helpers, int rouse)
+static void run_parallel(int helpers, int rouse)
 {
     atomic_store(&next_chunk, 0);
     atomic_store(&job.helpers, helpers);
@@ -154,20 +156,17 @@ static void run_parallel(int64_t start, int helpers, int rouse)
     }
     take_chunks(job.task, job.context, job.count);
     atomic_fetch_and(&gate, ~OPEN);
-    int64_t done = now();
     for (unsigned i = 1; atomic_load(&gate); i++)
         if (i % 1024)
             relax();
         else
             sched_yield();
-    last_end = now();
-    if (last_end - done > STRAGGLER_NS && (last_end - done) * 4 > last_end - start)
-        serial_jobs = penalty = penalty * 2 + 1 < MAX_PENALTY ? penalty * 2 + 1 : MAX_PENALTY;
-    else
-        penalty /= 2;
 }
 
-void fo_pool_run(int threads, double bytes, int64_t count, void (*task)(void *, int64_t), void *context)
+/* A job runs on threads as long as they are quicker than the caller alone was. That is judged apart for workers that are
+ * awake and for workers that must be woken, so that idle times, small arrays and a core that is busy elsewhere never make
+ * a step much slower than it is on one thread. */
+void fo_pool_run(fo_pace *pace, int threads, double bytes, int64_t count, void (*task)(void *, int64_t), void *context)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     if (threads < 2 || count < 2 || bytes < HOT_BYTES || pthread_mutex_trylock(&job_lock)) {
@@ -177,15 +176,26 @@ void fo_pool_run(int threads, double bytes, int64_t count, void (*task)(void *, 
     pthread_once(&once, watch_forks);
     int64_t start = now();
     int helpers = threads - 1 < MAX_WORKERS ? threads - 1 : MAX_WORKERS;
-    int rouse = bytes >= COLD_BYTES || (start - last_end < CLOSE_NS && atomic_load(&spinning) < helpers);
-    if (serial_jobs > 0 || (!rouse && atomic_load(&spinning) == 0)) {
-        serial_jobs -= serial_jobs > 0;
-        run_serial(count, task, context);
-        last_end = now();
-    } else {
+    int awake = atomic_load(&spinning), close = start - last_end < CLOSE_NS, large = bytes >= COLD_BYTES;
+    int known = pace->runs++ % REFRESH != 0, state = awake > 0;
+    int parallel = known && (awake || close || large) && pace->owed[state] <= 0;
+    if (parallel) {
         grow(helpers);
         job.task = task, job.context = context, job.count = count;
-        run_parallel(start, helpers, rouse);
+        run_parallel(helpers, !awake || (large && awake < helpers));
+    } else {
+        run_serial(count, task, context);
+    }
+    last_end = now();
+    double elapsed = (double)(last_end - start);
+    if (!parallel) {
+        double mean = 0.9 * pace->serial + 0.1 * elapsed;
+        pace->serial = pace->serial <= 0 || elapsed < mean ? elapsed : mean;
+        pace->owed[0] -= elapsed, pace->owed[1] -= elapsed;
+    } else if (awake || !close) { /* waking workers once for a burst of small steps pays later */
+        double balance = pace->balance[state] + pace->serial - elapsed;
+        pace->owed[state] = balance < 0 ? -DEBT * balance : 0;
+        pace->balance[state] = balance < 0 ? 0 : balance < CREDIT * pace->serial ? balance : CREDIT * pace->serial;
     }
     pthread_mutex_unlock(&job_lock);
 }

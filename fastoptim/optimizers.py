@@ -25,6 +25,7 @@ from .threads import resolve_threads
 from .trees import Structure, leaves_of
 
 APPLIED = StepInfo(True, None)
+BUSY = "this optimizer is being stepped by another thread"
 
 
 # --- Hyper-parameters ---------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def _fixed(value: Any) -> bool:
 class ParamGroup(dict):
     """One entry of `Optimizer.param_groups`: a dict that refuses what no step would read, and counts its changes."""
 
-    version = 0
+    changes: list[int]  # counts those of all groups of an optimizer
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key not in self or key == "names":
@@ -165,7 +166,7 @@ class ParamGroup(dict):
             if len(value) != len(self["names"]):
                 raise ValueError(f"params: expected {len(self['names'])} arrays, got {len(value)}")
         super().__setitem__(key, value)
-        self.version += 1
+        self.changes[0] += 1
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         for key, value in dict(*args, **kwargs).items():
@@ -186,6 +187,7 @@ class ParamGroup(dict):
 
 def _restore_group(items: dict) -> ParamGroup:
     group = ParamGroup()
+    group.changes = [0]
     dict.update(group, items)
     return group
 
@@ -225,11 +227,11 @@ class _Parameter:
 class _Cohort:
     """Parameters of one group with one step count: one set of coefficients serves them all."""
 
-    __slots__ = ("base", "counter", "fresh", "group", "members", "params", "policy", "positions", "states", "version")
+    __slots__ = ("base", "counter", "fresh", "group", "members", "params", "policy", "positions", "states")
 
-    def __init__(self, group: ParamGroup, policy: Policy, version: int, base: int, fresh: bool, counter: list[int]):
+    def __init__(self, group: ParamGroup, policy: Policy, base: int, fresh: bool, counter: list[int]):
         self.group, self.params = group, group["params"]
-        self.policy, self.version = policy, version
+        self.policy = policy
         self.base, self.counter = base, counter
         self.fresh = fresh  # the states were made for the plan; the parameters own them from the first step on
         self.members: list[_Parameter] = []
@@ -256,19 +258,29 @@ class _Cohort:
 class _Plan:
     """The cohorts of one optimizer in the order in which a step walks them, and how many steps they took together."""
 
-    __slots__ = ("cohorts", "counter", "native", "reorder", "rows", "states", "varies")
+    __slots__ = ("cohorts", "counter", "groups", "native", "reorder", "rows", "states", "varies", "version")
 
-    def __init__(self, cohorts: list[_Cohort], counter: list[int], native: Any):
-        self.cohorts, self.counter, self.native = cohorts, counter, native
+    def __init__(self, groups: Sequence[ParamGroup], cohorts: list[_Cohort], counter: list[int], native: Any):
+        self.groups, self.cohorts, self.counter, self.native = groups, cohorts, counter, native
+        self.version = -1  # the count of changes up to which the groups were read; -1 is never up to date
         positions = [position for cohort in cohorts for position in cohort.positions]
         self.reorder = None if positions == list(range(len(positions))) else positions
         self.states = tuple(array for cohort in cohorts for states in cohort.states for array in states)
-        self.forget_coefficients()
+        self.rows: list[tuple[float, ...]] | None = None  # the coefficients, while they do not change
+        self.varies = any(cohort.policy.varies for cohort in cohorts)
 
-    def forget_coefficients(self) -> None:
-        """Compute the coefficients anew at the next step."""
-        self.rows: list[tuple[float, ...]] | None = None
-        self.varies = any(cohort.policy.varies for cohort in self.cohorts)
+    def adopt(self, policies: Mapping[int, Policy]) -> bool:
+        """Take what the groups say now; False if that needs another plan."""
+        for cohort in self.cohorts:
+            new, old = policies[id(cohort.group)], cohort.policy
+            if new[:2] != old[:2] or new.maximize != old.maximize or cohort.params is not cohort.group["params"]:
+                return False
+        for cohort in self.cohorts:
+            cohort.policy = policies[id(cohort.group)]
+        self.rows = None
+        if self.native is not None:
+            self.native.set_decay([cohort.policy.decay_coefficient for cohort in self.cohorts])
+        return True
 
     def coefficients(self) -> list[tuple[float, ...]]:
         if self.rows is not None:
@@ -278,12 +290,12 @@ class _Plan:
             self.rows = rows
         return rows
 
-    def step(self, groups: Sequence[ParamGroup], leaves: tuple[Any, ...], scale: float) -> bool:
+    def step(self, leaves: tuple[Any, ...], scale: float) -> bool:
         """One native call; False, with nothing touched, if some array is not plain or not as expected."""
-        if len(groups) == 1:
-            params = tuple(groups[0]["params"])
+        if len(self.groups) == 1:
+            params = tuple(self.cohorts[0].params)
         else:
-            params = tuple(p for group in groups for p in group["params"])
+            params = tuple(p for group in self.groups for p in group["params"])
         if self.reorder is not None:
             params = tuple(params[i] for i in self.reorder)
             leaves = tuple(leaves[i] for i in self.reorder)
@@ -321,9 +333,7 @@ class Optimizer:
     def __init__(self, params: Any, defaults: dict[str, Any], backend: str, threads: int | None):
         self._defaults = defaults
         self._threads = resolve_threads(threads)
-        self._guard = threading.Lock()
-        self._read = itemgetter(*self._names)
-        self._plan: _Plan | None = None
+        self._prepare()
         self._structures: list[Structure] = []
         self._parameters: list[_Parameter] = []
         self._groups = ParamGroups()
@@ -337,6 +347,13 @@ class Optimizer:
         self._backend = resolve(backend, tuple(x for group in groups for x in leaves_of(group["params"])))
         for group in groups:
             self._add_group(group)
+
+    def _prepare(self) -> None:
+        """What is made anew in a copy."""
+        self._turn = [None]  # whoever takes the item may step; lists are atomic, and quicker than locks
+        self._read = itemgetter(*self._names)
+        self._changes = [0]
+        self._plan: _Plan | None = None
 
     # --- parameters and groups
 
@@ -375,6 +392,7 @@ class Optimizer:
         self._backend.check_disjoint(spans, ())
         entry = _restore_group({"params": leaves, "names": names} | self._defaults | dict(group, params=leaves))
         type(self)._policy(*self._read(entry))
+        entry.changes = self._changes
         list.append(self._groups, entry)
         self._structures.append(structure)
         self._parameters += [
@@ -420,7 +438,6 @@ class Optimizer:
     def step(
         self,
         grads: Any,
-        *,
         grad_scale: float = 1.0,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -452,17 +469,21 @@ class Optimizer:
         RuntimeError
             Another thread is stepping this optimizer.
         """
-        if not self._guard.acquire(False):
-            raise RuntimeError("this optimizer is being stepped by another thread")
         try:
-            plan = self._current_plan()
+            self._turn.pop()
+        except IndexError:
+            raise RuntimeError(BUSY) from None
+        try:
+            plan = self._plan
+            if plan is None or plan.version != self._changes[0]:
+                plan = self._current_plan()
             leaves = self._group_leaves(grads) if self._grouped else self._structures[0].leaves(grads)
             plain = grad_scale == 1.0 and max_norm is None and skip_nonfinite is False
-            if plain and plan.native is not None and plan.step(self._groups, leaves, 1.0):
+            if plain and plan.native is not None and plan.step(leaves, 1.0):
                 return APPLIED
             return self._step_checked(plan, leaves, *step_options(grad_scale, max_norm, skip_nonfinite))
         finally:
-            self._guard.release()
+            self._turn.append(None)
 
     def _step_checked(
         self, plan: _Plan, leaves: tuple[Any, ...], grad_scale: float, max_norm: float | None, skip: bool
@@ -517,7 +538,7 @@ class Optimizer:
                 self._checked_arrays(plan, leaves)  # a step that skips still refuses bad input
                 return StepInfo(False, norm)
             grad_scale *= rules.clip_factor(norm, max_norm)
-        return StepInfo(True, norm) if plan.step(self._groups, leaves, grad_scale) else None
+        return StepInfo(True, norm) if plan.step(leaves, grad_scale) else None
 
     def _checked_arrays(self, plan: _Plan, leaves: tuple[Any, ...]) -> list[tuple[Any, Any]]:
         """(parameter, gradient or None) pairs after every check that a step makes."""
@@ -562,46 +583,28 @@ class Optimizer:
     # --- plans
 
     def _current_plan(self) -> _Plan:
-        """The plan, brought up to date with the groups' hyper-parameters."""
+        """The plan, made or brought up to date with the groups."""
+        version = self._changes[0]
+        policies = {id(group): type(self)._policy(*self._read(group)) for group in self._groups}
         plan = self._plan
-        if plan is None:
-            return self._make_plan()
-        for cohort in plan.cohorts:
-            if cohort.version != cohort.group.version:
-                return self._reread(plan)
+        if plan is None or not plan.adopt(policies):
+            plan = self._make_plan(policies)
+        values = [value for group in self._groups for value in self._read(group)]
+        plan.version = version if all(map(_fixed, values)) else -1
         return plan
 
-    def _reread(self, plan: _Plan) -> _Plan:
-        policies = {id(group): self._group_policy(group) for group in self._groups}
-        for cohort in plan.cohorts:
-            policy, version = policies[id(cohort.group)]
-            old = cohort.policy
-            if policy[:2] != old[:2] or policy.maximize != old.maximize or cohort.params is not cohort.group["params"]:
-                return self._make_plan()
-            cohort.policy, cohort.version = policy, version
-        plan.forget_coefficients()
-        if plan.native is not None:
-            plan.native.set_decay([cohort.policy.decay_coefficient for cohort in plan.cohorts])
-        return plan
-
-    def _group_policy(self, group: ParamGroup) -> tuple[Policy, int]:
-        """What the group says, and until which version; -1 (ask again) if a value can change in place."""
-        values = self._read(group)
-        return type(self)._policy(*values), group.version if all(map(_fixed, values)) else -1
-
-    def _make_plan(self) -> _Plan:
+    def _make_plan(self, policies: Mapping[int, Policy]) -> _Plan:
         self._sync()
-        policies = {id(group): self._group_policy(group) for group in self._groups}
         counter = [0]
         cohorts: dict[Any, _Cohort] = {}
         for position, parameter in enumerate(self._parameters):
             group = parameter.group
-            policy, version = policies[id(group)]
+            policy = policies[id(group)]
             names = policy.rule.states
             fresh = any(name not in parameter.states for name in names)
             where = (id(group), parameter.t, fresh)
             if where not in cohorts:
-                cohorts[where] = _Cohort(group, policy, version, parameter.t, fresh, counter)
+                cohorts[where] = _Cohort(group, policy, parameter.t, fresh, counter)
             cohort = cohorts[where]
             p = group["params"][parameter.index]
             self._backend.check_parameter(parameter.name, p)
@@ -612,7 +615,7 @@ class Optimizer:
         native = self._backend.plan(
             [(*cohort.policy[:4], cohort.members) for cohort in cohorts.values()], counter, self._threads
         )
-        self._plan = _Plan(list(cohorts.values()), counter, native)
+        self._plan = _Plan(self._groups, list(cohorts.values()), counter, native)
         return self._plan
 
     def _sync(self) -> None:
@@ -634,12 +637,14 @@ class Optimizer:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        if not self._guard.acquire(False):
-            raise RuntimeError("this optimizer is being stepped by another thread")
+        try:
+            self._turn.pop()
+        except IndexError:
+            raise RuntimeError(BUSY) from None
         try:
             yield
         finally:
-            self._guard.release()
+            self._turn.append(None)
 
     # --- states
 
@@ -736,7 +741,7 @@ class Optimizer:
         with self._locked():
             self._sync()
             state = self.__dict__.copy()
-        for transient in ("_guard", "_read", "_plan"):
+        for transient in ("_turn", "_read", "_changes", "_plan"):
             del state[transient]
         state["_backend"] = self._backend.name
         return state
@@ -744,9 +749,9 @@ class Optimizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._backend = resolve(state["_backend"], ())
-        self._guard = threading.Lock()
-        self._read = itemgetter(*self._names)
-        self._plan = None
+        self._prepare()
+        for group in self._groups:
+            group.changes = self._changes
 
     def __repr__(self) -> str:
         groups = "; ".join(

@@ -1,0 +1,349 @@
+"""The speed that fastoptim promises, row by row, measured as ratios within one run.
+
+    python benchmarks/bar.py [--quick] [--out benchmarks/results/bar.json]
+
+Every row interleaves its contestants round by round and takes the median of the ratios of each round; the interquartile range
+stands beside it. A row passes if the median reaches its bar. Peers: torch ``fused=True`` (2.13.0, CPU), plain NumPy, and
+the same-traffic loop of the extension, which moves the streams of the rule and computes next to nothing, on the same
+threads, chunks and pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import fastoptim as fo
+from fastoptim.backends import get_backend
+from fastoptim.rules import RULES
+
+LR = np.float32(1e-3)
+GPT2_SMALL = [
+    (50257, 768),
+    (1024, 768),
+    *[
+        shape
+        for _ in range(12)
+        for shape in (
+            *((768,), (768,), (768, 2304), (2304,), (768, 768), (768,)),
+            *((768,), (768,), (768, 3072), (3072,), (3072, 768), (768,)),
+        )
+    ],
+    (768,),
+    (768,),
+]
+
+c = get_backend("c")
+rows: list[dict] = []
+
+
+def clock(function, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - start) / calls
+
+
+def rounds_of(functions: dict, rounds: int, seconds: float = 0.02) -> dict[str, list[float]]:
+    """Seconds per call of every function, round by round; each is called for about `seconds` in a round."""
+    calls = {}
+    for name, function in functions.items():
+        for _ in range(3):
+            function()
+        calls[name] = max(1, round(seconds / max(clock(function, 1), 1e-7)))
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            times[name].append(clock(function, calls[name]))
+    return times
+
+
+def record(what: str, ratios: list[float], bar: float, at_least: bool, detail: str) -> None:
+    low, median, high = statistics.quantiles(ratios, n=4)
+    ok = median >= bar if at_least else median <= bar
+    sign = ">=" if at_least else "<="
+    rows.append(
+        {"row": what, "median": median, "q1": low, "q3": high, "bar": f"{sign} {bar}", "passed": ok, "detail": detail}
+    )
+    print(f"{'ok  ' if ok else 'MISS'} {what:66} {median:8.3f}  [{low:.3f}, {high:.3f}]  {sign} {bar}   {detail}", flush=True)
+
+
+def ratio(times: dict[str, list[float]], above: str, below: str) -> list[float]:
+    return [a / b for a, b in zip(times[above], times[below], strict=True)]
+
+
+def ns(times: dict[str, list[float]], n: int) -> str:
+    return "  ".join(f"{name} {statistics.median(t) / n * 1e9:.3f}" for name, t in times.items()) + " ns/element"
+
+
+# --- contestants: each gets arrays of its own
+
+
+def arrays(shapes):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape, np.float32) for shape in shapes]
+
+
+def ours(rule, shapes, threads, grads=None):
+    p, g = arrays(shapes), grads or arrays(shapes)
+    make = {
+        "sgd": lambda: fo.SGD(p, lr=LR, threads=threads),
+        "momentum": lambda: fo.SGD(p, lr=LR, momentum=0.9, threads=threads),
+        "adam": lambda: fo.Adam(p, lr=LR, threads=threads),
+    }
+    opt = make[rule]()
+    return lambda **options: opt.step(g, **options)
+
+
+def roof(rule, shapes, threads):
+    states = {"sgd": 0, "momentum": 1, "adam": 2}[rule]
+    return c.roofline(rule, arrays(shapes), arrays(shapes), list(zip(*[arrays(shapes) for _ in range(states)], strict=True)) or [()] * len(shapes), threads)
+
+
+def torch_parameters(shapes, grads=None):
+    parameters = [torch.from_numpy(x) for x in arrays(shapes)]
+    for parameter, g in zip(parameters, grads or arrays(shapes), strict=True):
+        parameter.grad = torch.from_numpy(g)
+    return parameters
+
+
+def torch_optimizer(rule, parameters):
+    lr = float(LR)
+    return {
+        "sgd": lambda: torch.optim.SGD(parameters, lr=lr, fused=True),
+        "momentum": lambda: torch.optim.SGD(parameters, lr=lr, momentum=0.9, fused=True),
+        "adam": lambda: torch.optim.Adam(parameters, lr=lr, fused=True),
+    }[rule]()
+
+
+def numpy_in_place(rule, n):
+    p, g, v, scratch = *arrays([n, n]), np.zeros(n, np.float32), np.empty(n, np.float32)
+    mu = np.float32(0.9)
+
+    def sgd():
+        np.multiply(g, LR, out=scratch)
+        np.subtract(p, scratch, out=p)
+
+    def momentum():
+        np.multiply(v, mu, out=v)
+        np.add(v, g, out=v)
+        np.multiply(v, LR, out=scratch)
+        np.subtract(p, scratch, out=p)
+
+    return {"sgd": sgd, "momentum": momentum}[rule]
+
+
+def numpy_naive_adam(n):
+    w = {"p": arrays([n])[0], "m": np.zeros(n, np.float32), "v": np.zeros(n, np.float32), "t": 0}
+    g = arrays([n])[0]
+
+    def step():
+        w["t"] += 1
+        w["m"] = 0.9 * w["m"] + (1 - 0.9) * g
+        w["v"] = 0.999 * w["v"] + (1 - 0.999) * g**2
+        m_hat = w["m"] / (1 - 0.9 ** w["t"])
+        v_hat = w["v"] / (1 - 0.999 ** w["t"])
+        w["p"] = w["p"] - 1e-3 * m_hat / (np.sqrt(v_hat) + 1e-8)
+
+    return step
+
+
+# --- rows
+
+
+def memory_rows(sizes, rounds):
+    for n in sizes:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for rule in ("sgd", "momentum", "adam"):
+                optimizer = torch_optimizer(rule, torch_parameters([n]))
+                functions = {"fastoptim": ours(rule, [n], threads), "roof": roof(rule, [n], threads), "torch": optimizer.step}
+                times = rounds_of(functions, rounds)
+                what = f"{rule}, N = {n:.0e}, {threads} thread{'s' * (threads > 1)}"
+                record(f"{what}: share of the roof", ratio(times, "roof", "fastoptim"), 0.95, True, ns(times, n))
+                record(f"{what}: against torch fused", ratio(times, "torch", "fastoptim"), 0.97, True, "0.97: noise")
+
+
+def small_adam_rows(rounds):
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for n, bar in ((1000, 12), (10_000, 7), (100_000, 2.5), (1_000_000, 1.5)):
+            optimizer = torch_optimizer("adam", torch_parameters([n]))
+            times = rounds_of({"fastoptim": ours("adam", [n], threads), "torch": optimizer.step}, rounds)
+            what = f"adam, N = {n:.0e}, {threads} thread{'s' * (threads > 1)}: against torch fused"
+            record(what, ratio(times, "torch", "fastoptim"), bar, True, ns(times, n))
+
+
+def numpy_rows(rounds, large):
+    for rule in ("sgd", "momentum"):
+        for n in (1000, 10_000, 100_000, 1_000_000, 10_000_000):
+            times = rounds_of({"fastoptim": ours(rule, [n], 1), "NumPy": numpy_in_place(rule, n)}, rounds)
+            what = f"{rule}, N = {n:.0e}, 1 thread: against NumPy in place"
+            record(what, ratio(times, "NumPy", "fastoptim"), 1.0 if n == 1000 else 1.5, True, ns(times, n))
+    for n in large:
+        times = rounds_of({"fastoptim": ours("adam", [n], 1), "NumPy": numpy_naive_adam(n)}, max(5, rounds // 3))
+        record(f"adam, N = {n:.0e}, 1 thread: against naive NumPy", ratio(times, "NumPy", "fastoptim"), 10, True, ns(times, n))
+
+
+def kernel_rows(rounds):
+    n = 100_000
+    room = np.empty(n + 32, np.float32)
+    begin = -room.__array_interface__["data"][0] % 64 // 4
+    p, g = np.ones(n, np.float32), np.ones(n, np.float32)
+    limit = c.root_and_divide(p, g)
+    worst, details = [], []
+    for offset in range(16):
+        x = [np.empty(n + 32, np.float32) for _ in range(4)]
+        x = [y[-y.__array_interface__["data"][0] % 64 // 4 + offset :][:n] for y in x]
+        for y in x:
+            y[...] = np.abs(arrays([n])[0]) + 0.1
+        plan = c.plan([(RULES["adam"], "none", 0.0, False, [x[0]])], [0], 1)
+        arguments = (x[0],), (x[1],), (x[2], x[3]), [(0.9, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)], 1.0
+        times = rounds_of({"kernel": lambda plan=plan, a=arguments: plan.step(*a), "limit": limit}, rounds)
+        ratios = ratio(times, "kernel", "limit")
+        if not worst or statistics.median(ratios) > statistics.median(worst):
+            worst, details = ratios, [f"offset {4 * offset} bytes", ns(times, n)]
+    del begin
+    record(f"adam kernel in cache on {c.isa}, worst of 16 offsets: against sqrt + divide", worst, 1.12, False, ", ".join(details))
+
+
+def many_rows(rounds):
+    shapes = [(1000,)] * 1000
+    torch.set_num_threads(1)
+    parameters = torch_parameters(shapes)
+    optimizer = torch_optimizer("adam", parameters)
+    functions = {"fastoptim": ours("adam", shapes, 1), "torch": optimizer.step, "one array": ours("adam", [10**6], 1)}
+    times = rounds_of(functions, rounds)
+    record("1,000 x 1,000, gradients reused: against torch fused", ratio(times, "torch", "fastoptim"), 20, True, ns(times, 10**6))
+    record("1,000 x 1,000: against one array of 1e6", ratio(times, "fastoptim", "one array"), 1.3, False, "")
+
+    sets = [arrays(shapes) for _ in range(8)]  # two sets never follow each other
+    tensors = [[torch.from_numpy(g) for g in grads] for grads in sets]
+    p = arrays(shapes)
+    opt = fo.Adam(p, lr=LR, threads=1)
+    turn = [0]
+
+    def new_gradients():
+        turn[0] += 1
+        opt.step(sets[turn[0] % 8])
+
+    def torch_new_gradients():
+        turn[0] += 1
+        for parameter, g in zip(parameters, tensors[turn[0] % 8], strict=True):
+            parameter.grad = g
+        optimizer.step()
+
+    times = rounds_of({"fastoptim": new_gradients, "torch": torch_new_gradients}, rounds)
+    record("1,000 x 1,000, every gradient new: against torch fused", ratio(times, "torch", "fastoptim"), 18, True, ns(times, 10**6))
+
+
+def gpt2_rows(rounds):
+    n = sum(int(np.prod(shape)) for shape in GPT2_SMALL)
+    for threads in (1, 2):
+        functions = {"fastoptim": ours("adam", GPT2_SMALL, threads), "roof": roof("adam", GPT2_SMALL, threads)}
+        times = rounds_of(functions, rounds)
+        what = f"GPT-2 small, {len(GPT2_SMALL)} arrays, {n / 1e6:.0f} M, {threads} thread{'s' * (threads > 1)}: share of the roof"
+        record(what, ratio(times, "roof", "fastoptim"), 0.95, True, ns(times, n))
+
+
+def clipping_rows(sizes, rounds):
+    torch.set_num_threads(1)
+    for n, bar in sizes:
+        step = ours("adam", [n], 1)
+        g = arrays([n])
+        plan = c.plan([(RULES["sgd"], "none", 0.0, False, g)], [0], 1)
+        parameters = torch_parameters([n])
+        optimizer = torch_optimizer("adam", parameters)
+
+        def torch_clipped(parameters=parameters, optimizer=optimizer):
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+
+        functions = {
+            "clipped": lambda step=step: step(max_norm=1.0),
+            "step": step,
+            "reading pass": lambda plan=plan, g=tuple(g): plan.sum_squares(g, 1.0, 1.0),
+            "torch": torch_clipped,
+        }
+        times = rounds_of(functions, rounds)
+        parts = [a / (b + d) for a, b, d in zip(times["clipped"], times["step"], times["reading pass"], strict=True)]
+        record(f"clipping in the step, N = {n:.0e}: against step + one reading pass", parts, 1.1, False, ns(times, n))
+        record(f"clipping in the step, N = {n:.0e}: against torch clip + fused", ratio(times, "torch", "clipped"), bar, True, "")
+
+
+def disturbed_rows(rounds):
+    for n in (10_000, 100_000, 1_000_000):
+        steps = {threads: ours("adam", [n], threads) for threads in (1, 2)}
+        times: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(3 * rounds):
+            for threads, step in steps.items():
+                time.sleep(0.012)
+                times[threads].append(clock(step, 1))
+        pairs = [a / b for a, b in zip(times[2], times[1], strict=True)]
+        record(f"adam, N = {n:.0e}, after 12 ms idle: 2 threads against 1", pairs, 1.05, False, "1.05: noise")
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        for n in (10_000, 100_000, 1_000_000, 10_000_000):
+            times2 = rounds_of({t: ours("adam", [n], t) for t in (1, 2)}, rounds, seconds=0.1)
+            record(f"adam, N = {n:.0e}, one core busy: 2 threads against 1", ratio(times2, 2, 1), 1.05, False, "1.05: noise")
+    finally:
+        busy.kill()
+
+
+def import_row(rounds):
+    def seconds(code):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - start
+
+    code = "import numpy; import fastoptim; fastoptim.Adam"
+    beyond = [1e3 * (seconds(code) - seconds("import numpy")) for _ in range(rounds)]
+    record("import fastoptim and its classes, beyond numpy, in ms", beyond, 40, False, "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, no 1e8")
+    parser.add_argument("--only", default="", help="only the groups whose name contains this")
+    parser.add_argument("--out", type=Path, help="write the rows as JSON")
+    options = parser.parse_args()
+    rounds = 7 if options.quick else 21
+    large = [10**7] if options.quick else [10**7, 10**8]
+    groups = {
+        "small": lambda: small_adam_rows(rounds),
+        "numpy": lambda: numpy_rows(rounds, large),
+        "kernel": lambda: kernel_rows(rounds),
+        "many": lambda: many_rows(rounds),
+        "disturbed": lambda: disturbed_rows(rounds),
+        "import": lambda: import_row(rounds),
+        "clipping": lambda: clipping_rows([(10**6, 2.0), (large[-1], 1.2)], max(7, rounds // 2)),
+        "gpt2": lambda: gpt2_rows(max(7, rounds // 2)),
+        "memory": lambda: memory_rows(large, max(7, rounds // 2)),
+    }
+    for name, group in groups.items():
+        if options.only in name:
+            group()
+    missed = [row["row"] for row in rows if not row["passed"]]
+    print(f"\n{len(rows) - len(missed)} of {len(rows)} rows reach their bar")
+    if options.out:
+        result = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "info": fo.info(), "torch": torch.__version__, "cores": os.cpu_count(), "rounds": rounds, "rows": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"written to {options.out}")
+    return bool(missed)
+
+
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
