@@ -225,7 +225,9 @@ class History:
         "step" (number of the step, from zero, after which it was), "loss", and whatever else validation returned.
     """
 
-    _TYPES = (("loss", "d"), ("lr", "d"), ("grad_norm", "d"), ("epoch", "q"), ("applied", "b"))
+    # Loss and rate are stored at every step; the norm and whether it was applied only where steps ask for it, and
+    # epochs by the steps at which they ended: a step has little time to spare for its own record.
+    _TYPES = (("loss", "d"), ("lr", "d"), ("grad_norm", "d"), ("applied", "b"), ("epoch_ends", "q"))
     __slots__ = ("_columns", "_validation")
 
     def __init__(self) -> None:
@@ -235,11 +237,35 @@ class History:
     def __len__(self) -> int:
         return len(self._columns["loss"])
 
-    def __getattr__(self, name: str) -> np.ndarray:
-        if name.startswith("_") or name not in self._columns:
-            raise AttributeError(f"History has no {name!r}")
-        column = np.array(self._columns[name])
-        return column.astype(bool) if name == "applied" else column
+    @property
+    def loss(self) -> np.ndarray:
+        return np.array(self._columns["loss"])
+
+    @property
+    def lr(self) -> np.ndarray:
+        return np.array(self._columns["lr"])
+
+    @property
+    def grad_norm(self) -> np.ndarray:
+        return self._padded("grad_norm", math.nan)
+
+    @property
+    def applied(self) -> np.ndarray:
+        return self._padded("applied", True).astype(bool)
+
+    @property
+    def epoch(self) -> np.ndarray:
+        return np.searchsorted(np.array(self._columns["epoch_ends"]), np.arange(len(self)), side="right")
+
+    def _padded(self, name: str, value: Any) -> np.ndarray:
+        column = self._columns[name]
+        return np.array(column + array(column.typecode, [value]) * (len(self) - len(column)))
+
+    def _pad(self) -> None:
+        """Give every step so far its own entry, before steps are recorded in full."""
+        for name, value in (("grad_norm", math.nan), ("applied", True)):
+            column = self._columns[name]
+            column.extend([value] * (len(self) - len(column)))
 
     @property
     def validation(self) -> dict[str, np.ndarray]:
@@ -258,25 +284,34 @@ class History:
             self._validation[name].append(value)
 
     def _state(self) -> dict[str, Any]:
-        return {"steps": {name: np.array(c) for name, c in self._columns.items()}, "validation": self.validation}
+        return {
+            "steps": {name: np.array(column) for name, column in self._columns.items()},
+            "validation": self.validation,
+        }
 
     @classmethod
-    def _restored(cls, state: Any, steps: int) -> History:
+    def _restored(cls, state: Any, steps: int, epoch: int) -> History:
         history = cls()
+        columns, validation = dict(state["steps"]), state["validation"]
+        lengths = {"loss": steps, "lr": steps, "epoch_ends": epoch}
         for name, column in history._columns.items():
-            _fill(column, state["steps"].pop(name), steps)
-        validation = state["validation"]
-        if state["steps"] or (validation and list(validation)[:2] != ["step", "loss"]):
+            _fill(column, columns.pop(name), lengths.get(name))
+        ends = np.array([0, *history._columns["epoch_ends"], steps])
+        if columns or np.any(np.diff(ends) < 0) or any(len(c) > max(steps, epoch) for c in history._columns.values()):
             raise CheckpointError("its history is not one")
+        if validation and list(validation)[:2] != ["step", "loss"]:
+            raise CheckpointError("its history of validations is not one")
         for name, values in validation.items():
             history._validation[name] = array("q" if name == "step" else "d")
             _fill(history._validation[name], values, len(validation["step"]))
         return history
 
 
-def _fill(column: array, values: Any, length: int) -> None:
-    if not isinstance(values, np.ndarray) or values.dtype != np.dtype(column.typecode) or values.shape != (length,):
-        raise CheckpointError("its history has a column of the wrong kind or length")
+def _fill(column: array, values: Any, length: int | None) -> None:
+    if not isinstance(values, np.ndarray) or values.dtype != np.dtype(column.typecode) or values.ndim != 1:
+        raise CheckpointError("its history has a column of the wrong kind")
+    if length is not None and len(values) != length:
+        raise CheckpointError("its history has a column of the wrong length")
     column.frombytes(values.tobytes())
 
 
@@ -375,7 +410,8 @@ class Loop:
         self.params, self.optimizer, self.batches = params, optimizer, batches
         self.history = History()
         self.steps = 0
-        self.epoch = batches.epoch
+        self.epoch = 0
+        self._seen_epoch = batches.epoch
         self.epoch_ended = False
         self.loss = self.lr = math.nan
         self.info: Any = None
@@ -388,8 +424,9 @@ class Loop:
         self._accumulate = accumulate
         max_norm, skip = step_options
         self._skip_nonfinite = skip
-        self._step = optimizer.step
-        if max_norm is not None or skip:
+        self._step: Any = optimizer.step
+        self._recorded = max_norm is not None or skip
+        if self._recorded:
             self._step = partial(optimizer.step, max_norm=max_norm, skip_nonfinite=skip)
         self._validation, self._validate_every = validation, validate_every
         self._patience, self._min_delta, self._restore_best = early_stopping, min_delta, restore_best
@@ -405,7 +442,6 @@ class Loop:
         self._best_params: dict[str, np.ndarray] | None = None
         self._improved = False
         self._bad_validations = 0
-        self._epoch_start = 0
         self._log: _Log | None = None
         self._bar: Any = None
         self._comm: Any = getattr(optimizer, "comm", None)
@@ -452,20 +488,24 @@ class Loop:
         # Local names, because each microsecond here is spent at every step; attributes are set when events need them.
         params, optimizer, batches, history = self.params, self.optimizer, self.batches, self.history
         loss_and_grad, next_batch, take_step = self._loss_and_grad, batches.next_batch, self._step
-        columns = history._columns
-        add_loss, add_rate, add_norm, add_epoch, add_applied = (columns[name].append for name, _ in history._TYPES)
+        add_loss, add_rate = history._columns["loss"].append, history._columns["lr"].append
         schedules, group = self._schedules, optimizer.param_groups[0]
         schedule = schedules[0] if schedules is not None and len(optimizer.param_groups) == 1 else None
         accumulator, size, guarded = self._accumulator, self._size, not self._skip_nonfinite
-        steps, epoch = self.steps, self.epoch
+        steps, epoch, due = self.steps, self._seen_epoch, self._next_event
+        recorded = self._recorded
+        if recorded:
+            history._pad()
         while self._reason is None:
             if schedule is not None:
                 rate = schedule(steps)
                 if rate != group["lr"]:
                     optimizer.lr = rate
-            elif schedules is not None:
-                rates = [each(steps) for each in schedules]
-                optimizer.lr = rates if len(rates) > 1 else rates[0]
+            else:
+                if schedules is not None:
+                    rates = [each(steps) for each in schedules]
+                    optimizer.lr = rates if len(rates) > 1 else rates[0]
+                rate = group["lr"]
             if accumulator is None:
                 try:
                     loss, grads = loss_and_grad(params, next_batch())
@@ -481,17 +521,16 @@ class Loop:
                 self._warn(f"the loss is {loss} at step {steps}, which was not taken: {self._remedy()}")
                 break
             info = take_step(grads)
-            rate = group["lr"]
             add_loss(loss)
             add_rate(rate)
-            add_norm(math.nan if info.grad_norm is None else info.grad_norm)
-            add_epoch(epoch)
-            add_applied(info.applied)
+            if recorded:
+                history._columns["grad_norm"].append(info.grad_norm)
+                history._columns["applied"].append(info.applied)
             steps += 1
-            if steps >= self._next_event or batches.epoch != epoch:
+            if steps >= due or batches.epoch != epoch:
                 self.steps, self.loss, self.lr, self.info = steps, loss, rate, info
                 self._events()
-                epoch = self.epoch
+                epoch, due = self._seen_epoch, self._next_event
 
     def _accumulated(self, accumulator: _Accumulator) -> tuple[float, Any]:
         batches, epoch = self.batches, self.batches.epoch
@@ -512,16 +551,19 @@ class Loop:
 
     def _events(self) -> None:
         """Everything that is not done at every step, and everything at every step if somebody watches."""
-        self.epoch_ended = self.batches.epoch != self.epoch
+        self.epoch_ended = self.batches.epoch != self._seen_epoch
+        self._seen_epoch = self.batches.epoch
         self.metrics = None
-        epoch, self.epoch = self.epoch, self.batches.epoch
+        epoch = self.epoch
+        self.epoch += self.epoch_ended
         self._check_end()
         if self._validation is not None and self._is_due(self._validate_every):
             self._validate()
         if self.epoch_ended:
+            ends = self.history._columns["epoch_ends"]
             if self._validation is None:
-                self._update_plateaus(float(np.mean(self.history._columns["loss"][self._epoch_start :])))
-            self._epoch_start = self.steps
+                self._update_plateaus(lambda: np.mean(self.history.loss[ends[-1] if ends else 0 :]))
+            ends.append(self.steps)
         if self._log is not None:
             self._log.step(self, epoch)
         for callback in self._callbacks:
@@ -586,12 +628,12 @@ class Loop:
             self._bad_validations += 1
             if self._patience is not None and self._bad_validations >= self._patience:
                 self.stop("early stopping")
-        self._update_plateaus(metrics["loss"])
+        self._update_plateaus(lambda: metrics["loss"])
 
-    def _update_plateaus(self, loss: float) -> None:
+    def _update_plateaus(self, loss: Callable[[], float]) -> None:
         for schedule in self._schedules or ():
             if hasattr(schedule, "update"):
-                schedule.update(loss)
+                schedule.update(float(loss()))
 
     # --- diagnosis
 
@@ -665,7 +707,6 @@ class Loop:
         return {
             "steps": self.steps,
             "epoch": self.epoch,
-            "epoch_start": self._epoch_start,
             "accumulate": self._accumulate,
             "batches": self.batches.state_dict(),
             "schedules": {
@@ -709,12 +750,10 @@ class Loop:
 
     def _restore(self, path: str, tree: Any) -> int | None:
         state = tree["loop"]
-        steps, epoch, epoch_start = (_saved_count(state[name]) for name in ("steps", "epoch", "epoch_start"))
+        steps, epoch = _saved_count(state["steps"]), _saved_count(state["epoch"])
         if _saved_count(state["accumulate"]) != self._accumulate:
             raise CheckpointError(f"accumulate is {self._accumulate} here, {state['accumulate']!r} there")
-        if epoch_start > steps or epoch != state["batches"]["epoch"]:
-            raise CheckpointError("its counts do not agree")
-        history = History._restored(state["history"], steps)
+        history = History._restored(state["history"], steps, epoch)
         best, bad_validations = state["best"], _saved_count(state["bad_validations"])
         best_step = None if best["step"] is None else _saved_count(best["step"])
         best_loss, best_params = float(best["loss"]), best["params"]
@@ -746,7 +785,8 @@ class Loop:
             raise
         for name, p in frozen:
             checkpoints.assign(p, state["frozen"][name])
-        self.steps, self.epoch, self._epoch_start, self.history = steps, epoch, epoch_start, history
+        self._seen_epoch = self.batches.epoch
+        self.steps, self.epoch, self.history = steps, epoch, history
         self._best_step, self._best_loss, self._best_params = best_step, best_loss, best_params
         self._bad_validations, self._warned = bad_validations, warned
         if self._diagnose:
