@@ -29,9 +29,10 @@ def _checked(grads: Any, backend: str, written: bool) -> tuple[Backend, list[Any
 
 
 def _described(backend: Backend, name: str, g: Any) -> tuple[tuple[int, ...], Any]:
-    if not hasattr(g, "dtype"):
-        raise TypeError(f"gradient {name!r}: expected an array, got {type(g).__name__}")
-    shape, dtype = backend.describe(g)
+    try:
+        shape, dtype = backend.describe(g)
+    except AttributeError:
+        raise TypeError(f"gradient {name!r}: expected an array, got {type(g).__name__}") from None
     backend.check_dtype(name, dtype)
     return shape, dtype
 

@@ -89,7 +89,8 @@ def scalar(function: Callable[..., Any], calls: bool = False) -> str:
 
 def law(calls: bool = False) -> list[str]:
     """The sources of all functions of the law that work on elements, for scalars."""
-    functions = [rules.scale, rules.coupled, rules.decoupled, *(rule.function for rule in RULES.values())]
+    functions: list[Callable[..., Any]] = [rules.scale, rules.coupled, rules.decoupled]
+    functions += [rule.function for rule in RULES.values()]
     return [scalar(function, calls) for function in functions]
 
 

@@ -1,15 +1,15 @@
 """The CUDA backend, through numba-cuda: the law in ``_rn`` operations, a handful of launches for any list of arrays.
 
-NVVM and ptxas fuse plain multiplies and adds, and no switch of ``cuda.jit`` forbids it; so every operator of the law becomes
-a libdevice call that is rounded to nearest by name (`fastoptim.lowering`). All arrays of one dtype that share a rule and
-coefficients are one launch over a table of addresses. The table is uploaded only when an address has changed, from
-pinned memory and on the step's own stream, so that a step without clipping never waits for the device; a step with it
-waits once, for the norm.
+NVVM and ptxas fuse plain multiplies and adds, and no switch of ``cuda.jit`` forbids it; so every operator of the law
+becomes a libdevice call that is rounded to nearest by name (`fastoptim.lowering`). All arrays of one dtype that share a
+rule and coefficients are one launch over a table of addresses. The table is uploaded only when an address has changed,
+from pinned memory and on the step's own stream, so that a step without clipping never waits for the device; a step with
+it waits once, for the norm.
 
-A step runs on the stream that is given by `on_stream`, else on the current stream of torch's tensors, else on the stream that
-the arrays export (``__cuda_array_interface__`` version 3), else on the default stream. Where arrays come from several
-streams, events put the step after all of them, and later work of all of them after the step. Arrays must live on the
-current device of `numba.cuda`.
+A step runs on the stream that is given by `on_stream`, else on the current stream of torch's tensors, else on the stream
+that the arrays export (``__cuda_array_interface__`` version 3), else on the default stream. Where arrays come from
+several streams, events put the step after all of them, and later work of all of them after the step. Arrays must live on
+the current device of `numba.cuda`.
 """
 
 from __future__ import annotations
@@ -285,7 +285,9 @@ def _sum_squares(n: int, threads: int) -> str:
         factors=", ".join(f"k{j}" for j in range(n)),
         totals=", ".join(f"total{j}" for j in range(n)),
         zeros=", ".join("0.0" for _ in range(n)),
-        tile_loads=_indent(4, [f"x{r} = np.float64(scale(load(address, i + {r * NORM_LANES}), s))" for r in range(ROWS)]),
+        tile_loads=_indent(
+            4, [f"x{r} = np.float64(scale(load(address, i + {r * NORM_LANES}), s))" for r in range(ROWS)]
+        ),
         tile_sums=_indent(4, [line for r in range(ROWS) for j in range(n) for line in add(j, f"x{r}")]),
         row_sums=_indent(4, [line for j in range(n) for line in add(j, "x0")]),
         combine="\n".join(_COMBINE.format(total=f"total{j}", j=j, lanes=NORM_LANES) for j in range(n)),
@@ -307,12 +309,12 @@ def source(dtype: np.dtype, threads: int = THREADS, simulated: bool = False) -> 
             vector=", ".join(f"x{j}" for j in range(width)),
             operations="\n".join(f"{name} = libdevice.{function}" for name, function in _OPERATIONS[dtype].items()),
         )
-    device = [*lowering.law(calls=True), *(lowering.element(*variant, suffix="_element") for variant in lowering.variants())]
+    elements = [lowering.element(*variant, suffix="_element") for variant in lowering.variants()]
     return "\n\n".join(
         [
             _PRELUDE,
             operations,
-            *(f"@inlined\n{text}\n" for text in device),
+            *(f"@inlined\n{text}\n" for text in lowering.law(calls=True) + elements),
             _FIND,
             *(_update(*variant, width) for variant in lowering.variants()),
             *(_sum_squares(n, threads) for n in (1, 3)),
@@ -436,12 +438,11 @@ class _Table:
             self._capacity = 2 * words.size
             self.device = self._cuda.device_array(self._capacity, np.int64)
             self._slots = []
-        for buffer, event in self._slots:
-            if event.query():
-                break
-        else:
-            buffer, event = self._cuda.pinned_array(self._capacity, np.int64), self._cuda.event(timing=False)
-            self._slots.append((buffer, event))
+        slot = next((slot for slot in self._slots if slot[1].query()), None)
+        if slot is None:
+            slot = self._cuda.pinned_array(self._capacity, np.int64), self._cuda.event(timing=False)
+            self._slots.append(slot)
+        buffer, event = slot
         buffer[: words.size] = words
         self._words = None  # an interrupted upload leaves nothing known
         self.device[: words.size].copy_to_device(buffer[: words.size], stream=stream)
@@ -478,7 +479,8 @@ class CudaBackend(Backend):
         self._kernels: dict[tuple[str, np.dtype], Any] = {}
         self._tables: dict[int | None, _Table] = {}
         self._scratch: dict[tuple[int | None, str], Any] = {}
-        self._blocks = 2 if self.simulated else BLOCKS_PER_MULTIPROCESSOR * cuda.get_current_device().MULTIPROCESSOR_COUNT
+        processors = 1 if self.simulated else cuda.get_current_device().MULTIPROCESSOR_COUNT
+        self._blocks = 3 if self.simulated else BLOCKS_PER_MULTIPROCESSOR * processors
 
     # --- kernels and launches
 
@@ -643,16 +645,14 @@ class CudaBackend(Backend):
         """Copy the elements of an array of any layout to dense memory at `address`, or `back` from there."""
         if not shadow.size:
             return
-        itemsize = shadow.itemsize
-        words = [w for n, a, b in zip(shadow.shape, shadow.strides, strides, strict=True) for w in (n, a // itemsize, b)]
-        pair = (_address(shadow), address)
-        if back:
-            words = [w for i in range(0, len(words), 3) for w in (words[i], words[i + 2], words[i + 1])]
-            pair = pair[::-1]
+        odd = [stride // shadow.itemsize for stride in shadow.strides]
+        source, target = (address, _address(shadow)) if back else (_address(shadow), address)
+        columns = (shadow.shape, strides, odd) if back else (shadow.shape, odd, strides)
+        words = np.array(columns, np.int64).T.ravel()
         handle, stream = stream
-        table = self._table(handle, np.array(words or [0], np.int64), stream)
+        table = self._table(handle, words, stream)
         kernel = self.kernel("move", shadow.dtype)
-        self._launch(kernel, self._elements(shadow.size), stream, *pair, table, 0, shadow.ndim, shadow.size)
+        self._launch(kernel, self._elements(shadow.size), stream, source, target, table, 0, shadow.ndim, shadow.size)
 
     # --- arrays
 
@@ -725,8 +725,8 @@ class CudaBackend(Backend):
         if shadow.size:
             address = _address(self._view("state", zeros)[0])
             zero = _rounded((0.0,), shadow.dtype)[0]
-            with self._lock:
-                self._launch(self.kernel("fill", shadow.dtype), self._elements(shadow.size), self.stream(None), address, shadow.size, zero)
+            kernel, grid = self.kernel("fill", shadow.dtype), self._elements(shadow.size)
+            self._launch(kernel, grid, self.stream(None), address, shadow.size, zero)
             self._cuda.synchronize()  # whatever stream the first step runs on
         return zeros
 

@@ -1,7 +1,7 @@
 """What Numba's CUDA simulator cannot run, in NumPy: correctly rounded operations and access to memory by address.
 
-The simulator executes kernels as Python (``NUMBA_ENABLE_CUDASIM=1``), where libdevice functions are NaN and device arrays
-have no ``__cuda_array_interface__``. It proves a kernel's logic; what is compiled is proved by its PTX.
+The simulator executes kernels as Python (``NUMBA_ENABLE_CUDASIM=1``), where libdevice functions are NaN and device
+arrays have no ``__cuda_array_interface__``. It proves a kernel's logic; what is compiled is proved by its PTX.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def memory(dtype: np.dtype, width: int) -> tuple[Callable[..., Any], ...]:
     """``load(address, i)``, ``store(address, i, x)`` and their forms for `width` elements at once."""
 
     def at(address: int, i: int, count: int = 1) -> np.ndarray:
-        bytes_at = (ctypes.c_char * (count * dtype.itemsize)).from_address(int(address) + int(i) * dtype.itemsize)
-        return np.frombuffer(bytes_at, dtype)
+        memory: Any = (ctypes.c_char * (count * dtype.itemsize)).from_address(int(address) + int(i) * dtype.itemsize)
+        return np.frombuffer(memory, dtype)
 
     def load(address: int, i: int) -> Any:
         return at(address, i)[0]
@@ -60,7 +60,10 @@ def complete() -> None:
     from numba import cuda
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
-    FakeCUDAArray.__cuda_array_interface__ = property(
-        lambda self: self._ary.__array_interface__ | {"version": 3, "stream": None}
-    )
-    type(cuda.event()).query = lambda self: True
+    def interface(self: Any) -> dict[str, Any]:
+        return self._ary.__array_interface__ | {"version": 3, "stream": None}
+
+    event: Any = type(cuda.event())
+    setattr(FakeCUDAArray, "__cuda_array_interface__", property(interface))  # noqa: B010
+    event.__init__ = lambda self, timing=True: None
+    event.query = lambda self: True

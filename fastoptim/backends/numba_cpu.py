@@ -1,8 +1,8 @@
 """The Numba backend for machines without a compiler: kernels generated from the law, parallel where that pays.
 
-Numba compiles what `fastoptim.lowering` makes of the law with LLVM, which contracts nothing unless it is told to. A step
-is one compiled call for each run and dtype, over a table of addresses, so that new arrays never mean a new compilation.
-Compiled code is cached on disk under a name that holds a hash of its source.
+Numba compiles what `fastoptim.lowering` makes of the law with LLVM, which contracts nothing unless it is told to. A
+step is one compiled call for each run and dtype, over a table of addresses, so that new arrays never mean a new
+compilation. Compiled code is cached on disk under a name that holds a hash of its source.
 
 Numba's three threading layers differ in what they survive; `_Pool` keeps steps out of trouble on each:
 "workqueue" aborts the process if two threads enter it at once, and GNU OpenMP ("omp") ends a child made by fork.
@@ -319,11 +319,12 @@ class NumbaBackend(Backend):
             chosen = [i for i, g in enumerate(grads) if g.dtype == dtype and g.size]
             if not chosen:
                 continue
-            rows = [
+            rows: list[tuple[int, ...]] = [
                 (_address(grads[i]), grads[i].size, _address(sums) + 8 * int(starts[i]), _address(scaling))
                 for i in chosen
             ]
-            job = _Job(self._kernel("norm", dtype), rows, [blocks[i] for i in chosen], _rounded((grad_scale,), dtype), 0)
+            s = _rounded((grad_scale,), dtype)
+            job = _Job(self._kernel("norm", dtype), rows, [blocks[i] for i in chosen], s, 0)
             self._pool.run(job, NORM_PIECE, ALONE_BELOW // NORM_BLOCK, threads)
         return sums
 
