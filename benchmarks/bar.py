@@ -2,10 +2,10 @@
 
     python benchmarks/bar.py [--quick] [--out benchmarks/results/bar.json]
 
-Every row interleaves its contestants round by round and takes the median of the ratios of each round; the interquartile range
-stands beside it. A row passes if the median reaches its bar. Peers: torch ``fused=True`` (2.13.0, CPU), plain NumPy, and
-the same-traffic loop of the extension, which moves the streams of the rule and computes next to nothing, on the same
-threads, chunks and pages.
+Every row interleaves its contestants round by round and takes the median of the ratios of each round; the interquartile
+range stands beside it. A row passes if the median reaches its bar. Peers: torch ``fused=True`` (2.13.0, CPU), plain
+NumPy, and the same-traffic loop of the extension, which moves the streams of the rule and computes next to nothing, on
+the same threads, chunks and pages.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ def record(what: str, ratios: list[float], bar: float, at_least: bool, detail: s
     rows.append(
         {"row": what, "median": median, "q1": low, "q3": high, "bar": f"{sign} {bar}", "passed": ok, "detail": detail}
     )
-    print(f"{'ok  ' if ok else 'MISS'} {what:66} {median:8.3f}  [{low:.3f}, {high:.3f}]  {sign} {bar}   {detail}", flush=True)
+    print(
+        f"{'ok  ' if ok else 'MISS'} {what:66} {median:8.3f}  [{low:.3f}, {high:.3f}]  {sign} {bar}   {detail}",
+        flush=True,
+    )
 
 
 def ratio(times: dict[str, list[float]], above: str, below: str) -> list[float]:
@@ -107,7 +110,13 @@ def ours(rule, shapes, threads, grads=None):
 
 def roof(rule, shapes, threads):
     states = {"sgd": 0, "momentum": 1, "adam": 2}[rule]
-    return c.roofline(rule, arrays(shapes), arrays(shapes), list(zip(*[arrays(shapes) for _ in range(states)], strict=True)) or [()] * len(shapes), threads)
+    return c.roofline(
+        rule,
+        arrays(shapes),
+        arrays(shapes),
+        list(zip(*[arrays(shapes) for _ in range(states)], strict=True)) or [()] * len(shapes),
+        threads,
+    )
 
 
 def torch_parameters(shapes, grads=None):
@@ -167,7 +176,11 @@ def memory_rows(sizes, rounds):
             torch.set_num_threads(threads)
             for rule in ("sgd", "momentum", "adam"):
                 optimizer = torch_optimizer(rule, torch_parameters([n]))
-                functions = {"fastoptim": ours(rule, [n], threads), "roof": roof(rule, [n], threads), "torch": optimizer.step}
+                functions = {
+                    "fastoptim": ours(rule, [n], threads),
+                    "roof": roof(rule, [n], threads),
+                    "torch": optimizer.step,
+                }
                 times = rounds_of(functions, rounds)
                 what = f"{rule}, N = {n:.0e}, {threads} thread{'s' * (threads > 1)}"
                 record(f"{what}: share of the roof", ratio(times, "roof", "fastoptim"), 0.95, True, ns(times, n))
@@ -192,7 +205,13 @@ def numpy_rows(rounds, large):
             record(what, ratio(times, "NumPy", "fastoptim"), 1.0 if n == 1000 else 1.5, True, ns(times, n))
     for n in large:
         times = rounds_of({"fastoptim": ours("adam", [n], 1), "NumPy": numpy_naive_adam(n)}, max(5, rounds // 3))
-        record(f"adam, N = {n:.0e}, 1 thread: against naive NumPy", ratio(times, "NumPy", "fastoptim"), 10, True, ns(times, n))
+        record(
+            f"adam, N = {n:.0e}, 1 thread: against naive NumPy",
+            ratio(times, "NumPy", "fastoptim"),
+            10,
+            True,
+            ns(times, n),
+        )
 
 
 def kernel_rows(rounds):
@@ -214,7 +233,13 @@ def kernel_rows(rounds):
         if not worst or statistics.median(ratios) > statistics.median(worst):
             worst, details = ratios, [f"offset {4 * offset} bytes", ns(times, n)]
     del begin
-    record(f"adam kernel in cache on {c.isa}, worst of 16 offsets: against sqrt + divide", worst, 1.12, False, ", ".join(details))
+    record(
+        f"adam kernel in cache on {c.isa}, worst of 16 offsets: against sqrt + divide",
+        worst,
+        1.12,
+        False,
+        ", ".join(details),
+    )
 
 
 def many_rows(rounds):
@@ -224,7 +249,13 @@ def many_rows(rounds):
     optimizer = torch_optimizer("adam", parameters)
     functions = {"fastoptim": ours("adam", shapes, 1), "torch": optimizer.step, "one array": ours("adam", [10**6], 1)}
     times = rounds_of(functions, rounds)
-    record("1,000 x 1,000, gradients reused: against torch fused", ratio(times, "torch", "fastoptim"), 20, True, ns(times, 10**6))
+    record(
+        "1,000 x 1,000, gradients reused: against torch fused",
+        ratio(times, "torch", "fastoptim"),
+        20,
+        True,
+        ns(times, 10**6),
+    )
     record("1,000 x 1,000: against one array of 1e6", ratio(times, "fastoptim", "one array"), 1.3, False, "")
 
     sets = [arrays(shapes) for _ in range(8)]  # two sets never follow each other
@@ -244,7 +275,13 @@ def many_rows(rounds):
         optimizer.step()
 
     times = rounds_of({"fastoptim": new_gradients, "torch": torch_new_gradients}, rounds)
-    record("1,000 x 1,000, every gradient new: against torch fused", ratio(times, "torch", "fastoptim"), 18, True, ns(times, 10**6))
+    record(
+        "1,000 x 1,000, every gradient new: against torch fused",
+        ratio(times, "torch", "fastoptim"),
+        18,
+        True,
+        ns(times, 10**6),
+    )
 
 
 def gpt2_rows(rounds):
@@ -252,8 +289,8 @@ def gpt2_rows(rounds):
     for threads in (1, 2):
         functions = {"fastoptim": ours("adam", GPT2_SMALL, threads), "roof": roof("adam", GPT2_SMALL, threads)}
         times = rounds_of(functions, rounds)
-        what = f"GPT-2 small, {len(GPT2_SMALL)} arrays, {n / 1e6:.0f} M, {threads} thread{'s' * (threads > 1)}: share of the roof"
-        record(what, ratio(times, "roof", "fastoptim"), 0.95, True, ns(times, n))
+        what = f"GPT-2 small, {len(GPT2_SMALL)} arrays, {n / 1e6:.0f} M, {threads} thread{'s' * (threads > 1)}"
+        record(f"{what}: share of the roof", ratio(times, "roof", "fastoptim"), 0.95, True, ns(times, n))
 
 
 def clipping_rows(sizes, rounds):
@@ -278,7 +315,13 @@ def clipping_rows(sizes, rounds):
         times = rounds_of(functions, rounds)
         parts = [a / (b + d) for a, b, d in zip(times["clipped"], times["step"], times["reading pass"], strict=True)]
         record(f"clipping in the step, N = {n:.0e}: against step + one reading pass", parts, 1.1, False, ns(times, n))
-        record(f"clipping in the step, N = {n:.0e}: against torch clip + fused", ratio(times, "torch", "clipped"), bar, True, "")
+        record(
+            f"clipping in the step, N = {n:.0e}: against torch clip + fused",
+            ratio(times, "torch", "clipped"),
+            bar,
+            True,
+            "",
+        )
 
 
 def disturbed_rows(rounds):
@@ -295,7 +338,13 @@ def disturbed_rows(rounds):
     try:
         for n in (10_000, 100_000, 1_000_000, 10_000_000):
             times2 = rounds_of({t: ours("adam", [n], t) for t in (1, 2)}, rounds, seconds=0.1)
-            record(f"adam, N = {n:.0e}, one core busy: 2 threads against 1", ratio(times2, 2, 1), 1.05, False, "1.05: noise")
+            record(
+                f"adam, N = {n:.0e}, one core busy: 2 threads against 1",
+                ratio(times2, 2, 1),
+                1.05,
+                False,
+                "1.05: noise",
+            )
     finally:
         busy.kill()
 
@@ -336,13 +385,18 @@ def main() -> int:
     missed = [row["row"] for row in rows if not row["passed"]]
     print(f"\n{len(rows) - len(missed)} of {len(rows)} rows reach their bar")
     if options.out:
-        result = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "info": fo.info(), "torch": torch.__version__, "cores": os.cpu_count(), "rounds": rounds, "rows": rows}
+        result = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "info": fo.info(),
+            "torch": torch.__version__,
+            "cores": os.cpu_count(),
+            "rounds": rounds,
+            "rows": rows,
+        }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
         print(f"written to {options.out}")
     return bool(missed)
-
-
 
 
 if __name__ == "__main__":

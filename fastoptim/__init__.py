@@ -35,7 +35,7 @@ _EXPORTS = {
 }
 _MODULES = ("adapters", "distributed", "functional", "plots", "schedules")
 
-__all__ = ["__version__", *_EXPORTS, *_MODULES]
+__all__ = ["__version__", *_EXPORTS, *_MODULES]  # noqa: PLE0604 (keys are strings)
 
 
 def __getattr__(name: str) -> Any:

@@ -85,7 +85,7 @@ def _share_memory(a: Span, b: Span) -> bool:
     if a.dense and b.dense:
         return True
     try:
-        return np.shares_memory(a.array, b.array, max_work=10**6)
+        return np.shares_memory(a.array, b.array, max_work=10**6)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
@@ -153,7 +153,7 @@ def zeros_like(p: Array) -> Array:
     raw = np.empty(p.nbytes + CACHE_LINE, np.uint8)
     offset = (p.__array_interface__["data"][0] - raw.__array_interface__["data"][0]) % CACHE_LINE
     offset -= offset % p.itemsize
-    zeros = np.ndarray(p.shape, p.dtype, buffer=raw, offset=offset, order=order)  # type: ignore[call-overload]
+    zeros = np.ndarray(p.shape, p.dtype, buffer=raw, offset=offset, order=order)  # type: ignore[arg-type]
     zeros[...] = 0
     return zeros
 

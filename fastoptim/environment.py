@@ -72,7 +72,13 @@ def _lines(value: Any, indent: str = "") -> list[str]:
         if isinstance(entry, dict):
             lines += [f"{indent}{key}:", *_lines(entry, indent + "  ")]
         else:
-            text = ", ".join(map(str, entry)) if isinstance(entry, list) else entry if entry is not None else "not installed"
+            text = (
+                ", ".join(map(str, entry))
+                if isinstance(entry, list)
+                else entry
+                if entry is not None
+                else "not installed"
+            )
             lines.append(f"{indent}{key}: {text}")
     return lines
 

@@ -154,7 +154,7 @@ def adam(
     backend: str = "auto",
     threads: int | None = None,
 ) -> None:
-    """One Adam step in place on `p`, `m` and `v` (and `vmax`, which makes it amsgrad); equations under `fastoptim.Adam`.
+    """One Adam step in place on `p`, `m` and `v` (and `vmax`, which makes it amsgrad), as `fastoptim.Adam` has it.
 
     Parameters
     ----------
@@ -189,7 +189,9 @@ def adam(
         raise TypeError(f"step must be an int, got {type(step).__name__}")
     if step < 1:
         raise ValueError(f"step counts from 1, got {step}")
-    policy = adam_policy(lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, flag("decoupled", decoupled))
+    policy = adam_policy(
+        lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, flag("decoupled", decoupled)
+    )
     options = {"grad_scale": grad_scale, "backend": backend, "threads": threads}
     states = (m, v) if vmax is None else (m, v, vmax)
     _apply(policy, policy.coefficients(int(step), False), p, g, states, options)

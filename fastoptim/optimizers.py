@@ -343,7 +343,11 @@ class Optimizer:
             and bool(params)
             and all(isinstance(item, Mapping) and "params" in item for item in params)
         )
-        groups = [dict(group, params=_listed(group["params"])) for group in params] if self._grouped else [{"params": params}]
+        groups = (
+            [dict(group, params=_listed(group["params"])) for group in params]
+            if self._grouped
+            else [{"params": params}]
+        )
         self._backend = resolve(backend, tuple(x for group in groups for x in leaves_of(group["params"])))
         for group in groups:
             self._add_group(group)
@@ -544,7 +548,7 @@ class Optimizer:
         """(parameter, gradient or None) pairs after every check that a step makes."""
         backend = self._backend
         written, read, checked = [], [], []
-        states = {}
+        states: dict[int, tuple[Any, ...]] = {}
         for cohort in plan.cohorts:
             states.update(zip(cohort.positions, cohort.states, strict=True))
             if len(cohort.params) != len(cohort.group["names"]):

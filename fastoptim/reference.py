@@ -11,7 +11,10 @@ from .rules import NORM_BLOCK, NORM_LANES, Rule
 
 Array = np.ndarray
 
-_QUIET = {"over": "ignore", "under": "ignore", "invalid": "ignore", "divide": "ignore"}
+
+def _quiet() -> np.errstate:
+    """IEEE 754 says what overflow and the like give; no warning is wanted."""
+    return np.errstate(all="ignore")
 
 
 def update(
@@ -27,7 +30,7 @@ def update(
 ) -> None:
     """Apply one step of `rule` in place to `p` and `states`; all arrays have one shape and one dtype."""
     T = p.dtype.type
-    with np.errstate(**_QUIET):  # type: ignore[call-overload]
+    with _quiet():
         k = [T(c) for c in coefficients]
         wd = T(decay_coefficient)
         new_p = p
@@ -45,13 +48,13 @@ def block_sums(g: Array, grad_scale: float, k: float) -> Array:
     """Sums of ``(k * (grad_scale * g))**2``, one float64 for each block of `g` (1-d, contiguous)."""
     T = g.dtype.type
     blocks = -(-g.size // NORM_BLOCK)
-    with np.errstate(**_QUIET):  # type: ignore[call-overload]
+    with _quiet():
         x = np.zeros(blocks * NORM_BLOCK)
         x[: g.size] = k * rules.scale(g, T(grad_scale)).astype(np.float64)
-        x = x.reshape(blocks, NORM_BLOCK // NORM_LANES, NORM_LANES)
+        rows = x.reshape(blocks, NORM_BLOCK // NORM_LANES, NORM_LANES)
         lanes = np.zeros((blocks, NORM_LANES))
         for row in range(NORM_BLOCK // NORM_LANES):
-            lanes = lanes + x[:, row] * x[:, row]
+            lanes = lanes + rows[:, row] * rows[:, row]
         while lanes.shape[1] > 1:
             lanes = lanes[:, 0::2] + lanes[:, 1::2]
     return lanes[:, 0]
@@ -59,7 +62,7 @@ def block_sums(g: Array, grad_scale: float, k: float) -> Array:
 
 def tree_sum(values: Array) -> float:
     """Sum of `values` by the fixed pairwise tree; 0 for none."""
-    with np.errstate(**_QUIET):  # type: ignore[call-overload]
+    with _quiet():
         while values.size > 1:
             even = values.size - values.size % 2
             values = np.concatenate([values[0:even:2] + values[1:even:2], values[even:]])

@@ -178,8 +178,8 @@ DECAYS = ("none", "coupled", "decoupled")
 
 # --- The gradient norm: a sum depends on its order, so the order is law too ----------------------------------------
 # Each array is cut into blocks of NORM_BLOCK elements; element i of a block is added, in order, to lane i % NORM_LANES
-# (float64, starting from +0). The lanes are added in pairs (0+1, 2+3, ...), and so on until one is left; then so are the
-# blocks of all arrays, in order, an odd one at the end being carried as it is.
+# (float64, starting from +0). The lanes are added in pairs (0+1, 2+3, ...), and so on until one is left; then so are
+# the blocks of all arrays, in order, an odd one at the end being carried as it is.
 
 NORM_BLOCK = 4096
 NORM_LANES = 16

@@ -22,6 +22,7 @@ class Structure:
     """
 
     __slots__ = ("_children", "_flat", "_keys", "names")
+    names: tuple[str, ...]
 
     def __init__(self, tree: Tree):
         if isinstance(tree, Mapping):
@@ -35,9 +36,7 @@ class Structure:
             children = []
         self._children = tuple(child for _, child in children)
         self._flat = all(child._keys is None for child in self._children)
-        names = [
-            key if child._keys is None else f"{key}.{name}" for key, child in children for name in child.names
-        ]
+        names = [key if child._keys is None else f"{key}.{name}" for key, child in children for name in child.names]
         self.names = tuple(names) if self._keys is not None else ("0",)
         if len(set(self.names)) != len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)

@@ -19,12 +19,47 @@ from fastoptim.rules import DECAYS, NORM_BLOCK, RULES, Rule
 DTYPES = (np.float32, np.float64)
 
 # Around every border there is: vectors, cache lines, blocks of the norm, chunks of the native kernels.
-SIZES = (0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 1000, NORM_BLOCK - 1, NORM_BLOCK, NORM_BLOCK + 1, 8191, 8193)
+SIZES = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    15,
+    16,
+    17,
+    31,
+    33,
+    63,
+    65,
+    127,
+    1000,
+    NORM_BLOCK - 1,
+    NORM_BLOCK,
+    NORM_BLOCK + 1,
+    8191,
+    8193,
+)
 LARGE_SIZES = (3 * 8192 + 5, 65536 - 1, 65536 * 2 + 17)
 
 # Values for the hyper-parameters that a rule's coefficient function asks for: none is neutral.
-HYPER = {"lr": 0.0123, "momentum": 0.87, "dampening": 0.31, "t": 3, "beta1": 0.83, "beta2": 0.977, "eps": 3e-5, "first": False}
-MODES = {"momentum": rules.MOMENTUM_MODES, "nesterov": ("torch", "lr_inside"), "adam": rules.EPS_MODES, "amsgrad": rules.EPS_MODES}
+HYPER = {
+    "lr": 0.0123,
+    "momentum": 0.87,
+    "dampening": 0.31,
+    "t": 3,
+    "beta1": 0.83,
+    "beta2": 0.977,
+    "eps": 3e-5,
+    "first": False,
+}
+MODES = {
+    "momentum": rules.MOMENTUM_MODES,
+    "nesterov": ("torch", "lr_inside"),
+    "adam": rules.EPS_MODES,
+    "amsgrad": rules.EPS_MODES,
+}
 
 
 def coefficients(rule: Rule, mode: str | None = None, **hyper: object) -> tuple[float, ...]:
@@ -79,7 +114,9 @@ def raw_bits(rng: np.random.Generator, n: int, dtype: type) -> np.ndarray:
     ordinary = rng.random(n) < 0.5
     x[ordinary] = rng.standard_normal(int(ordinary.sum()))
     limits = np.finfo(dtype)
-    special = np.array([*SPECIAL, limits.tiny, limits.smallest_subnormal, -limits.smallest_subnormal, limits.max], dtype)
+    special = np.array(
+        [*SPECIAL, limits.tiny, limits.smallest_subnormal, -limits.smallest_subnormal, limits.max], dtype
+    )
     chosen = rng.random(n) < 0.1
     x[chosen] = rng.choice(special, int(chosen.sum()))
     return x
@@ -106,7 +143,9 @@ def states_for(rng: np.random.Generator, rule: Rule, n: int, dtype: type, make=o
     return states
 
 
-def expected(variant: Variant, p: np.ndarray, g: np.ndarray, states: list[np.ndarray], s: float, **hyper: object) -> list[np.ndarray]:
+def expected(
+    variant: Variant, p: np.ndarray, g: np.ndarray, states: list[np.ndarray], s: float, **hyper: object
+) -> list[np.ndarray]:
     """Parameter and states after one step of the reference, on copies."""
     p, states = p.copy(), [x.copy() for x in states]
     update(

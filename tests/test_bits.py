@@ -1,4 +1,4 @@
-"""The same bits: every host backend, instruction set, number of threads, size, offset and variant, against the reference."""
+"""The same bits: every instruction set, number of threads, size, offset and variant, against the reference."""
 
 from __future__ import annotations
 
@@ -122,7 +122,16 @@ def test_flush_to_zero_set_by_others_changes_nothing(c):
     if not torch.set_flush_denormal(True):
         pytest.skip("LOUD: torch cannot set flush-to-zero on this processor")
     try:
-        run = Run(variant.rule, variant.decay, variant.decay_coefficient, variant.coefficients(), False, [p], [g], [tuple(states)])
+        run = Run(
+            variant.rule,
+            variant.decay,
+            variant.decay_coefficient,
+            variant.coefficients(),
+            False,
+            [p],
+            [g],
+            [tuple(states)],
+        )
         c.apply([run], 0.5, 3)
     finally:
         torch.set_flush_denormal(False)

@@ -28,7 +28,9 @@ def test_info_says_what_a_missing_backend_lacks(monkeypatch):
     assert found["auto"] == "numpy" and found["backends"]["c"] == {"missing": "no such luck"}
 
 
-@pytest.mark.parametrize(("arguments", "status"), [([], 2), (["--help"], 0), (["nothing"], 2), (["--version"], 0), (["info", "x"], 2)])
+@pytest.mark.parametrize(
+    ("arguments", "status"), [([], 2), (["--help"], 0), (["nothing"], 2), (["--version"], 0), (["info", "x"], 2)]
+)
 def test_exit_status(arguments, status, capsys):
     assert cli.main(arguments) == status
     out = capsys.readouterr()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def misaligned(x):
 
 LAYOUTS = {
     "C": lambda x: x.copy(),
-    "Fortran": lambda x: np.asfortranarray(x),
+    "Fortran": np.asfortranarray,
     "transposed": lambda x: np.ascontiguousarray(x.T).T,
     "strided": strided,
     "reversed": lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
@@ -101,8 +103,8 @@ def test_adjoining_arrays_are_stepped_as_one_and_apart_alike():
     values = [rng.standard_normal(n).astype(np.float32) for n in (5, 1000, 4096, 17)]
     edges = np.cumsum([0, *(x.size for x in values)])
     room, g_room = np.concatenate(values), rng.standard_normal(edges[-1]).astype(np.float32)
-    views = [room[a:b] for a, b in zip(edges, edges[1:], strict=False)]
-    grads = [g_room[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    views = [room[a:b] for a, b in pairwise(edges)]
+    grads = [g_room[a:b] for a, b in pairwise(edges)]
     packed = fo.SGD(views, lr=0.1, backend="c")
     apart = fo.SGD(values, lr=0.1, backend="c")
     for optimizer in (packed, apart):

@@ -58,7 +58,11 @@ KINDS = {
     "adam-hat": (
         fo.Adam,
         {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "eps_mode": "hat"},
-        ("adam", "none", lambda t: (0.8, 1 - 0.8, 0.95, 1 - 0.95, 0.01 * (1 - 0.95**t) ** 0.5 / (1 - 0.8**t), 1.0, 1e-6)),
+        (
+            "adam",
+            "none",
+            lambda t: (0.8, 1 - 0.8, 0.95, 1 - 0.95, 0.01 * (1 - 0.95**t) ** 0.5 / (1 - 0.8**t), 1.0, 1e-6),
+        ),
     ),
     "adamw": (
         fo.AdamW,
@@ -315,7 +319,9 @@ def test_state_dict_that_does_not_fit_is_refused_and_changes_nothing():
         opt.load_state_dict(None)
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
 def test_copies_are_independent_and_equal(duplicate):
     params = model()
     opt = fo.Adam(params, lr=0.1, backend="c")

@@ -184,7 +184,7 @@ def test_other_structure(structure):
 
 def test_mapping_with_other_names():
     opt = fo.SGD({"w": np.ones(2), "b": np.ones(1)}, backend="c")
-    with pytest.raises(ValueError, match="missing: \\['b'\\].*unknown: \\['c'\\]"):
+    with pytest.raises(ValueError, match=r"missing: \['b'\].*unknown: \['c'\]"):
         opt.step({"w": np.ones(2), "c": np.ones(1)})
 
 
@@ -269,7 +269,12 @@ def test_bad_construction():
 def test_a_failed_add_param_group_changes_nothing():
     p = np.ones(3)
     opt = fo.SGD(p, lr=0.5, backend="c")
-    for bad in ({"params": [np.ones(2), p]}, {"params": np.ones(2), "lr": -1}, {"params": np.ones(2, int)}, {"params": []}):
+    for bad in (
+        {"params": [np.ones(2), p]},
+        {"params": np.ones(2), "lr": -1},
+        {"params": np.ones(2, int)},
+        {"params": []},
+    ):
         with pytest.raises((TypeError, ValueError)):
             opt.add_param_group(bad)
     assert len(opt.param_groups) == 1

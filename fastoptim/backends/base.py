@@ -50,9 +50,7 @@ class Backend(ABC):
     def norm(self, grads: Sequence[Any], grad_scale: float, threads: int) -> float:
         """Norm of all gradients (of any layout) after `grad_scale`."""
         ordered = [self.flat(g) for g in grads]
-        return rules.norm_from_squares(
-            lambda k: reference.tree_sum(self.block_sums(ordered, grad_scale, k, threads))
-        )
+        return rules.norm_from_squares(lambda k: reference.tree_sum(self.block_sums(ordered, grad_scale, k, threads)))
 
     def transaction(
         self,

@@ -1,7 +1,7 @@
 """The C backend: one native call per step for a whole list of arrays.
 
-`CPlan` binds a list of parameters to the extension once; each step hands it the tuples of arrays, whose addresses, types
-and layouts the extension reads and checks by itself (``csrc/bind.c``).
+`CPlan` binds a list of parameters to the extension once; each step hands it the tuples of arrays, whose addresses,
+types and layouts the extension reads and checks by itself (``csrc/bind.c``).
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class CPlan:
 
     def __init__(self, rows: Sequence[tuple[int, str, float, bool, Sequence[Any]]], counter: list[int], threads: int):
         runs = ffi.new("fo_run[]", max(1, len(rows)))
-        members, entry_run = [], []
+        members: list[Any] = []
+        entry_run: list[int] = []
         for i, (number, decay, decay_coefficient, maximize, group) in enumerate(rows):
             runs[i].rule, runs[i].decay = number, DECAYS.index(decay)
             runs[i].decay_coefficient, runs[i].maximize = decay_coefficient, maximize
@@ -133,7 +134,9 @@ class CBackend(Backend):
     def set_isa(self, name: str) -> None:
         """Use one instruction set for all steps of this process; ValueError if the machine or the build lacks it."""
         if name not in self.isas:
-            raise ValueError(f"instruction set {name!r} is not to be had: built are {ISA_NAMES}, this machine runs {self.isas}")
+            raise ValueError(
+                f"instruction set {name!r} is not to be had: built are {ISA_NAMES}, this machine runs {self.isas}"
+            )
         lib.fo_isa_select(ISA_NAMES.index(name))
 
     # --- arithmetic
@@ -141,7 +144,7 @@ class CBackend(Backend):
     def plan(
         self, rows: Sequence[tuple[Rule, str, float, bool, Sequence[Any]]], counter: list[int], threads: int
     ) -> CPlan:
-        return CPlan([(RULE_NAMES.index(rule.name), *rest) for rule, *rest in rows], counter, threads)
+        return CPlan([(RULE_NAMES.index(row[0].name), *row[1:]) for row in rows], counter, threads)
 
     def apply(self, runs: Sequence[Run], scale: float, threads: int) -> None:
         rows = [(run.rule, run.decay, run.decay_coefficient, run.maximize, run.params) for run in runs]
@@ -155,7 +158,9 @@ class CBackend(Backend):
 
     # --- yardsticks for benchmarks
 
-    def roofline(self, rule: str, params: Sequence[Any], grads: Sequence[Any], states: Sequence[Any], threads: int) -> Any:
+    def roofline(
+        self, rule: str, params: Sequence[Any], grads: Sequence[Any], states: Sequence[Any], threads: int
+    ) -> Any:
         """A function that moves the streams of one step of `rule` and computes next to nothing, when called.
 
         `states` holds one tuple per parameter. Chunks, threads and loops are those of a step; arrays are overwritten.
@@ -204,4 +209,6 @@ def _check_tables() -> None:
     }
     stated = {name: (len(rule.states), len(rule.coefficients)) for name, rule in RULES.items()}
     if built != stated:
-        raise ImportError(f"the C extension was built from another law ({built}, not {stated}): install fastoptim again")
+        raise ImportError(
+            f"the C extension was built from another law ({built}, not {stated}): install fastoptim again"
+        )
