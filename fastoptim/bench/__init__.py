@@ -7,11 +7,9 @@ rounds, and ends with a folder that holds report.html, report.md, results.json a
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..threads import usable_cores
 from .cases import full_cases, quick_cases
@@ -78,14 +76,9 @@ def _compare(arguments: list[str]) -> int:
     parser.add_argument("a", type=Path, metavar="A.json")
     parser.add_argument("b", type=Path, metavar="B.json")
     options = parser.parse_args(arguments)
-    documents: list[dict[str, Any]] = []
-    for path in (options.a, options.b):
-        try:
-            documents.append(compare.load(path / "results.json" if path.is_dir() else path))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path.name} is not JSON: {error}") from error
-    found, drift = compare.changes(*documents)
+    a, b = (compare.load(path / "results.json" if path.is_dir() else path) for path in (options.a, options.b))
+    found, drift = compare.changes(a, b)
     if not any(change.ours for change in found):
         raise ValueError("the two runs have no case in common")
-    print(compare.to_text(*documents, found, drift))
+    print(compare.to_text(a, b, found, drift))
     return int(any(change.ours and change.significant and change.relative > 0 for change in found))

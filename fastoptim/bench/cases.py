@@ -138,19 +138,19 @@ def thread_counts(cores: int, full: bool) -> list[int]:
 
 
 def quick_cases(cores: int) -> list[Case]:
-    cases = []
-    for threads in thread_counts(cores, full=False):
+    cases = [clip_case(10**6, cores), training_case(32, cores)]
+    for threads in reversed(thread_counts(cores, full=False)):
         cases += [size_case("adam", n, threads) for n in (10**3, 10**4, 10**5, 10**6, 10**7)]
         cases += [size_case(rule, n, threads) for rule in ("sgd", "momentum") for n in (10**3, 10**5, 10**7)]
         cases += [list_case(threads)]
-    cases += [launch_case("adam", 1), clip_case(10**6, cores), training_case(32, cores)]
+    cases += [launch_case("adam", 1)]
     return cases
 
 
 def full_cases(cores: int) -> list[Case]:
     cases = []
     sizes = [10**k for k in range(3, 9)]
-    for threads in thread_counts(cores, full=True):
+    for threads in reversed(thread_counts(cores, full=True)):
         every_size = sizes if threads in (1, cores) else [10**5, 10**6, 10**7]
         cases += [size_case(rule, n, threads) for rule in ("sgd", "momentum", "adam") for n in every_size]
         if threads in (1, cores):

@@ -13,7 +13,8 @@ from html import escape
 from pathlib import Path
 
 WIDTH = 430
-FONT = 11.5
+TITLE_CHARACTERS = 54
+CHARACTER = 6.8  # pixels, a little more than letters take on average
 
 # name -> (light, dark, marker, dash)
 STYLES: dict[str, tuple[str, str, str, str]] = {
@@ -109,7 +110,8 @@ def css() -> str:
     base = (
         ".chart{font:11.5px system-ui,sans-serif;fill:currentColor}"
         ".chart .grid{stroke:currentColor;opacity:.14}.chart .axis{stroke:currentColor;opacity:.5}"
-        ".chart .mark{stroke:currentColor;opacity:.35;stroke-dasharray:3 3}.chart .title{font-weight:600;font-size:13px}"
+        ".chart .mark{stroke:currentColor;opacity:.35;stroke-dasharray:3 3}"
+        ".chart .title{font-weight:600;font-size:13px}"
         ".chart .soft{opacity:.72}.chart .line{stroke:var(--k);fill:none;stroke-width:1.7}"
         ".chart .strong{stroke-width:3}.chart .dot,.chart .bar{fill:var(--k)}"
         ".chart .cross,.chart .whisker{stroke:var(--k);stroke-width:1.3;fill:none}"
@@ -193,7 +195,9 @@ def _wrap(text: str, width: int) -> list[str]:
 
 
 def _frame(chart: Chart, body: list[str], height: float, top: float, standalone: bool) -> str:
-    title = [_text(8, 18 + 16 * i, line, classes="title") for i, line in enumerate(_wrap(chart.title, 60))]
+    title = [
+        _text(8, 18 + 16 * i, line, classes="title") for i, line in enumerate(_wrap(chart.title, TITLE_CHARACTERS))
+    ]
     sheet = f"<style>{STANDALONE}{css()}</style>" if standalone else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
@@ -203,7 +207,7 @@ def _frame(chart: Chart, body: list[str], height: float, top: float, standalone:
 
 def svg(chart: Chart, standalone: bool = False) -> str:
     """The chart as SVG; `standalone` brings its own colours and background, for a file."""
-    top = 14 + 16 * len(_wrap(chart.title, 60))
+    top = 14 + 16 * len(_wrap(chart.title, TITLE_CHARACTERS))
     return _lines_svg(chart, top, standalone) if isinstance(chart, Lines) else _bars_svg(chart, top, standalone)
 
 
@@ -271,8 +275,8 @@ def _bar_ends(chart: Bars) -> tuple[float, float]:
 def _bars_svg(chart: Bars, top: float, standalone: bool) -> str:
     widest = max(len(row.label) for row in chart.rows)
     longest = max(len(row.text) for row in chart.rows)
-    left = min(12 + 6.2 * widest, 190.0)
-    right = WIDTH - 14 - 6.4 * longest
+    left = min(10 + CHARACTER * widest, 200.0)
+    right = WIDTH - 12 - CHARACTER * longest
     step = 22.0
     bottom = top + 6 + step * len(chart.rows)
     low, high = _bar_ends(chart)
@@ -307,7 +311,7 @@ def _bars_svg(chart: Bars, top: float, standalone: bool) -> str:
     base = bottom + 48
     at_x = 12.0
     for verdict, text in chart.legend:
-        wide = 30 + 6.3 * len(text)
+        wide = 30 + CHARACTER * len(text)
         if at_x > 12 and at_x + wide > WIDTH:
             at_x, base = 12.0, base + 17
         body.append(f'<rect class="bar v-{verdict}" x="{at_x:.1f}" y="{base - 9:.1f}" width="12" height="12"/>')
@@ -327,7 +331,7 @@ def png(chart: Chart, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = len(chart.rows) if isinstance(chart, Bars) else 0
-    figure = Figure(figsize=(7, 4.8 if isinstance(chart, Lines) else 1.6 + 0.32 * rows), layout="constrained")
+    figure = Figure(figsize=(7, 6 if isinstance(chart, Lines) else 1.6 + 0.32 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_title(chart.title, fontsize=11, loc="left")

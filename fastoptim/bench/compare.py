@@ -36,7 +36,10 @@ class Change(NamedTuple):
 
 def load(path: Path) -> dict[str, Any]:
     """A results document; ValueError if the file is something else."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ValueError(f"{path.name} does not hold results of a benchmark run")
     if document["schema_version"] != SCHEMA_VERSION:

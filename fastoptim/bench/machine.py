@@ -156,6 +156,9 @@ def _seconds_of(pids: Iterable[int]) -> float:
     return total
 
 
+CLOCK_SLACK = 0.02  # the kernel counts in hundredths of a second, for the machine and for a process apart
+
+
 class Watch:
     """Watches how much other processes use the machine while these ones work."""
 
@@ -169,7 +172,7 @@ class Watch:
         if busy is None or self.busy is None:
             return 0.0
         available = (time.monotonic() - self.start) * (os.cpu_count() or 1)
-        used = (busy - self.busy) - (_seconds_of(self.pids) - self.own)
+        used = (busy - self.busy) - (_seconds_of(self.pids) - self.own) - CLOCK_SLACK
         return min(1.0, max(0.0, used / available)) if available else 0.0
 
 

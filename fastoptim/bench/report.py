@@ -15,7 +15,7 @@ from .charts import BarRow, Bars, Chart, Lines, Series
 from .statistics import Summary, loses, summarise
 
 Entry = dict[str, Any]
-YARDSTICKS = {"roof": "roof: same bytes, no arithmetic", "divide": "one root and one division"}
+YARDSTICKS = {"roof": "roof (same bytes)", "divide": "root and division"}
 
 
 # --- A report is a list of blocks ---------------------------------------------------------------------------------
@@ -173,8 +173,8 @@ def in_short(view: View) -> list[str]:
         worst = min(fractions, key=lambda row: row[1].median)
         best = max(fractions, key=lambda row: row[1].median)
         found.append(
-            f"In memory (arrays that no cache holds), {focus} runs at {worst[1].median:.0%} to {best[1].median:.0%} of the "
-            "roof, a loop that moves the same bytes with the same threads and computes next to nothing."
+            f"In memory (arrays that no cache holds), {focus} runs at {worst[1].median:.0%} to {best[1].median:.0%} of "
+            "the roof, a loop that moves the same bytes with the same threads and computes next to nothing."
         )
     for key, text in (
         ("numpy-naive", "NumPy as in a tutorial"),
@@ -194,14 +194,14 @@ def in_short(view: View) -> list[str]:
                 f"Adam against {text}, {view.threads} threads: {ratio_text(low[1])} ({low[0]['label']} elements) to "
                 f"{ratio_text(high[1])} ({high[0]['label']})."
             )
-    rows = list(view.compared())
-    lost = [(e, key, summarise(r).median) for e, key, r in rows if verdict(r) == "loss"]
-    if rows and not lost:
-        found.append(f"It loses to nobody in {len(rows)} comparisons.")
+    met = list(view.compared())
+    lost = [(e, key, summarise(r).median) for e, key, r in met if verdict(r) == "loss"]
+    if met and not lost:
+        found.append(f"It loses to nobody in {len(met)} comparisons.")
     elif lost:
         worst_losses = sorted(lost, key=lambda row: row[2])[:5]
         listed = "; ".join(f"{view.title(key)} at {case_text(e)}: {ratio_text(r)}" for e, key, r in worst_losses)
-        found.append(f"It loses in {len(lost)} of {len(rows)} comparisons, most clearly to {listed}.")
+        found.append(f"It loses in {len(lost)} of {len(met)} comparisons, most clearly to {listed}.")
     return found
 
 
@@ -351,8 +351,8 @@ def scaling_lines(view: View) -> list[Lines]:
             )
         if series:
             keys = ("c", "torch-fused", "numba", "optax", "numpy-in-place", "numexpr", "sklearn")
-            for s, key in zip(series, keys, strict=False):
-                s.key = key
+            for line, key in zip(series, keys, strict=False):
+                line.key = key
             found.append(
                 Lines(
                     f"scaling-{rule}",
@@ -423,6 +423,11 @@ def times_table(view: View, entries: list[Entry], caption: str) -> Table | None:
     return Table(["median (quartiles)", *[case_text(e) for e in entries]], rows, caption)
 
 
+def _once(text: str, seconds: list[float]) -> list[Cell]:
+    s = summarise(seconds)
+    return [Cell(text), Cell(seconds_text(s.median)), Cell(f"{seconds_text(s.q1)} to {seconds_text(s.q3)}")]
+
+
 def start_up_table(view: View) -> Table | None:
     start = view.document["start_up"]
     rows = []
@@ -450,27 +455,29 @@ def start_up_table(view: View) -> Table | None:
             if "first_step_seconds" in result and key not in firsts:
                 firsts[key] = result["first_step_seconds"] - summarise(result["seconds"]).median
     for key, seconds in firsts.items():
-        rows.append([Cell(f"first step of {view.title(key)}, beyond a usual one (compilation, set-up)"),
-                     Cell(seconds_text(max(0.0, seconds))), Cell("once")])  # fmt: skip
+        text = f"first step of {view.title(key)}, beyond a usual one (compilation, set-up)"
+        rows.append([Cell(text), Cell(seconds_text(max(0.0, seconds))), Cell("once")])
     return Table(["once per process", "median", "quartiles"], rows) if rows else None
 
 
 HOW = [
-    "Every subject runs in a process of its own, with the same number of threads; rounds are interleaved: in each round "
-    "every subject takes one turn of {block:.0f} ms or one step, in an order that rotates. A table shows medians over rounds, "
-    "brackets and whiskers the quartiles.",
+    "Every subject runs in a process of its own, with the same number of threads. Rounds are interleaved: in each round "
+    "every subject takes one turn of {block:.0f} ms or one step, in an order that rotates. Tables show medians over "
+    "rounds, brackets and whiskers the quartiles.",
     "A speed-up is the median of the ratios within rounds, so that a slow moment of the machine hits both sides.",
-    "Before a subject is timed, three steps from the same start are compared with the reference: fastoptim's backends must be "
-    "equal to the last bit, the others within 100 machine epsilons of |p| + |distance travelled|. Who differs is not timed.",
-    "The roof is a loop of the C extension that reads and writes the same streams as the step, on the same arrays, with the "
-    "same chunks and threads, and computes next to nothing. In cache the limit is arithmetic instead: the line "
-    "\"one root and one division\" shows it for Adam.",
-    "Gradients are the same arrays at every step unless a case says \"fresh\". fastoptim is called through its public classes.",
-    "A round in which other processes used more than a tenth of the CPU is measured again while there is time; the header "
-    "says how many were kept.",
-    "In-cache and memory sizes are told apart by the bytes of parameters, gradients and states against the cache sizes of the "
-    "cores in use.",
-]  # fmt: skip
+    "Before a subject is timed, three steps from the same start are compared with the reference: fastoptim's backends "
+    "must be equal to the last bit, the others within 100 machine epsilons of |p| + |distance travelled|. Who differs is "
+    "not timed.",
+    "The roof is a loop of the C extension that reads and writes the same streams as the step, on the same arrays, with "
+    "the same chunks and threads, and computes next to nothing. In cache the limit is arithmetic instead: the line "
+    '"root and division" shows it for Adam.',
+    'Gradients are the same arrays at every step unless a case says "fresh". fastoptim is called through its public '
+    "classes.",
+    "A round in which other processes used more than a tenth of the CPU is measured again while there is time; the "
+    "header says how many were kept.",
+    "In-cache and memory sizes are told apart by the bytes of parameters, gradients and states against the cache sizes "
+    "of the cores in use.",
+]
 
 
 def blocks(document: dict[str, Any]) -> list[Block]:
@@ -506,8 +513,8 @@ def blocks(document: dict[str, Any]) -> list[Block]:
         out += [Heading("Time per element against size"), Figures([c for c in cache if c])]
         out.append(
             Paragraph(
-                "Left of the dashed lines the arrays fit into that cache. In memory the roof (dotted) is the limit, in cache the "
-                "arithmetic is."
+                "Left of the dashed lines the arrays fit into that cache. In memory the roof (dotted) is the limit, in "
+                "cache the arithmetic is."
             )
         )
     if roofs := roof_bars(view):
@@ -527,8 +534,8 @@ def blocks(document: dict[str, Any]) -> list[Block]:
             if mine and alone:
                 out.append(
                     Paragraph(
-                        f"{entry['threads']} thread{'s' if entry['threads'] > 1 else ''}: 1,000 arrays of 1,000 elements take "
-                        f"{seconds_text(mine.median)}, one array of a million {seconds_text(alone.median)} "
+                        f"{entry['threads']} thread{'s' if entry['threads'] > 1 else ''}: 1,000 arrays of 1,000 elements "
+                        f"take {seconds_text(mine.median)}, one array of a million {seconds_text(alone.median)} "
                         f"({mine.median / alone.median:.2f} times as long)."
                     )
                 )
@@ -601,14 +608,15 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0 auto;padding:1.2rem;max-width:1180px;background:var(--back);color:var(--text);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-h1{font-size:1.6rem;line-height:1.25;margin:.2em 0}h2{font-size:1.2rem;margin:2em 0 .5em;border-bottom:1px solid var(--line)}
+h1{font-size:1.6rem;line-height:1.25;margin:.2em 0}
+h2{font-size:1.2rem;margin:2em 0 .5em;border-bottom:1px solid var(--line)}
 .soft,caption{color:var(--soft)}.scroll{overflow-x:auto;margin:.8em 0;max-width:100%}
-table{border-collapse:collapse;font-size:.9rem}caption{text-align:left;padding:.2em 0;font-weight:600}
+table{border-collapse:collapse;font-size:.9rem}caption{text-align:left;white-space:nowrap;padding:.2em 0;font-weight:600}
 th,td{padding:.28em .6em;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 table.numbers th:not(:first-child),table.numbers td:not(:first-child){text-align:right}
 table.numbers td{white-space:nowrap;font-variant-numeric:tabular-nums}table.numbers th:not(:first-child){min-width:5em}
 td:first-child{font-weight:500}tbody tr:nth-child(even){background:var(--stripe)}
-table.facts td{overflow-wrap:anywhere}table.facts td:first-child{white-space:nowrap;color:var(--soft)}
+table.facts td{overflow-wrap:anywhere}table.facts td:first-child{white-space:nowrap;overflow-wrap:normal;color:var(--soft)}
 td.loss{color:var(--loss);font-weight:700}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,350px),1fr));gap:1.2rem;margin:1em 0}
 figure{margin:0;max-width:560px}figure svg{width:100%;height:auto;display:block}
@@ -668,7 +676,8 @@ def to_html(document: dict[str, Any]) -> str:
         f"<title>Benchmark: {escape(_subtitle(document))}</title><style>{STYLE}{charts.css()}"
         # On paper the light colours hold, whatever the screen's.
         f"@media print{{{charts.css().split('@media')[0]}}}</style></head>\n"
-        f'<body><h1>How fast are the updates?</h1><p class="soft">{escape(_subtitle(document))}</p>\n{body}\n</body></html>\n'
+        f'<body><h1>How fast are the updates?</h1><p class="soft">{escape(_subtitle(document))}</p>\n{body}\n'
+        "</body></html>\n"
     )
 
 

@@ -151,13 +151,14 @@ def distribution(module: str) -> str:
 
 def _optimizer_of(rule: str) -> dict[str, Any]:
     """Arguments of `fastoptim.SGD` or `fastoptim.Adam` for a rule of the table."""
-    return {
+    arguments: dict[str, dict[str, Any]] = {
         "sgd": {"lr": LR},
         "momentum": {"lr": LR, "momentum": MOMENTUM},
         "nesterov": {"lr": LR, "momentum": MOMENTUM, "nesterov": True},
         "adam": {"lr": LR, "betas": BETAS, "eps": EPS},
         "amsgrad": {"lr": LR, "betas": BETAS, "eps": EPS, "amsgrad": True},
-    }[rule]
+    }
+    return arguments[rule]
 
 
 # --- fastoptim ----------------------------------------------------------------------------------------------------
@@ -170,10 +171,10 @@ def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[li
 
     cls = Adam if case.rule in ("adam", "amsgrad") else SGD
     opt = cls(params, **_optimizer_of(case.rule), backend=backend, threads=case.threads)
-    options = {} if case.max_norm is None else {"max_norm": case.max_norm}
+    options: dict[str, Any] = {} if case.max_norm is None else {"max_norm": case.max_norm}
     current, prepare = _rotating(gradients)
     stepper = Stepper(partial(opt.step, current, **options), lambda: params, prepare)
-    native = get_backend(backend)
+    native: Any = get_backend(backend)
     if hasattr(native, "roofline") and case.section in ("size", "list"):
 
         def roof() -> Callable[[], Any]:
@@ -356,10 +357,11 @@ def _torch(flags: dict[str, bool], case: Case, params: list[Array], gradients: l
     cls = torch.optim.Adam if case.rule in ("adam", "amsgrad") else torch.optim.SGD
     opt = cls(tensors, **arguments)
     stepper = Stepper(opt.step, lambda: params)
-    if case.max_norm is not None:
+    max_norm = case.max_norm
+    if max_norm is not None:
 
         def clipped() -> None:
-            torch.nn.utils.clip_grad_norm_(tensors, case.max_norm)
+            torch.nn.utils.clip_grad_norm_(tensors, max_norm)
             opt.step()
 
         stepper.step = clipped
