@@ -105,7 +105,9 @@ def logistic(name: str, x: np.ndarray, y: np.ndarray, batch_size: int | None = 3
     return Problem(name, {"w": np.zeros(x.shape[1]), "b": np.zeros(1)}, loss_and_grad, (x, y.astype(float)), batch_size)
 
 
-def network(name: str, x: np.ndarray, y: np.ndarray, sizes: Sequence[int], batch_size: int = 32, seed: int = 1) -> Problem:
+def network(
+    name: str, x: np.ndarray, y: np.ndarray, sizes: Sequence[int], batch_size: int = 32, seed: int = 1
+) -> Problem:
     """Multi-layer perceptron with ReLU and softmax cross-entropy, float32."""
     rng = np.random.default_rng(seed)
     params: dict[str, np.ndarray] = {}
@@ -205,7 +207,12 @@ def held_out() -> list[Problem]:
         logistic("logistic regression, correlated columns", x, y, batch_size=16),
         network("network, wine", scaled, wine.target, (13, 32, 32, 3), batch_size=16),
         regression("regression, diabetes", diabetes.data, diabetes.target, 32),
-        regression("autoencoder, digits", digits.data[:, digits.data.std(axis=0) > 0.5], digits.data[:, digits.data.std(axis=0) > 0.5], 16),
+        regression(
+            "autoencoder, digits",
+            digits.data[:, digits.data.std(axis=0) > 0.5],
+            digits.data[:, digits.data.std(axis=0) > 0.5],
+            16,
+        ),
     ]
 
 
@@ -305,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Written by `benchmarks/probe_table.py`. `fastoptim.probe_lr` with its defaults (100 steps for a candidate, at",
         "most 16 candidates) was started at the optimizer's default rate of 0.001, at 1e-6 and at 30. Then each problem was",
         "trained for 500 steps, with the default rate and with the one found from the default start; the loss is that over",
-        "all data. \"(no)\" marks a pair that misses the promise: answers within a factor of 4, a lower loss than the",
+        'all data. "(no)" marks a pair that misses the promise: answers within a factor of 4, a lower loss than the',
         "default's.",
         "",
         "## Problems that were looked at while thresholds were chosen",

@@ -192,7 +192,8 @@ def _read(y: np.ndarray, anchor: bool, momentum: float, lr: float | None) -> Dia
     def verdict(name: str, factor: float, finding: str) -> Diagnosis:
         return _diagnosis(name, evidence, factor, lr, finding)
 
-    above_start = -drop > _ABOVE_START + 3.0 * noise * math.sqrt(1.0 / first + 1.0 / size)
+    doubt = 3.0 * noise * math.sqrt(1.0 / first + 1.0 / size)  # of the drop
+    above_start = -drop > _ABOVE_START + doubt
     growing = envelope_trend >= 0.6 and envelope_rise > _GROWTH
     if growing and (above_start or tail_trend > 0.8):
         return verdict("diverged", 0.1, "The loss grows")
@@ -207,7 +208,7 @@ def _read(y: np.ndarray, anchor: bool, momentum: float, lr: float | None) -> Dia
     if above_start:
         return verdict("diverged", 0.1, "The loss has ended above its start")
     flat = tail_drop < max(_FLAT, 0.02 * drop) or tail_trend > _TREND
-    if drop < _SLOW:
+    if drop < _SLOW or (not anchor and drop < _SLOW + doubt and kendall_tau(_blocks(z, 64, np.mean)) > _TREND):
         return verdict("too slow", 10.0, f"The loss has dropped by only {evidence['drop']:.1%}")
     if drop < _STRAIGHT and _straight(z, start) and not flat:
         return verdict("too slow", 2.0, f"The loss has dropped by only {evidence['drop']:.1%}, along a straight line")
