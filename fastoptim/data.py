@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from operator import index
 from sys import getrefcount
 from typing import Any
@@ -47,10 +48,10 @@ def minibatches(
     Notes
     -----
     In order, batches of NumPy arrays are views, read-only so that no step can alter the data. Shuffled, they are
-    copied into a few buffers that are used again once nothing refers to the batch or to a view of it: a loop allocates
-    nothing, and ``list(batches)`` still holds every batch. (A pointer taken without a reference, such as
-    ``x.ctypes.data``, does not keep a batch.) Arrays that are not C-contiguous, and objects of your own, return
-    whatever their indexing returns.
+    copies; those beyond 32 KiB are made in a few buffers that are used again once nothing refers to the batch or to a
+    view of it: a loop allocates nothing large, and ``list(batches)`` still holds every batch. (A pointer taken without
+    a reference, such as ``x.ctypes.data``, does not keep a batch.) Arrays that are not C-contiguous, and objects of
+    your own, return whatever their indexing returns.
 
     Examples
     --------
@@ -124,22 +125,23 @@ class Minibatches:
 
     def next_batch(self) -> Any:
         """The next batch, going on to the next epoch where one ends."""
-        start = self.cursor
-        if self._shuffled and start == 0:
+        start, end = self.cursor, self._end
+        if start == 0 and self._shuffled:
             self._order = self.rng.permutation(self.examples)
-        stop = min(start + self.batch_size, self._end)
-        if stop == self._end:
+        stop = start + self.batch_size
+        if stop < end:
+            self.cursor = stop
+        else:
+            stop = end
             self.epoch += 1
             self.cursor = 0
-        else:
-            self.cursor = stop
         rank, size = self._share
         if size > 1:
             part = (stop - start) // size
             start += rank * part
             stop = start + part
         where = slice(start, stop) if self._order is None else self._order[start:stop]
-        return self._assemble([read(where, stop - start) for read in self._readers])
+        return self._assemble([read(where) for read in self._readers])
 
     def next_size(self) -> int:
         """How many examples the next batch will have, with the shares of all processes."""
@@ -247,46 +249,46 @@ def _common_length(columns: list[tuple[str, Any]]) -> int:
     return length
 
 
-def _reader(name: str, column: Any, batch_size: int, shuffled: bool) -> Callable[[Any, int], Any]:
-    """``read(where, rows)`` for one column."""
+def _reader(name: str, column: Any, batch_size: int, shuffled: bool) -> Callable[[Any], Any]:
+    """``read(where)`` for one column; `where` is an index array if batches are shuffled, else a slice."""
     if type(column) not in (np.ndarray, np.memmap):
-        return _checked_reader(name, column)
+        return partial(_checked, name, column)
     plain = np.asarray(column)
     if not shuffled:
-
-        def view(where: slice, rows: int) -> Array:
-            part = plain[where]
-            part.flags.writeable = False
-            return part
-
-        return view
+        return partial(_view, plain)
     if not (plain.flags.c_contiguous and plain.flags.aligned):  # `take` would copy the whole array every time
-        return lambda where, rows: plain[where]
+        return plain.__getitem__
+    if plain.nbytes // len(plain) * batch_size <= _SMALL:
+        return partial(plain.take, axis=0)
     take, shape, dtype = plain.take, (batch_size, *plain.shape[1:]), plain.dtype
     pool: list[Array] = []  # newest first
 
-    def gather(where: Array, rows: int) -> Array:
+    def gather(where: Array) -> Array:
         # NumPy views keep their array alive by a reference, so the reference count tells whether a buffer is free.
         # mode="clip" writes straight into it; indices are a permutation's, none is ever out of range.
         for buffer in pool:
             if getrefcount(buffer) == _UNUSED:
-                return take(where, 0, buffer[:rows], "clip")
+                return take(where, 0, buffer[: len(where)], "clip")
         buffer = np.empty(shape, dtype)
         if _UNUSED:
             pool[:] = [buffer, *pool[: _POOL - 1]]
-        return take(where, 0, buffer[:rows], "clip")
+        return take(where, 0, buffer[: len(where)], "clip")
 
     return gather
 
 
-def _checked_reader(name: str, column: Any) -> Callable[[Any, int], Any]:
-    def read(where: Any, rows: int) -> Any:
-        part = column[where]
-        if len(part) != rows:
-            raise ValueError(f"{name}: asked for {rows} examples, indexing returned {len(part)}")
-        return part
+def _view(column: Array, where: slice) -> Array:
+    part = column[where]
+    part.flags.writeable = False
+    return part
 
-    return read
+
+def _checked(name: str, column: Any, where: Any) -> Any:
+    part = column[where]
+    rows = where.stop - where.start if isinstance(where, slice) else len(where)
+    if len(part) != rows:
+        raise ValueError(f"{name}: asked for {rows} examples, indexing returned {len(part)}")
+    return part
 
 
 def _unused_count() -> int:
@@ -299,6 +301,7 @@ def _unused_count() -> int:
 
 
 _UNUSED = _unused_count()
+_SMALL = 1 << 15  # bytes of a batch of one array below which a new one costs less than finding an old one
 _POOL = 3  # buffers per array: a loop holds one batch, and its predecessor until the next is bound
 
 

@@ -113,14 +113,14 @@ def test_in_order_batches_are_read_only_views():
 
 
 def test_buffers_are_used_again_only_when_nobody_holds_them():
-    x = np.arange(4000.0).reshape(1000, 4)
-    batches = fo.minibatches(x, 10)
+    x = np.arange(1000.0 * 512).reshape(1000, 512)
+    batches = fo.minibatches(x, 10)  # 40 KiB each
     kept, parts = [], []
     for i, batch in enumerate(batches):
         if i % 3 == 0:
             kept.append((batch, batch.copy()))
         elif i % 3 == 1:
-            parts.append((batch[2:5].T, batch[2:5].T.copy()))
+            parts.append((batch[2:5, :7].T, batch[2:5, :7].T.copy()))
     assert all(np.array_equal(a, b) for a, b in kept + parts) and len(kept) == 34
     addresses = {batch.__array_interface__["data"][0] for batch in batches}
     assert len(addresses) <= 3
