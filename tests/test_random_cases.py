@@ -1,0 +1,23 @@
+"""A sample of the random cases of ``tests/proofs/random_cases.py``."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .cases import VARIANTS
+from .proofs.random_cases import differing, run_case
+
+
+def test_a_sample_of_random_cases_has_no_differing_bit():
+    cases = [run_case(number) for number in range(10**9, 10**9 + 600)]
+    assert [case.description for case in cases if case.differing_bits] == []
+    assert len({case.variant.label for case in cases}) > 0.9 * len(VARIANTS)
+
+
+def test_differing_bits_are_counted():
+    x = np.array([1.0, np.nan, 0.0], np.float32)
+    assert differing(x, x.copy()) == 0
+    assert differing(x, np.array([1.0, np.nan, -0.0], np.float32)) == 1
+    payload = np.array([0x3F800000, 0x7FC00001, 0], np.uint32).view(np.float32)
+    assert differing(x, payload) == 0
+    assert differing(x, x.astype(np.float64)) > 0
