@@ -1,9 +1,9 @@
 """Random cases of the C backend against the reference, bit for bit: python -m tests.proofs.random_cases
 
-A case draws a rule, a convention, a decay, a direction, hyper-parameters, a dtype, a list of sizes, an offset within the
-cache line for each array (or one buffer that holds them all), a number of threads, an instruction set, the values
-(ordinary, or any bits: NaN, infinities, subnormals) and a number of steps. Its number is its seed, so that a failing one
-can be run alone (--first N --cases 1).
+A case draws a rule, a convention, a decay, a direction, hyper-parameters, a dtype, a list of sizes, an offset within
+the cache line for each array (or one buffer that holds them all), a number of threads, an instruction set, the values
+(ordinary, or any bits: NaN, infinities, subnormals) and a number of steps. Its number is its seed, so that a failing
+one can be run alone (--first N --cases 1).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def draw_arrays(rng, variant: Variant, dtype: type, sizes: list[int], make) -> t
     if kind < 0.2:
         ends = np.cumsum([0, *sizes])
         slots = draw(int(ends[-1]), dtype)
-        return [[x[a:b] for x in slots] for a, b in zip(ends[:-1], ends[1:], strict=True)], "one buffer"
+        return [[x[a:b] for x in slots] for a, b in pairwise(ends)], "one buffer"
     if kind < 0.4:
         return [draw(n, DTYPES[rng.integers(len(DTYPES))]) for n in sizes], "mixed dtypes"
     return [draw(n, dtype) for n in sizes], "apart"
@@ -141,9 +142,7 @@ def run_case(number: int) -> Case:
     wrong = differing(np.array([squares]), np.array([reference.tree_sum(sums)]))
     for found, right in zip(arrays, wanted, strict=True):
         wrong += sum(differing(x, y) for x, y in zip(found, right, strict=True))
-    label = (
-        f"{variant.label} {np.dtype(dtype).name} {isa} threads={threads} {make.__name__} sizes={sizes} steps={steps}"
-    )
+    label = f"{variant.label} {np.dtype(dtype).name} {isa} {threads=} {make.__name__} {sizes} {layout} {steps=}"
     return Case(label, variant, isa, steps * sum(sizes), wrong)
 
 
