@@ -34,7 +34,7 @@ def test_logic_in_the_simulator():
         check=False,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    counts = dict((word, int(n)) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout))
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
     assert counts["passed"] > 80
     assert "skipped" not in counts
 

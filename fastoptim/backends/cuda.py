@@ -6,10 +6,10 @@ rule and coefficients are one launch over a table of addresses. The table is upl
 from pinned memory and on the step's own stream, so that a step without clipping never waits for the device; a step with
 it waits once, for the norm.
 
-A step runs on the stream that is given by `on_stream`, else on the current stream of torch's tensors, else on the stream
-that the arrays export (``__cuda_array_interface__`` version 3), else on the default stream. Where arrays come from
-several streams, events put the step after all of them, and later work of all of them after the step. Arrays must live on
-the current device of `numba.cuda`.
+A step runs on the stream that is given by `on_stream`, else on the current stream of torch's tensors, else on the
+stream that the arrays export (``__cuda_array_interface__`` version 3), else on the default stream. Where arrays come
+from several streams, events put the step after all of them, and later work of all of them after the step. Arrays must
+live on the current device of `numba.cuda`.
 """
 
 from __future__ import annotations
