@@ -29,7 +29,9 @@ from .rules import DECAYS, RULES, Rule
 OPERATIONS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 
 # What an expression of the law may be made of. A literal would be a float64 in the middle of float32 arithmetic.
-_EXPRESSIONS = (ast.Name, ast.Load, ast.Store, ast.BinOp, *OPERATIONS, ast.Call, ast.Compare, ast.GtE, ast.Tuple)
+_COMPARISONS = (ast.Compare, ast.Gt, ast.GtE, ast.Lt, ast.LtE)
+_NAMES = (ast.Name, ast.Load, ast.Store, ast.Tuple, ast.Call)
+_EXPRESSIONS = (*_NAMES, *_COMPARISONS, ast.BinOp, *OPERATIONS, ast.UnaryOp, ast.USub)
 _CALLS = {"sqrt": 1, "where": 3}
 
 
