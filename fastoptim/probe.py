@@ -301,7 +301,7 @@ def lr_range_test(
         with np.errstate(invalid="ignore"):
             slope = np.gradient(curve, np.log(rates))
         slope[~np.isfinite(slope)] = 0.0
-        if slope.min() < 0.0:
+        if slope.min() < -1e-9 * abs(curve[0]):  # more than round-off
             steepest = float(rates[slope.argmin()])
     return RangeTest(rates, np.array(losses), curve, steepest, blow_up)
 
