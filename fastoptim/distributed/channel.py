@@ -1,0 +1,250 @@
+"""What ranks say to each other: agreement before a step, sums of gradients, pieces of parameters. Loads mpi4py."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from .layout import Chunk
+
+Array = np.ndarray
+
+_TYPES = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
+
+
+class Buffers:
+    """What one chunk passes through: `packed` holds the pieces of all ranks, `own` the sum of this rank's piece."""
+
+    def __init__(self, packed: int, own: int, contributions: int):
+        self.packed = np.empty(packed, np.uint8)
+        self.own = np.empty(own, np.uint8)
+        self.contributions = np.empty(contributions, np.uint8)
+        self.request: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes + self.own.nbytes + self.contributions.nbytes
+
+
+class Channel:
+    """A communicator of its own (so that nobody else's messages mix in), and the conversations of a step.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+        All its ranks must take part.
+    mean : bool
+        Whether the sum of gradients is divided by the number of ranks.
+    deterministic : bool
+        Whether gradients are summed in the order of ranks, whatever the MPI library would do.
+    """
+
+    def __init__(self, comm: Any, mean: bool = True, deterministic: bool = False):
+        self.comm = _duplicate(comm)
+        self.rank, self.size = comm.rank, comm.size
+        self.mean, self.deterministic = mean, deterministic
+
+    # --- agreement
+
+    def agree(
+        self, error: BaseException | None, what: str, said: Mapping[str, str], counts: Sequence[int] | Array = ()
+    ) -> Array:
+        """The least of every rank's `counts`, if no rank has an error and all say the same.
+
+        Else the error itself on the rank that has one, and an exception that tells of it on all others; or a ValueError
+        on all ranks that names the first thing in `said` on which they differ.
+        """
+        digest = hashlib.sha256(repr(sorted(said.items())).encode()).digest()
+        words = np.frombuffer(digest[:16], np.int64) >> 1  # whose negative is an int64 too
+        message = np.concatenate([[error is None], words, -words, counts]).astype(np.int64)
+        least = np.empty_like(message)
+        self.comm.Allreduce(message, least, MPI.MIN)
+        if not least[0]:
+            text = "" if error is None else f"{type(error).__name__}: {error}"
+            reports = [(rank, report) for rank, report in enumerate(self.tell(text)) if report]
+            if error is not None:
+                raise error
+            raise RuntimeError(f"{what} failed on rank {reports[0][0]}, so on all ranks: {reports[0][1]}")
+        if np.any(least[1:3] != -least[3:5]):
+            raise ValueError(self._difference(what, said))
+        return least[5:]
+
+    def _difference(self, what: str, said: Mapping[str, str]) -> str:
+        texts = self.tell("\0".join(f"{key}\1{value}" for key, value in said.items()))
+        others = [dict(line.split("\1") for line in text.split("\0")) for text in texts]
+        for rank, other in enumerate(others):
+            for key in [*others[0], *other]:
+                here, there = others[0].get(key), other.get(key)
+                if here != there:
+                    return (
+                        f"{what}: the ranks differ in {key}: {here or 'nothing'} on rank 0, "
+                        f"{there or 'nothing'} on rank {rank}"
+                    )
+        return f"{what}: the ranks differ"
+
+    def tell(self, text: str) -> list[str]:
+        """Every rank's text."""
+        raw = np.frombuffer(text.encode(), np.uint8)
+        lengths = np.empty(self.size, np.int64)
+        self.comm.Allgather(np.array([raw.size], np.int64), lengths)
+        every = np.empty(int(lengths.sum()), np.uint8)
+        self.comm.Allgatherv(raw, [every, lengths.tolist()])
+        return [part.tobytes().decode() for part in np.split(every, np.cumsum(lengths)[:-1])]
+
+    # --- the chunks of a step
+
+    def buffers(self, chunks: Sequence[Chunk], number: int) -> list[Buffers]:
+        """`number` sets of buffers that are large enough for every chunk."""
+        packed = max(chunk.size * chunk.dtype.itemsize for chunk in chunks)
+        own = max(chunk.counts[self.rank] * chunk.dtype.itemsize for chunk in chunks)
+        return [Buffers(packed, own, own * self.size if self.deterministic else 0) for _ in range(number)]
+
+    def start_reduce(self, chunk: Chunk, grads: Sequence[Array | None], buffers: Buffers) -> None:
+        """Begin to add up a chunk of the gradients (flat arrays; None counts as zeros)."""
+        packed = buffers.packed[: chunk.size * chunk.dtype.itemsize].view(chunk.dtype)
+        end = 0
+        for parts in chunk.parts:
+            for parameter, start, stop in parts:
+                begin, end = end, end + stop - start
+                g = grads[parameter]
+                packed[begin:end] = 0 if g is None else g[start:stop]
+        kind = _TYPES[chunk.dtype]
+        if not self.deterministic:
+            buffers.request = self.comm.Ireduce_scatter(
+                [packed, kind], [self._own(chunk, buffers), kind], list(chunk.counts), MPI.SUM
+            )
+            return
+        count = chunk.counts[self.rank]
+        everybody = [count] * self.size, [rank * count for rank in range(self.size)]
+        buffers.request = self.comm.Ialltoallv(
+            [packed, (chunk.counts, chunk.displacements), kind], [self._contributions(chunk, buffers), everybody, kind]
+        )
+
+    def finish_reduce(self, chunk: Chunk, buffers: Buffers) -> Array:
+        """The sum or mean of this rank's piece."""
+        buffers.request.Wait()
+        own = self._own(chunk, buffers)
+        if self.deterministic:
+            contributions = self._contributions(chunk, buffers).reshape(self.size, own.size)
+            np.add(contributions[0], contributions[1], out=own)
+            for contribution in contributions[2:]:
+                own += contribution
+        if self.mean:
+            own /= self.size
+        return own
+
+    def start_gather(self, chunk: Chunk, own: Sequence[Array], buffers: Buffers) -> None:
+        """Begin to send this rank's piece, given as its parts, and to receive the others'."""
+        packed = buffers.packed[: chunk.size * chunk.dtype.itemsize].view(chunk.dtype)
+        end = chunk.displacements[self.rank]
+        for part in own:
+            begin, end = end, end + part.size
+            packed[begin:end] = part
+        layout = chunk.counts, chunk.displacements
+        buffers.request = self.comm.Iallgatherv(MPI.IN_PLACE, [packed, layout, _TYPES[chunk.dtype]])
+
+    def finish_gather(self, chunk: Chunk, targets: Sequence[Array], buffers: Buffers) -> None:
+        """Put the other ranks' pieces where they belong in `targets` (flat arrays)."""
+        buffers.request.Wait()
+        packed = buffers.packed[: chunk.size * chunk.dtype.itemsize].view(chunk.dtype)
+        for rank, parts in enumerate(chunk.parts):
+            if rank == self.rank:
+                continue
+            end = chunk.displacements[rank]
+            for parameter, start, stop in parts:
+                begin, end = end, end + stop - start
+                targets[parameter][start:stop] = packed[begin:end]
+
+    def _own(self, chunk: Chunk, buffers: Buffers) -> Array:
+        return buffers.own[: chunk.counts[self.rank] * chunk.dtype.itemsize].view(chunk.dtype)
+
+    def _contributions(self, chunk: Chunk, buffers: Buffers) -> Array:
+        used = self.size * chunk.counts[self.rank] * chunk.dtype.itemsize
+        return buffers.contributions[:used].view(chunk.dtype)
+
+    # --- small things
+
+    def gather_floats(self, values: Array, counts: Sequence[int]) -> Array:
+        """Every rank's float64 values, end to end."""
+        every = np.empty(sum(counts))
+        self.comm.Allgatherv(values, [every, list(counts)])
+        return every
+
+    def most(self, values: Array) -> Array:
+        """The greatest of every rank's int64 values."""
+        every = np.empty_like(values)
+        self.comm.Allreduce(values, every, MPI.MAX)
+        return every
+
+    def broadcast(self, text: str) -> str:
+        """The text of rank 0."""
+        length = np.array([len(text.encode())], np.int64)
+        self.comm.Bcast(length)
+        raw = np.frombuffer(text.encode(), np.uint8).copy() if self.rank == 0 else np.empty(int(length[0]), np.uint8)
+        self.comm.Bcast(raw)
+        return raw.tobytes().decode()
+
+    def barrier(self) -> None:
+        self.comm.Barrier()
+
+    def share_of_cores(self) -> int:
+        """How many cores of this host are left for this rank, the others that run on it counted in."""
+        local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        wanted = np.zeros(max(os.cpu_count() or 1, *(core + 1 for core in cores)), np.int32)
+        length = np.array([wanted.size], np.int64)
+        local.Allreduce(MPI.IN_PLACE, length, MPI.MAX)
+        wanted.resize(int(length[0]), refcheck=False)
+        wanted[list(cores)] = 1
+        users = np.empty_like(wanted)
+        local.Allreduce(wanted, users)
+        local.Free()
+        return max(1, int(sum(1 / users[core] for core in cores) + 1e-9))
+
+
+_DUPLICATE = MPI.Comm.Create_keyval()
+_ends_job = False
+
+
+def communicator(comm: Any) -> Any:
+    """`comm`, or all processes if it is None; TypeError if it is something else."""
+    comm = MPI.COMM_WORLD if comm is None else comm
+    if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
+        raise TypeError(f"comm must be an mpi4py.MPI.Intracomm, got {comm!r}")
+    return comm
+
+
+def _duplicate(comm: Any) -> Any:
+    """The duplicate of `comm` that all sharded optimizers on it share; MPI libraries have only some thousands."""
+    duplicate = comm.Get_attr(_DUPLICATE)
+    if duplicate is None:
+        duplicate = comm.Dup()
+        comm.Set_attr(_DUPLICATE, duplicate)
+    return duplicate
+
+
+def end_job_on_error() -> None:
+    """Make an exception that nobody catches end the whole job, after its traceback was printed.
+
+    The process that has it would end anyway; without this the others would wait for it for ever.
+    """
+    global _ends_job
+    if _ends_job:
+        return
+    _ends_job = True
+    report = sys.excepthook
+
+    def report_and_abort(kind: Any, error: Any, trace: Any) -> None:
+        report(kind, error, trace)
+        if not MPI.Is_finalized():
+            sys.stderr.write(f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size} ends the job\n")
+            sys.stderr.flush()
+            MPI.COMM_WORLD.Abort(1)
+
+    sys.excepthook = report_and_abort
