@@ -1062,7 +1062,8 @@ def _remove_outdated(path: str, newest: str) -> None:
         before = checkpoints.read(checkpoints.previous_path(path), kind="training")
         keep.add(before["loop"]["optimizer_file"])
     for found in glob.glob(f"{glob.escape(path)}.optimizer-*"):
-        if os.path.basename(found) not in keep:
+        name = os.path.basename(found)
+        if not any(name == kept or name.startswith(f"{kept}.") for kept in keep):  # slices begin with its name
             with contextlib.suppress(OSError):
                 os.unlink(found)
 
