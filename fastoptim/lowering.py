@@ -31,7 +31,7 @@ OPERATIONS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "sub", ast
 # What an expression of the law may be made of. A literal would be a float64 in the middle of float32 arithmetic.
 _COMPARISONS = (ast.Compare, ast.Gt, ast.GtE, ast.Lt, ast.LtE)
 _NAMES = (ast.Name, ast.Load, ast.Store, ast.Tuple, ast.Call)
-_EXPRESSIONS = (*_NAMES, *_COMPARISONS, ast.BinOp, *OPERATIONS, ast.UnaryOp, ast.USub)
+_EXPRESSIONS = (*_NAMES, *_COMPARISONS, ast.BinOp, *OPERATIONS)
 _CALLS = {"sqrt": 1, "where": 3}
 
 
