@@ -1,0 +1,57 @@
+"""The GPU example trains in the simulator, and agrees with NumPy."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "gpu_mlp.py"
+SLICE = "--data sklearn --train 16 --test 8 --batch 8 --hidden 8 --epochs 2 --lr 0.02".split()
+needs = [
+    pytest.mark.skipif(find_spec("numba_cuda") is None, reason='LOUD: pip install "fastoptim[cuda]"'),
+    pytest.mark.skipif(find_spec("sklearn") is None, reason='LOUD: pip install "fastoptim[examples]"'),
+]
+pytestmark = needs
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, str(EXAMPLE), *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_a_slice_in_the_simulator():
+    done = run(*SLICE, NUMBA_ENABLE_CUDASIM="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "scikit-learn digits: 16 images to learn from, 8 to test on; simulator, products by tiles" in done.stdout
+    rows = [
+        [float(x) for x in line.split()]
+        for line in done.stdout.splitlines()
+        if re.match(r"\s+\d+(\s+\d+\.\d+){4}$", line)
+    ]
+    assert [row[0] for row in rows] == [1, 2]
+    for _, gpu_loss, cpu_loss, gpu_accuracy, cpu_accuracy in rows:
+        assert gpu_loss == pytest.approx(cpu_loss, rel=1e-4)
+        assert gpu_accuracy == cpu_accuracy
+    assert rows[1][1] < rows[0][1], "it did not learn"
+
+
+def test_without_a_gpu_it_says_so():
+    from numba import cuda
+
+    if cuda.is_available():
+        pytest.skip("LOUD: there is a GPU here")
+    done = run(NUMBA_ENABLE_CUDASIM="0")
+    assert done.returncode == 2
+    assert "no GPU was found" in done.stderr
