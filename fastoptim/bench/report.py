@@ -82,6 +82,10 @@ def ratio_text(ratio: float) -> str:
     return f"{ratio:.0f}x" if ratio >= 20 else f"{ratio:.1f}x" if ratio >= 2 else f"{ratio:.2f}x"
 
 
+def threads_text(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
 def bytes_text(count: float) -> str:
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size:
@@ -156,8 +160,7 @@ def verdict(ratios: list[float]) -> str:
 
 
 def case_text(entry: Entry) -> str:
-    threads = f"{entry['threads']} thread{'s' if entry['threads'] > 1 else ''}"
-    return f"{entry['rule']} {entry['dtype']}, {entry['label']}, {threads}"
+    return f"{entry['rule']} {entry['dtype']}, {entry['label']}, {threads_text(entry['threads'])}"
 
 
 # --- The parts of the report --------------------------------------------------------------------------------------
@@ -191,8 +194,8 @@ def in_short(view: View) -> list[str]:
         if rows:
             low, high = min(rows, key=lambda row: row[1]), max(rows, key=lambda row: row[1])
             found.append(
-                f"Adam against {text}, {view.threads} threads: {ratio_text(low[1])} ({low[0]['label']} elements) to "
-                f"{ratio_text(high[1])} ({high[0]['label']})."
+                f"Adam against {text}, {threads_text(view.threads)}: {ratio_text(low[1])} ({low[0]['label']} elements) "
+                f"to {ratio_text(high[1])} ({high[0]['label']})."
             )
     met = list(view.compared())
     lost = [(e, key, summarise(r).median) for e, key, r in met if verdict(r) == "loss"]
@@ -268,8 +271,7 @@ def size_lines(view: View, rule: str, threads: int, dtype: str = "float32") -> L
     marks = [
         (size * (threads if name != "L3" else 1) / per_element, f"{name} full") for name, size in view.caches.items()
     ]
-    threads_text = f"{threads} thread{'s' if threads > 1 else ''}"
-    title = f"{rule}, {dtype}, {threads_text}: time per element"
+    title = f"{rule}, {dtype}, {threads_text(threads)}: time per element"
     return Lines(f"time-{rule}-{dtype}-t{threads}", title, "elements", "ns per element", series, marks)
 
 
@@ -290,11 +292,10 @@ def roof_bars(view: View) -> list[Bars]:
                     name = {"c": "C", "numba": "Numba", "reference": "NumPy", "torch-fused": "torch"}.get(key, key)
                     rows.append(BarRow(f"{kind}, {name}", [(s.median, mark)], f"{s.median:.0%}", s.q1, s.q3))
         if rows:
-            threads_text = f"{threads} thread{'s' if threads > 1 else ''}"
             found.append(
                 Bars(
                     f"roof-t{threads}",
-                    f"Fraction of the roof in memory, {threads_text}",
+                    f"Fraction of the roof in memory, {threads_text(threads)}",
                     "time of the roof / time of the step",
                     rows,
                     line=1.0,
@@ -445,7 +446,7 @@ def start_up_table(view: View) -> Table | None:
     for key, entry in start.items():
         if key != "fastoptim" and key in view.subjects:
             s = summarise(entry["import_seconds"])
-            text = f"import of {view.title(key)}"
+            text = f"import of {view.title(key)}, CPU time"
             rows.append(
                 [Cell(text), Cell(seconds_text(s.median)), Cell(f"{seconds_text(s.q1)} to {seconds_text(s.q3)}")]
             )
@@ -461,16 +462,16 @@ def start_up_table(view: View) -> Table | None:
 
 
 HOW = [
-    "Every subject runs in a process of its own, with the same number of threads. Rounds are interleaved: in each round "
-    "every subject takes one turn of {block:.0f} ms or one step, in an order that rotates. Tables show medians over "
-    "rounds, brackets and whiskers the quartiles.",
+    "Every subject runs in a process of its own, with the same number of threads. Rounds are interleaved: in each "
+    "round every subject takes one turn of {block:.0f} ms or one step, in an order that rotates. Tables show medians "
+    "over rounds, brackets and whiskers the quartiles.",
     "A speed-up is the median of the ratios within rounds, so that a slow moment of the machine hits both sides.",
     "Before a subject is timed, three steps from the same start are compared with the reference: fastoptim's backends "
-    "must be equal to the last bit, the others within 100 machine epsilons of |p| + |distance travelled|. Who differs is "
-    "not timed.",
-    "The roof is a loop of the C extension that reads and writes the same streams as the step, on the same arrays, with "
-    "the same chunks and threads, and computes next to nothing. In cache the limit is arithmetic instead: the line "
-    '"root and division" shows it for Adam.',
+    "must be equal to the last bit, the others within 100 machine epsilons of |p| + |distance travelled|. Who differs "
+    "is not timed.",
+    "The roof is a loop of the C extension that reads and writes the same streams as the step, on the same arrays, "
+    "with the same chunks and threads, and computes next to nothing. In cache the limit is arithmetic instead: the "
+    'line "root and division" shows it for Adam.',
     'Gradients are the same arrays at every step unless a case says "fresh". fastoptim is called through its public '
     "classes.",
     "A round in which other processes used more than a tenth of the CPU is measured again while there is time; the "
@@ -495,7 +496,7 @@ def blocks(document: dict[str, Any]) -> list[Block]:
                 view.select("size", rule=rule, threads=threads, dtype="float32"), key=lambda e: e["elements"]
             )
             columns = [f"{e['label']} ({view.level(e)})" for e in entries]
-            caption = f"{rule}, float32, one array, {threads} thread{'s' if threads > 1 else ''}"
+            caption = f"{rule}, float32, one array, {threads_text(threads)}"
             table = speedup_table(view, entries, columns, caption)
             if table:
                 out.append(table)
@@ -534,7 +535,7 @@ def blocks(document: dict[str, Any]) -> list[Block]:
             if mine and alone:
                 out.append(
                     Paragraph(
-                        f"{entry['threads']} thread{'s' if entry['threads'] > 1 else ''}: 1,000 arrays of 1,000 elements "
+                        f"{threads_text(entry['threads'])}: 1,000 arrays of 1,000 elements "
                         f"take {seconds_text(mine.median)}, one array of a million {seconds_text(alone.median)} "
                         f"({mine.median / alone.median:.2f} times as long)."
                     )
@@ -611,12 +612,14 @@ font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 h1{font-size:1.6rem;line-height:1.25;margin:.2em 0}
 h2{font-size:1.2rem;margin:2em 0 .5em;border-bottom:1px solid var(--line)}
 .soft,caption{color:var(--soft)}.scroll{overflow-x:auto;margin:.8em 0;max-width:100%}
-table{border-collapse:collapse;font-size:.9rem}caption{text-align:left;white-space:nowrap;padding:.2em 0;font-weight:600}
+table{border-collapse:collapse;font-size:.9rem}
+caption{text-align:left;white-space:nowrap;padding:.2em 0;font-weight:600}
 th,td{padding:.28em .6em;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 table.numbers th:not(:first-child),table.numbers td:not(:first-child){text-align:right}
 table.numbers td{white-space:nowrap;font-variant-numeric:tabular-nums}table.numbers th:not(:first-child){min-width:5em}
 td:first-child{font-weight:500}tbody tr:nth-child(even){background:var(--stripe)}
-table.facts td{overflow-wrap:anywhere}table.facts td:first-child{white-space:nowrap;overflow-wrap:normal;color:var(--soft)}
+table.facts td{overflow-wrap:anywhere}
+table.facts td:first-child{white-space:nowrap;overflow-wrap:normal;color:var(--soft)}
 td.loss{color:var(--loss);font-weight:700}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,350px),1fr));gap:1.2rem;margin:1em 0}
 figure{margin:0;max-width:560px}figure svg{width:100%;height:auto;display:block}

@@ -457,7 +457,7 @@ class Run:
                     timed[name if loop == "step" else loop] = answer
             rounds.append((watch.others(), timed))
             quiet = sum(others <= QUIET for others, _ in rounds)
-            late = time.monotonic() > until
+            late = time.monotonic() > until or len(rounds) >= 3 * most
             if quiet >= most or (late and len(rounds) >= least) or self._remaining() < -5:
                 break
         for name in loops:

@@ -365,12 +365,14 @@ def _torch(flags: dict[str, bool], case: Case, params: list[Array], gradients: l
             opt.step()
 
         stepper.step = clipped
-    originals = [g.clone() for g in sets[0]] if case.max_norm is not None else []
+    # torch clips the gradients themselves, and its foreach form of nesterov overwrites them.
+    overwrites = case.max_norm is not None or (case.rule == "nesterov" and "foreach" in flags)
+    originals = [g.clone() for g in sets[0]] if overwrites else []
 
     def prepare(k: int) -> None:
         for tensor, g in zip(tensors, sets[k % len(sets)], strict=True):
             tensor.grad = g
-        for g, original in zip(sets[0], originals, strict=False):  # torch clips the gradients themselves
+        for g, original in zip(sets[0], originals, strict=False):
             g.copy_(original)
 
     if len(sets) > 1 or originals:
