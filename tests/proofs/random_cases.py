@@ -1,9 +1,10 @@
 """Random cases of the C backend against the reference, bit for bit: python -m tests.proofs.random_cases
 
-A case draws a rule, a convention, a decay, a direction, hyper-parameters, a dtype, a list of sizes, an offset within
-the cache line for each array (or one buffer that holds them all), a number of threads, an instruction set, the values
-(ordinary, or any bits: NaN, infinities, subnormals) and a number of steps. Its number is its seed, so that a failing
-one can be run alone (--first N --cases 1).
+A case draws one or two runs (rule, convention, decay, direction, hyper-parameters), a list of sizes, dtypes, a layout
+in memory (arrays apart at any offset in the cache line, or adjoining in several ways), a number of threads, an
+instruction set, the values (ordinary, or any bits: NaN, infinities, subnormals), a scale and a number of steps. What lies
+between the arrays must stay as it was, too. A case's number is its seed, so that a failing one can be run alone
+(--first N --cases 1).
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ import argparse
 import sys
 import time
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from fastoptim import reference
 from fastoptim.backends import get_backend
-from tests.cases import DTYPES, SPECIAL, VARIANTS, Variant, at_offset, bits, ordinary, raw_bits, states_for
+from tests.cases import DTYPES, SPECIAL, VARIANTS, Variant, bits, ordinary, raw_bits, states_for
 
 THREADS = (1, 2, 3, 7)
 BORDERS = (8, 16, 32, 64, 128, 1024, 4096, 8192, 12288)
+
+
+LAYOUTS = ("apart", "apart", "apart", "slots packed", "parameters packed", "one slab")
+FILLER = 0xA5
 
 
 @dataclass
@@ -29,7 +34,7 @@ class Case:
     """What was drawn, and how many bits of the results differ from the reference's."""
 
     description: str
-    variant: Variant
+    variants: list[Variant]
     isa: str
     elements: int
     differing_bits: int
@@ -60,21 +65,43 @@ def draw_sizes(rng: np.random.Generator) -> list[int]:
     return [int(n) for n in rng.integers(0, 200, rng.integers(1, 5))]
 
 
-def draw_arrays(rng, variant: Variant, dtype: type, sizes: list[int], make) -> tuple[list[list[np.ndarray]], str]:
-    """(parameter, gradient, states...) of each entry, and how they lie in memory."""
+class Arena:
+    """Memory in which arrays are laid side by side, with a filler that nobody may touch between them."""
 
-    def draw(n: int, t: type) -> list[np.ndarray]:
-        values = [make(rng, n, t), make(rng, n, t), *states_for(rng, variant.rule, n, t, make)]
-        return [at_offset(x, int(rng.integers(16))) for x in values]
+    def __init__(self, size: int):
+        self.room = np.full(size + 64, FILLER, np.uint8)
+        self.at = -self.room.__array_interface__["data"][0] % 64
+        self.free = np.ones(size + 64, bool)
 
-    kind = rng.random()
-    if kind < 0.2:
-        ends = np.cumsum([0, *sizes])
-        slots = draw(int(ends[-1]), dtype)
-        return [[x[a:b] for x in slots] for a, b in pairwise(ends)], "one buffer"
-    if kind < 0.4:
-        return [draw(n, DTYPES[rng.integers(len(DTYPES))]) for n in sizes], "mixed dtypes"
-    return [draw(n, dtype) for n in sizes], "apart"
+    def place(self, x: np.ndarray, offset: int | None) -> np.ndarray:
+        """A copy of `x`, `offset` elements behind a cache line's beginning, or right behind the last array if None."""
+        address = self.room.__array_interface__["data"][0]
+        align = x.itemsize if offset is None else 64
+        self.at += -(address + self.at) % align + (0 if offset is None else 64 + offset * x.itemsize)
+        span = slice(self.at, self.at + x.nbytes)
+        self.room[span] = x.view(np.uint8)
+        self.free[span] = False
+        self.at += x.nbytes
+        return self.room[span].view(x.dtype)
+
+    def damage(self) -> int:
+        return int(np.bitwise_count(self.room[self.free] ^ np.uint8(FILLER)).sum())
+
+
+def lay_out(
+    rng: np.random.Generator, layout: str, values: list[list[np.ndarray]]
+) -> tuple[list[list[np.ndarray]], Arena]:
+    """The arrays of each entry (parameter, gradient, states...) placed in one arena."""
+    arena = Arena(sum(x.nbytes + 256 for entry in values for x in entry))
+    placed: list[list[Any]] = [[None] * len(entry) for entry in values]
+    order = [(e, slot) for e, entry in enumerate(values) for slot in range(len(entry))]
+    if layout != "one slab":
+        order.sort(key=lambda pair: (pair[1], pair[0]))
+    for e, slot in order:
+        packed = layout in ("slots packed", "one slab") or (layout == "parameters packed" and slot == 0)
+        offset = None if packed and (e, slot) != order[0] else int(rng.integers(16))
+        placed[e][slot] = arena.place(values[e][slot], offset)
+    return placed, arena
 
 
 def differing(a: np.ndarray, b: np.ndarray) -> int:
@@ -85,65 +112,104 @@ def differing(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.bitwise_count(x ^ y).sum())
 
 
+def draw_scale(rng: np.random.Generator) -> float:
+    kind = rng.random()
+    if kind < 0.2:
+        return 1.0
+    return float(rng.choice(SPECIAL)) if kind < 0.25 else float(rng.normal() * 10 ** rng.uniform(-3, 3))
+
+
+@dataclass
+class Drawn:
+    """One run: a variant with its coefficients for each step, and the entries that it updates."""
+
+    variant: Variant
+    decay_coefficient: float
+    rows: list[tuple[float, ...]]
+    entries: range
+
+
+def draw_runs(rng: np.random.Generator, entries: int, steps: int) -> list[Drawn]:
+    cut = int(rng.integers(1, entries)) if entries > 1 and rng.random() < 0.3 else entries
+    drawn = []
+    for members in (range(cut), range(cut, entries)):
+        if members:
+            variant = VARIANTS[rng.integers(len(VARIANTS))]
+            wd = 10 ** rng.uniform(-6, 0)
+            t = 1 if rng.random() < 0.3 else int(10 ** rng.uniform(0, 7))
+            hyper = hyper_parameters(rng, t)
+            rows = [variant.coefficients(**hyper | {"t": t + i, "first": t + i == 1}) for i in range(steps)]
+            decay = {"none": 0.0, "coupled": wd, "decoupled": 1 - wd}[variant.decay]
+            drawn.append(Drawn(variant, decay, rows, members))
+    return drawn
+
+
+def by_reference(run: Drawn, arrays: list[list[np.ndarray]], s: float) -> None:
+    for p, g, *states in (arrays[e] for e in run.entries):
+        for coefficients in run.rows:
+            reference.update(
+                run.variant.rule,
+                p,
+                g,
+                states,
+                coefficients,
+                s=-s if run.variant.maximize else s,
+                decay=run.variant.decay,
+                decay_coefficient=run.decay_coefficient,
+            )
+
+
 def run_case(number: int) -> Case:
     rng = np.random.default_rng(number)
     backend = get_backend("c")
-    variant = VARIANTS[rng.integers(len(VARIANTS))]
-    dtype = DTYPES[rng.integers(len(DTYPES))]
     isa = backend.isas[rng.integers(len(backend.isas))]
     threads = THREADS[rng.integers(len(THREADS))]
     make = raw_bits if rng.random() < 0.5 else ordinary
+    layout = LAYOUTS[rng.integers(len(LAYOUTS))]
+    s = draw_scale(rng)
     sizes = draw_sizes(rng)
     steps = 6 if sum(sizes) > 20_000 else int(rng.integers(1, 4))
-    t0 = 1 if rng.random() < 0.3 else int(10 ** rng.uniform(0, 7))
-    kind = rng.random()
-    s = (
-        1.0
-        if kind < 0.2
-        else float(rng.choice(SPECIAL))
-        if kind < 0.25
-        else float(rng.normal()) * 10 ** rng.uniform(-3, 3)
-    )
-    wd = 10 ** rng.uniform(-6, 0)
-    decay_coefficient = {"none": 0.0, "coupled": wd, "decoupled": 1 - wd}[variant.decay]
-    hyper = hyper_parameters(rng, t0)
+    runs = draw_runs(rng, len(sizes), steps)
+    dtypes = [DTYPES[i] for i in rng.integers(len(DTYPES), size=len(sizes))]
+    if rng.random() < 0.7:
+        dtypes = dtypes[:1] * len(sizes)
 
-    arrays, layout = draw_arrays(rng, variant, dtype, sizes, make)
-    grads = tuple(g for _, g, *_ in arrays)
-    wanted = [[x.copy() for x in entry] for entry in arrays]
-    rows = [variant.coefficients(**hyper | {"t": t0 + i, "first": t0 + i == 1}) for i in range(steps)]
+    values = []
+    for run in runs:
+        for e in run.entries:
+            n, t = sizes[e], dtypes[e]
+            values.append([make(rng, n, t), make(rng, n, t), *states_for(rng, run.variant.rule, n, t, make)])
+    arrays, arena = lay_out(rng, layout, values)
 
     before = backend.isa
     backend.set_isa(isa)
     try:
-        row = (variant.rule, variant.decay, decay_coefficient, variant.maximize, [p for p, *_ in arrays])
-        plan = backend.plan([row], [0], threads)
-        params, states = tuple(p for p, *_ in arrays), tuple(x for _, _, *entry in arrays for x in entry)
-        for coefficients in rows:
-            if not plan.step(params, grads, states, [coefficients], s):
+        params, grads = (tuple(entry[slot] for entry in arrays) for slot in (0, 1))
+        states = tuple(x for _, _, *entry in arrays for x in entry)
+        rows = [
+            (r.variant.rule, r.variant.decay, r.decay_coefficient, r.variant.maximize, [params[e] for e in r.entries])
+            for r in runs
+        ]
+        plan = backend.plan(rows, [0], threads)
+        for i in range(steps):
+            if not plan.step(params, grads, states, [run.rows[i] for run in runs], s):
                 raise RuntimeError(f"case {number}: the extension refused plain arrays")
         squares = plan.sum_squares(grads, s, 1.0)
     finally:
         backend.set_isa(before)
 
-    for p, g, *entry in wanted:
-        for coefficients in rows:
-            reference.update(
-                variant.rule,
-                p,
-                g,
-                entry,
-                coefficients,
-                s=-s if variant.maximize else s,
-                decay=variant.decay,
-                decay_coefficient=decay_coefficient,
-            )
+    for run in runs:
+        by_reference(run, values, s)
     sums = np.concatenate([reference.block_sums(g, s, 1.0) for g in grads])
-    wrong = differing(np.array([squares]), np.array([reference.tree_sum(sums)]))
-    for found, right in zip(arrays, wanted, strict=True):
+    wrong = arena.damage() + differing(np.array([squares]), np.array([reference.tree_sum(sums)]))
+    for found, right in zip(arrays, values, strict=True):
         wrong += sum(differing(x, y) for x, y in zip(found, right, strict=True))
-    label = f"{variant.label} {np.dtype(dtype).name} {isa} {threads=} {make.__name__} {sizes} {layout} {steps=}"
-    return Case(label, variant, isa, steps * sum(sizes), wrong)
+    variants = [run.variant for run in runs]
+    names = ", ".join(f"{size} x {np.dtype(dtype).name}" for size, dtype in zip(sizes, dtypes, strict=True))
+    label = (
+        f"{' and '.join(v.label for v in variants)}: {names}; {isa}, {threads=}, {make.__name__}, {layout}, {steps=}"
+    )
+    return Case(label, variants, isa, steps * sum(sizes), wrong)
 
 
 def main() -> int:
@@ -157,7 +223,7 @@ def main() -> int:
         case = run_case(number)
         elements += case.elements
         wrong += case.differing_bits
-        for key in (case.variant.label, case.isa):
+        for key in (*(variant.label for variant in case.variants), case.isa):
             seen[key] = seen.get(key, 0) + 1
         if case.differing_bits:
             failed += 1
