@@ -37,7 +37,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 # Steps before the first diagnosis, and the factor to the next: a diagnosis costs about as much as ten small steps.
-_FIRST_DIAGNOSIS, _NEXT_DIAGNOSIS = 100, 4
+_FIRST_DIAGNOSIS, _NEXT_DIAGNOSIS = 300, 4
 
 
 class TrainingWarning(UserWarning):
@@ -131,7 +131,7 @@ def fit(
     progress : bool
         A progress bar by tqdm on the standard error. Default: if that is a terminal.
     diagnose : bool
-        Run `fastoptim.diagnose` beside the loop, after 100, 400, 1600, ... steps, and issue a `TrainingWarning` that
+        Run `fastoptim.diagnose` beside the loop, after 300, 1200, 4800, ... steps, and issue a `TrainingWarning` that
         names the remedy when its verdict is not "healthy".
     backend, threads
         For an optimizer that is given by its name; as for `fastoptim.SGD`.

@@ -293,15 +293,15 @@ def test_diagnosis_beside_the_loop_names_the_remedy():
     def f(p, batch):
         return 0.5 * float(p @ (curvature * p)), curvature * p
 
-    with pytest.warns(TrainingWarning, match=r"after 100 steps.*too slow.*learning rate"):
-        result = fo.fit(f, w, None, "sgd", lr=1e-6, steps=150)
+    with pytest.warns(TrainingWarning, match=r"after 300 steps.*too slow.*learning rate"):
+        result = fo.fit(f, w, None, "sgd", lr=1e-6, steps=350)
     assert result.diagnosis.verdict == "too slow"
     w = np.array([1.0, 1.0])
     with pytest.warns(TrainingWarning, match="diverged"):
-        fo.fit(f, w, None, "sgd", lr=0.0205, steps=200)
+        fo.fit(f, w, None, "sgd", lr=0.0205, steps=350)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = fo.fit(f, np.array([1.0, 1.0]), None, "sgd", lr=1e-6, steps=150, diagnose=False)
+        result = fo.fit(f, np.array([1.0, 1.0]), None, "sgd", lr=1e-6, steps=350, diagnose=False)
     assert result.diagnosis.verdict == "too slow"
     assert fo.fit(f, np.array([1.0, 1.0]), None, "sgd", lr=1e-6, steps=5).diagnosis is None
 
