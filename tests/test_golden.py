@@ -36,6 +36,8 @@ def test_inputs_are_hard_enough():
         x = golden.numbers(1, 10_000, dtype, "ordinary")
         assert np.abs(x).min() > 2**-8 and np.abs(x).max() < 2 and (x < 0).any() and (x > 0).any()
         assert golden.numbers(1, 10_000, dtype, "ordinary", positive=True).min() > 0
+        tiny, limit = golden.numbers(1, 10_000, dtype, "tiny"), np.finfo(dtype).tiny
+        assert (np.abs(tiny) < 2 * limit).all() and 0.4 < np.mean(np.abs(tiny) < limit) < 0.6 and (tiny < 0).any()
 
 
 @pytest.mark.parametrize("rule", sorted({variant.rule.name for variant in VARIANTS}))

@@ -82,6 +82,23 @@ def test_a_child_of_a_child_steps():
     assert in_child(work) == 0
 
 
+def test_a_child_gets_threads_of_its_own():
+    opt, grads = fo.Adam(model(), backend="c", threads=3), model(1)
+    for _ in range(5):
+        opt.step(grads)
+
+    def work():
+        for _ in range(300):  # the pool may hold threads back for a while, if they did not pay before
+            opt.step(grads)
+            if len(os.listdir("/proc/self/task")) == 3:
+                return True
+        return False
+
+    if not os.path.isdir("/proc/self/task"):
+        pytest.skip("LOUD: no /proc to count threads in")
+    assert in_child(work) == 0
+
+
 def test_many_forks_while_threads_are_hot():
     params, grads = model(), model(1)
     opt = fo.SGD(params, lr=0.01, momentum=0.9, backend="c", threads=3)
