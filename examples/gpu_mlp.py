@@ -2,10 +2,11 @@
 
     python examples/gpu_mlp.py [--epochs 5] [--hidden 256] [--matmul tiles | cupy]
 
-Forward and backward are numba.cuda kernels (matrix products over tiles in shared memory, or CuPy's product where CuPy is
-installed); the parameters never leave the GPU. The same network is then trained by NumPy on the CPU, from the same first
-weights and with the same batches, and loss and accuracy are printed side by side. They are not equal to the last bit,
-because matrix products add in another order on each side; the updates are. The exit status is 1 if the two drift apart.
+Forward and backward are numba.cuda kernels (matrix products over tiles in shared memory, or CuPy's product where CuPy
+is installed); the parameters never leave the GPU. The same network is then trained by NumPy on the CPU, from the same
+first weights and with the same batches, and loss and accuracy are printed side by side. They are not equal to the last
+bit, because matrix products add in another order on each side; the updates are. The exit status is 1 if the two drift
+apart.
 
 Without a GPU it runs, slowly, in Numba's simulator:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -16,6 +17,8 @@ import fastoptim as fo
 from fastoptim.backends import available
 from fastoptim.backends import cuda as cuda_backend
 
+from .cases import VARIANTS
+
 ROOT = Path(__file__).parents[1]
 needs_numba_cuda = pytest.mark.skipif(
     find_spec("numba_cuda") is None, reason='LOUD: numba-cuda is missing: pip install "fastoptim[cuda]"'
@@ -24,8 +27,16 @@ needs_numba_cuda = pytest.mark.skipif(
 
 @needs_numba_cuda
 def test_logic_in_the_simulator():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/simulator/cuda_logic.py"],
+    done = simulated("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/simulator/cuda_logic.py")
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
+    assert counts["passed"] > 80
+    assert "skipped" not in counts
+
+
+def simulated(*command):
+    return subprocess.run(
+        [sys.executable, *command],
         cwd=ROOT,
         env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
         capture_output=True,
@@ -33,10 +44,41 @@ def test_logic_in_the_simulator():
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
-    assert counts["passed"] > 80
-    assert "skipped" not in counts
+
+
+@needs_numba_cuda
+def test_gpu_check_runs_through_its_logic(tmp_path):
+    done = simulated("benchmarks/gpu_check.py", "--json", str(tmp_path / "gpu.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert result["simulated"] is True
+    assert result["bits"]["differing"] == 0
+    assert result["bits"]["checks"] > 4 * len(VARIANTS)
+    assert result["bits"]["elements"] > 50_000
+    assert {row["rule"] for row in result["sizes"]} == {"sgd", "momentum", "adam"}
+    assert set(result["first_use"]) == {"first_step_cold_s", "first_step_cached_s", "warm_step_host_us"}
+    assert result["bars"] == {"0 differing bits": True}
+    assert "simulated: the times mean nothing" in done.stdout
+
+
+PLANTED = """
+import sys
+sys.path.insert(0, "benchmarks")
+import gpu_check
+from fastoptim.backends import cuda_simulator
+wrong = cuda_simulator.add
+cuda_simulator.add = lambda a, b: wrong(a, b) * a.dtype.type(1 + 2e-7)
+gpu_check.VARIANTS = gpu_check.VARIANTS[-2:]
+checks = gpu_check.check_kernels(gpu_check.get_backend("cuda"), (9,), gpu_check.ordinary, 0)
+print(sum(differing for *_, differing in checks))
+"""
+
+
+@needs_numba_cuda
+def test_gpu_check_finds_a_planted_error():
+    done = simulated("-c", PLANTED)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10
 
 
 @pytest.fixture

@@ -1,0 +1,516 @@
+"""Check and time the CUDA backend on a real GPU, with one command, and write the result as JSON.
+
+    python benchmarks/gpu_check.py --json benchmarks/results/gpu.json        (some minutes)
+    python benchmarks/gpu_check.py --quick                                   (about a minute)
+
+1. Bits: every rule, dtype, decay and convention on raw-bit inputs against the NumPy reference, at sizes around every
+1. Bits: every rule, dtype, decay and convention on raw-bit inputs against the NumPy reference, at sizes around every
+   arrays where it is installed. The number of differing elements must be 0.
+2. Time: one step of sgd, momentum and adam (float32) for N = 1e4 ... 1e9 against a device-to-device copy that is timed
+   in the same rounds, torch's fused optimizers and an update in CuPy written as one would in NumPy, where these are
+   installed; GPT-2 small's 148 arrays and 1,000 arrays of 1,000, against torch and against one flat array of the same
+   size (what the table of addresses costs); new gradient arrays at every step (what uploading it costs); clipping.
+3. First use: time to compile with an empty cache and with a filled one; host time of a warm step.
+
+Times are medians of interleaved rounds; a round is as many steps as fill the time, and ends when the device is done.
+The exit status is 1 if a bit differs, 2 if a bar is missed and ``--strict`` was given.
+
+``--tune`` also times launch configurations at N = 1e8. With NUMBA_ENABLE_CUDASIM=1 the script runs through its own logic
+on tiny arrays in Numba's simulator; the times then mean nothing, and the result says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from numba import config, cuda  # noqa: E402
+
+import fastoptim as fo  # noqa: E402
+from fastoptim import reference, rules  # noqa: E402
+from fastoptim.backends import Run, get_backend  # noqa: E402
+from fastoptim.backends import cuda as cuda_backend  # noqa: E402
+from tests.cases import DTYPES, SIZES, VARIANTS, expected, ordinary, raw_bits, states_for  # noqa: E402
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+COPY_SHARE = 0.93  # of the copy's bandwidth, from 1e8 elements on
+BARS_FROM = 10**8
+STREAMS = {"sgd": 3, "momentum": 5, "adam": 7}
+
+GPT2_SMALL = [(50257, 768), (1024, 768)]
+for _ in range(12):
+    GPT2_SMALL += [(768,), (768,), (768, 2304), (2304,), (768, 768), (768,)]
+    GPT2_SMALL += [(768,), (768,), (768, 3072), (3072,), (3072, 768), (768,)]
+GPT2_SMALL += [(768,), (768,)]
+
+
+# --- What is checked ----------------------------------------------------------------------------------------------
+
+
+def to_device(x: np.ndarray, offset: int = 0) -> Any:
+    """A copy on the GPU that begins `offset` elements behind the start of an allocation."""
+    whole = cuda.to_device(np.concatenate([np.zeros(offset, x.dtype), x, np.zeros(1, x.dtype)]))
+    return whole[offset : offset + x.size]
+
+
+def count_differing(x: np.ndarray, wanted: np.ndarray) -> int:
+    """Elements with other bits, two NaNs being equal."""
+    unsigned = {4: np.uint32, 8: np.uint64}[x.itemsize]
+    return int(np.count_nonzero((x.view(unsigned) != wanted.view(unsigned)) & ~(np.isnan(x) & np.isnan(wanted))))
+
+
+def check_kernels(backend: Any, sizes: Sequence[int], make: Callable[..., np.ndarray], offset: int) -> Iterator[tuple]:
+    """(what, elements, differing elements) for one step of every variant and dtype on a list of arrays."""
+    for variant in VARIANTS:
+        for dtype in DTYPES:
+            rng = np.random.default_rng(offset)
+            hosts = []
+            for n in sizes:
+                p, g = make(rng, n, dtype), make(rng, n, dtype)
+                hosts.append([p, g, *states_for(rng, variant.rule, n, dtype, make)])
+            devices = [[to_device(x, offset) for x in row] for row in hosts]
+            rows = [[backend.flat(x) for x in row] for row in devices]
+            run = Run(
+                variant.rule,
+                variant.decay,
+                variant.decay_coefficient,
+                variant.coefficients(),
+                variant.maximize,
+                [row[0] for row in rows],
+                [row[1] for row in rows],
+                [tuple(row[2:]) for row in rows],
+            )
+            backend.apply([run], 0.77, 1)
+            elements = differing = 0
+            for host, device in zip(hosts, devices, strict=True):
+                p, *states = expected(variant, host[0], host[1], host[2:], 0.77)
+                for x, wanted in zip(device, (p, host[1], *states), strict=True):
+                    elements += wanted.size
+                    differing += count_differing(x.copy_to_host(), wanted)
+            yield f"{variant.label}/{np.dtype(dtype).name}/{make.__name__}/offset {offset}", elements, differing
+
+
+def check_norm(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
+    rng = np.random.default_rng(9)
+    for make in (ordinary, raw_bits):
+        grads = [make(rng, n, dtype) for n in sizes for dtype in DTYPES]
+        vectors = [backend.flat(to_device(g)) for g in grads]
+        for k in (1.0, rules.NORM_RETRY, 1 / rules.NORM_RETRY):
+            wanted = np.concatenate([reference.block_sums(g, 0.3, k) for g in grads])
+            yield f"block sums/{make.__name__}/k={k:g}", wanted.size, count_differing(
+                backend.block_sums(vectors, 0.3, k, 1), wanted
+            )
+    host = get_backend("numpy")
+    for factor in (1.0, 1e160, 1e-170):
+        grads = [factor * rng.standard_normal(n) for n in sizes]
+        ours, wanted = backend.norm([to_device(g) for g in grads], 0.7, 1), host.norm(grads, 0.7, 1)
+        yield f"norm/{factor:g}", 1, int(ours != wanted)
+
+
+KINDS: dict[str, Callable[[Any, str], Any]] = {
+    "SGD": lambda p, b: fo.SGD(p, lr=0.1, weight_decay=0.1, maximize=True, backend=b),
+    "SGD momentum": lambda p, b: fo.SGD(p, lr=0.1, momentum=0.9, dampening=0.3, backend=b),
+    "SGD nesterov": lambda p, b: fo.SGD(p, lr=0.1, momentum=0.9, nesterov=True, backend=b),
+    "Adam": lambda p, b: fo.Adam(p, lr=0.1, backend=b),
+    "AdamW amsgrad": lambda p, b: fo.AdamW(p, lr=0.1, weight_decay=0.1, amsgrad=True, backend=b),
+}
+
+
+def check_classes(wrap: Callable[[np.ndarray], Any], unwrap: Callable[[Any], np.ndarray], name: str) -> Iterator[tuple]:
+    """Ten steps of every class, some with clipping, over arrays of another library."""
+    shapes = [(5, 7), (1,), (3,), (2, 3, 4)] if SIMULATED else [(257, 129), (1,), (1000,), (31, 33, 35)]
+    for kind, make in KINDS.items():
+        for dtype in DTYPES:
+            rng = np.random.default_rng(3)
+            host = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+            device = [wrap(x.copy()) for x in host]
+            ours, theirs = make(device, "cuda"), make(host, "numpy")
+            differing = 0
+            for t in range(3 if SIMULATED else 10):
+                grads = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+                options = {"max_norm": 1.0, "grad_scale": 0.5} if t % 3 == 1 else {}
+                info = ours.step([wrap(g) for g in grads], **options)
+                differing += info != theirs.step(grads, **options)
+            for x, wanted in zip(device, host, strict=True):
+                differing += count_differing(unwrap(x), wanted)
+            elements = sum(x.size for x in host)
+            yield f"{kind}/{np.dtype(dtype).name}/arrays of {name}", elements, differing
+
+
+def check_bits(backend: Any, quick: bool) -> dict[str, Any]:
+    if SIMULATED:
+        plans = [((0, 1, 5, 65), raw_bits, 0), ((3, 67), ordinary, 1)]
+        norm_sizes: Sequence[int] = (1, 17)
+    else:
+        large = (65537, 1_000_003) if quick else (65537, 1_000_003, 20_000_001)
+        plans = [(SIZES, raw_bits, 0), (SIZES, raw_bits, 1), (SIZES, ordinary, 3), (large, ordinary, 0)]
+        norm_sizes = (*SIZES, *large)
+    checks = [check for plan in plans for check in check_kernels(backend, *plan)]
+    checks += check_norm(backend, norm_sizes)
+    checks += check_classes(cuda.to_device, lambda x: x.copy_to_host(), "numba")
+    if torch_on_gpu():
+        import torch
+
+        checks += check_classes(lambda x: torch.from_numpy(x).cuda(), lambda x: x.cpu().numpy(), "torch")
+    return {
+        "checks": len(checks),
+        "elements": sum(elements for _, elements, _ in checks),
+        "differing": sum(differing for *_, differing in checks),
+        "failures": [what for what, _, differing in checks if differing][:50],
+    }
+
+
+# --- What is timed ------------------------------------------------------------------------------------------------
+
+
+def torch_on_gpu() -> bool:
+    if SIMULATED or not find_spec("torch"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def ours(kind: str, params: Any) -> Any:
+    if kind == "adam":
+        return fo.Adam(params, lr=1e-3, backend="cuda")
+    return fo.SGD(params, lr=1e-3, momentum=0.9 if kind == "momentum" else 0.0, backend="cuda")
+
+
+@cuda.jit
+def fill(x, value):
+    for i in range(cuda.grid(1), x.size, cuda.gridsize(1)):
+        x[i] = value
+
+
+def filled(shape: tuple[int, ...] | int) -> Any:
+    """An array on the GPU that holds an ordinary number."""
+    size = math.prod(shape) if isinstance(shape, tuple) else shape
+    x = cuda.device_array(size, np.float32)
+    fill[min(1024, -(-size // 32)), 32](x, np.float32(0.5))
+    return x.reshape(shape)
+
+
+def subject_ours(kind: str, shapes: Sequence[Any], fresh: bool = False, **options: Any) -> Callable[[], Any]:
+    params, grads = [filled(s) for s in shapes], [filled(s) for s in shapes]
+    others = [filled(s) for s in shapes] if fresh else grads
+    optimizer = ours(kind, params)
+    turn = [grads, others]
+
+    def step() -> None:
+        turn.reverse()
+        optimizer.step(turn[0], **options)
+
+    return step
+
+
+def subject_torch(kind: str, shapes: Sequence[Any], clip: bool = False) -> Callable[[], Any]:
+    import torch
+
+    params = [torch.full(s if isinstance(s, tuple) else (s,), 0.5, device="cuda", requires_grad=True) for s in shapes]
+    for p in params:
+        p.grad = torch.full_like(p, 0.5)
+    if kind == "adam":
+        optimizer: Any = torch.optim.Adam(params, lr=1e-3, fused=True)
+    else:
+        optimizer = torch.optim.SGD(params, lr=1e-3, momentum=0.9 if kind == "momentum" else 0.0, fused=True)
+
+    def step() -> None:
+        if clip:
+            torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def subject_cupy(kind: str, size: int) -> Callable[[], Any]:
+    import cupy as cp
+
+    p, g, m, v = (cp.full(size, 0.5, cp.float32) for _ in range(4))
+    state = {"p": p, "m": m, "v": v, "t": 0}
+
+    def step() -> None:
+        if kind == "sgd":
+            state["p"] = state["p"] - 1e-3 * g
+        elif kind == "momentum":
+            state["m"] = 0.9 * state["m"] + g
+            state["p"] = state["p"] - 1e-3 * state["m"]
+        else:
+            state["t"] += 1
+            state["m"] = 0.9 * state["m"] + 0.1 * g
+            state["v"] = 0.999 * state["v"] + 0.001 * g**2
+            m_hat, v_hat = state["m"] / (1 - 0.9 ** state["t"]), state["v"] / (1 - 0.999 ** state["t"])
+            state["p"] = state["p"] - 1e-3 * m_hat / (cp.sqrt(v_hat) + 1e-8)
+
+    return step
+
+
+def subject_copy(size: int) -> Callable[[], Any]:
+    source, target = filled(size), filled(size)
+    return lambda: target.copy_to_device(source)
+
+
+def round_time(step: Callable[[], Any], repeats: int) -> float:
+    cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def interleaved(subjects: dict[str, Callable[[], Any]], seconds: float, rounds: int) -> dict[str, float]:
+    """Median seconds of a step of each subject; a round is about `seconds` long."""
+    repeats = {}
+    for name, step in subjects.items():
+        round_time(step, 1 if SIMULATED else 3)
+        repeats[name] = 1 if SIMULATED else max(1, min(1000, math.ceil(seconds / round_time(step, 3))))
+    times: dict[str, list[float]] = {name: [] for name in subjects}
+    for i in range(rounds):
+        for name in sorted(subjects, reverse=bool(i % 2)):
+            times[name].append(round_time(subjects[name], repeats[name]))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def free_bytes() -> int:
+    return 10**9 if SIMULATED else int(cuda.current_context().get_memory_info().free)
+
+
+def release() -> None:
+    """Give memory back to the driver, so that the next size finds it."""
+    import gc
+
+    gc.collect()
+    if SIMULATED:
+        return
+    cuda.synchronize()
+    cuda.current_context().deallocations.clear()
+    if torch_on_gpu():
+        import torch
+
+        torch.cuda.empty_cache()
+    if find_spec("cupy"):
+        import cupy
+
+        cupy.get_default_memory_pool().free_all_blocks()
+
+
+def time_sizes(sizes: Sequence[int], seconds: float, rounds: int) -> list[dict[str, Any]]:
+    rows = []
+    for size in sizes:
+        for kind, streams in STREAMS.items():
+            needed = 4 * size * ((streams + 1) // 2 + 2) * (2 if torch_on_gpu() else 1)
+            if needed > 0.9 * free_bytes():
+                rows.append({"rule": kind, "size": size, "skipped": f"needs {needed / 2**30:.0f} GiB of GPU memory"})
+                continue
+            subjects = {"ours": subject_ours(kind, [size]), "copy": subject_copy(size)}
+            if torch_on_gpu():
+                subjects["torch_fused"] = subject_torch(kind, [size])
+            if find_spec("cupy") and not SIMULATED and 2 * needed < free_bytes():
+                subjects["cupy_naive"] = subject_cupy(kind, size)
+            times = interleaved(subjects, seconds, rounds)
+            row: dict[str, Any] = {"rule": kind, "size": size, "microseconds": {k: t * 1e6 for k, t in times.items()}}
+            row["gigabytes_per_second"] = 4e-9 * size * streams / times["ours"]
+            row["share_of_copy_bandwidth"] = (streams / times["ours"]) / (2 / times["copy"])
+            if "torch_fused" in times:
+                row["torch_over_ours"] = times["torch_fused"] / times["ours"]
+            if "cupy_naive" in times:
+                row["cupy_over_ours"] = times["cupy_naive"] / times["ours"]
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            del subjects
+            release()
+    return rows
+
+
+def time_lists(seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """Many arrays: against torch, one flat array, new gradients at every step, and clipping."""
+    lists: dict[str, list[Any]] = {"gpt2_small": list(GPT2_SMALL), "1000 x 1000": [1000] * 1000}
+    if SIMULATED:
+        lists = {"six arrays": [(3, 2), (5,), (1,), (7,), (2, 2), (4,)]}
+    rows = []
+    for name, shapes in lists.items():
+        total = sum(math.prod(s) if isinstance(s, tuple) else s for s in shapes)
+        subjects = {
+            "ours": subject_ours("adam", shapes),
+            "ours_new_gradients": subject_ours("adam", shapes, fresh=True),
+            "ours_clipped": subject_ours("adam", shapes, max_norm=1.0),
+            "ours_one_flat_array": subject_ours("adam", [total]),
+        }
+        if torch_on_gpu():
+            subjects["torch_fused"] = subject_torch("adam", shapes)
+            subjects["torch_fused_clipped"] = subject_torch("adam", shapes, clip=True)
+        times = interleaved(subjects, seconds, rounds)
+        row: dict[str, Any] = {"list": name, "arrays": len(shapes), "elements": total}
+        row["microseconds"] = {k: t * 1e6 for k, t in times.items()}
+        row["table_over_flat"] = times["ours"] / times["ours_one_flat_array"]
+        if "torch_fused" in times:
+            row["torch_over_ours"] = times["torch_fused"] / times["ours"]
+            row["torch_over_ours_clipped"] = times["torch_fused_clipped"] / times["ours_clipped"]
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        del subjects
+        release()
+    return rows
+
+
+FIRST_STEP = """
+import time, numpy as np
+from numba import cuda
+import fastoptim as fo
+p, g = cuda.to_device(np.ones(1000, np.float32)), cuda.to_device(np.ones(1000, np.float32))
+cuda.synchronize()
+start = time.perf_counter()
+optimizer = fo.Adam(p, lr=1e-3, backend="cuda")
+optimizer.step(g)
+cuda.synchronize()
+first = time.perf_counter() - start
+times = []
+for _ in range(REPEATS):
+    start = time.perf_counter()
+    optimizer.step(g)
+    times.append(time.perf_counter() - start)
+    cuda.synchronize()
+print(first, sorted(times)[len(times) // 2])
+"""
+
+
+def time_first_use() -> dict[str, float]:
+    """Seconds of the first step with an empty and a filled cache of kernels; host time of a warm step."""
+    with tempfile.TemporaryDirectory() as cache:
+        results = []
+        for _ in range(2):
+            out = subprocess.run(
+                [sys.executable, "-c", FIRST_STEP.replace("REPEATS", "5" if SIMULATED else "1000")],
+                env=os.environ | {"NUMBA_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            results.append([float(x) for x in out.split()])
+    (cold, _), (warm, launch) = results
+    return {"first_step_cold_s": cold, "first_step_cached_s": warm, "warm_step_host_us": launch * 1e6}
+
+
+def tune(size: int, seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """Launch configurations: blocks for each multiprocessor, elements that a block takes at a time, threads."""
+    rows = []
+    for threads in (128, 256, 512):
+        for per_processor in (4, 8, 16, 32):
+            for piece in (2048, 4096, 8192, 16384):
+                backend = cuda_backend.CudaBackend()
+                backend.threads = threads
+                backend._blocks = per_processor * cuda.get_current_device().MULTIPROCESSOR_COUNT
+                cuda_backend.PIECE = piece
+                optimizer = ours("adam", [filled(size)])
+                optimizer._backend = backend
+                g = filled(size)
+                times = interleaved({"ours": lambda o=optimizer, g=g: o.step([g])}, seconds, rounds)
+                rows.append(
+                    {"threads": threads, "blocks_per_multiprocessor": per_processor, "piece": piece}
+                    | {"microseconds": times["ours"] * 1e6}
+                )
+                release()
+    rows.sort(key=lambda row: row["microseconds"])
+    for row in rows[:5]:
+        print("tune", json.dumps(row), flush=True)
+    return rows
+
+
+# --- The report ---------------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    packages = ("fastoptim", "numpy", "numba", "numba-cuda", "cuda-bindings", "nvidia-nvvm", "torch", "cupy-cuda13x")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    found = {"python": platform.python_version(), "platform": platform.platform(), "versions": versions}
+    found["backend"] = get_backend("cuda").info()
+    if not SIMULATED:
+        smi = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.mem", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found["nvidia_smi"] = smi.stdout.strip().splitlines()
+    return found
+
+
+def bars(result: dict[str, Any]) -> dict[str, bool]:
+    """Each bar and whether it was met; only what was measured is here."""
+    met = {"0 differing bits": result["bits"]["differing"] == 0}
+    for row in result["sizes"]:
+        if "microseconds" not in row:
+            continue
+        label = f"{row['rule']} at {row['size']:.0e}"
+        if row["size"] >= BARS_FROM:
+            met[f"{label}: >= {COPY_SHARE} of copy bandwidth"] = row["share_of_copy_bandwidth"] >= COPY_SHARE
+        if "torch_over_ours" in row:
+            met[f"{label}: no slower than torch fused"] = row["torch_over_ours"] >= 1
+    for row in result["lists"]:
+        if "torch_over_ours" in row:
+            met[f"{row['list']}: no slower than torch fused"] = row["torch_over_ours"] >= 1
+    return met
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
+    parser.add_argument("--strict", action="store_true", help="exit status 2 if a bar is missed")
+    parser.add_argument("--tune", action="store_true", help="also time launch configurations")
+    parser.add_argument("--sizes", type=float, nargs="+", help="numbers of elements to time")
+    parser.add_argument("--json", help="write the result to this file")
+    options = parser.parse_args(arguments)
+    backend = get_backend("cuda")
+    seconds, rounds = (0.05, 5) if options.quick else (0.2, 15)
+    default = (1e4, 1e6, 1e8) if options.quick else (1e4, 1e5, 1e6, 1e7, 1e8, 3e8, 1e9)
+    sizes = [int(size) for size in options.sizes or default]
+    if SIMULATED:
+        sizes, rounds = [100], 1
+    result: dict[str, Any] = {"simulated": SIMULATED, "environment": environment()}
+    result["bits"] = check_bits(backend, options.quick)
+    print(json.dumps({"bits": result["bits"]}), flush=True)
+    result["first_use"] = time_first_use()
+    print(json.dumps(result["first_use"]), flush=True)
+    result["sizes"] = time_sizes(sizes, seconds, rounds)
+    result["lists"] = time_lists(seconds, rounds)
+    if options.tune:
+        result["tune"] = tune(1000 if SIMULATED else 10**8, seconds, 1 if SIMULATED else 5)
+    result["bars"] = bars(result)
+    for bar, met in result["bars"].items():
+        print("met   " if met else "MISSED", bar)
+    if SIMULATED:
+        print("simulated: the times mean nothing")
+    if options.json:
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    if result["bits"]["differing"]:
+        return 1
+    return 2 if options.strict and not all(result["bars"].values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
