@@ -488,13 +488,6 @@ def restore_optimizer(optimizer: Optimizer, tree: Any) -> None:
         for group in state["param_groups"]:
             if any(_holds_array(value) for value in group.values()):
                 raise CheckpointError("a hyper-parameter is an array")
-        if optimizer.backend == "cuda":
-            state = state | {
-                "state": {
-                    name: {k: to_device(v) if isinstance(v, np.ndarray) else v for k, v in entry.items()}
-                    for name, entry in state["state"].items()
-                }
-            }
         for name, p in named:
             optimizer._backend.check_parameter(name, p)
         optimizer._load(state)
@@ -625,9 +618,11 @@ def check_arrays(expected: Mapping[str, Any], saved: Any) -> None:
     if not isinstance(saved, dict) or set(saved) != set(expected):
         raise CheckpointError("it has other parameters than this model")
     for name, p in expected.items():
+        device = getattr(p, "__cuda_array_interface__", None)
+        shape, dtype = (p.shape, p.dtype) if device is None else (device["shape"], np.dtype(device["typestr"]))
         x = saved[name]
-        if not isinstance(x, np.ndarray) or x.dtype != p.dtype or x.shape != tuple(p.shape):
-            raise CheckpointError(f"parameter {name!r} is not of shape {tuple(p.shape)} and dtype {p.dtype}")
+        if not isinstance(x, np.ndarray) or x.dtype != dtype or x.shape != tuple(shape):
+            raise CheckpointError(f"parameter {name!r} is not of shape {tuple(shape)} and dtype {dtype}")
 
 
 def _holds_array(value: Any) -> bool:
@@ -643,17 +638,14 @@ def _named_parameters(optimizer: Optimizer) -> list[tuple[str, Any]]:
 
 
 def to_host(x: Any) -> np.ndarray:
+    """`x` itself, or its copy on the host if it is a device's."""
     if isinstance(x, np.ndarray):
         return x
+    if hasattr(x, "copy_to_host"):
+        return x.copy_to_host()
     from numba import cuda
 
     return cuda.as_cuda_array(x).copy_to_host()
-
-
-def to_device(x: np.ndarray) -> Any:
-    from numba import cuda
-
-    return cuda.to_device(x)
 
 
 def assign(p: Any, x: np.ndarray) -> None:
@@ -663,4 +655,5 @@ def assign(p: Any, x: np.ndarray) -> None:
         return
     from numba import cuda
 
-    cuda.as_cuda_array(p)[...] = cuda.to_device(x)
+    device = p if hasattr(p, "copy_to_device") else cuda.as_cuda_array(p)
+    device[...] = cuda.to_device(np.ascontiguousarray(x))
