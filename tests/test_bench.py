@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import json
 import os
@@ -700,3 +701,51 @@ def test_ticks():
     assert charts._ticks(0.0, 1.05, False) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert charts.number(1e7) == "10M"
     assert charts.number(0.5) == "0.5"
+
+
+# --- The README's numbers -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def readme_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+    yield importlib.import_module("readme_numbers")
+    sys.modules.pop("readme_numbers", None)
+
+
+def test_readme_numbers_cannot_drift(readme_numbers, document, tmp_path, capsys):
+    readme, results = tmp_path / "README.md", tmp_path / "results.json"
+    results.write_text(json.dumps(document))
+    readme.write_text(f"# Title\n{readme_numbers.BEGIN}\nold\n{readme_numbers.END}\nthe rest\n")
+    options = ["--readme", str(readme), "--results", str(results)]
+    assert readme_numbers.main([*options, "--check"]) == 1
+    assert readme_numbers.main(options) == 0
+    text = readme.read_text()
+    assert text.startswith("# Title\n")
+    assert text.endswith("\nthe rest\n")
+    assert "\nold\n" not in text
+    assert readme_numbers.main([*options, "--check"]) == 0
+    entry = next(e for e in document["cases"] if e["name"] == "size/adam/float32/1e7/2 threads")
+    ratio = float(np.median(entry["results"]["numpy-naive"]["speedup_of_focus"]))
+    assert report.ratio_text(ratio) in next(
+        line for line in text.splitlines()[::-1] if line.startswith("| NumPy naive")
+    )
+    readme.write_text(text.replace(report.ratio_text(ratio), "99x"))
+    assert readme_numbers.main([*options, "--check"]) == 1
+    assert "readme_numbers.py" in capsys.readouterr().out
+
+
+def test_readme_without_markers_is_refused(readme_numbers):
+    with pytest.raises(ValueError, match="needs one line"):
+        readme_numbers.with_numbers("no markers", "text")
+    with pytest.raises(ValueError, match="needs one line"):
+        readme_numbers.with_numbers(f"{readme_numbers.END}\n{readme_numbers.BEGIN}", "text")
+
+
+def test_documentation_names_every_field(document):
+    text = (Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md").read_text()
+    entry = document["cases"][0]
+    fields = {*document, *document["machine"], *document["settings"], *document["noise"], *entry}
+    fields |= {field for result in entry["results"].values() for field in result} | {"update_seconds"}
+    assert {field for field in fields if f"`{field}`" not in text and f'`{field}"' not in text} == set()
+    assert f"`schema_version` is {runner.SCHEMA_VERSION}" in text
