@@ -23,7 +23,7 @@ test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: $(READY) ## time this machine and write a report
-	$(BIN)/python -m pip install --quiet ".[bench]" --no-deps
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/fastoptim bench --out bench_out
 
 lint: $(READY) ## ruff and mypy
