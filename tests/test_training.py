@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -557,3 +559,15 @@ def test_an_optimizer_of_other_arrays_is_refused():
         fo.fit(f, params, data, fo.Adam(copies), steps=3)
     with pytest.raises(ValueError, match="by its name"):
         fo.fit(f, params, data, fo.Adam(params), steps=3, backend="numpy")
+
+
+def test_the_snippets_of_the_documentation_run(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for block in blocks:
+        exec(block, namespace)
+    printed = capsys.readouterr().out
+    assert len(blocks) == 3 and "warmup(schedule=cosine(lr=0.1, steps=900, final_lr=0.0)" in printed
+    assert {"run.ckpt", "run.best.ckpt", "run.jsonl"} <= {path.name for path in tmp_path.iterdir()}
