@@ -18,9 +18,11 @@ import contextlib
 import math
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from importlib.util import find_spec
+from operator import is_ as _is
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +35,7 @@ THREADS = 256  # per block
 BLOCKS_PER_MULTIPROCESSOR = 16
 PIECE = 4096  # elements that a block takes at a time
 VECTOR_BYTES = 16  # the widest load
+LAUNCHERS = 1000  # launch configurations that are kept
 ROWS = 8  # rows of a norm block that are loaded before they are added
 
 _OPERATIONS = {
@@ -368,16 +371,26 @@ def on_stream(stream: Any) -> Iterator[None]:
 
 def _handle_of(stream: Any) -> int:
     """The number by which CUDA knows a stream."""
-    if isinstance(stream, bool):
-        raise TypeError("stream: expected a stream or its handle, got a bool")
+    handle = stream
+    if hasattr(stream, "__cuda_stream__"):  # Numba, cuda.core, and whoever else knows the protocol
+        handle = stream.__cuda_stream__()[1]
     for name in ("cuda_stream", "ptr"):  # torch, CuPy
-        stream = getattr(stream, name, stream)
-    handle = getattr(stream, "handle", stream)  # Numba
-    handle = getattr(handle, "value", handle)
-    try:
-        return int(handle or 0) or LEGACY
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"stream: expected a stream or its handle, got {type(stream).__name__}") from error
+        handle = getattr(handle, name, handle)
+    if isinstance(handle, bool) or not hasattr(handle, "__index__"):
+        raise TypeError(f"stream: expected a stream or its handle, got {type(stream).__name__}")
+    return int(handle) or LEGACY
+
+
+def _stream_of(x: Any, interface: dict[str, Any]) -> Any:
+    """The stream that an array says it belongs to: a handle, a device of torch, or None."""
+    stream = interface.get("stream")
+    if stream is None and (torch := sys.modules.get("torch")) is not None and isinstance(x, torch.Tensor):
+        return x.device
+    return stream
+
+
+def _resolved(stream: Any) -> int:
+    return stream if isinstance(stream, int) else _handle_of(sys.modules["torch"].cuda.current_stream(stream))
 
 
 # --- Arrays -------------------------------------------------------------------------------------------------------
@@ -398,8 +411,21 @@ class Vector(NamedTuple):
     address: int
     size: int
     dtype: np.dtype
-    stream: int | None
+    stream: Any  # None, a handle, or the device whose current stream it is in torch
     owner: Any  # keeps the memory alive
+
+
+def _streams(vectors: Iterable[Vector]) -> list[Any]:
+    """What the streams of vectors are known by, each once."""
+    return list(dict.fromkeys(v.stream for v in vectors if v.stream is not None))
+
+
+class _Prepared(NamedTuple):
+    """The table for a step, its launches (list, dtype, kernel, where it finds its rows), and the arrays' streams."""
+
+    words: np.ndarray
+    launches: list[tuple[int, np.dtype, Any, tuple[int, int, int, int]]]
+    streams: list[Any]
 
 
 class _Staged(NamedTuple):
@@ -451,6 +477,99 @@ class _Table:
         return self.device
 
 
+class CudaPlan:
+    """Repeated steps over one list of arrays: as long as no array has moved, a step only compares and launches.
+
+    The interface is that of `backends.c.CPlan`.
+    """
+
+    def __init__(self, backend: CudaBackend, rows: Sequence[Any], counter: list[int]):
+        self._backend, self._counter = backend, counter
+        self._heads = [(rule, decay, maximize, list(members)) for rule, decay, _, maximize, members in rows]
+        self._decay = [row[2] for row in rows]
+        self._faces: list[dict[str, Any]] | None = None
+        self._states: tuple[Any, ...] = ()
+        self._prepared: _Prepared | None = None
+        self._norm_faces: list[dict[str, Any]] | None = None
+        self._norm_vectors: list[Vector] = []
+
+    def set_decay(self, decay_coefficients: Sequence[float]) -> None:
+        self._decay = list(decay_coefficients)
+
+    def step(
+        self,
+        params: tuple[Any, ...],
+        grads: tuple[Any, ...],
+        states: tuple[Any, ...],
+        coefficients: Sequence[tuple[float, ...]],
+        scale: float,
+    ) -> bool:
+        """True, or False with nothing touched if some array needs the checked path."""
+        try:
+            faces = [x.__cuda_array_interface__ for x in params + grads]
+        except AttributeError:
+            return False
+        with self._backend._lock:
+            known = self._prepared is not None and faces == self._faces and all(map(_is, states, self._states))
+            if not known and not self._bind(params, grads, states, faces):
+                return False
+            assert self._prepared is not None
+            scalars = [
+                (-scale if maximize else scale, decay_coefficient, *k)
+                for (_, _, maximize, _), decay_coefficient, k in zip(
+                    self._heads, self._decay, coefficients, strict=True
+                )
+            ]
+            self._backend.launch(self._prepared, scalars)
+            self._counter[0] += 1
+        return True
+
+    def _bind(self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], faces: list) -> bool:
+        backend = self._backend
+        self._prepared = None
+        lists, written, read = [], [], []
+        entries, rest = iter(zip(params, grads, strict=True)), iter(states)
+        try:
+            for rule, decay, _, members in self._heads:
+                rows = []
+                for member, (p, g) in zip(members, entries):  # noqa: B905 - the next list goes on where this one ends
+                    own = [next(rest) for _ in rule.states]
+                    backend.check_parameter("p", p)
+                    for x in (p, g, *own):
+                        backend.check_companion("p", "array", x, member.shape, member.dtype)
+                    form = backend.stage_without_copy(p, g, own)
+                    if form is None:
+                        return False
+                    rows.append((form.p, form.g, *form.states))
+                    written += [backend.span("written", x) for x in (p, *own)]
+                    read.append(backend.span("read", g))
+                lists.append((rule, decay, rows))
+            backend.check_disjoint(written, read)
+        except (TypeError, ValueError):
+            return False
+        self._prepared = backend.prepare(lists)
+        self._faces, self._states = faces, states
+        return True
+
+    def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
+        """Norm of all gradients; None if one is not plain and C-ordered."""
+        backend = self._backend
+        try:
+            faces = [g.__cuda_array_interface__ for g in grads]
+            if faces != self._norm_faces:
+                self._norm_faces = None
+                vectors = []
+                for g in grads:
+                    shadow, stream = backend.view("gradient", g)
+                    if not shadow.flags.c_contiguous or shadow.dtype not in arrays.DTYPES:
+                        return None
+                    vectors.append(backend.vector(None, shadow, stream))  # without a hold on its memory
+                self._norm_faces, self._norm_vectors = faces, vectors
+        except (AttributeError, TypeError):
+            return None
+        return backend.norm_of(self._norm_vectors, grad_scale)
+
+
 # --- The backend --------------------------------------------------------------------------------------------------
 
 
@@ -477,6 +596,8 @@ class CudaBackend(Backend):
         self._lock = threading.RLock()
         self._modules: dict[np.dtype, Any] = {}
         self._kernels: dict[tuple[str, np.dtype], Any] = {}
+        self._launchers: dict[tuple[Any, ...], Any] = {}
+        self._streams: dict[int | None, Any] = {}
         self._tables: dict[int | None, _Table] = {}
         self._scratch: dict[tuple[int | None, str], Any] = {}
         processors = 1 if self.simulated else cuda.get_current_device().MULTIPROCESSOR_COUNT
@@ -499,7 +620,15 @@ class CudaBackend(Backend):
         return self._kernels[key]
 
     def _launch(self, kernel: Any, grid: int | tuple[int, int], stream: Any, *arguments: Any) -> None:
-        kernel[grid, self.threads, stream](*arguments)
+        key = (kernel, grid, stream)
+        launcher = None if self.simulated else self._launchers.get(key)
+        if launcher is None:
+            if len(self._launchers) >= LAUNCHERS:
+                self._launchers.clear()
+            with warnings.catch_warnings():  # of grids that are small because the arrays are
+                warnings.simplefilter("ignore")
+                launcher = self._launchers[key] = kernel[grid, self.threads, stream]
+        launcher(*arguments)
 
     def _grid(self, items: int) -> int:
         return max(1, min(items, self._blocks))
@@ -512,18 +641,23 @@ class CudaBackend(Backend):
 
     def stream(self, handle: int | None) -> Any:
         """numba.cuda's object for a stream."""
-        if self.simulated or handle is None:
-            return self._cuda.default_stream()
-        if handle == LEGACY:
-            return self._cuda.legacy_default_stream()
-        if handle == PER_THREAD:
-            return self._cuda.per_thread_default_stream()
-        return self._cuda.external_stream(handle)
+        if self.simulated:
+            handle = None
+        if handle not in self._streams:
+            if handle is None:
+                self._streams[handle] = self._cuda.default_stream()
+            elif handle == LEGACY:
+                self._streams[handle] = self._cuda.legacy_default_stream()
+            elif handle == PER_THREAD:
+                self._streams[handle] = self._cuda.per_thread_default_stream()
+            else:
+                self._streams[handle] = self._cuda.external_stream(handle)
+        return self._streams[handle]
 
     @contextlib.contextmanager
-    def _on(self, vectors: Sequence[Any]) -> Iterator[tuple[int | None, Any]]:
-        """The stream for work on these arrays: after what their streams hold now, before what they hold later."""
-        handles = list(dict.fromkeys(v.stream for v in vectors if v.stream is not None))
+    def _on(self, streams: Sequence[Any]) -> Iterator[tuple[int | None, Any]]:
+        """The stream for work on arrays of these: after what the streams hold now, before what they hold later."""
+        handles = list(dict.fromkeys(map(_resolved, streams)))
         chosen = _chosen.get()
         handle = chosen if chosen is not None else (handles[0] if handles else None)
         stream = self.stream(handle)
@@ -552,34 +686,46 @@ class CudaBackend(Backend):
     # --- arithmetic
 
     def apply(self, runs: Sequence[Run], scale: float, threads: int) -> None:
+        lists = [
+            (run.rule, run.decay, [(p, g, *s) for p, g, s in zip(run.params, run.grads, run.states, strict=True)])
+            for run in runs
+        ]
+        scalars = [
+            (-scale if run.maximize else scale, run.decay_coefficient, *run.coefficients) for run in runs
+        ]
         with self._lock:
-            words: list[int] = []
-            launches = []
-            vectors = [v for run in runs for row in zip(run.params, run.grads, strict=True) for v in row]
-            vectors += [v for run in runs for states in run.states for v in states]
-            for run in runs:
-                for dtype in arrays.DTYPES:
-                    rows = [
-                        (p, g, *states)
-                        for p, g, states in zip(run.params, run.grads, run.states, strict=True)
-                        if p.dtype == dtype and p.size
-                    ]
-                    if not rows:
-                        continue
-                    kernel = self.kernel(lowering.element_name(run.rule, run.decay), dtype)
-                    s = -scale if run.maximize else scale
-                    k = _rounded((s, run.decay_coefficient, *run.coefficients), dtype)
-                    piece = self._piece(sum(p.size for p, *_ in rows))
-                    pieces = [-(-p.size // piece) for p, *_ in rows]
-                    launches.append((kernel, len(words), len(rows), sum(pieces), piece, k))
-                    words += np.cumsum(pieces).tolist() + [p.size for p, *_ in rows]
-                    words += [v.address for row in rows for v in row]
-            if not launches:
-                return
-            with self._on(vectors) as (handle, stream):
-                table = self._table(handle, np.array(words, np.int64), stream)
-                for kernel, begin, count, pieces_, piece, k in launches:
-                    self._launch(kernel, self._grid(pieces_), stream, table, begin, count, pieces_, piece, k)
+            self.launch(self.prepare(lists), scalars)
+
+    def prepare(self, lists: Sequence[tuple[Rule, str, Sequence[tuple[Vector, ...]]]]) -> _Prepared:
+        """The table and the launches for (rule, decay, rows of vectors): one launch for each dtype in a list."""
+        words: list[int] = []
+        launches = []
+        for i, (rule, decay, rows) in enumerate(lists):
+            for dtype in arrays.DTYPES:
+                chosen = [row for row in rows if row[0].dtype == dtype and row[0].size]
+                if not chosen:
+                    continue
+                kernel = self.kernel(lowering.element_name(rule, decay), dtype)
+                piece = self._piece(sum(p.size for p, *_ in chosen))
+                pieces = [-(-p.size // piece) for p, *_ in chosen]
+                launches.append((i, dtype, kernel, (len(words), len(chosen), sum(pieces), piece)))
+                words += np.cumsum(pieces).tolist() + [p.size for p, *_ in chosen]
+                words += [vector.address for row in chosen for vector in row]
+        streams = _streams(vector for _, _, rows in lists for row in rows for vector in row)
+        return _Prepared(np.array(words, np.int64), launches, streams)
+
+    def launch(self, prepared: _Prepared, scalars: Sequence[tuple[float, ...]]) -> None:
+        """Run what was prepared, with the scalars of each list."""
+        if not prepared.launches:
+            return
+        with self._on(prepared.streams) as (handle, stream):
+            table = self._table(handle, prepared.words, stream)
+            for i, dtype, kernel, (begin, count, pieces, piece) in prepared.launches:
+                k = _rounded(scalars[i], dtype)
+                self._launch(kernel, self._grid(pieces), stream, table, begin, count, pieces, piece, k)
+
+    def plan(self, rows: Sequence[Any], counter: list[int], threads: int) -> CudaPlan:
+        return CudaPlan(self, rows, counter)
 
     def _piece(self, total: int) -> int:
         """Elements that a block takes at a time: fewer where there would be too few blocks for the device."""
@@ -605,7 +751,7 @@ class CudaBackend(Backend):
                     words += np.cumsum(items).tolist() + [vectors[i].size for i in chosen]
                     words += [word for i in chosen for word in (vectors[i].address, starts[i])]
             reduce = self.kernel("tree", arrays.DTYPES[0])
-            with self._on(vectors) as (handle, stream):
+            with self._on(_streams(vectors)) as (handle, stream):
                 sums, other = (self._buffer(handle, use, len(ks) * total) for use in ("sums", "tree"))
                 table = self._table(handle, np.array(words, np.int64), stream)
                 groups = self.threads // NORM_LANES
@@ -623,7 +769,9 @@ class CudaBackend(Backend):
 
     def norm(self, grads: Sequence[Any], grad_scale: float, threads: int) -> float:
         """Norm of all gradients after `grad_scale`; the host waits for the device once."""
-        vectors = [self.flat(g) for g in grads]
+        return self.norm_of([self.flat(g) for g in grads], grad_scale)
+
+    def norm_of(self, vectors: Sequence[Vector], grad_scale: float) -> float:
         ks = (1.0, 1.0 / rules.NORM_RETRY, rules.NORM_RETRY)
         if all(v.dtype == np.float32 for v in vectors):  # squares of float32 neither overflow float64 nor vanish in it
             totals = dict.fromkeys(ks, float(self._sums(vectors, grad_scale, ks[:1], tree=True)[0, 0]))
@@ -636,7 +784,7 @@ class CudaBackend(Backend):
 
     def multiply(self, x: Any, factor: float) -> None:
         form = self.stage(x, x, ())
-        with self._lock, self._on([form.p]) as (_, stream):
+        with self._lock, self._on(_streams([form.p])) as (_, stream):
             kernel, s = self.kernel("multiply", form.p.dtype), _rounded((factor,), form.p.dtype)[0]
             self._launch(kernel, self._elements(form.p.size), stream, form.p.address, form.p.size, s)
         form.write_back()
@@ -656,7 +804,7 @@ class CudaBackend(Backend):
 
     # --- arrays
 
-    def _view(self, what: str, x: Any) -> tuple[np.ndarray, int | None]:
+    def view(self, what: str, x: Any) -> tuple[np.ndarray, Any]:
         """The layout of a device array, as an array that must not be read, and the stream that it belongs to."""
         try:
             interface = x.__cuda_array_interface__
@@ -664,45 +812,43 @@ class CudaBackend(Backend):
             raise TypeError(
                 f"{what}: expected an array on the GPU (with __cuda_array_interface__), got {type(x).__name__}"
             ) from None
-        stream = interface.get("stream")
-        if stream is None and (torch := sys.modules.get("torch")) is not None and isinstance(x, torch.Tensor):
-            stream = _handle_of(torch.cuda.current_stream(x.device))
-        return np.asarray(_Shadow(interface)), stream
+        return np.asarray(_Shadow(interface)), _stream_of(x, interface)
 
     def describe(self, x: Any) -> tuple[tuple[int, ...], Any]:
-        shadow, _ = self._view("array", x)
+        shadow, _ = self.view("array", x)
         return shadow.shape, shadow.dtype
 
     def check_parameter(self, name: str, p: Any) -> None:  # type: ignore[override]
-        shadow, _ = self._view(f"parameter {name!r}", p)
+        shadow, _ = self.view(f"parameter {name!r}", p)
         arrays.check_parameter(name, shadow)
         _check_aligned(f"parameter {name!r}", shadow)
 
     def check_companion(self, name: str, role: str, x: Any, shape: tuple[int, ...], dtype: Any) -> Any:  # type: ignore[override]
-        shadow, _ = self._view(f"{role} of parameter {name!r}", x)
+        shadow, _ = self.view(f"{role} of parameter {name!r}", x)
         arrays.check_match(name, role, shadow.shape, shadow.dtype, shape, np.dtype(dtype))
         _check_aligned(f"{role} of parameter {name!r}", shadow)
         return x
 
     def span(self, label: str, x: Any) -> arrays.Span:  # type: ignore[override]
-        return arrays.span(label, self._view(label, x)[0])
+        return arrays.span(label, self.view(label, x)[0])
 
-    def _vector(self, x: Any, shadow: np.ndarray, stream: int | None) -> Vector:
+    def vector(self, x: Any, shadow: np.ndarray, stream: Any) -> Vector:
         return Vector(_address(shadow), shadow.size, shadow.dtype, stream, x)
 
     def _copy(self, shadow: np.ndarray, stream: tuple[int | None, Any]) -> Vector:
         copy = self._cuda.device_array(max(1, shadow.size), shadow.dtype)
-        address = _address(self._view("copy", copy)[0])
+        address = _address(self.view("copy", copy)[0])
         self.move(stream, address, _dense_strides(shadow.shape), shadow)
         return Vector(address, shadow.size, shadow.dtype, stream[0], copy)
 
     def stage(self, p: Any, g: Any, states: Sequence[Any]) -> Any:  # type: ignore[override]
-        every = [(x, *self._view("array", x)) for x in (p, g, *states)]
-        vectors = [self._vector(*entry) for entry in every]
-        if all(s.flags.c_contiguous for _, s, _ in every) or all(s.flags.f_contiguous for _, s, _ in every):
-            return _Staged(vectors[0], vectors[1], tuple(vectors[2:]), (), self)
+        form = self.stage_without_copy(p, g, states)
+        if form is not None:
+            return form
+        every = [(x, *self.view("array", x)) for x in (p, g, *states)]
+        vectors = [self.vector(*entry) for entry in every]
         moves = []
-        with self._lock, self._on(vectors) as stream:
+        with self._lock, self._on(_streams(vectors)) as stream:
             for i, (_, shadow, _) in enumerate(every):
                 if not shadow.flags.c_contiguous:
                     vectors[i] = self._copy(shadow, stream)
@@ -710,20 +856,28 @@ class CudaBackend(Backend):
                         moves.append((stream, shadow, vectors[i]))
         return _Staged(vectors[0], vectors[1], tuple(vectors[2:]), tuple(moves), self)
 
+    def stage_without_copy(self, p: Any, g: Any, states: Sequence[Any]) -> _Staged | None:
+        """The arrays as vectors if all lie in one order without gaps."""
+        every = [(x, *self.view("array", x)) for x in (p, g, *states)]
+        if all(s.flags.c_contiguous for _, s, _ in every) or all(s.flags.f_contiguous for _, s, _ in every):
+            vectors = [self.vector(*entry) for entry in every]
+            return _Staged(vectors[0], vectors[1], tuple(vectors[2:]), (), self)
+        return None
+
     def flat(self, x: Any) -> Any:  # type: ignore[override]
-        shadow, stream = self._view("array", x)
-        vector = self._vector(x, shadow, stream)
+        shadow, stream = self.view("array", x)
+        vector = self.vector(x, shadow, stream)
         if shadow.flags.c_contiguous:
             return vector
-        with self._lock, self._on([vector]) as chosen:
+        with self._lock, self._on(_streams([vector])) as chosen:
             return self._copy(shadow, chosen)
 
     def zeros_like(self, p: Any) -> Any:  # type: ignore[override]
-        shadow, _ = self._view("array", p)
+        shadow, _ = self.view("array", p)
         order = "F" if shadow.flags.f_contiguous and not shadow.flags.c_contiguous else "C"
         zeros = self._cuda.device_array(shadow.shape, shadow.dtype, order=order)
         if shadow.size:
-            address = _address(self._view("state", zeros)[0])
+            address = _address(self.view("state", zeros)[0])
             zero = _rounded((0.0,), shadow.dtype)[0]
             kernel, grid = self.kernel("fill", shadow.dtype), self._elements(shadow.size)
             self._launch(kernel, grid, self.stream(None), address, shadow.size, zero)

@@ -279,9 +279,18 @@ def test_bad_input_is_refused_before_anything_changed():
         "overlap": Device(p[::-1]),
         "not aligned": Device(np.frombuffer(bytes(25), np.uint8)[1:].view(np.float32).reshape(2, 3)),
     }
-    for message, g in bad_grads.items():
-        with pytest.raises((TypeError, ValueError), match=message):
-            opt.step({"w": g})
+    good = Device(np.ones((2, 3), np.float32))
+    for scale in (1.0, 0.0):  # before the first step, and after one that has left nothing but what it remembers
+        for message, g in bad_grads.items():
+            for options in ({}, {"max_norm": 1.0}):
+                with pytest.raises((TypeError, ValueError), match=message):
+                    opt.step({"w": g}, **options)
+        if scale:
+            opt.step({"w": good}, grad_scale=0.0)
+            opt.step({"w": good}, grad_scale=0.0)
+            opt.lr = 0.0
+            opt.step({"w": good})
+            opt.lr = 0.1
     bad_params = {
         "read-only": readonly,
         "native float32": Device(p.astype(np.float16)),
@@ -324,7 +333,7 @@ def streams(backend, monkeypatch):
 
 def use(backend, *handles):
     arrays = [backend.flat(Device(np.ones(1), stream=handle)) for handle in handles]
-    with backend._on(arrays) as (handle, stream):
+    with backend._on(cuda_backend._streams(arrays)) as (handle, stream):
         Event.log.append(("work", stream))
     assert handle == stream
     return Event.log
@@ -358,8 +367,8 @@ class CuPy:
 
 
 class Numba:
-    class handle:
-        value = 13
+    def __cuda_stream__(self):
+        return (0, 13)
 
 
 @pytest.mark.parametrize(("stream", "handle"), [(Torch(), 11), (CuPy(), 12), (Numba(), 13), (14, 14), (0, 1)])
