@@ -6,13 +6,33 @@ Every function works in place, accepts what the classes accept (any layout of fl
 
 from __future__ import annotations
 
+from threading import local
 from typing import Any
 
-from .backends import Run, resolve
+import numpy as np
+
+from .arrays import DTYPES
+from .backends import Backend, Run, resolve
 from .optimizers import Policy, adam_policy, flag, sgd_policy, step_options
 from .threads import resolve_threads
 
 __all__ = ["adam", "momentum", "sgd"]
+
+
+_plans = local()  # a plan serves one thread at a time
+
+
+def _plan(backend: Backend, policy: Policy, p: Any, threads: int) -> Any | None:
+    """The native plan for arrays like `p`, kept from the last call; None where only the checked way is left."""
+    if type(p) is not np.ndarray or p.dtype not in DTYPES:
+        return None
+    key = (backend.name, policy[:4], p.shape, p.dtype, threads)
+    kept = _plans.__dict__
+    if key not in kept:
+        if len(kept) >= 256:
+            kept.clear()
+        kept[key] = backend.plan([(*policy[:4], [p])], [0], threads)
+    return kept[key]
 
 
 def _apply(
@@ -20,6 +40,9 @@ def _apply(
 ) -> None:
     scale, _, _ = step_options(options["grad_scale"], None, False)
     backend, threads = resolve(options["backend"], (p,)), resolve_threads(options["threads"])
+    plan = _plan(backend, policy, p, threads)
+    if plan is not None and plan.step((p,), (g,), states, [coefficients], scale):
+        return
     backend.check_parameter("p", p)
     shape, dtype = backend.describe(p)
     g = backend.check_companion("p", "gradient", g, shape, dtype)

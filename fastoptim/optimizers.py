@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
+from threading import get_ident
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -330,7 +331,15 @@ class Optimizer:
     _names: tuple[str, ...]
     _policy: Callable[..., Policy]
 
-    def __init__(self, params: Any, defaults: dict[str, Any], backend: str, threads: int | None):
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        backend: str,
+        threads: int | None,
+        state_dir: Any = None,
+        memory_budget: int | str | None = None,
+    ):
         self._defaults = defaults
         self._threads = resolve_threads(threads)
         self._prepare()
@@ -349,12 +358,20 @@ class Optimizer:
             else [{"params": params}]
         )
         self._backend = resolve(backend, tuple(x for group in groups for x in leaves_of(group["params"])))
+        if state_dir is not None or memory_budget is not None:
+            self._offload(state_dir, memory_budget)
         for group in groups:
             self._add_group(group)
 
+    def _offload(self, state_dir: Any = None, memory_budget: Any = None) -> None:
+        from .offload import OffloadBackend
+
+        self._backend = OffloadBackend(self._backend, state_dir, memory_budget)
+
     def _prepare(self) -> None:
         """What is made anew in a copy."""
-        self._turn = [None]  # whoever takes the item may step; lists are atomic, and quicker than locks
+        # Who steps: dicts are atomic, quicker than locks, and Ctrl-C at a bad moment locks out no thread but others.
+        self._turn: dict[str, int] = {}
         self._read = itemgetter(*self._names)
         self._changes = [0]
         self._plan: _Plan | None = None
@@ -383,6 +400,8 @@ class Optimizer:
         leaves = list(structure.leaves(params))
         if not leaves:
             raise ValueError("a parameter group holds no parameters")
+        if any(isinstance(leaf, np.memmap) for leaf in leaves) and not hasattr(self._backend, "budget"):
+            self._offload()
         prefix = f"{len(self._groups)}." if (self._grouped if prefixed is None else prefixed) else ""
         names = [prefix + name for name in structure.names]
         known = {parameter.name for parameter in self._parameters}
@@ -473,10 +492,9 @@ class Optimizer:
         RuntimeError
             Another thread is stepping this optimizer.
         """
-        try:
-            self._turn.pop()
-        except IndexError:
-            raise RuntimeError(BUSY) from None
+        thread = get_ident()
+        if self._turn.setdefault("thread", thread) != thread:
+            raise RuntimeError(BUSY)
         try:
             plan = self._plan
             if plan is None or plan.version != self._changes[0]:
@@ -487,7 +505,7 @@ class Optimizer:
                 return APPLIED
             return self._step_checked(plan, leaves, *step_options(grad_scale, max_norm, skip_nonfinite))
         finally:
-            self._turn.append(None)
+            self._turn.clear()
 
     def _step_checked(
         self, plan: _Plan, leaves: tuple[Any, ...], grad_scale: float, max_norm: float | None, skip: bool
@@ -641,14 +659,13 @@ class Optimizer:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        try:
-            self._turn.pop()
-        except IndexError:
-            raise RuntimeError(BUSY) from None
+        thread = get_ident()
+        if self._turn.setdefault("thread", thread) != thread:
+            raise RuntimeError(BUSY)
         try:
             yield
         finally:
-            self._turn.append(None)
+            self._turn.clear()
 
     # --- states
 
@@ -803,6 +820,11 @@ class SGD(Optimizer):
         All give the same bits.
     threads : int, optional
         Default: FASTOPTIM_NUM_THREADS, else OMP_NUM_THREADS, else the usable cores.
+    state_dir : path, optional
+        Keep the states in files in this folder, which go when the optimizer does; see `fastoptim.offload`.
+    memory_budget : int or str, optional
+        Bound for resident pages of parameters, gradients and states that are `numpy.memmap` arrays, in bytes or as
+        "512 MiB". Default: 256 MiB.
 
     Raises
     ------
@@ -841,9 +863,12 @@ class SGD(Optimizer):
         momentum_mode: str = "torch",
         backend: str = "auto",
         threads: int | None = None,
+        state_dir: Any = None,
+        memory_budget: int | str | None = None,
     ):
         values = (lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode)
-        super().__init__(params, dict(zip(self._names, values, strict=True)), backend, threads)
+        defaults = dict(zip(self._names, values, strict=True))
+        super().__init__(params, defaults, backend, threads, state_dir, memory_budget)
 
 
 class Adam(Optimizer):
@@ -873,7 +898,7 @@ class Adam(Optimizer):
         Ascend instead of descend.
     eps_mode : {"torch", "hat"}
         "hat" is ``p <- p - lr * sqrt(bc2) / bc1 * m / (sqrt(v) + eps)`` (scikit-learn, thinc, TensorFlow).
-    backend, threads
+    backend, threads, state_dir, memory_budget
         As for `SGD`.
 
     Raises
@@ -913,9 +938,12 @@ class Adam(Optimizer):
         eps_mode: str = "torch",
         backend: str = "auto",
         threads: int | None = None,
+        state_dir: Any = None,
+        memory_budget: int | str | None = None,
     ):
         values = (lr, betas, eps, weight_decay, amsgrad, maximize, eps_mode)
-        super().__init__(params, dict(zip(self._names, values, strict=True)), backend, threads)
+        defaults = dict(zip(self._names, values, strict=True))
+        super().__init__(params, defaults, backend, threads, state_dir, memory_budget)
 
 
 class AdamW(Adam):

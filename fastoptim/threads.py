@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+from functools import cache
 
 
 def usable_cores() -> int:
@@ -12,13 +14,18 @@ def usable_cores() -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on this platform
         cores = os.cpu_count() or 1
+    return min(cores, _quota())
+
+
+@cache
+def _quota() -> int:
+    """Whole cores that the control group grants this process."""
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
             quota, period = file.read().split()
-        cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+        return max(1, math.ceil(int(quota) / int(period)))
     except (OSError, ValueError):  # no such file, or "max"
-        pass
-    return cores
+        return sys.maxsize
 
 
 def _from_environment() -> int | None:
