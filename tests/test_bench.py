@@ -640,25 +640,30 @@ def test_figures_of_the_text_come_from_the_rounds(document):
     assert fraction.median == pytest.approx(float(np.median(np.divide(roof, mine))))
 
 
-def svg_extent(root):
-    """Leftmost and rightmost, highest and lowest of all text, with a generous width for every letter."""
+def svg_extent(root, font):
+    """Leftmost and rightmost, highest and lowest of all text, measured in a wide font."""
     edges = []
     for text in root.iter("{http://www.w3.org/2000/svg}text"):
         if "transform" in text.attrib:
             continue
-        x, y, letters = float(text.get("x")), float(text.get("y")), len(text.text or "")
-        width = letters * (7.6 if text.get("class") == "title" else 6.3)
+        x, y = float(text.get("x")), float(text.get("y"))
+        width = font.getlength(text.text or "") * (1.25 if text.get("class") == "title" else 1.0)
         start = {"start": x, "middle": x - width / 2, "end": x - width}[text.get("text-anchor")]
         edges.append((start, start + width, y))
     return edges
 
 
 def test_charts_are_valid_and_nothing_is_cut_off(document):
+    pytest.importorskip("matplotlib", reason="matplotlib brings the font that text is measured in")
+    from matplotlib.font_manager import findfont
+    from PIL import ImageFont
+
+    font = ImageFont.truetype(findfont("DejaVu Sans"), 11.5)
     for chart in figures(document):
         for standalone in (False, True):
             root = ET.fromstring(charts.svg(chart, standalone))
             _, _, width, height = map(float, root.get("viewBox").split())
-            for start, end, y in svg_extent(root):
+            for start, end, y in svg_extent(root, font):
                 assert start >= -1, chart.slug
                 assert end <= width + 1, chart.slug
                 assert 0 < y <= height, chart.slug

@@ -44,11 +44,16 @@ def _bench(arguments: list[str]) -> int:
         help="comma-separated: torch, optax, jax, numpy, numexpr, thinc, sklearn, or name=module:function for code of "
         "your own (default: whatever is installed)",
     )
+    parser.add_argument("--minutes", type=float, metavar="M", help="stop measuring after so many minutes")
     parser.add_argument("--out", type=Path, default=Path("bench_out"), help="folder for the report")
     parser.add_argument("--only", metavar="TEXT", help="only cases whose name holds this text, such as adam/float32")
     options = parser.parse_args(arguments)
 
     mode = runner.QUICK if options.quick else runner.FULL
+    if options.minutes is not None:
+        if not options.minutes > 0:
+            raise ValueError(f"--minutes must be positive, got {options.minutes:g}")
+        mode = mode._replace(seconds=60 * options.minutes)
     against = None if options.against is None else [name for name in options.against.split(",") if name]
     subjects, left_out = runner.choose(against, mode)
     cases = (quick_cases if options.quick else full_cases)(usable_cores())
@@ -57,7 +62,7 @@ def _bench(arguments: list[str]) -> int:
         if not cases:
             raise ValueError(f"no case holds {options.only!r} in its name")
     print(
-        f"{len(cases)} cases, {len(subjects)} subjects, at most {mode.seconds / 60:.0f} minutes. Close other programs; "
+        f"{len(cases)} cases, {len(subjects)} subjects, about {mode.seconds / 60:.0f} minutes. Close other programs; "
         "Ctrl-C writes the report of what was measured."
     )
     run = runner.Run(mode, subjects, left_out, sys.stderr)

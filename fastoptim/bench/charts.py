@@ -14,7 +14,6 @@ from pathlib import Path
 
 WIDTH = 430
 TITLE_CHARACTERS = 54
-CHARACTER = 6.8  # pixels, a little more than letters take on average
 
 # name -> (light, dark, marker, dash)
 STYLES: dict[str, tuple[str, str, str, str]] = {
@@ -185,6 +184,11 @@ def _marker(kind: str, x: float, y: float) -> str:
     return ""
 
 
+def text_width(text: str) -> float:
+    """Pixels that a label may take: the widths of a wide font."""
+    return sum(11.4 if c in "mwMW%@" else 4.2 if c in "ijlft.,:;|'()- " else 7.5 for c in text)
+
+
 def _wrap(text: str, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
@@ -273,10 +277,8 @@ def _bar_ends(chart: Bars) -> tuple[float, float]:
 
 
 def _bars_svg(chart: Bars, top: float, standalone: bool) -> str:
-    widest = max(len(row.label) for row in chart.rows)
-    longest = max(len(row.text) for row in chart.rows)
-    left = min(10 + CHARACTER * widest, 200.0)
-    right = WIDTH - 12 - CHARACTER * longest
+    left = min(10 + max(text_width(row.label) for row in chart.rows), 210.0)
+    right = WIDTH - 12 - max(text_width(row.text) for row in chart.rows)
     step = 22.0
     bottom = top + 6 + step * len(chart.rows)
     low, high = _bar_ends(chart)
@@ -311,7 +313,7 @@ def _bars_svg(chart: Bars, top: float, standalone: bool) -> str:
     base = bottom + 48
     at_x = 12.0
     for verdict, text in chart.legend:
-        wide = 30 + CHARACTER * len(text)
+        wide = 30 + text_width(text)
         if at_x > 12 and at_x + wide > WIDTH:
             at_x, base = 12.0, base + 17
         body.append(f'<rect class="bar v-{verdict}" x="{at_x:.1f}" y="{base - 9:.1f}" width="12" height="12"/>')

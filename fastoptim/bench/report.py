@@ -524,9 +524,11 @@ def blocks(document: dict[str, Any]) -> list[Block]:
     lists = view.select("list")
     if lists:
         out.append(Heading("Many arrays"))
-        columns = [f"{e['label']}, {e['threads']} thr." for e in lists]
-        if table := speedup_table(view, lists, columns, "Adam, float32"):
-            out.append(table)
+        for threads in every_thread:
+            entries = [e for e in lists if e["threads"] == threads]
+            columns = [e["label"] for e in entries]
+            if table := speedup_table(view, entries, columns, f"adam, float32, {threads_text(threads)}"):
+                out.append(table)
         one = {e["threads"]: e for e in view.select("size", rule="adam", dtype="float32", elements=10**6)}
         for entry in lists:
             mine, alone = view.seconds(entry, view.focus), None
@@ -624,8 +626,9 @@ td.loss{color:var(--loss);font-weight:700}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,350px),1fr));gap:1.2rem;margin:1em 0}
 figure{margin:0;max-width:560px}figure svg{width:100%;height:auto;display:block}
 summary{cursor:pointer;font-weight:600;margin:1.5em 0 .5em}li{margin:.25em 0;overflow-wrap:anywhere}
-@media(max-width:520px){body{padding:.8rem;font-size:15px}table{font-size:.82rem}th,td{padding:.25em .4em}
-table.facts td:first-child{white-space:normal}}
+@media(max-width:520px){body{padding:.8rem;font-size:15px}table{font-size:.8rem}th,td{padding:.25em .3em}
+table.facts td:first-child,table.numbers td{white-space:normal}table.numbers{font-size:.74rem}
+table.numbers th:not(:first-child){min-width:0}small{display:block}}
 @media print{:root{--back:#fff;--text:#000;--soft:#444;--line:#bbb;--stripe:#f5f5f5;--loss:#b00000;color-scheme:light}
 body{max-width:none;padding:0;font-size:10.5pt}figure,tr{break-inside:avoid}h2{break-after:avoid}.scroll{overflow:visible}
 table{font-size:8.5pt}.figures{grid-template-columns:1fr 1fr}table.numbers td{white-space:normal}}
@@ -643,7 +646,7 @@ def _html_table(table: Table) -> str:
         cells = []
         for cell in row:
             if cell.mark == "loss":
-                cells.append(f'<td class="loss">{escape(cell.text)} loss</td>')
+                cells.append(f'<td class="loss">{escape(cell.text)} <small>loss</small></td>')
             else:
                 cells.append(f"<td>{escape(cell.text)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")

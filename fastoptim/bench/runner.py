@@ -38,10 +38,10 @@ class Mode(NamedTuple):
 
 
 QUICK = Mode("quick", 92.0, (4, 10), 2, 10.0, 0.01)
-FULL = Mode("full", 1080.0, (6, 24), 3, 60.0, 0.025)
+FULL = Mode("full", 1050.0, (6, 24), 3, 60.0, 0.025)
 
 QUIET = 0.1  # a round in which other processes used more of the CPU time is measured again, while there is time
-LARGE = 1 << 28  # bytes from which arrays lie on huge pages wherever they are, and getting ready takes most of the time
+LARGE = 1 << 26  # bytes from which arrays lie on huge pages wherever they are, and getting ready takes most of the time
 
 
 class WorkerDied(Exception):
@@ -248,7 +248,7 @@ def choose(against: Sequence[str] | None, mode: Mode) -> tuple[dict[str, Subject
             reason = "not asked for"
         elif missing := [distribution(module) for module in subject.requires if find_spec(module) is None]:
             reason = f"not installed: pip install {' '.join(missing)}"
-        elif against is None and mode == QUICK and not subject.quick:
+        elif against is None and mode.name == QUICK.name and not subject.quick:
             reason = "only in a full run, or where --against names it"
         if reason is None:
             chosen[name] = subject
@@ -362,6 +362,8 @@ class Run:
                 reason = "no clipping" if case.section == "clip" else "cannot be timed this way"
             elif case.count > subject.max_arrays:
                 reason = f"compiling a step for {case.count} arrays takes too long"
+            elif case.elements > subject.max_elements:
+                reason = f"timed up to {subject.max_elements:,} elements only: it is far from the limit there"
             else:
                 names.append(name)
                 continue

@@ -47,6 +47,9 @@ class Stepper:
     yardsticks: dict[str, Callable[[], Callable[[], Any]]] = field(default_factory=dict)
 
 
+MODEST = 20_000_000
+
+
 @dataclass(frozen=True)
 class Subject:
     """One row of the table.
@@ -68,6 +71,8 @@ class Subject:
         Bytes needed while stepping, in multiples of the parameters, gradients and states.
     max_arrays : int
         Longest list that it gets ready in reasonable time.
+    max_elements : int
+        Largest case that it is timed in: what is many times slower than memory there would take most of the run.
     threaded : bool
         Whether it uses more than one thread.
     eps_mode : {"torch", "hat"}
@@ -84,6 +89,7 @@ class Subject:
     sections: tuple[str, ...] = ("size", "list", "launch", "training")
     memory: float = 1.3
     max_arrays: int = 1_000_000
+    max_elements: int = 1 << 60
     threaded: bool = False
     eps_mode: str = "torch"
     quick: bool = True
@@ -103,15 +109,26 @@ SUBJECTS: dict[str, Subject] = {
     "numba": Subject(
         "fastoptim, Numba", "fastoptim", f"{_HERE}:fastoptim_numba", ("numba",), sections=ALL_SECTIONS, threaded=True
     ),
-    "reference": Subject("fastoptim, NumPy", "fastoptim", f"{_HERE}:fastoptim_numpy", sections=ALL_SECTIONS),
+    "reference": Subject(
+        "fastoptim, NumPy", "fastoptim", f"{_HERE}:fastoptim_numpy", sections=ALL_SECTIONS, max_elements=MODEST
+    ),
     "numpy-in-place": Subject("NumPy in place", "numpy", f"{_HERE}:numpy_in_place", memory=1.5),
     "numpy-naive": Subject("NumPy naive", "numpy", f"{_HERE}:numpy_naive", memory=2.5),
     "torch-fused": Subject(
         "torch fused", "torch", f"{_HERE}:torch_fused", ("torch",), sections=ALL_SECTIONS, threaded=True
     ),
-    "torch-default": Subject("torch default", "torch", f"{_HERE}:torch_default", ("torch",), memory=2.0, threaded=True),
+    "torch-default": Subject(
+        "torch default", "torch", f"{_HERE}:torch_default", ("torch",), max_elements=MODEST, memory=2.0, threaded=True
+    ),
     "torch-foreach": Subject(
-        "torch foreach", "torch", f"{_HERE}:torch_foreach", ("torch",), memory=2.5, threaded=True, quick=False
+        "torch foreach",
+        "torch",
+        f"{_HERE}:torch_foreach",
+        ("torch",),
+        max_elements=MODEST,
+        memory=2.5,
+        threaded=True,
+        quick=False,
     ),
     "optax": Subject(
         "Optax, jitted",
@@ -129,6 +146,7 @@ SUBJECTS: dict[str, Subject] = {
         "jax",
         f"{_HERE}:jax_jitted",
         ("jax",),
+        max_elements=MODEST,
         in_place=False,
         sections=("size", "list", "launch"),
         memory=2.5,
@@ -136,10 +154,20 @@ SUBJECTS: dict[str, Subject] = {
         threaded=True,
         quick=False,
     ),
-    "numexpr": Subject("numexpr", "numexpr", f"{_HERE}:numexpr_evaluate", ("numexpr",), threaded=True),
-    "thinc": Subject("thinc", "thinc", f"{_HERE}:thinc_optimizer", ("thinc",), memory=2.0, eps_mode="hat"),
+    "numexpr": Subject(
+        "numexpr", "numexpr", f"{_HERE}:numexpr_evaluate", ("numexpr",), max_elements=MODEST, threaded=True
+    ),
+    "thinc": Subject(
+        "thinc", "thinc", f"{_HERE}:thinc_optimizer", ("thinc",), max_elements=MODEST, memory=2.0, eps_mode="hat"
+    ),
     "sklearn": Subject(
-        "scikit-learn", "sklearn", f"{_HERE}:sklearn_optimizer", ("sklearn",), memory=4.0, eps_mode="hat"
+        "scikit-learn",
+        "sklearn",
+        f"{_HERE}:sklearn_optimizer",
+        ("sklearn",),
+        max_elements=MODEST,
+        memory=4.0,
+        eps_mode="hat",
     ),
 }
 
