@@ -27,7 +27,7 @@ def _plan(backend: Backend, policy: Policy, p: Any, threads: int) -> Any | None:
     if type(p) is not np.ndarray or p.dtype not in DTYPES:
         return None
     key = (backend.name, policy[:4], p.shape, p.dtype, threads)
-    kept = _plans.__dict__
+    kept: dict[Any, Any] = _plans.__dict__.setdefault("kept", {})
     if key not in kept:
         if len(kept) >= 256:
             kept.clear()
