@@ -88,9 +88,9 @@ class Sandbox:
         if data is None or isinstance(data, Minibatches):
             if batch_size is not None or rng is not None:
                 raise ValueError("batch_size and rng say how to cut arrays into minibatches; there are none to cut")
-            self._batches = data
+            self.batches = data
         else:
-            self._batches = Minibatches(data, 32 if batch_size is None else batch_size, rng=0 if rng is None else rng)
+            self.batches = Minibatches(data, 32 if batch_size is None else batch_size, rng=0 if rng is None else rng)
         self._loss_and_grad, self._params = loss_and_grad, params
         leaves = [*Structure(params).leaves(params), *Structure(buffers).leaves(buffers)]
         if isinstance(optimizer, Optimizer):
@@ -105,8 +105,8 @@ class Sandbox:
             if not isinstance(generator, _GENERATORS):
                 raise TypeError(f"generators: expected random generators, got {type(generator).__name__}")
         found += _generators_within(loss_and_grad)
-        if self._batches is not None:
-            found.append(self._batches.rng)
+        if self.batches is not None:
+            found.append(self.batches.rng)
         self._generators = list({id(generator): generator for generator in found}.values())
         self._interrupts = _Interrupts()
         groups = self._new_optimizer(None).param_groups
@@ -118,7 +118,7 @@ class Sandbox:
         self._saved = [array.copy(order="K") for array in self._arrays]
         self._states = [_generator_state(generator) for generator in self._generators]
         self._global_states = random.getstate(), np.random.get_state(legacy=False)
-        self._position = None if self._batches is None else self._batches.state_dict()
+        self._position = None if self.batches is None else self.batches.state_dict()
         self._interrupts.__enter__()
         return self
 
@@ -134,8 +134,8 @@ class Sandbox:
         """Put everything back to where it was on entering."""
         for array, saved in zip(self._arrays, self._saved, strict=True):
             array[...] = saved
-        if self._batches is not None:
-            self._batches.load_state_dict(self._position)  # type: ignore[arg-type]
+        if self.batches is not None:
+            self.batches.load_state_dict(self._position)  # type: ignore[arg-type]
         for generator, state in zip(self._generators, self._states, strict=True):
             _set_generator_state(generator, state)
         python_state, numpy_state = self._global_states
@@ -154,7 +154,7 @@ class Sandbox:
 
     def next_batch(self) -> Any:
         """The next minibatch, None without data."""
-        return None if self._batches is None else self._batches.next_batch()
+        return None if self.batches is None else self.batches.next_batch()
 
     def train(self, rates: Sequence[float] | np.ndarray) -> Iterator[float]:
         """One step per rate from the state on entering; yields the loss that each minibatch had before its step."""
@@ -170,18 +170,18 @@ class Sandbox:
 
     def anchor(self, steps: int) -> Any:
         """The minibatches that follow those of a trial, joined; None if every step sees all the data."""
-        if self._batches is None or len(self._batches) == 1:
+        if self.batches is None or len(self.batches) == 1:
             return None
         for _ in range(steps):
-            self._batches.next_batch()
-        first = self._batches.next_batch()
+            self.batches.next_batch()
+        first = self.batches.next_batch()
         structure = Structure(first)
-        columns = [[copy.copy(leaf)] for leaf in structure.leaves(first)]
+        columns = [[leaf] for leaf in structure.leaves(first)]
         if all(isinstance(column[0], np.ndarray) for column in columns):
-            wanted = min(ANCHOR_EXAMPLES, self._batches.examples)
+            wanted = min(ANCHOR_EXAMPLES, self.batches.examples)
             while sum(len(part) for part in columns[0]) < wanted:
-                for column, leaf in zip(columns, structure.leaves(self._batches.next_batch()), strict=True):
-                    column.append(leaf.copy())
+                for column, leaf in zip(columns, structure.leaves(self.batches.next_batch()), strict=True):
+                    column.append(leaf)
         joined = [np.concatenate(column) if len(column) > 1 else column[0] for column in columns]
         batch = structure.rebuild(joined)
         return tuple(batch) if isinstance(first, tuple) else batch

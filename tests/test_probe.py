@@ -31,6 +31,15 @@ def load(path):
 
 TABLE = load(ROOT / "benchmarks" / "probe_table.py")
 
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, also where the tests run in the background, which ignores it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 # --- A model that leaves traces everywhere ------------------------------------------------------------------------
 
 PYTHON_RANDOM = random.Random(5)
@@ -105,7 +114,7 @@ class World:
         )
 
     def probe(self, **options):
-        options = {"steps": 12, "max_probes": 3, "buffers": self.buffers} | options
+        options = {"steps": 10, "max_probes": 2, "buffers": self.buffers} | options
         return fo.probe_lr(self.loss_and_grad, self.params, self.batches, self.opt, **options)
 
     def sweep(self, **options):
@@ -130,7 +139,7 @@ def test_everything_is_put_back_to_the_last_bit(run):
 
 
 @pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_everything_is_put_back_when_a_call_raises(run, error):
     total = World()
     start = total.calls
@@ -152,7 +161,7 @@ def test_everything_is_put_back_when_a_call_raises(run, error):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_everything_is_put_back_on_ctrl_c_at_any_call(run):
+def test_everything_is_put_back_on_ctrl_c_at_any_call(run, ctrl_c):
     handler = signal.getsignal(signal.SIGINT)
     total = World()
     start = total.calls
@@ -171,8 +180,8 @@ def test_everything_is_put_back_on_ctrl_c_at_any_call(run):
         assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_everything_is_put_back_on_ctrl_c_at_any_line():
-    """Signals between any two lines of the probe, twice in a row: also while things are being put back."""
+def test_everything_is_put_back_on_ctrl_c_at_any_line(ctrl_c):
+    """Signals between any two lines of the probe, many in a row: also while things are being put back."""
     files = {sandbox.__file__, sys.modules["fastoptim.probe"].__file__}
     handler = signal.getsignal(signal.SIGINT)
 
@@ -208,9 +217,9 @@ def test_everything_is_put_back_on_ctrl_c_at_any_line():
     total, interrupted = pressed_at(())
     assert not interrupted
     assert total > 500
-    chosen = np.random.default_rng(0).choice(total, 120, replace=False)
+    chosen = np.random.default_rng(0).choice(total, 80, replace=False)
     for line in [*chosen.tolist(), *range(total - 60, total + 1)]:
-        assert pressed_at({max(line, 1), line + 1, line + 7})[1]
+        assert pressed_at(range(max(line, 1), line + 15))[1]
 
 
 def test_a_handler_of_your_own_is_called():
@@ -287,7 +296,9 @@ def test_a_curve_is_that_of_the_loop_written_by_hand(instance):
     opt = fo.Adam(problem.params, lr=0.5) if instance else "adam"
     if instance:  # from states that are there already
         opt.step(problem.loss_and_grad(problem.params, problem.data)[1])
-    result = fo.probe_lr(problem.loss_and_grad, problem.params, problem.data, opt, lr=2e-3, steps=20, batch_size=16)
+    result = fo.probe_lr(
+        problem.loss_and_grad, problem.params, problem.data, opt, lr=2e-3, steps=20, max_probes=1, batch_size=16
+    )
     chosen = next(probe for probe in result.probes if probe.lr == 2e-3)
 
     batches = fo.minibatches(problem.data, 16)
@@ -309,7 +320,7 @@ def small_digits():
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    return digits.data[:600] / 16, digits.target[:600]
+    return digits.data[:400] / 16, digits.target[:400]
 
 
 def test_gradients_may_be_handed_over_in_the_same_arrays_every_time():
@@ -379,18 +390,19 @@ def test_answers_do_not_depend_on_the_start_and_beat_the_default(problem, optimi
 
 
 def test_the_network_that_dies_at_large_rates_is_rescued():
-    digits = load_all_digits()
-    problem = TABLE.network("network, digits", *digits, (64, 64, 10))
-    row = TABLE.measure(problem, "momentum")
-    assert row.agrees, [str(result) for result in row.results]
-    assert row.better
-
-
-def load_all_digits():
     from sklearn.datasets import load_digits
+    from threadpoolctl import threadpool_limits
 
     digits = load_digits()
-    return digits.data / 16, digits.target
+    problem = TABLE.network("network, digits", digits.data / 16, digits.target, (64, 64, 10))
+    with threadpool_limits(1):
+        result = fo.probe_lr(
+            problem.loss_and_grad, problem.params, problem.data, problem.optimizer("momentum", None), lr=30.0
+        )
+    dead = [probe for probe in result.probes if probe.lr > 1.0 and probe.verdict == "too slow"]
+    assert dead  # it does happen: no unit is active any more and nothing moves
+    assert not result.inconclusive
+    assert 0.02 <= result.lr <= 0.1
 
 
 def test_the_limit_of_gradient_descent_is_respected():

@@ -1,0 +1,193 @@
+"""Recommendations follow the rule, and what they measure is what it is called."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+
+
+@pytest.mark.parametrize(
+    ("answers", "optimizer", "lr"),
+    [
+        ({}, "adam", 1e-3),
+        ({"sparse": True}, "adam", 1e-3),
+        ({"badly_scaled": True}, "adam", 1e-3),
+        ({"badly_scaled": True, "time_to_tune": True}, "adam", 1e-3),
+        ({"sparse": True, "badly_scaled": False, "time_to_tune": True}, "adam", 1e-3),
+        ({"attention": True}, "adamw", 1e-3),
+        ({"attention": True, "badly_scaled": False, "time_to_tune": True}, "adamw", 1e-3),
+        ({"badly_scaled": False, "time_to_tune": True}, "momentum", 0.1),
+        ({"badly_scaled": False, "sparse": False}, "adam", 1e-3),
+        ({"time_to_tune": True}, "adam", 1e-3),
+        ({"unstable": True}, "adam", 1e-4),
+        ({"unstable": True, "lr": 0.5, "badly_scaled": False, "time_to_tune": True}, "momentum", 0.05),
+        ({"unstable": False, "lr": 0.5}, "adam", 1e-3),
+    ],
+)
+def test_the_rule_from_answers(answers, optimizer, lr):
+    advice = fo.recommend(**answers)
+    assert (advice.optimizer, advice.lr) == (optimizer, pytest.approx(lr))
+    low, high = advice.lr_range
+    assert low <= advice.lr <= high
+    assert advice.figures == {}
+    assert advice.batch_size is None
+    assert advice.reasons
+    assert str(advice).startswith(f"{optimizer}, lr {advice.lr:g}\n- ")
+
+
+def test_an_unstable_run_is_read_from_its_losses():
+    t = np.arange(100.0)
+    diverged = fo.recommend(losses=np.exp(t / 10), lr=0.02)
+    assert diverged.lr == pytest.approx(0.002)
+    assert "diverged" in diverged.reasons[-1]
+    assert diverged.reasons[-1].endswith("First lower the rate, then use momentum or Adam, then a larger batch.")
+    bouncing = fo.recommend(losses=2 * np.exp(-t / 5) + 1 + 0.3 * (-1) ** t, lr=0.02)
+    assert bouncing.lr == pytest.approx(0.01)
+    assert fo.recommend(losses=2 * np.exp(-t / 50), lr=0.02).lr == 1e-3
+    assert fo.recommend(losses=np.exp(t / 10), lr=0.02, unstable=False).lr == 1e-3  # the answer counts
+
+
+def linear(x, y):
+    """Least squares: loss_and_grad and parameters."""
+
+    def loss_and_grad(w, batch):
+        features, target = batch
+        error = features @ w - target
+        return 0.5 * float(np.mean(error**2)), features.T @ error / len(target)
+
+    return loss_and_grad, np.zeros(x.shape[1]), (x, y)
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 20))
+    return x, x @ rng.standard_normal(20) + rng.standard_normal(600)
+
+
+def test_scales_are_measured(data):
+    x, y = data
+    even = fo.recommend(*linear(x, y), time_to_tune=True)
+    assert even.optimizer == "momentum"
+    assert even.figures["spread"] < 100
+    uneven = fo.recommend(*linear(x * np.geomspace(1e-3, 1e3, 20), y), time_to_tune=True)
+    assert uneven.optimizer == "adam"
+    assert uneven.figures["spread"] > 1e4
+    for advice in (even, uneven):  # the reason rests on the figure
+        assert any(f"{advice.figures['spread']:.3g}" in reason for reason in advice.reasons)
+    assert fo.recommend(
+        *linear(x * np.geomspace(1e-3, 1e3, 20), y), time_to_tune=True, badly_scaled=False
+    ).optimizer == ("momentum")
+
+
+def test_the_spread_is_that_of_the_root_mean_squares():
+    gradients = [[np.array([1.0, 2.0]), np.array([30.0])], [np.array([-1.0, 2.0]), np.array([-40.0])]]
+
+    def loss_and_grad(params, batch):
+        return 0.0, gradients[int(batch[0]) // 2]
+
+    advice = fo.recommend(loss_and_grad, [np.zeros(2), np.zeros(1)], np.arange(4.0), batch_size=2, batches=2)
+    typical = [1.0, 2.0, math.sqrt((30.0**2 + 40.0**2) / 2)]
+    arrays = [math.sqrt(2.5), typical[2]]
+    high, low = np.percentile(typical, (95, 5))
+    assert advice.figures["spread"] == pytest.approx(max(high / low, arrays[1] / arrays[0]))
+
+
+def test_sparsity_is_measured_and_dead_inputs_are_not_sparse(data):
+    x, y = data
+    rng = np.random.default_rng(1)
+    rare = x * (rng.random(x.shape) < 0.02)
+    advice = fo.recommend(*linear(rare, y), batch_size=8, time_to_tune=True)
+    assert advice.optimizer == "adam"
+    assert 0.7 < advice.figures["sparsity"] < 0.95
+    dead = x.copy()
+    dead[:, :15] = 0.0
+    advice = fo.recommend(*linear(dead, y), batch_size=8, time_to_tune=True)
+    assert advice.figures["sparsity"] == 0.0
+    assert advice.optimizer == "momentum"
+
+
+@pytest.mark.parametrize("sigma", [1.0, 4.0])
+def test_the_noise_scale_is_the_one_that_the_data_have(sigma):
+    rng = np.random.default_rng(2)
+    mean = np.full(50, 0.5)
+    rows = mean + sigma * rng.standard_normal((6400, 50))  # the gradient of example i is -rows[i]
+
+    def loss_and_grad(w, batch):
+        return 0.0, np.mean(w - batch, axis=0)
+
+    advice = fo.recommend(loss_and_grad, np.zeros(50), rows, batch_size=32, batches=200)
+    exact = sigma**2 * 50 / (mean @ mean)
+    assert advice.figures["noise_scale"] == pytest.approx(exact, rel=0.2)
+    share = 1 / (1 + advice.figures["noise_scale"] / 32)
+    assert any(f"{share:.0%}" in reason for reason in advice.reasons)
+    assert advice.batch_size == (4 if sigma == 1.0 else 32)
+
+
+def test_noise_without_a_gradient_asks_for_large_batches():
+    rows = np.random.default_rng(3).standard_normal((1000, 10))
+    rows -= rows.mean(axis=0)
+
+    def loss_and_grad(w, batch):
+        return 0.0, np.mean(w - batch, axis=0)
+
+    advice = fo.recommend(loss_and_grad, np.zeros(10), rows, batch_size=8, batches=16)
+    assert advice.figures["noise_scale"] > 200
+    assert 32 <= advice.batch_size <= 128
+
+
+def test_a_heavy_example_asks_for_clipping(data):
+    x, y = data
+    y = y.copy()
+    order = np.random.default_rng(0).permutation(600)  # that of minibatches: an example of the last batch
+    y[order[5 * 32 + 3]] = 1e4
+    advice = fo.recommend(*linear(x, y), batches=6)
+    assert advice.figures["example_spread"] > 100
+    assert any("clip with max_norm" in reason for reason in advice.reasons)
+    assert not any("clip" in reason for reason in fo.recommend(*linear(*data), batches=6).reasons)
+
+
+def test_nothing_is_left_behind(data):
+    dropout = np.random.default_rng(7)
+    batches = fo.minibatches(data, 32, rng=1)
+    batches.next_batch()
+
+    def loss_and_grad(w, batch):
+        features, target = batch
+        features = features * (dropout.random(20) > 0.5)
+        w += 1.0  # badly behaved
+        return 0.0, features.T @ (features @ w - target)
+
+    w = np.full(20, np.nan)
+    w[0] = 1.0
+    before = (w.tobytes(), repr(batches.state_dict()), repr(dropout.bit_generator.state))
+    fo.recommend(loss_and_grad, w, batches)
+    assert (w.tobytes(), repr(batches.state_dict()), repr(dropout.bit_generator.state)) == before
+
+
+def test_without_minibatches_only_scales_are_measured():
+    advice = fo.recommend(lambda x, batch: (0.0, np.array([1.0, 10.0])), np.zeros(2), None, time_to_tune=True)
+    assert set(advice.figures) == {"spread"}
+    assert advice.optimizer == "momentum"
+    assert fo.recommend(lambda x, batch: (0.0, np.zeros(2)), np.zeros(2), None).figures == {"spread": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"sparse": "yes"}, TypeError, "sparse must be True or False"),
+        ({"time_to_tune": 1}, TypeError, "time_to_tune must be"),
+        ({"lr": -1.0}, ValueError, "lr must be >= 0"),
+        ({"batches": 1}, ValueError, "batches must be at least 2"),
+        ({"batches": 2.5}, TypeError, "batches must be an int"),
+        ({"params": np.zeros(2)}, TypeError, "all of loss_and_grad, params and data"),
+    ],
+)
+def test_bad_input_is_refused(options, error, text):
+    with pytest.raises(error, match=re.escape(text)):
+        fo.recommend(**options)
