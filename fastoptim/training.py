@@ -109,7 +109,8 @@ def fit(
         ``validation(params)`` returns a loss or a mapping of figures with "loss" among them; arrays instead are
         evaluated with `loss_and_grad` in batches, in order, and averaged over examples.
     validate_every : int
-        Steps between validations; default: after every epoch. There is always one at the end.
+        Steps between validations; default: after every epoch. There is one at the end, too, unless a callback ended
+        training.
     early_stopping : int
         End after so many validations in a row that did not lower the best validation loss by more than `min_delta`.
     restore_best : bool
@@ -1038,8 +1039,10 @@ def _saved_count(value: Any) -> int:
 
 
 def _named(params: Any) -> list[tuple[str, Any]]:
+    """Names and arrays of `params`; groups have leaves that are none, such as their rates."""
     structure = Structure(params)
-    return list(zip(structure.names, structure.leaves(params), strict=True))
+    pairs = zip(structure.names, structure.leaves(params), strict=True)
+    return [(name, leaf) for name, leaf in pairs if hasattr(leaf, "shape")]
 
 
 def _stateful(parts: Any) -> list[Any]:

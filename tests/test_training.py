@@ -161,6 +161,17 @@ def test_groups_can_have_a_schedule_each_and_frozen_parameters_stay():
     assert np.any(params["w1"] != problem()[0]["w1"])
 
 
+def test_params_may_be_groups():
+    w, b = np.ones(3), np.ones(2)
+    groups = [{"params": w, "lr": 0.5}, {"params": [b]}]
+
+    def f(params, batch):
+        return 1.0, [{"params": np.ones(3)}, {"params": [np.ones(2)]}]
+
+    result = fo.fit(f, groups, None, "sgd", steps=1)
+    assert w.tolist() == [0.5] * 3 and b.tolist() == [0.999] * 2 and result.steps == 1
+
+
 def test_without_data():
     w = np.array([3.0, -4.0])
     result = fo.fit(lambda p, batch: (0.5 * float(p @ p), p.copy()), w, None, "sgd", lr=0.1, steps=50)
