@@ -84,7 +84,8 @@ class Update:
             for slot, state in zip(slots, own, strict=True):
                 backend.check_parameter(f"{slot} of {name}", state)
                 backend.check_companion(name, slot, state, shape, dtype)
-            written += [backend.span(f"{what} of parameter {name!r}", x) for what, x in zip(("values", *slots), (p, *own), strict=True)]
+            written.append(backend.span(f"parameter {name!r}", p))
+            written += [backend.span(f"a state of parameter {name!r}", state) for state in own]
             read.append(backend.span(f"gradient of parameter {name!r}", g))
             forms.append((p, g, own))
         backend.check_disjoint(written, read)
@@ -92,10 +93,8 @@ class Update:
         if self._native is not None and self._native.step(params, grads, states, [coefficients], scale):
             return
         staged = [backend.stage(*form) for form in forms]
-        run = Run(
-            *self._row, coefficients, self._maximize, [s.p for s in staged], [s.g for s in staged], [s.states for s in staged]
-        )
-        backend.apply([run], scale, self._threads)
+        plain = [s.p for s in staged], [s.g for s in staged], [s.states for s in staged]
+        backend.apply([Run(*self._row, coefficients, self._maximize, *plain)], scale, self._threads)
         for s in staged:
             s.write_back()
 

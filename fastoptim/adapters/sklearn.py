@@ -19,8 +19,8 @@ well, which is several times faster: ``m`` and ``v`` keep their bits for the sam
 added, is within two units in its last place.
 
 The optimizer (`_optimizer` of a fitted estimator) keeps scikit-learn's attributes (`ms`, `vs`, `t`, `velocities`,
-`learning_rate`), which may be replaced at any time. State arrays that the adapter has made change in place: copy them to
-keep their values. What the fused updates do not take (gradients of another dtype than the weights, as float64 sample
+`learning_rate`), which may be replaced at any time. State arrays that the adapter has made change in place: copy them
+to keep their values. What the fused updates do not take (gradients of another dtype than the weights, as float64 sample
 weights give in float32) goes to scikit-learn's own code.
 """
 
