@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -534,3 +535,60 @@ def test_a_sample_of(script, arguments, expected):
     done = subprocess.run([sys.executable, PROOFS / script, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert expected in done.stdout
+
+
+SIMULATED = """
+import sys
+import numpy as np
+import fastoptim as fo
+from numba import cuda
+
+def params(value):
+    host = {"w": np.full((3, 4), value, np.float32), "F": np.asfortranarray(np.arange(6.0).reshape(2, 3) * value)}
+    return {name: cuda.to_device(x) for name, x in host.items()}
+
+def grads():
+    return {"w": cuda.to_device(np.ones((3, 4), np.float32)), "F": cuda.to_device(np.asfortranarray(np.ones((2, 3))))}
+
+def host(tree):
+    return {name: np.asarray(x.copy_to_host()) for name, x in tree.items()}
+
+path = sys.argv[1]
+one, two = params(2.0), params(5.0)
+optimizer = fo.Adam(one, backend="cuda")
+optimizer.step(grads())
+optimizer.save(path)
+optimizer.step(grads())
+on_host = host(two)
+for target, g, backend in ((two, grads(), "cuda"), (on_host, host(grads()), "numpy")):
+    again = fo.Adam(target, backend=backend)
+    again.load(path)
+    again.step(g)
+expected = {name: x.tobytes() for name, x in host(one).items()}
+assert {name: x.tobytes() for name, x in host(two).items()} == expected
+assert {name: x.tobytes() for name, x in on_host.items()} == expected
+
+def loss_and_grad(params, batch):
+    return 1.0, grads()
+
+whole, cut, resumed = params(2.0), params(2.0), params(9.0)
+options = {"backend": "cuda", "validation": lambda p: 1.0, "restore_best": False}
+fo.fit(loss_and_grad, whole, None, "adam", steps=4, **options)
+fo.fit(loss_and_grad, cut, None, "adam", steps=2, checkpoint=path, **options)
+fo.fit(loss_and_grad, resumed, None, "adam", steps=4, resume=path, **options)
+assert all(np.array_equal(a, b) for a, b in zip(host(whole).values(), host(resumed).values(), strict=True))
+print("same bits")
+"""
+
+
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="needs numba-cuda, whose simulator stands for a device")
+def test_device_arrays_go_to_a_file_and_back(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SIMULATED, str(tmp_path / "a.ckpt")],
+        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "same bits\n"
