@@ -1,0 +1,261 @@
+"""Pictures show what happened, need no window, and leave matplotlib as it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim import cli, plots
+from fastoptim.diagnosis import VERDICTS
+
+pytest.importorskip("matplotlib", reason='pictures need matplotlib: pip install "fastoptim[train]"')
+
+CURVATURE = np.geomspace(0.01, 1.0, 10)
+
+
+def loss_and_grad(params, batch):
+    error = params["x"] - 1.0
+    return 0.5 * np.sum(CURVATURE * error**2), {"x": CURVATURE * error}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with schedule, validation and both kinds of log: (result, jsonl, csv)."""
+    results = []
+    for name in ("run.jsonl", "run.csv"):
+        params = {"x": np.zeros(10)}
+        results.append(
+            fo.fit(
+                loss_and_grad,
+                params,
+                None,
+                "sgd",
+                lr=fo.schedules.linear(1.0, 0.1, 40),
+                steps=40,
+                validation=lambda params: loss_and_grad(params, None)[0],
+                validate_every=10,
+                log=tmp_path / name,
+                diagnose=False,
+            )
+        )
+    return results[0], tmp_path / "run.jsonl", tmp_path / "run.csv"
+
+
+def png(figure, tmp_path):
+    """Size of the picture, which must not be blank."""
+    from matplotlib.image import imread
+
+    path = tmp_path / "picture.png"
+    figure.savefig(path)
+    pixels = imread(path)
+    assert pixels[..., :3].std() > 0.02
+    return pixels.shape[:2]
+
+
+def drawn(axis, label):
+    return next(line.get_ydata() for line in axis.lines if line.get_label() == label)
+
+
+def test_smoothing_has_no_bias_and_passes_over_nan():
+    losses = [3.0, 1.0, np.nan, 2.0]
+    beta, mean, weight, expected = 0.8, 0.0, 0.0, []
+    for loss in losses:
+        if loss == loss:
+            mean, weight = beta * mean + (1 - beta) * loss, beta * weight + 1 - beta
+        expected.append(mean / weight)
+    assert plots.smooth(losses, 0.8) == pytest.approx(expected)
+    assert plots.smooth([5.0] * 10, 0.99) == pytest.approx([5.0] * 10)
+    assert np.isnan(plots.smooth([np.nan, 1.0])[0])
+    with pytest.raises(ValueError, match="smoothing"):
+        plots.smooth([1.0], 1.0)
+
+
+def test_a_log_is_drawn_like_the_result_it_belongs_to(run, tmp_path):
+    result, jsonl, csv = run
+    for source in (result, result.history, jsonl, str(jsonl), csv):
+        figure = plots.loss(source, smoothing=0.9)
+        top, bottom = figure.axes
+        assert drawn(top, "loss of the minibatch") == pytest.approx(result.history.loss)
+        assert drawn(top, "smoothed") == pytest.approx(plots.smooth(result.history.loss, 0.9))
+        assert drawn(top, "validation") == pytest.approx(result.history.validation["loss"])
+        assert bottom.lines[0].get_ydata() == pytest.approx(result.history.lr)
+        assert top.get_yscale() == "log"
+        assert (top.get_ylabel(), bottom.get_ylabel(), bottom.get_xlabel()) == ("loss", "learning rate", "step")
+    height, width = png(figure, tmp_path)
+    assert height > 400
+    assert width > 800
+
+
+def test_mere_losses_are_drawn_without_a_schedule():
+    figure = plots.loss([1.0, -0.5, -1.0])
+    assert len(figure.axes) == 1
+    assert figure.axes[0].get_yscale() == "linear"
+    with pytest.raises(ValueError, match=r"got shape \(1, 3\)"):
+        plots.loss([[1.0, 2.0, 3.0]])
+
+
+def test_a_loss_that_was_not_finite_leaves_a_gap(tmp_path):
+    log = tmp_path / "x.jsonl"
+    lines = [{"kind": "run", "version": 1}]
+    lines += [{"kind": "step", "step": i, "loss": x, "lr": 0.1} for i, x in enumerate([2.0, None, 1.0])]
+    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"kind": "st')  # the last line was cut off
+    curve = plots.read_log(log)
+    assert np.isnan(curve.losses[1])
+    assert curve.steps.tolist() == [0, 1, 2]
+    assert np.isfinite(drawn(plots.loss(log).axes[0], "smoothed")).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.jsonl", "hello\nworld\n", "line 1: not a line"),
+        ("x.jsonl", '{"kind": "run", "version": 2}\n{}\n', "line 1: .*version 2"),
+        ("x.jsonl", '{"kind": "run", "version": 1}\n{"kind": "step"}\n{}\n', "line 2: not a line"),
+        ("x.jsonl", '{"kind": "run", "version": 1}\n', "holds no steps"),
+        ("x.jsonl", "", "holds no steps"),
+        ("x.csv", "step,loss,lr,validation_loss\n1,x,2,\n", "line 2: not a line"),
+        ("x.csv", "a,b\n1,2\n", "line 2: not a line"),
+    ],
+)
+def test_other_files_are_refused(name, text, message, tmp_path, capsys):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        plots.read_log(tmp_path / name)
+    assert cli.main(["plot", str(tmp_path / name)]) == 2
+    assert name in capsys.readouterr().err
+
+
+def test_the_probe_is_drawn_with_verdicts_and_the_choice(tmp_path):
+    result = fo.probe_lr(loss_and_grad, {"x": np.zeros(10)}, None, "sgd")
+    figure = plots.probe(result)
+    left, right = figure.axes
+    assert len(left.lines) == len(result.probes)
+    verdicts = {probe.verdict for probe in result.probes}
+    assert {"healthy", "diverged"} <= verdicts
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert set(labels) == verdicts | {f"chosen: {result.lr:g}"}
+    for line, probe in zip(left.lines, result.probes, strict=True):
+        assert line.get_color() == plots.VERDICT_COLOURS[probe.verdict]
+        assert (line.get_linewidth() > 2) == (probe.lr == result.lr)
+    points = {line.get_xdata()[0]: line.get_ydata()[0] for line in right.lines if len(line.get_xdata()) == 1}
+    for probe in result.probes:
+        assert points[probe.lr] == pytest.approx(min(probe.score, 10 * probe.losses[0]))
+    marked = [line for line in right.lines if line.get_linestyle() == "--"]
+    assert [line.get_xdata()[0] for line in marked] == [result.lr]
+    assert right.get_xscale() == "log"
+    png(figure, tmp_path)
+    assert set(plots.VERDICT_COLOURS) == set(VERDICTS)
+    assert len(set(plots.VERDICT_COLOURS.values())) == len(VERDICTS)
+
+
+def test_a_probe_without_any_finite_loss_is_drawn(tmp_path):
+    result = fo.probe_lr(lambda x, batch: (np.nan, x + 1.0), np.ones(2), None, "sgd", max_probes=2)
+    assert len(plots.probe(result).axes) == 2
+    png(plots.probe(result), tmp_path)
+
+
+def test_the_sweep_is_drawn_with_its_findings(tmp_path):
+    test = fo.lr_range_test(loss_and_grad, {"x": np.zeros(10)}, None, "sgd", high=100.0)
+    axis = plots.range_test(test).axes[0]
+    assert drawn(axis, "smoothed").tolist() == test.smoothed.tolist()
+    assert axis.get_xscale() == "log"
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert f"steepest fall: {test.steepest:.2g}" in labels
+    assert f"blow-up: {test.blow_up:.2g}" in labels
+    png(plots.range_test(test), tmp_path)
+
+
+def test_the_valley_is_walked_by_the_optimizers(tmp_path):
+    paths = plots.valley_paths()
+    assert [name.split(",")[0].split(" ")[0] for name in paths] == ["SGD", "momentum", "Adam", "AdamW"]
+    x = plots.VALLEY_START.copy()
+    for i in range(5):
+        assert paths["SGD, lr 1.8"][i] == pytest.approx(x)
+        x -= 1.8 * plots.VALLEY * (x - plots.VALLEY_MINIMUM)
+    losses = {
+        name: 0.5 * np.sum(plots.VALLEY * (path - plots.VALLEY_MINIMUM) ** 2, axis=1) for name, path in paths.items()
+    }
+    assert all(curve[-1] < 0.01 * curve[0] for curve in losses.values())
+    across = paths["SGD, lr 1.8"][:10, 1] - plots.VALLEY_MINIMUM[1]
+    assert (across[1:] * across[:-1] < 0).all()  # it jumps from wall to wall
+    figure = plots.valley()
+    assert len(figure.axes) == 4
+    for axis, (name, path) in zip(figure.axes, paths.items(), strict=True):
+        assert axis.get_title().startswith(name)
+        assert np.transpose(axis.lines[0].get_xydata()).tolist() == path.T.tolist()
+        low, high = axis.get_xlim()
+        assert low < path[:, 0].min() < path[:, 0].max() < high
+    assert png(figure, tmp_path)[1] > 1000
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_update_ratios_are_those_of_the_weights(every, tmp_path):
+    params = {"a": np.full(3, 2.0, np.float32), "b": np.zeros(2)}
+
+    def gradients(params, batch):
+        return 1.0, {"a": np.ones(3, np.float32), "b": np.ones(2)}
+
+    record = plots.UpdateRatios(params, every)
+    fo.fit(gradients, params, None, fo.SGD(params, lr=0.1), steps=9, callbacks=[record], diagnose=False)
+    assert record.names == ("a", "b")
+    assert record.steps == list(range(0, 9, every))
+    a = 2.0 - 0.1 * np.array(record.steps)
+    assert np.array(record.ratios)[:, 0] == pytest.approx(0.1 / a, rel=1e-4)
+    assert np.isnan(record.ratios[0][1])  # from weights of zero
+    assert record.ratios[1][1] == pytest.approx(1.0 / record.steps[1])
+    axis = plots.update_ratios(record).axes[0]
+    assert drawn(axis, "a").tolist() == [row[0] for row in record.ratios]
+    png(plots.update_ratios(record), tmp_path)
+
+
+def test_update_ratios_refuse_other_intervals():
+    with pytest.raises(ValueError, match="at least 1"):
+        plots.UpdateRatios(np.ones(1), 0)
+    with pytest.raises(TypeError, match="an int"):
+        plots.UpdateRatios(np.ones(1), 1.5)
+
+
+def test_the_command_draws_a_log(run, tmp_path, capsys):
+    _, jsonl, csv = run
+    assert cli.main(["plot", str(jsonl)]) == 0
+    assert capsys.readouterr().out.strip() == str(jsonl.with_suffix(".png"))
+    assert jsonl.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["plot", str(csv), "--out", str(tmp_path / "other.svg"), "--smoothing", "0.5"]) == 0
+    assert "<svg" in (tmp_path / "other.svg").read_text()
+    assert cli.main(["plot", str(tmp_path / "missing.jsonl")]) == 2
+    assert "missing.jsonl" in capsys.readouterr().err
+
+
+def test_matplotlib_is_left_as_it_was():
+    """No pyplot, no backend chosen, no setting changed; and nothing of it is loaded before a picture is asked for."""
+    code = """
+import sys
+import numpy as np, fastoptim as fo
+fo.plots
+assert "matplotlib" not in sys.modules
+import matplotlib
+before = dict(matplotlib.rcParams)
+fo.plots.valley().savefig("valley.png")
+fo.plots.loss([3.0, 2.0, 1.0])
+assert "matplotlib.pyplot" not in sys.modules
+assert dict(matplotlib.rcParams) == before
+print("unchanged")
+"""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+    assert done.stdout.strip() == "unchanged", done.stderr
+
+
+def test_a_missing_matplotlib_is_one_sentence(monkeypatch, tmp_path, capsys, run):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'pip install "fastoptim\[train\]"'):
+        plots.valley()
+    assert cli.main(["plot", str(run[1])]) == 2
+    assert 'pip install "fastoptim[train]"' in capsys.readouterr().err
