@@ -498,7 +498,7 @@ class ShardedOptimizer:
             self._whole.load_state_dict(state_dict)
             return
         with self._locked():
-            self._restore(lambda: (state_dict, self._cut_states(state_dict), None), "loading a state dict")
+            self._restore(lambda: (state_dict, self._cut_states(state_dict)), "loading a state dict")
 
     def save(self, path: Any) -> None:
         """Write a checkpoint, every rank its slice; any number of ranks, or a plain optimizer, can load it.
@@ -562,22 +562,38 @@ class ShardedOptimizer:
             self._whole.load(path)
             return
 
-        def read() -> tuple[Mapping[str, Any], dict[str, dict[str, Any]], Mapping[str, Array] | None]:
+        params: Mapping[str, Array] | None = None
+
+        def read() -> tuple[Mapping[str, Any], dict[str, dict[str, Any]]]:
+            nonlocal params
             tree = checkpoint.read(path, kind=("slices", "optimizer", "training"))
             with checkpoint.malformed(f"{os.fspath(path)}: the optimizer's part"):
-                return self._read_slices(path, tree) if "slices" in tree else self._read_whole(tree)
+                state_dict = tree["optimizer"]
+                if "slices" in tree:
+                    own = {self._names[i]: span for i, span in ranges(self._chunks, self._channel.rank).items()}
+                    checkpoint.check_slices(tree, {q.name: (q.shape, q.dtype) for q in self._whole._parameters})
+                    return state_dict, checkpoint.read_slices(path, tree, own)
+                params = tree["params"]
+                checkpoint.check_arrays(dict(self._parameters()), params)
+                return state_dict, self._cut_states(state_dict)
 
         with self._locked():
-            self._restore(read, f"loading {os.fspath(path)}")
+            own = self._restore(read, f"loading {os.fspath(path)}")
+            if params is not None:
+                for name, p in self._parameters():
+                    p[...] = params[name]
+            else:
+                self._fill_parameters(own)
 
-    def _read_slices(self, path: Any, tree: Any) -> tuple[Any, dict[str, dict[str, Any]], None]:
-        own = {self._names[i]: span for i, span in ranges(self._chunks, self._channel.rank).items()}
-        checkpoint.check_slices(tree, {q.name: (q.shape, q.dtype) for q in self._whole._parameters})
-        return tree["optimizer"], checkpoint.read_slices(path, tree, own), None
-
-    def _read_whole(self, tree: Any) -> tuple[Any, dict[str, dict[str, Any]], Mapping[str, Array]]:
-        checkpoint.check_arrays(dict(self._parameters()), tree["params"])
-        return tree["optimizer"], self._cut_states(tree["optimizer"]), tree["params"]
+    def _fill_parameters(self, own: Mapping[str, Mapping[str, Any]]) -> None:
+        """Set all parameters from every rank's slice of them."""
+        flat = [arrays.flat(np.asarray(p)) for _, p in self._parameters()]
+        for i, (start, stop) in ranges(self._chunks, self._channel.rank).items():
+            flat[i][start:stop] = own[self._names[i]]["parameter"]
+        self._gather(flat)
+        for (_, p), x in zip(self._parameters(), flat, strict=True):
+            if not np.may_share_memory(p, x):
+                p[...] = x.reshape(p.shape)
 
     def _cut_states(self, state_dict: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """This rank's slice of whole states, by the names of parameters."""
@@ -592,26 +608,25 @@ class ShardedOptimizer:
         return result
 
     def _restore(
-        self, read: Callable[[], tuple[Mapping[str, Any], dict[str, dict], Mapping[str, Array] | None]], what: str
-    ) -> None:
-        """Take over the state dict without states, this rank's states and the whole parameters that `read` returns.
+        self, read: Callable[[], tuple[Mapping[str, Any], dict[str, dict[str, Any]]]], what: str
+    ) -> dict[str, dict[str, Any]]:
+        """Take over the hyper-parameters and this rank's states that `read` returns; returns the latter.
 
-        Where it returns no parameters, this rank's slice of them is among the states.
+        If that fails on one rank, all raise, and nothing was changed.
         """
         whole, mine = self._whole, ranges(self._chunks, self._channel.rank)
         before = whole._snapshot(lambda x: x)
         error: Exception | None = None
-        trials: list[tuple[Optimizer, Mapping[str, Any]]] = []
+        states: list[tuple[Optimizer, Mapping[str, Any]]] = []
         said: dict[str, str] = {}
+        own: dict[str, dict[str, Any]] = {}
         try:
-            loaded, own, params = read()
-            counts = {name: {"step": 0} for name in self._names}
-            whole._load({**loaded, "state": counts})
+            loaded, own = read()
+            whole._load({**loaded, "state": {name: {"step": 0} for name in self._names}})
             said = _hyper_texts(whole)
             for chunk, piece in zip(self._chunks, self._pieces, strict=True):
                 if piece is not None:
-                    trials.append((piece.optimizer, self._piece_state(chunk, piece, own, mine)))
-            flat = [arrays.flat(np.asarray(p)) for _, p in self._parameters()]
+                    states.append((piece.optimizer, self._piece_state(chunk, piece, own, mine)))
         except Exception as exception:
             error = exception
         try:
@@ -619,17 +634,9 @@ class ShardedOptimizer:
         except Exception:
             whole._load(before)
             raise
-        for optimizer, state in trials:
+        for optimizer, state in states:
             optimizer._load(state)
-        for i, (start, stop) in mine.items() if params is None else ():
-            flat[i][start:stop] = own[self._names[i]]["parameter"]
-        if params is None:
-            self._gather(flat)
-        for (name, p), x in zip(self._parameters(), flat, strict=True):
-            if params is not None:
-                p[...] = params[name]
-            elif not np.may_share_memory(p, x):
-                p[...] = x.reshape(p.shape)
+        return own
 
     def _piece_state(
         self, chunk: Chunk, piece: _Piece, own: Mapping[str, Mapping[str, Any]], mine: Mapping[int, tuple[int, int]]
