@@ -158,6 +158,30 @@ def zeros_like(p: Array) -> Array:
     return zeros
 
 
+def runs_side_by_side(xs: Sequence[Any]) -> list[list[Any]]:
+    """`xs` in order, cut wherever an array does not begin where the one before ends, or is of another dtype or odd."""
+    runs: list[list[Any]] = []
+    end = dtype = None
+    for x in xs:
+        plain = type(x) is np.ndarray and x.flags.c_contiguous
+        start = x.__array_interface__["data"][0] if plain else None
+        if plain and runs and start == end and x.dtype == dtype:
+            runs[-1].append(x)
+        else:
+            runs.append([x])
+        end, dtype = (start + x.nbytes, x.dtype) if plain else (None, None)
+    return runs
+
+
+def views_side_by_side(buffer: Array, xs: Sequence[Array], offset: int = 0) -> list[Array]:
+    """C-ordered views of `buffer` (bytes), one behind the other, of the shapes and dtypes of `xs`."""
+    views = []
+    for x in xs:
+        views.append(np.ndarray(x.shape, x.dtype, buffer=buffer, offset=offset))  # type: ignore[call-overload]
+        offset += x.nbytes
+    return views
+
+
 _SUBNORMAL = np.float32(1e-40)
 _ONE = np.float32(1)
 

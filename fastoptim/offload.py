@@ -91,7 +91,7 @@ def _walk(tiles: Sequence[Sequence[Any]], budget: int) -> Iterator[Sequence[Any]
     Where all mapped arrays fit the budget they simply stay.
     """
     mapped = sum(x.nbytes for tile in tiles for x in tile if mapping_of(x) is not None)
-    if mapped <= budget or _DONTNEED is None:
+    if mapped <= budget or _WILLNEED is None or _DONTNEED is None:
         yield from tiles
         return
     for i, tile in enumerate(tiles):
@@ -145,8 +145,8 @@ class OffloadBackend(Backend):
                 cut = self._cut(p, g, *states)
                 tiles += cut
                 owners += [run] * len(cut)
-        for run, (p, g, *states) in zip(owners, _walk(tiles, self.budget), strict=True):
-            self.inner.apply([run._replace(params=[p], grads=[g], states=[tuple(states)])], scale, threads)
+        for run, tile in zip(owners, _walk(tiles, self.budget), strict=True):
+            self.inner.apply([run._replace(params=tile[:1], grads=tile[1:2], states=[tuple(tile[2:])])], scale, threads)
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         tiles = [tile for g in grads for tile in self._cut(g)]
@@ -172,8 +172,8 @@ class OffloadBackend(Backend):
             every = tuple(x.T for x in every)
         elif not all(x.flags.c_contiguous and x.flags.aligned for x in every):
             return arrays.stage(p, g, states)
-        p, g, *states = (x.reshape(-1) for x in every)
-        return arrays.Staged(p, g, tuple(states), ())
+        flat = [x.reshape(-1) for x in every]
+        return arrays.Staged(flat[0], flat[1], tuple(flat[2:]), ())
 
     def host_copy(self, x: Any) -> np.ndarray:
         return np.array(x)
@@ -192,8 +192,8 @@ def _zeros_on_disk(folder: Path, p: Any) -> Any:
             _allocate(handle, p.nbytes)
         finally:
             os.close(handle)
-        order = "F" if p.flags.f_contiguous and not p.flags.c_contiguous else "C"
-        state = np.memmap(path, p.dtype, "r+", 0, p.shape, order)
+        order: Any = "F" if p.flags.f_contiguous and not p.flags.c_contiguous else "C"
+        state: Any = np.memmap(path, dtype=p.dtype, mode="r+", shape=p.shape, order=order)
     except BaseException:
         os.unlink(path)
         raise

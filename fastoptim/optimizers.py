@@ -619,6 +619,14 @@ class Optimizer:
         self._sync()
         counter = [0]
         cohorts: dict[Any, _Cohort] = {}
+        missing: dict[str, list[Any]] = {}
+        for parameter in self._parameters:
+            p = parameter.group["params"][parameter.index]
+            self._backend.check_parameter(parameter.name, p)
+            for name in policies[id(parameter.group)].rule.states:
+                if name not in parameter.states:
+                    missing.setdefault(name, []).append(p)
+        made = {name: iter(self._backend.zeros_for(params)) for name, params in missing.items()}
         for position, parameter in enumerate(self._parameters):
             group = parameter.group
             policy = policies[id(group)]
@@ -628,12 +636,10 @@ class Optimizer:
             if where not in cohorts:
                 cohorts[where] = _Cohort(group, policy, parameter.t, fresh, counter)
             cohort = cohorts[where]
-            p = group["params"][parameter.index]
-            self._backend.check_parameter(parameter.name, p)
             own = parameter.states
             cohort.members.append(parameter)
             cohort.positions.append(position)
-            cohort.states.append(tuple(own[name] if name in own else self._backend.zeros_like(p) for name in names))
+            cohort.states.append(tuple(own[name] if name in own else next(made[name]) for name in names))
         native = self._backend.plan(
             [(*cohort.policy[:4], cohort.members) for cohort in cohorts.values()], counter, self._threads
         )

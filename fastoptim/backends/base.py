@@ -80,6 +80,17 @@ class Backend(ABC):
     zeros_like = staticmethod(arrays.zeros_like)
     check_dtype = staticmethod(arrays.check_dtype)
 
+    def zeros_for(self, params: Sequence[Any]) -> list[Any]:
+        """`zeros_like` for each; side by side where the parameters lie side by side, so that a step is one run there."""
+        zeros: list[Any] = []
+        for run in arrays.runs_side_by_side(params):
+            if len(run) == 1:
+                zeros.append(self.zeros_like(run[0]))
+                continue
+            joint = np.lib.stride_tricks.as_strided(run[0].reshape(-1), (sum(x.size for x in run),))
+            zeros += arrays.views_side_by_side(self.zeros_like(joint), run)
+        return zeros
+
     def describe(self, x: Any) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype of an array that `check_parameter` has let pass."""
         return tuple(x.shape), x.dtype
