@@ -354,6 +354,23 @@ def test_missing_numba_is_named():
     assert len(out.splitlines()) == 1
 
 
+def test_auto_passes_over_a_numba_that_cannot_compile():
+    out = python(
+        """
+        import warnings
+        sys.modules["fastoptim._c"] = None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            opt = fo.SGD(np.ones(3))
+        print(opt.backend, sum("using the numpy backend" in str(w.message) for w in caught))
+        """,
+        NUMBA_DISABLE_JIT="1",
+        FASTOPTIM_BACKEND="",
+        FASTOPTIM_REQUIRE_C="",
+    )
+    assert out.split() == ["numpy", "1"]
+
+
 def test_importing_fastoptim_loads_neither_numba_nor_cuda():
     out = python(
         """

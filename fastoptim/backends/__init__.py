@@ -6,7 +6,6 @@ import os
 import warnings
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from .base import Backend, Run, StepInfo
@@ -48,7 +47,7 @@ def _best_host_backend() -> str:
     except ImportError as error:
         if os.environ.get("FASTOPTIM_REQUIRE_C") == "1":
             raise
-        name = "numba" if find_spec("numba") else "numpy"
+        name = "numba" if available("numba") is None else "numpy"
         warnings.warn(f"{error}; using the {name} backend: same numbers, slower", RuntimeWarning, stacklevel=5)
         return name
 
