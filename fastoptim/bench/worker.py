@@ -130,9 +130,9 @@ class Network:
 
     def gradients(self) -> None:
         inputs = [self.x]
-        for w, b in zip(self.weights, self.biases, strict=True):
+        for w, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
             inputs.append(np.maximum(inputs[-1] @ w + b, 0))
-        logits = inputs.pop()
+        logits = inputs[-1] @ self.weights[-1] + self.biases[-1]
         delta = np.exp(logits - logits.max(axis=1, keepdims=True))
         delta /= delta.sum(axis=1, keepdims=True)
         delta[np.arange(len(delta)), self.labels] -= 1
