@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,13 +38,16 @@ class Update:
         backend: str = "auto",
         threads: int | None = None,
     ):
+        self._arguments = (rule, decay, decay_coefficient, maximize, backend, threads)
         self._rule = RULES[rule]
         self._row = (self._rule, decay, decay_coefficient)
         self._maximize = maximize
         self._backend = resolve(backend, ())
         self._threads = resolve_threads(threads)
         self._native: Any = None
-        self._names: Sequence[str] = ()
+
+    def __reduce__(self) -> Any:  # what is native is made anew
+        return _make_update, self._arguments
 
     def __call__(
         self,
@@ -72,8 +76,10 @@ class Update:
     ) -> None:
         backend, slots = self._backend, self._rule.states
         if len(grads) != len(params) or len(states) != len(params) * len(slots):
-            raise ValueError(f"expected {len(params)} gradients and {len(params) * len(slots)} states, "
-                             f"got {len(grads)} and {len(states)}")
+            raise ValueError(
+                f"expected {len(params)} gradients and {len(params) * len(slots)} states, "
+                f"got {len(grads)} and {len(states)}"
+            )
         written, read, forms = [], [], []
         for i, (p, g) in enumerate(zip(params, grads, strict=True)):
             name = str(i)
@@ -97,6 +103,40 @@ class Update:
         backend.apply([Run(*self._row, coefficients, self._maximize, *plain)], scale, self._threads)
         for s in staged:
             s.write_back()
+
+
+def _make_update(
+    rule: str, decay: str, decay_coefficient: float, maximize: bool, backend: str, threads: int | None
+) -> Update:
+    return Update(
+        rule, decay=decay, decay_coefficient=decay_coefficient, maximize=maximize, backend=backend, threads=threads
+    )
+
+
+@lru_cache(maxsize=1024)
+def _update_for(thread: int, shape: tuple[int, ...], dtype: Any, row: tuple[str, str, float, bool]) -> Update:
+    return _make_update(*row, "auto", None)
+
+
+def update_array(
+    rule: str,
+    p: Any,
+    g: Any,
+    states: tuple[Any, ...],
+    coefficients: tuple[float, ...],
+    *,
+    scale: float = 1.0,
+    decay: str = "none",
+    decay_coefficient: float = 0.0,
+    maximize: bool = False,
+) -> None:
+    """One step of one array, in place, for functions that keep nothing between calls; `g` is cast to the dtype of `p`."""
+    if not isinstance(p, np.ndarray):
+        raise TypeError(f"expected a NumPy array to update, got {type(p).__name__}")
+    if getattr(g, "dtype", None) != p.dtype:
+        g = np.asarray(g, p.dtype)
+    update = _update_for(threading.get_ident(), p.shape, p.dtype, (rule, decay, decay_coefficient, maximize))
+    update((p,), (g,), states, coefficients, scale)
 
 
 def plain_floats(*arrays: Any) -> bool:

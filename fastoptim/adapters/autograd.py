@@ -1,0 +1,81 @@
+"""The optimizers of HIPS autograd (``autograd.misc.optimizers``), with fused updates.
+
+Change the import, and nothing else::
+
+    from fastoptim.adapters.autograd import adam, sgd
+
+Convention: autograd's. Each function owns the loop, flattens containers of arrays, and calls ``grad(x, i)`` and then
+``callback(x, i, g)``. ``sgd`` damps, ``v <- mass v - (1 - mass) g; x <- x + step_size v``, and has autograd's bits;
+``adam`` is the textbook's and stays within rounding of autograd's, which divides by the bias corrections array by
+array. Whatever was handed to `grad` or `callback` is never written to again, so that it may be kept as a snapshot.
+Steps are computed in float64, as autograd's are. ``rmsprop`` is autograd's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import rules
+from ._update import Update
+
+try:
+    from autograd.misc.optimizers import rmsprop, unflatten_optimizer
+except ImportError as error:
+    raise ImportError("this adapter needs autograd: pip install autograd") from error
+
+__all__ = ["adam", "rmsprop", "sgd"]
+
+
+def _descend(
+    grad: Any,
+    x: Any,
+    callback: Any,
+    num_iters: int,
+    update: Update,
+    states: int,
+    coefficients: Callable[[int], tuple[float, ...]],
+) -> Any:
+    if np.iscomplexobj(x):
+        raise TypeError("expected real parameters, got complex ones: use autograd's own optimizers for them")
+    kept = tuple(np.zeros(len(x)) for _ in range(states))
+    for i in range(num_iters):
+        g = grad(x, i)
+        if callback:
+            callback(x, i, g)
+        x = np.array(x, np.float64)  # the old one belongs to whoever was handed it
+        update((x,), (np.asarray(g, np.float64),), kept, coefficients(i))
+    return x
+
+
+@unflatten_optimizer
+def sgd(
+    grad: Any, x: Any, callback: Any = None, num_iters: int = 200, step_size: float = 0.1, mass: float = 0.9
+) -> Any:
+    """Stochastic gradient descent with damped momentum; `grad` has the signature ``grad(x, i)``.
+
+    ``v <- mass * v - (1 - mass) * g; x <- x + step_size * v``
+    """
+    update = Update("momentum", maximize=True)
+    return _descend(grad, x, callback, num_iters, update, 1, lambda i: (mass, 1.0 - mass, -step_size))
+
+
+@unflatten_optimizer
+def adam(
+    grad: Any,
+    x: Any,
+    callback: Any = None,
+    num_iters: int = 100,
+    step_size: float = 0.001,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 10**-8,
+) -> Any:
+    """Adam; `grad` has the signature ``grad(x, i)``. Equations under `fastoptim.Adam`."""
+
+    def coefficients(i: int) -> tuple[float, ...]:
+        return rules.adam_coefficients(i + 1, step_size, b1, b2, eps)
+
+    return _descend(grad, x, callback, num_iters, Update("adam"), 2, coefficients)

@@ -1,0 +1,102 @@
+"""An optimizer for thinc and spaCy with fused updates.
+
+Where thinc's ``Adam``, ``SGD`` or ``RAdam`` was made, make this module's::
+
+    from fastoptim.adapters.thinc import Adam
+    optimizer = Adam(0.001)
+    model.finish_update(optimizer)
+
+Convention: thinc's, whose `Optimizer` this is: called ``(key, W, dW, *, lr_scale) -> (W, dW)``; each gradient is
+clipped by its own norm and zeroed after use; eps-hat Adam, ``W <- W - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) +
+eps)``; weight decay comes after the update, ``W <- W - lr L2 W``; averages follow the parameters. Schedules, moments
+(`mom1`, `mom2`), `averages` and counts are thinc's attributes. Parameters stay within float32 rounding of thinc's
+(its kernel multiplies by the rate after the division, and its BLAS may fuse a multiplication and an addition).
+What is not a contiguous float32 NumPy array, and RAdam, is left to thinc.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._update import update_array
+
+try:
+    from thinc import optimizers
+except ImportError as error:
+    raise ImportError("this adapter needs thinc: pip install thinc") from error
+
+__all__ = ["SGD", "Adam", "Optimizer", "RAdam"]
+
+
+class Optimizer(optimizers.Optimizer):
+    """``thinc.optimizers.Optimizer`` with fused updates of contiguous float32 NumPy arrays."""
+
+    __slots__ = ()
+
+    def __call__(self, key: Any, weights: Any, gradient: Any, *, lr_scale: float = 1.0) -> Any:
+        if not self._takes(weights, gradient):
+            return super().__call__(key, weights, gradient, lr_scale=lr_scale)
+        if len(gradient) < 1:
+            return weights, gradient
+        step, arguments = self.step, self._schedule_args(key)
+        b1, b2 = self.b1(step, **arguments), self.b2(step, **arguments)
+        if (b1 > 0.0) != (b2 > 0.0):  # one moment only: thinc has its own opinion on that
+            return super().__call__(key, weights, gradient, lr_scale=lr_scale)
+        rate, decay = lr_scale * self.learn_rate(step, **arguments), self.L2(step, **arguments)
+        limit = self.grad_clip(step, **arguments)
+        self.nr_update[key] += 1
+        t = self.nr_update[key]
+        w, g = weights.reshape(-1), gradient.reshape(-1)
+
+        if decay and not self.L2_is_weight_decay:
+            g += decay * w
+        scale = 1.0
+        if limit:
+            norm = np.linalg.norm(g)
+            if norm >= limit:
+                scale = float(limit / norm)
+        if b1 > 0.0:
+            for moments in (self.mom1, self.mom2):
+                if key not in moments:
+                    moments[key] = np.zeros(w.size, np.float32)
+            hat = self.learn_rate(step, **arguments) * (1.0 - b2**t) ** 0.5 / (1.0 - b1**t) * lr_scale
+            c1, c2 = (float(np.float32(1.0) - np.float32(b)) for b in (b1, b2))  # as thinc's kernel has them
+            coefficients = (b1, c1, b2, c2, hat, 1.0, self.eps(step, **arguments))
+            update_array("adam", w, g, (self.mom1[key], self.mom2[key]), coefficients, scale=scale)
+        else:
+            update_array("sgd", w, g, (), (rate,), scale=scale)
+        g.fill(0.0)
+        if decay and self.L2_is_weight_decay:  # w - c * (0 + 1 * w)
+            update_array("sgd", w, g, (), (rate * decay,), decay="coupled", decay_coefficient=1.0)
+        if self.averages is not None:
+            if key not in self.averages:
+                self.averages[key] = np.zeros(weights.shape, np.float32)
+            forget = 1 - min((1.0 + t) / (10.0 + t), 0.9999)  # a - forget * (-w + 1 * a)
+            average = self.averages[key].reshape(-1)
+            update_array("sgd", average, w, (), (forget,), decay="coupled", decay_coefficient=1.0, maximize=True)
+        return weights, gradient
+
+    def _takes(self, weights: Any, gradient: Any) -> bool:
+        return not self.use_radam and all(
+            type(x) is np.ndarray and x.dtype == np.float32 and x.flags.c_contiguous for x in (weights, gradient)
+        )
+
+
+def _fused(made: optimizers.Optimizer) -> Any:
+    made.__class__ = Optimizer
+    return made
+
+
+def Adam(*args: Any, **kwargs: Any) -> Any:
+    """``thinc.optimizers.Adam`` with fused updates; same arguments."""
+    return _fused(optimizers.Adam(*args, **kwargs))
+
+
+def SGD(*args: Any, **kwargs: Any) -> Any:
+    """``thinc.optimizers.SGD`` with fused updates; same arguments."""
+    return _fused(optimizers.SGD(*args, **kwargs))
+
+
+RAdam = optimizers.RAdam
