@@ -177,8 +177,8 @@ void fo_pool_run(fo_pace *pace, int threads, double bytes, int64_t count, void (
     int64_t start = now();
     int helpers = threads - 1 < MAX_WORKERS ? threads - 1 : MAX_WORKERS;
     int awake = atomic_load(&spinning), close = start - last_end < CLOSE_NS, large = bytes >= COLD_BYTES;
-    int known = pace->runs++ % REFRESH != 0, state = awake > 0;
-    int parallel = known && (awake || close || large) && pace->owed[state] <= 0;
+    int refresh = pace->runs++ % REFRESH == 1, state = awake > 0;
+    int parallel = !refresh && (awake || close || large) && pace->owed[state] <= 0;
     if (parallel) {
         grow(helpers);
         job.task = task, job.context = context, job.count = count;
@@ -192,7 +192,7 @@ void fo_pool_run(fo_pace *pace, int threads, double bytes, int64_t count, void (
         double mean = 0.9 * pace->serial + 0.1 * elapsed;
         pace->serial = pace->serial <= 0 || elapsed < mean ? elapsed : mean;
         pace->owed[0] -= elapsed, pace->owed[1] -= elapsed;
-    } else if (awake || !close) { /* waking workers once for a burst of small steps pays later */
+    } else if (pace->serial > 0 && (awake || !close)) { /* waking workers once for a burst of small steps pays later */
         double balance = pace->balance[state] + pace->serial - elapsed;
         pace->owed[state] = balance < 0 ? -DEBT * balance : 0;
         pace->balance[state] = balance < 0 ? 0 : balance < CREDIT * pace->serial ? balance : CREDIT * pace->serial;

@@ -38,24 +38,21 @@ def c(request):
     backend.set_isa(before)
 
 
-def check_step(backend, variant, dtype, sizes, make, rng, threads, offset=0, s=0.77):
+def check_step(backend, variant, dtype, sizes, make, rng, threads, offset=0, s=0.77, steps=1):
     arrays = []
     for n in sizes:
         p, g = make(rng, n, dtype), make(rng, n, dtype)
         arrays.append([at_offset(x, offset) for x in (p, g, *states_for(rng, variant.rule, n, dtype, make))])
-    wanted = [expected(variant, p, g, states, s) for p, g, *states in arrays]
+    wanted = [[p, *states] for p, _, *states in arrays]
+    for _ in range(steps):
+        wanted = [expected(variant, p, g, states, s) for (p, *states), (_, g, *_) in zip(wanted, arrays, strict=True)]
     before = [g.copy() for _, g, *_ in arrays]
-    run = Run(
-        variant.rule,
-        variant.decay,
-        variant.decay_coefficient,
-        variant.coefficients(),
-        variant.maximize,
-        [p for p, _, *_ in arrays],
-        [g for _, g, *_ in arrays],
-        [tuple(states) for _, _, *states in arrays],
-    )
-    backend.apply([run], s, threads)
+    params, grads = tuple(p for p, *_ in arrays), tuple(g for _, g, *_ in arrays)
+    states = tuple(x for _, _, *states in arrays for x in states)
+    row = (variant.rule, variant.decay, variant.decay_coefficient, variant.maximize, params)
+    plan = backend.plan([row], [0], threads)
+    for _ in range(steps):  # threads join from the third of a quick succession on
+        assert plan.step(params, grads, states, [variant.coefficients()], s)
     for (p, g, *states), wanted_arrays, g_before in zip(arrays, wanted, before, strict=True):
         assert g.tobytes() == g_before.tobytes(), "the gradient was written to"
         for x, w, name in zip((p, *states), wanted_arrays, ("p", *variant.rule.states), strict=True):
@@ -75,7 +72,7 @@ def test_threads_and_chunks_do_not_change_bits(c, variant):
     rng = np.random.default_rng(2)
     for dtype in DTYPES:
         for threads in THREADS:
-            check_step(c, variant, dtype, (*LARGE_SIZES, *SIZES), ordinary, rng, threads)
+            check_step(c, variant, dtype, (*LARGE_SIZES, *SIZES), ordinary, rng, threads, steps=5)
 
 
 @pytest.mark.parametrize("offset", range(16))
