@@ -331,12 +331,14 @@ def png(chart: Chart, path: Path) -> None:
     """The chart as a picture, drawn by matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import NullLocator
 
     rows = len(chart.rows) if isinstance(chart, Bars) else 0
     figure = Figure(figsize=(7, 6 if isinstance(chart, Lines) else 1.6 + 0.32 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(chart.title, fontsize=11, loc="left")
+    axes.set_title(chart.title, fontsize=11, loc="left", pad=18 if isinstance(chart, Lines) else 6)
     axes.set_xlabel(chart.x_label)
     axes.grid(alpha=0.25)
     if isinstance(chart, Lines):
@@ -360,11 +362,15 @@ def png(chart: Chart, path: Path) -> None:
         for position, label in chart.marks:
             axes.axvline(position, color="gray", linestyle=":", linewidth=1)
             axes.text(position, 1.0, label, transform=axes.get_xaxis_transform(), fontsize=8, ha="center", va="bottom")
-        axes.legend(
-            fontsize=8, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5) if len(chart.series) > 8 else None
-        )
-        if len(chart.series) > 8:
-            figure.set_size_inches(10, 4.8)
+        figure.legend(fontsize=8, ncols=3, loc="outside lower center", frameon=False)
+        if not chart.log_y:
+            axes.set_ylim(0, 1.08 * max(max(s.high) for s in chart.series))
+        for axis, log in ((axes.xaxis, chart.log_x), (axes.yaxis, chart.log_y)):
+            axis.set_ticks(_ticks(*axis.get_view_interval(), log))
+            axis.set_major_formatter(lambda value, _: number(round(value, 10)))
+            axis.set_minor_locator(NullLocator())
+        if not chart.log_x:
+            axes.set_xticks(sorted({x for s in chart.series for x in s.x}))
     else:
         axes.set_xscale("log" if chart.log else "linear")
         for i, row in enumerate(chart.rows):
@@ -377,5 +383,7 @@ def png(chart: Chart, path: Path) -> None:
         axes.set_yticks(range(rows), [row.label for row in chart.rows])
         axes.invert_yaxis()
         axes.axvline(chart.line if chart.line is not None else chart.origin, color="black", linewidth=0.8)
-        axes.margins(x=0.12)
+        axes.margins(x=0.22)
+        patches = [Patch(color=VERDICTS[verdict][0], label=text) for verdict, text in chart.legend]
+        figure.legend(handles=patches, fontsize=8, ncols=3, loc="outside lower center", frameon=False)
     figure.savefig(path, dpi=130)

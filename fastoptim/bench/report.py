@@ -630,7 +630,7 @@ summary{cursor:pointer;font-weight:600;margin:1.5em 0 .5em}li{margin:.25em 0;ove
 table.facts td:first-child,table.numbers td{white-space:normal}table.numbers{font-size:.74rem}
 table.numbers th:not(:first-child){min-width:0}small{display:block}}
 @media print{:root{--back:#fff;--text:#000;--soft:#444;--line:#bbb;--stripe:#f5f5f5;--loss:#b00000;color-scheme:light}
-body{max-width:none;padding:0;font-size:10.5pt}figure,tr{break-inside:avoid}h2{break-after:avoid}.scroll{overflow:visible}
+body{max-width:none;padding:0;font-size:10.5pt}figure,tr{break-inside:avoid}h2,caption{break-after:avoid}.scroll{overflow:visible}
 table{font-size:8.5pt}.figures{grid-template-columns:1fr 1fr}table.numbers td{white-space:normal}}
 """
 
