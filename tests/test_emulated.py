@@ -126,6 +126,22 @@ def run(command: list) -> tuple[str, dict[str, str]]:
     return chosen, {name: golden.hash_of([next(remaining) for _ in jobs]) for name, jobs in named}
 
 
+@pytest.mark.parametrize(
+    ("sanitizers", "optimization"),
+    [("address,undefined", "-O0"), ("thread", "-O1")],  # memory and arithmetic; races between the pool's threads
+    ids=["address,undefined", "thread"],
+)
+def test_sanitizers_find_nothing(tmp_path, sanitizers, optimization):
+    compiler = tool("gcc", "gcc")
+    flags = [optimization, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    (tmp_path / "probe.c").write_text("int main(void) { return 0; }")
+    probe = [compiler, *flags, "-o", tmp_path / "probe", tmp_path / "probe.c"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode or started([tmp_path / "probe"])[0]:
+        pytest.skip(f"LOUD: this compiler or machine has no -fsanitize={sanitizers}; apt-get install gcc libc6-dev")
+    _, hashes = run([build(compiler, tmp_path / "steps", *flags)])
+    assert hashes == GOLDEN["hashes"]
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_native_build_gives_the_golden_hashes(native, isa):
     _, best, _ = started([native])
