@@ -463,7 +463,7 @@ def load_optimizer(optimizer: Optimizer, path: Any) -> None:
     tree = read(path, kind=("optimizer", "training", "slices"))
     with optimizer._locked():
         try:
-            if "slices" in tree:
+            if isinstance(tree, dict) and "slices" in tree:
                 tree = whole_tree(optimizer, path, tree)
             restore_optimizer(optimizer, tree)
         except CheckpointError as error:
@@ -544,8 +544,8 @@ def read_slices(path: Any, tree: Any, wanted: Mapping[str, tuple[int, int]]) -> 
             continue
         try:
             content = read(os.path.join(folder, file), kind="slice")
-        except FileNotFoundError as error:
-            raise CheckpointError(f"its slice {file} is missing") from error
+        except OSError as error:
+            raise CheckpointError(f"its slice {file} is missing or cannot be read") from error
         if content["token"] != tree["token"]:
             raise CheckpointError(f"its slice {file} is of another checkpoint")
         for name, start, stop, step, arrays in content["parts"]:

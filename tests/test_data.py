@@ -143,6 +143,23 @@ def test_a_loop_allocates_nothing_large():
         assert peak < 8192
 
 
+@pytest.mark.parametrize("layout", ["F", "misaligned"])
+def test_no_layout_is_copied_as_a_whole(layout):
+    x = np.zeros((4096, 64))
+    if layout == "F":
+        x = np.asfortranarray(x)
+    else:
+        x = np.frombuffer(bytearray(x.nbytes + 1), np.uint8)[1:].view(np.float64).reshape(x.shape)
+        assert not x.flags.aligned
+    batches = fo.minibatches(x, 16)
+    batches.next_batch()
+    tracemalloc.start()
+    batches.next_batch()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < x.nbytes / 16
+
+
 @pytest.mark.parametrize("bits", ["PCG64", "MT19937", "Philox", "SFC64", "PCG64DXSM"])
 def test_position_is_restored_exactly(bits):
     def fresh(seed):
@@ -206,6 +223,7 @@ def bad_positions():
         {"rng": rng | {"state": {"state": 2**128, "inc": 1}}},
         {"rng": rng | {"has_uint32": 2**40}},
         {"rng": rng | {"uinteger": "x"}},
+        {"rng": rng | {"state": {"state": 5.5, "inc": 1}}},
         {"more": 1},
     )
 

@@ -60,7 +60,7 @@ def states(optimizer):
 # --- the loop ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", [1, 3, 4])
 @pytest.mark.parametrize("max_norm", [None, 0.05])
 def test_equals_a_hand_written_loop(accumulate, max_norm):
     params, data, f = problem()
@@ -450,6 +450,36 @@ def test_a_finished_run_resumes_to_itself_and_can_be_prolonged(tmp_path):
     assert run(tmp_path, "b", epochs=4, resume=True) == run(tmp_path, "a", epochs=4)
 
 
+def test_patience_is_resumed(tmp_path):
+    def run_until(steps, **options):
+        w = np.ones(2)
+        f = lambda p, batch: (1.0, np.ones(2))  # noqa: E731
+        return fo.fit(
+            f, w, None, "sgd", steps=steps, validation=lambda p: 1.0, validate_every=1, early_stopping=6, **options
+        )
+
+    assert run_until(50).steps == 7
+    run_until(4, checkpoint=tmp_path / "a.ckpt")
+    assert run_until(50, resume=tmp_path / "a.ckpt").steps == 7
+    run_until(50, checkpoint=tmp_path / "a.ckpt")
+    again = run_until(50, resume=tmp_path / "a.ckpt")
+    assert (again.steps, again.reason) == (7, "early stopping")
+
+
+def test_a_resumed_run_does_not_repeat_its_warnings(tmp_path):
+    def run_until(steps, **options):
+        return fo.fit(lambda p, batch: (1.0 + 1e-9 * p[0], np.ones(2)), np.ones(2), None, "sgd", steps=steps, **options)
+
+    with pytest.warns(TrainingWarning, match="too slow"):
+        run_until(310, checkpoint=tmp_path / "a.ckpt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_until(1250, resume=tmp_path / "a.ckpt")
+    with pytest.warns(TrainingWarning, match="after 300 steps"):
+        run_until(299, checkpoint=tmp_path / "a.ckpt")
+        run_until(310, resume=tmp_path / "a.ckpt")
+
+
 def test_resume_takes_the_previous_checkpoint_if_the_last_is_damaged(tmp_path):
     whole = run(tmp_path, "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -492,6 +522,19 @@ def test_resume_refuses_other_data_models_and_optimizers(tmp_path):
         fo.fit(f, other, data, "adam", lr=0.5, steps=9, batch_size=16, resume=path)
 
 
+def test_a_log_is_cut_where_training_goes_on(tmp_path):
+    params, data, f = problem()
+    options = {"batch_size": 16, "checkpoint": tmp_path / "a.ckpt", "checkpoint_every": 6, "log": tmp_path / "a.jsonl"}
+    fo.fit(f, params, data, "adam", steps=10, **options)
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 1 + 10
+    fo.fit(f, params, data, "adam", steps=8, resume=tmp_path / "a.ckpt.previous", **options)
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines[1:]] == list(range(8))
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.warns(TrainingWarning, match="too short to be continued"):
+        fo.fit(f, params, data, "adam", steps=9, resume=True, **options)
+
+
 def test_frozen_arrays_are_part_of_the_state(tmp_path):
     def f(params, batch):
         params["mean"] += 0.1 * (batch.mean() - params["mean"])  # as normalisation layers do
@@ -519,7 +562,8 @@ def test_the_best_checkpoint_is_kept(tmp_path):
         after.append(bits(*leaves(p)))
         return next(curve)
 
-    fo.fit(f, params, data, "adam", epochs=4, validation=validate, checkpoint=tmp_path / "run.ckpt")
+    options = {"validation": validate, "checkpoint": tmp_path / "run.ckpt", "callbacks": [lambda loop: None]}
+    fo.fit(f, params, data, "adam", epochs=4, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.best.ckpt", "run.ckpt", "run.ckpt.previous"]
     best, _, _ = problem()
     fo.Adam(best).load(tmp_path / "run.best.ckpt")

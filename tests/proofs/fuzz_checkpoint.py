@@ -4,9 +4,10 @@
 
 Mutations: bytes flipped, cut, inserted, repeated and moved, lengths changed, and values inside the header and inside
 the saved tree replaced by hostile ones. Half of the files get a valid checksum afterwards, so that what lies behind the
-checksum is tried too. Files are loaded by ``optimizer.load`` and by ``fit(resume=...)``. Without a new checksum, every
-altered file must be refused. With one, a file may load (an altered weight is still a weight); then the optimizer must
-be able to step. Where loading fails, parameters, states and the position in the data must be as they were.
+checksum is tried too. Files are loaded by ``optimizer.load`` and by ``fit(resume=...)``; some are slices, or name the
+slices, of a checkpoint that several processes wrote. Without a new checksum, every altered file must be refused. With
+one, a file may load (an altered weight is still a weight); then the optimizer must be able to step. Where loading fails,
+parameters, states and the position in the data must be as they were.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 import fastoptim as fo
+from fastoptim import checkpoint
 from fastoptim.checkpoint import _DIGITS, _PREFIX, CheckpointError
 
 ADDRESS_SPACE = 1 << 30  # bytes that a load may take beyond what the process has: more is a MemoryError, thus a failure
@@ -141,10 +143,19 @@ def make(kind):
             )
 
     def load(path):
-        if kind == "optimizer":
-            optimizer.load(path)
-        else:
+        if kind == "training":
             train(path, resume=True)
+        elif kind == "slice":  # the whole is intact, one of its slices is not
+            whole = path.parent / "slices.ckpt"
+            second = next(whole.parent.glob("slices.ckpt.*.1"))
+            intact = second.read_bytes()
+            second.write_bytes(path.read_bytes())
+            try:
+                optimizer.load(whole)
+            finally:
+                second.write_bytes(intact)
+        else:
+            optimizer.load(path)
 
     def step():
         with np.errstate(all="ignore"):
@@ -153,9 +164,35 @@ def make(kind):
     return snapshot, load, step, train, optimizer
 
 
+def save_slices(optimizer, path):
+    """What two processes write that share the optimizer: a slice each, and the file that names them."""
+    token, slices = "0123456789abcdef", []
+    tree = checkpoint.optimizer_tree(optimizer)
+    for rank, spans in enumerate(([("w", 0, 5)], [("w", 5, 12), ("b", 0, 1)])):
+        parts = []
+        for name, start, stop in spans:
+            contents = {"parameter": tree["params"][name].reshape(-1)[start:stop]}
+            entry = dict(tree["optimizer"]["state"][name])
+            step = entry.pop("step")
+            contents |= {slot: x.reshape(-1)[start:stop] for slot, x in entry.items()}
+            parts.append([name, start, stop, step, contents])
+        file = checkpoint.slice_path(str(path), token, rank)
+        checkpoint.write(file, {"token": token, "parts": parts}, kind="slice")
+        slices.append({"file": Path(file).name, "parts": [list(span) for span in spans]})
+    params = {name: {"shape": list(x.shape), "dtype": x.dtype.name} for name, x in tree["params"].items()}
+    whole = {"token": token, "params": params, "optimizer": tree["optimizer"] | {"state": {}}, "slices": slices}
+    checkpoint.write(path, whole, kind="slices")
+
+
 def originals(folder):
     """One file of each kind, and the bytes of it."""
     files = {}
+    _, _, step, _, optimizer = make("optimizer")
+    step()
+    save_slices(optimizer, folder / "slices.ckpt")
+    files["slices"] = (folder / "slices.ckpt").read_bytes()
+    second = next(folder.glob("slices.ckpt.*.1"))
+    files["slice"] = second.read_bytes()
     for kind in ("optimizer", "training"):
         _, _, step, train, optimizer = make(kind)
         path = folder / f"{kind}.ckpt"
@@ -287,7 +324,8 @@ def main() -> int:
         files = originals(Path(name))
         targets = {kind: make(kind) for kind in files}
         for kind, (snapshot, load, step, *_) in targets.items():
-            load(Path(name) / f"{kind}.ckpt")  # everything that is loaded once has been allocated
+            (Path(name) / "whole.ckpt").write_bytes(files[kind])
+            load(Path(name) / "whole.ckpt")  # everything that is loaded once has been allocated
             step()
             snapshot()
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
