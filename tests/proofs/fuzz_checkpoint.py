@@ -6,8 +6,8 @@ Mutations: bytes flipped, cut, inserted, repeated and moved, lengths changed, an
 the saved tree replaced by hostile ones. Half of the files get a valid checksum afterwards, so that what lies behind the
 checksum is tried too. Files are loaded by ``optimizer.load`` and by ``fit(resume=...)``; some are slices, or name the
 slices, of a checkpoint that several processes wrote. Without a new checksum, every altered file must be refused. With
-one, a file may load (an altered weight is still a weight); then the optimizer must be able to step. Where loading fails,
-parameters, states and the position in the data must be as they were.
+one, a file may load (an altered weight is still a weight); then the optimizer must be able to step. Where loading
+fails, parameters, states and the position in the data must be as they were.
 """
 
 from __future__ import annotations
