@@ -122,7 +122,7 @@ _FIND = """\
 def find(table, begin, count, item):
     low, high = np.int64(0), count - 1
     while low < high:
-        middle = (low + high) // 2
+        middle = (low + high) >> 1
         if table[begin + middle] > item:
             high = middle
         else:
@@ -130,11 +130,13 @@ def find(table, begin, count, item):
     return low
 """
 
+# `range` with a step would cost a division of 64-bit integers: hence the loops with `while`.
 _UPDATE = """\
 def {name}(table, begin, count, pieces, piece, k):
 {scalars}
     thread, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
-    for number in range(np.int64(cuda.blockIdx.x), pieces, np.int64(cuda.gridDim.x)):
+    number = np.int64(cuda.blockIdx.x)
+    while number < pieces:
         which = find(table, begin, count, number)
         before = table[begin + which - 1] if which > 0 else np.int64(0)
         start = (number - before) * piece
@@ -142,14 +144,19 @@ def {name}(table, begin, count, pieces, piece, k):
         row = begin + 2 * count + which * {streams}
 {addresses}
         if ({every}) % {vector_bytes} == 0:
-            full = start + (stop - start) // {width} * {width}
-            for i in range(start + thread * {width}, full, threads * {width}):
+            full = start + ((stop - start) & -{width})
+            i = start + thread * {width}
+            while i < full:
 {vector}
+                i += threads * {width}
             start = full
-        for i in range(start + thread, stop, threads):
+        i = start + thread
+        while i < stop:
 {loads}
             {targets} = {name}_element({values})
 {stores}
+            i += threads
+        number += np.int64(cuda.gridDim.x)
 """
 
 _SUM = """\
@@ -157,9 +164,10 @@ def sum_squares_{n}(table, begin, count, blocks, s, ks, sums, stride):
     {factors}, = ks
     shared = cuda.shared.array({threads}, np.float64)
     thread = np.int64(cuda.threadIdx.x)
-    lane, group = thread % {lanes}, thread // {lanes}
-    groups = np.int64(cuda.blockDim.x) // {lanes}
-    for first in range(np.int64(cuda.blockIdx.x) * groups, blocks, np.int64(cuda.gridDim.x) * groups):
+    lane, group = thread & {last_lane}, thread >> {lane_bits}
+    groups = np.int64(cuda.blockDim.x) >> {lane_bits}
+    first = np.int64(cuda.blockIdx.x) * groups
+    while first < blocks:
         {totals} = {zeros}
         number = first + group
         target = np.int64(-1)
@@ -171,14 +179,18 @@ def sum_squares_{n}(table, begin, count, blocks, s, ks, sums, stride):
             target = table[row + 1] + number - before
             start = (number - before) * {block}
             stop = min(start + {block}, table[begin + count + which])
-            tiles = start + (stop - start) // {tile} * {tile}
-            for i in range(start + lane, tiles, {tile}):
+            tiles = start + ((stop - start) & -{tile})
+            i = start + lane
+            while i < tiles:
 {tile_loads}
 {tile_sums}
-            for i in range(tiles + lane, stop, {lanes}):
+                i += {tile}
+            while i < stop:
                 x0 = np.float64(scale(load(address, i), s))
 {row_sums}
+                i += {lanes}
 {combine}
+        first += np.int64(cuda.gridDim.x) * groups
 """
 
 _COMBINE = """\
@@ -186,7 +198,7 @@ _COMBINE = """\
         cuda.syncthreads()
         width = 1
         while width < {lanes}:
-            if lane % (2 * width) == 0:
+            if lane & (2 * width - 1) == 0:
                 shared[thread] = dadd(shared[thread], shared[thread + width])
             cuda.syncthreads()
             width *= 2
@@ -201,8 +213,10 @@ def tree(values, count, stride, out, out_stride):
     thread, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
     row, first = np.int64(cuda.blockIdx.y), np.int64(cuda.blockIdx.x) * 2 * threads
     left = min(count - first, 2 * threads)
-    for i in range(thread, left, threads):
+    i = thread
+    while i < left:
         shared[i] = values[row * stride + first + i]
+        i += threads
     cuda.syncthreads()
     while left > 1:
         total = 0.0
@@ -214,7 +228,7 @@ def tree(values, count, stride, out, out_stride):
         if 2 * thread < left:
             shared[thread] = total
         cuda.syncthreads()
-        left = (left + 1) // 2
+        left = (left + 1) >> 1
     if thread == 0:
         out[row * out_stride + np.int64(cuda.blockIdx.x)] = shared[0]
 """
@@ -283,6 +297,8 @@ def _sum_squares(n: int, threads: int) -> str:
         n=n,
         threads=threads,
         lanes=NORM_LANES,
+        last_lane=NORM_LANES - 1,
+        lane_bits=NORM_LANES.bit_length() - 1,
         block=NORM_BLOCK,
         tile=ROWS * NORM_LANES,
         factors=", ".join(f"k{j}" for j in range(n)),
