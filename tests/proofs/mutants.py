@@ -1,9 +1,9 @@
 """Planted bugs must be caught: python -m tests.proofs.mutants [--only WORD]
 
 Each mutant changes a few characters of the C code, of the law or of what drives it, in a copy of the tree in a
-temporary folder; the copy is built and the tests named beside it are run there. A mutant is killed if one of them fails.
-The script exits with 1 if fewer than 95 % are killed, if the unchanged copy fails, or if a mutant cannot be made (its
-text is gone, or it does not compile).
+temporary folder; the copy is built and the tests named beside it are run there. A mutant is killed if one of them
+fails. The script exits with 1 if fewer than 95 % are killed, if the unchanged copy fails, or if a mutant cannot be made
+(its text is gone, or it does not compile).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 COPIED = ("csrc", "fastoptim", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 TARGET = 0.95
+PREFIX: list[str] = []
 SECONDS = 600  # a mutant that takes longer hangs: killed
 
 GOLDEN, BITS, ORACLE, RANDOM, THREADS, REFUSALS, OBJECTS, DISPATCH = (
@@ -306,7 +308,7 @@ def run(command: list[str], folder: Path) -> tuple[int, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("FASTOPTIM_", "PYTEST_"))}
     environment = kept | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.Popen(
-        command,
+        [*PREFIX, *command],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -363,14 +365,23 @@ def tests_fail(folder: Path, tests: tuple[str, ...]) -> str | None:
     raise RuntimeError(f"the tests could not be run ({status}):\n{output[-2000:]}")
 
 
-def applies(mutant: Mutant) -> bool:
-    return (ROOT / mutant.file).read_text().count(mutant.old) > mutant.which
+def applies(tree: Path, mutant: Mutant) -> bool:
+    return (tree / mutant.file).read_text().count(mutant.old) > mutant.which
 
 
 def mutate(path: Path, mutant: Mutant) -> None:
     parts = path.read_text().split(mutant.old)
     at = mutant.which + 1
     path.write_text(mutant.old.join(parts[:at]) + mutant.new + mutant.old.join(parts[at:]))
+
+
+def outcome(base: Path, mutant: Mutant) -> str | None:
+    if not applies(base, mutant):
+        return "NOT MADE: its text is gone"
+    try:
+        return try_mutant(base, mutant)
+    except RuntimeError as error:
+        return f"NOT MADE: {error}"
 
 
 def try_mutant(base: Path, mutant: Mutant) -> str | None:
@@ -386,38 +397,39 @@ def try_mutant(base: Path, mutant: Mutant) -> str | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", help="mutants whose name or file holds this")
+    parser.add_argument("--jobs", type=int, default=1, help="how many are tried at once")
+    parser.add_argument("--prefix", default="", help="what tests and compilers are started with, for example 'nice'")
     options = parser.parse_args()
+    PREFIX.extend(options.prefix.split())
     chosen = [m for m in MUTANTS if options.only in m.name or options.only in m.file]
-    begin, survivors, stale = time.perf_counter(), [], [m for m in chosen if not applies(m)]
-    with tempfile.TemporaryDirectory(prefix="mutants") as name:
+    begin, survivors, not_made = time.perf_counter(), [], []
+    with tempfile.TemporaryDirectory(prefix="mutants") as name, ThreadPoolExecutor(options.jobs) as pool:
         base = copy_tree(Path(name) / "base")
         base.with_name("objects").mkdir()
         build(base, base.with_name("objects"))
         where = run([sys.executable, "-c", "import fastoptim; print(fastoptim.__file__)"], base)[1].strip()
         if not where.startswith(str(base)):
             raise RuntimeError("the copy's tests would import another fastoptim")
-        if not options.only:
-            every = tuple(dict.fromkeys(test.partition("::")[0] for mutant in chosen for test in mutant.tests))
-            noticed = tests_fail(base, every)
-            if noticed:
-                print(f"the unchanged copy fails: {noticed}")
-                return 1
-            print(f"the unchanged copy passes {len(every)} files of tests", flush=True)
-        for number, mutant in enumerate(chosen, 1):
-            try:
-                noticed = "NOT MADE: its text is gone" if mutant in stale else try_mutant(base, mutant)
-            except RuntimeError as error:
-                stale.append(mutant)
-                noticed = f"NOT MADE: {error}"
+        every = list(dict.fromkeys(test.partition("::")[0] for mutant in chosen for test in mutant.tests))
+        failed = [found for found in pool.map(lambda test: tests_fail(base, (test,)), every) if found]
+        if failed:
+            print(f"the unchanged copy fails: {failed}")
+            return 1
+        print(f"the unchanged copy passes {len(every)} files of tests", flush=True)
+        for number, (mutant, noticed) in enumerate(
+            zip(chosen, pool.map(lambda m: outcome(base, m), chosen), strict=True), 1
+        ):
             if noticed is None:
                 survivors.append(mutant)
+            elif noticed.startswith("NOT MADE"):
+                not_made.append(mutant)
             print(f"{number:3} {mutant.name:48} {mutant.file:24} {noticed or 'SURVIVED'}", flush=True)
-    killed = len(chosen) - len(survivors) - len(stale)
+    killed = len(chosen) - len(survivors) - len(not_made)
     print("\nEquivalent changes, not counted:")
     for change, reason in EQUIVALENT:
         print(f"    {change}: {reason}")
-    print(f"\n{killed} of {len(chosen)} mutants killed, {len(stale)} not made, {time.perf_counter() - begin:.0f} s")
-    return 0 if chosen and not stale and killed >= TARGET * len(chosen) else 1
+    print(f"\n{killed} of {len(chosen)} mutants killed, {len(not_made)} not made, {time.perf_counter() - begin:.0f} s")
+    return 0 if chosen and not not_made and killed >= TARGET * len(chosen) else 1
 
 
 if __name__ == "__main__":
