@@ -130,13 +130,16 @@ def update_array(
     decay_coefficient: float = 0.0,
     maximize: bool = False,
 ) -> None:
-    """One step of one array, in place, for functions that keep nothing between calls; `g` is cast to the dtype of `p`."""
+    """One step of one array, in place, for functions that keep nothing between calls; `g` is cast if need be."""
     if not isinstance(p, np.ndarray):
         raise TypeError(f"expected a NumPy array to update, got {type(p).__name__}")
-    if getattr(g, "dtype", None) != p.dtype:
-        g = np.asarray(g, p.dtype)
     update = _update_for(threading.get_ident(), p.shape, p.dtype, (rule, decay, decay_coefficient, maximize))
-    update((p,), (g,), states, coefficients, scale)
+    update((p,), (as_dtype_of(p, g),), states, coefficients, scale)
+
+
+def as_dtype_of(p: Any, g: Any) -> Any:
+    """`g` as an array of the dtype of `p`."""
+    return g if isinstance(g, np.ndarray) and g.dtype == p.dtype else np.asarray(g, p.dtype)
 
 
 def plain_floats(*arrays: Any) -> bool:

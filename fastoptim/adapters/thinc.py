@@ -58,6 +58,7 @@ class Optimizer(optimizers.Optimizer):
             if norm >= limit:
                 scale = float(limit / norm)
         if b1 > 0.0:
+            moments: Any
             for moments in (self.mom1, self.mom2):
                 if key not in moments:
                     moments[key] = np.zeros(w.size, np.float32)
@@ -70,11 +71,12 @@ class Optimizer(optimizers.Optimizer):
         g.fill(0.0)
         if decay and self.L2_is_weight_decay:  # w - c * (0 + 1 * w)
             update_array("sgd", w, g, (), (rate * decay,), decay="coupled", decay_coefficient=1.0)
-        if self.averages is not None:
-            if key not in self.averages:
-                self.averages[key] = np.zeros(weights.shape, np.float32)
+        averages: Any = self.averages
+        if averages is not None:
+            if key not in averages:
+                averages[key] = np.zeros(weights.shape, np.float32)
             forget = 1 - min((1.0 + t) / (10.0 + t), 0.9999)  # a - forget * (-w + 1 * a)
-            average = self.averages[key].reshape(-1)
+            average = averages[key].reshape(-1)
             update_array("sgd", average, w, (), (forget,), decay="coupled", decay_coefficient=1.0, maximize=True)
         return weights, gradient
 

@@ -1,0 +1,85 @@
+"""Optimizers with ``update(params, grads)`` over dicts, as in "Deep Learning from Scratch" (common/optimizer.py).
+
+    from fastoptim.adapters.dicts import SGD, Adam, Momentum, Nesterov
+
+Convention: the book's. Momentum keeps the rate inside the velocity, ``v <- mu v - lr g; p <- p + v``; Nesterov's
+form is ``p <- p + mu v - lr g`` with the new v; Adam adds 1e-7 to the root of the uncorrected mean ("eps-hat"). Arrays
+change in place; an entry of `params` that is a Python number is rebound to a new one. States are made at the first
+update, under the names of the parameters (`v`; `m` and `v`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from .. import rules
+from ._collection import Collection
+
+__all__ = ["SGD", "Adam", "Momentum", "Nesterov"]
+
+
+def _step(collection: Collection, params: MutableMapping, grads: Mapping, coefficients: tuple[float, ...]) -> None:
+    keys = list(params)
+    missing = [key for key in keys if key not in grads]
+    if missing:
+        raise KeyError(f"no gradients for {missing}")
+    before = [params[key] for key in keys]
+    after = collection.step(keys, before, [grads[key] for key in keys], coefficients)
+    for key, old, new in zip(keys, before, after, strict=True):
+        if new is not old:
+            params[key] = new
+
+
+class SGD:
+    """``p <- p - lr * g``."""
+
+    def __init__(self, lr: float = 0.01):
+        self.lr = lr
+        self._collection = Collection("sgd", ())
+
+    def update(self, params: MutableMapping, grads: Mapping) -> None:
+        """Update every entry of `params` by that of `grads`."""
+        _step(self._collection, params, grads, (self.lr,))
+
+
+class Momentum:
+    """``v <- momentum * v - lr * g; p <- p + v``."""
+
+    _rule = "momentum"
+
+    def __init__(self, lr: float = 0.01, momentum: float = 0.9):
+        self.lr, self.momentum = lr, momentum
+        self.v: dict[Any, Any] = {}
+        self._collection = Collection(self._rule, (self.v,), maximize=True)
+
+    def update(self, params: MutableMapping, grads: Mapping) -> None:
+        """Update every entry of `params` by that of `grads`."""
+        _step(self._collection, params, grads, (self.momentum, self.lr, -1.0))
+
+
+class Nesterov(Momentum):
+    """``v <- momentum * v - lr * g; p <- p + momentum * v - lr * g``."""
+
+    _rule = "nesterov"
+
+    def update(self, params: MutableMapping, grads: Mapping) -> None:
+        """Update every entry of `params` by that of `grads`."""
+        _step(self._collection, params, grads, (self.momentum, self.lr, -1.0, self.momentum, self.lr))
+
+
+class Adam:
+    """Adam with eps = 1e-7 in the "eps-hat" form."""
+
+    def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999):
+        self.lr, self.beta1, self.beta2 = lr, beta1, beta2
+        self.iter = 0
+        self.m: dict[Any, Any] = {}
+        self.v: dict[Any, Any] = {}
+        self._collection = Collection("adam", (self.m, self.v))
+
+    def update(self, params: MutableMapping, grads: Mapping) -> None:
+        """Update every entry of `params` by that of `grads`."""
+        coefficients = rules.adam_coefficients(self.iter + 1, self.lr, self.beta1, self.beta2, 1e-7, "hat")
+        _step(self._collection, params, grads, coefficients)
+        self.iter += 1

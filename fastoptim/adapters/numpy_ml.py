@@ -1,0 +1,98 @@
+"""Optimizers in the style of numpy-ml: called ``optimizer(param, param_grad, param_name)``, they return the new array.
+
+    from fastoptim.adapters.numpy_ml import SGD, Adam
+
+Convention: numpy-ml's ``neural_nets.optimizers``. States lie in `cache` under the parameter's name; momentum keeps the
+rate inside the velocity, ``v <- mu v + lr g; p <- p - v``; Adam is the textbook's, with bias corrections; a gradient
+whose norm exceeds `clip_norm` is scaled to it. `param` is left as it was. `lr_scheduler` is None or a function
+``(cur_step, cur_loss) -> lr``; `step` counts the steps for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import rules
+from ._update import update_array
+
+__all__ = ["SGD", "Adam"]
+
+
+class _Optimizer:
+    def __init__(self, lr: float, clip_norm: float | None, lr_scheduler: Callable[..., float] | None):
+        self.lr, self.clip_norm, self.lr_scheduler = lr, clip_norm, lr_scheduler
+        self.cache: dict[str, dict[str, Any]] = {}
+        self.cur_step = 0
+
+    def step(self) -> None:
+        """Count a step, for the learning rate's schedule."""
+        self.cur_step += 1
+
+    def _rate(self, cur_loss: Any) -> float:
+        return self.lr if self.lr_scheduler is None else self.lr_scheduler(self.cur_step, cur_loss)
+
+    def _scale(self, grad: Any) -> float:
+        if self.clip_norm is None:
+            return 1.0
+        norm = float(np.linalg.norm(grad))
+        return self.clip_norm / norm if norm > self.clip_norm else 1.0
+
+
+class SGD(_Optimizer):
+    """``v <- momentum * v + lr * g; p <- p - v``."""
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        momentum: float = 0.0,
+        clip_norm: float | None = None,
+        lr_scheduler: Callable[..., float] | None = None,
+    ):
+        super().__init__(lr, clip_norm, lr_scheduler)
+        self.momentum = momentum
+
+    def __call__(self, param: Any, param_grad: Any, param_name: str, cur_loss: Any = None) -> Any:
+        """The updated copy of `param`."""
+        new = np.array(param)
+        if param_name not in self.cache:
+            self.cache[param_name] = {"velocity": np.zeros_like(new)}
+        coefficients = (self.momentum, self._rate(cur_loss), 1.0)
+        states = (self.cache[param_name]["velocity"],)
+        update_array("momentum", new, param_grad, states, coefficients, scale=self._scale(param_grad))
+        return new
+
+    update = __call__
+
+
+class Adam(_Optimizer):
+    """Adam; equations under `fastoptim.Adam`."""
+
+    def __init__(
+        self,
+        lr: float = 0.001,
+        decay1: float = 0.9,
+        decay2: float = 0.999,
+        eps: float = 1e-7,
+        clip_norm: float | None = None,
+        lr_scheduler: Callable[..., float] | None = None,
+    ):
+        super().__init__(lr, clip_norm, lr_scheduler)
+        self.decay1, self.decay2, self.eps = decay1, decay2, eps
+
+    def __call__(self, param: Any, param_grad: Any, param_name: str, cur_loss: Any = None) -> Any:
+        """The updated copy of `param`."""
+        new = np.array(param)
+        if param_name not in self.cache:
+            self.cache[param_name] = {"t": 0, "mean": np.zeros_like(new), "var": np.zeros_like(new)}
+        entry = self.cache[param_name]
+        t = entry["t"] + 1
+        coefficients = rules.adam_coefficients(t, self._rate(cur_loss), self.decay1, self.decay2, self.eps)
+        states = (entry["mean"], entry["var"])
+        update_array("adam", new, param_grad, states, coefficients, scale=self._scale(param_grad))
+        entry["t"] = t
+        return new
+
+    update = __call__

@@ -1,0 +1,133 @@
+"""Optimizers for parameters that are objects with ``.data`` and ``.grad``: DeZero and many small frameworks.
+
+    from fastoptim.adapters.objects import SGD, Adam, MomentumSGD
+    optimizer = Adam().setup(model)
+    loss.backward()
+    optimizer.update()            # or step()
+
+Convention: DeZero's. `setup` takes a model with ``params()`` or ``parameters()``, or any iterable of parameters; a
+gradient may be an array or an object with ``.data``, and a parameter whose ``.grad`` is None is left out. Momentum
+keeps the rate inside the velocity; Adam adds eps to the root of the uncorrected mean ("eps-hat") and counts its updates
+once for all parameters. ``.data`` changes in place; where it is a Python number it is replaced. Functions given to
+`add_hook` are called before each update with the list of parameters that have gradients (weight decay, clipping).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import numpy as np
+
+from .. import rules
+from ._collection import Collection
+
+__all__ = ["SGD", "Adam", "MomentumSGD"]
+
+
+def _values(grad: Any) -> Any:
+    """The array (or number) behind a gradient; arrays have a ``.data`` of their own, which is not meant."""
+    return grad if isinstance(grad, (np.ndarray, np.generic)) else getattr(grad, "data", grad)
+
+
+class _Optimizer:
+    def __init__(self) -> None:
+        self.target: Any = None
+        self.hooks: list[Callable[[list[Any]], Any]] = []
+        self._collection: Collection
+        self._known: dict[int, Any] = {}  # keeps the parameters alive whose identities are keys
+
+    def __getstate__(self) -> Any:
+        raise TypeError("this optimizer cannot be copied or pickled: its states belong to the very objects it updates")
+
+    def setup(self, target: Any) -> Any:
+        """Choose what is updated; returns the optimizer."""
+        self.target = target if hasattr(target, "params") or hasattr(target, "parameters") else list(target)
+        return self
+
+    def add_hook(self, hook: Callable[[list[Any]], Any]) -> None:
+        """Call ``hook(params)`` before each update."""
+        self.hooks.append(hook)
+
+    def _params(self) -> Iterable[Any]:
+        if self.target is None:
+            raise RuntimeError("call setup(model) first")
+        for name in ("params", "parameters"):
+            if hasattr(self.target, name):
+                return getattr(self.target, name)()
+        return self.target
+
+    def update(self) -> None:
+        """Update every parameter that has a gradient."""
+        params = [p for p in self._params() if p.grad is not None]
+        for hook in self.hooks:
+            hook(params)
+        if not params:
+            return
+        self._known.update((id(p), p) for p in params)
+        grads = [_values(p.grad) for p in params]
+        before = [p.data for p in params]
+        after = self._collection.step([id(p) for p in params], before, grads, self._coefficients())
+        for p, old, new in zip(params, before, after, strict=True):
+            if new is not old:
+                p.data = new
+
+    step = update
+
+    def zero_grad(self) -> None:
+        """Fill the gradients of all parameters with zeros (numbers are set to 0.0); None stays None."""
+        for p in self._params():
+            grad = _values(p.grad)
+            if isinstance(grad, np.ndarray):
+                grad[...] = 0
+            elif p.grad is not None:
+                p.grad = 0.0
+
+    def _coefficients(self) -> tuple[float, ...]:
+        raise TypeError("use SGD, MomentumSGD or Adam")
+
+
+class SGD(_Optimizer):
+    """``p <- p - lr * g``."""
+
+    def __init__(self, lr: float = 0.01):
+        super().__init__()
+        self.lr = lr
+        self._collection = Collection("sgd", ())
+
+    def _coefficients(self) -> tuple[float, ...]:
+        return (self.lr,)
+
+
+class MomentumSGD(_Optimizer):
+    """``v <- momentum * v - lr * g; p <- p + v``."""
+
+    def __init__(self, lr: float = 0.01, momentum: float = 0.9):
+        super().__init__()
+        self.lr, self.momentum = lr, momentum
+        self.vs: dict[Hashable, Any] = {}
+        self._collection = Collection("momentum", (self.vs,), maximize=True)
+
+    def _coefficients(self) -> tuple[float, ...]:
+        return (self.momentum, self.lr, -1.0)
+
+
+class Adam(_Optimizer):
+    """Adam in the "eps-hat" form."""
+
+    def __init__(self, alpha: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8):
+        super().__init__()
+        self.t, self.alpha, self.beta1, self.beta2, self.eps = 0, alpha, beta1, beta2, eps
+        self.ms: dict[Hashable, Any] = {}
+        self.vs: dict[Hashable, Any] = {}
+        self._collection = Collection("adam", (self.ms, self.vs))
+
+    def update(self) -> None:
+        """Update every parameter that has a gradient."""
+        super().update()
+        self.t += 1
+
+    step = update
+
+    def _coefficients(self) -> tuple[float, ...]:
+        return rules.adam_coefficients(self.t + 1, self.alpha, self.beta1, self.beta2, self.eps, "hat")

@@ -1,0 +1,74 @@
+"""One fused update of one array, for code that keeps its own states and step counts.
+
+    from fastoptim.adapters.per_array import update
+    update(p, g, m, v, t=t, lr=1e-3)          # Adam
+    update(p, g, v, lr=1e-2, momentum=0.9)    # momentum
+    update(p, g, lr=1e-2)                     # gradient descent
+
+Convention: fastoptim's (torch's), as in `fastoptim.functional`, which checks its hyper-parameters, takes more of them,
+and costs some ten microseconds more a call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import rules
+from ._update import update_array
+
+__all__ = ["update"]
+
+
+def update(
+    p: Any,
+    g: Any,
+    *states: Any,
+    lr: float = 1e-3,
+    momentum: float = 0.9,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    t: int | None = None,
+    eps_mode: str = "torch",
+    momentum_mode: str = "torch",
+) -> Any:
+    """Update `p` and its states in place; returns `p`.
+
+    Parameters
+    ----------
+    p, g : array
+        Parameter and gradient of one shape, float32 or float64; `g` is cast to the dtype of `p`.
+    *states : array
+        None for gradient descent, the velocity for momentum, both running means for Adam; start at zeros.
+    lr, momentum, betas, eps
+        As for `fastoptim.SGD` and `fastoptim.Adam`.
+    t : int
+        Number of this step, from 1; Adam needs it.
+    eps_mode, momentum_mode : str
+        Convention, as for the classes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays that do not go together, or no `t` for Adam; nothing was changed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastoptim.adapters.per_array import update
+    >>> p, m, v = np.array([1.0]), np.zeros(1), np.zeros(1)
+    >>> update(p, np.array([2.0]), m, v, t=1, lr=0.1).round(6)
+    array([0.9])
+    """
+    if not states:
+        update_array("sgd", p, g, (), (lr,))
+    elif len(states) == 1:
+        coefficients = rules.momentum_coefficients(lr=lr, momentum=momentum, mode=momentum_mode)
+        update_array("momentum", p, g, states, coefficients)
+    elif len(states) == 2:
+        if t is None or t < 1:
+            raise ValueError(f"Adam needs the number of the step, t >= 1, got {t!r}")
+        coefficients = rules.adam_coefficients(t, lr, *betas, eps, eps_mode)
+        update_array("adam", p, g, states, coefficients)
+    else:
+        raise TypeError(f"expected no state, one (momentum) or two (Adam), got {len(states)}")
+    return p

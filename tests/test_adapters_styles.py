@@ -1,0 +1,327 @@
+"""Adapters for course, book and micro-framework styles, against those styles' own formulas in plain NumPy."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import pickle
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fastoptim.adapters import cs231n, dicts, numpy_ml, objects, per_array
+from fastoptim.adapters._update import Update, update_array
+
+RNG = np.random.default_rng(0)
+P0 = {"W": RNG.normal(size=(13, 7)), "b": RNG.normal(size=7)}
+GRADS = [{k: RNG.normal(size=p.shape) for k, p in P0.items()} for _ in range(5)]
+CLOSE = {"rtol": 1e-13, "atol": 1e-15}
+
+
+# --- CS231n: values published with assignment 2, "Fully-connected neural nets" (FullyConnectedNets.ipynb) ----------
+
+MOMENTUM_W = """
+ 0.1406      0.20738947  0.27417895  0.34096842  0.40775789  0.47454737  0.54133684  0.60812632  0.67491579  0.74170526
+ 0.80849474  0.87528421  0.94207368  1.00886316  1.07565263  1.14244211  1.20923158  1.27602105  1.34281053  1.4096"""
+VELOCITY = """
+ 0.5406      0.55475789  0.56891579  0.58307368  0.59723158  0.61138947  0.62554737  0.63970526  0.65386316  0.66802105
+ 0.68217895  0.69633684  0.71049474  0.72465263  0.73881053  0.75296842  0.76712632  0.78128421  0.79544211  0.8096"""
+ADAM_W = """
+-0.40094747 -0.34836187 -0.29577703 -0.24319299 -0.19060977 -0.1380274  -0.08544591 -0.03286534  0.01971428  0.0722929
+ 0.1248705   0.17744702  0.23002243  0.28259667  0.33516969  0.38774145  0.44031188  0.49288093  0.54544852
+ 0.59801459"""
+ADAM_V = """
+ 0.69966     0.68908382  0.67851319  0.66794809  0.65738853  0.64683452  0.63628604  0.6257431   0.61520571  0.60467385
+ 0.59414753  0.58362676  0.57311152  0.56260183  0.55209767  0.54159906  0.53110598  0.52061845  0.51013645  0.49966"""
+ADAM_M = """
+ 0.48        0.49947368  0.51894737  0.53842105  0.55789474  0.57736842  0.59684211  0.61631579  0.63578947  0.65526316
+ 0.67473684  0.69421053  0.71368421  0.73315789  0.75263158  0.77210526  0.79157895  0.81105263  0.83052632  0.85"""
+
+
+def published(text):
+    return np.array(text.split(), float).reshape(4, 5)
+
+
+def ramp(low, high):
+    return np.linspace(low, high, 20).reshape(4, 5)
+
+
+def test_cs231n_published_momentum():
+    config = {"learning_rate": 1e-3, "velocity": ramp(0.6, 0.9)}
+    w, returned = cs231n.sgd_momentum(ramp(-0.4, 0.6), ramp(-0.6, 0.4), config)
+    assert returned is config
+    assert (w.round(8) == published(MOMENTUM_W)).all()
+    assert (config["velocity"].round(8) == published(VELOCITY)).all()
+
+
+def test_cs231n_published_adam():
+    config = {"learning_rate": 1e-2, "m": ramp(0.6, 0.9), "v": ramp(0.7, 0.5), "t": 5}
+    w, _ = cs231n.adam(ramp(-0.4, 0.6), ramp(-0.6, 0.4), config)
+    assert (w.round(8) == published(ADAM_W)).all()
+    assert (config["v"].round(8) == published(ADAM_V)).all()
+    assert (config["m"].round(8) == published(ADAM_M)).all()
+    assert config["t"] == 6
+
+
+def test_cs231n_sgd_and_defaults():
+    w = ramp(-0.4, 0.6)
+    expected = w - 1e-2 * ramp(-0.6, 0.4)
+    after, config = cs231n.sgd(w, ramp(-0.6, 0.4))
+    assert after is w and (w == expected).all() and config == {"learning_rate": 1e-2}
+    _, config = cs231n.sgd_momentum(w, w * 2.0)
+    assert {k: config[k] for k in ("learning_rate", "momentum")} == {"learning_rate": 1e-2, "momentum": 0.9}
+    _, config = cs231n.adam(w, w * 2.0)
+    assert {k: config[k] for k in ("learning_rate", "beta1", "beta2", "epsilon", "t")} == {
+        "learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "t": 1,
+    }  # fmt: skip
+
+
+def test_gradients_of_another_dtype_are_cast():
+    w = np.ones(3, np.float32)
+    cs231n.sgd(w, np.full(3, 0.1), {"learning_rate": 1.0})
+    assert w.dtype == np.float32 and (w == np.float32(1) - np.float32(0.1)).all()
+
+
+# --- "Deep Learning from Scratch" ----------------------------------------------------------------------------------
+
+
+def book(kind, params, all_grads):
+    """The book's formulas, step by step."""
+    p = {k: np.array(x) for k, x in params.items()}
+    m, v = ({k: np.zeros_like(x) for k, x in p.items()} for _ in range(2))
+    for t, grads in enumerate(all_grads, 1):
+        for k, g in grads.items():
+            if kind == "SGD":
+                p[k] -= 0.01 * g
+            elif kind == "Momentum":
+                v[k] = 0.9 * v[k] - 0.01 * g
+                p[k] += v[k]
+            elif kind == "Nesterov":
+                p[k] += 0.9 * 0.9 * v[k] - (1 + 0.9) * 0.01 * g
+                v[k] = 0.9 * v[k] - 0.01 * g
+            else:
+                m[k] += (1 - 0.9) * (g - m[k])
+                v[k] += (1 - 0.999) * (g**2 - v[k])
+                p[k] -= 0.001 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m[k] / (np.sqrt(v[k]) + 1e-7)
+    return p
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Momentum", "Nesterov", "Adam"])
+def test_dicts_follow_the_book(kind):
+    params = copy.deepcopy(P0)
+    arrays = dict(params)
+    optimizer = getattr(dicts, kind)()
+    for grads in GRADS:
+        optimizer.update(params, grads)
+    for k, expected in book(kind, P0, GRADS).items():
+        np.testing.assert_allclose(params[k], expected, **CLOSE)
+        assert params[k] is arrays[k]
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Momentum", "Nesterov", "Adam"])
+def test_dicts_rebind_python_numbers(kind):
+    """As in the book's chapter 6, where x and y are floats."""
+    params = {"x": -7.0, "y": 2, "z": np.float32(1.5)}
+    optimizer = getattr(dicts, kind)()
+    history = []
+    for _ in range(4):
+        history.append({"x": params["x"] / 10.0, "y": params["y"] * 2.0, "z": params["z"]})
+        optimizer.update(params, history[-1])
+    expected = book(kind, {"x": -7.0, "y": 2.0}, [{k: h[k] for k in "xy"} for h in history])
+    assert type(params["x"]) is float and type(params["y"]) is float and type(params["z"]) is np.float32
+    np.testing.assert_allclose([params["x"], params["y"]], [expected["x"], expected["y"]], **CLOSE)
+
+
+def test_dicts_refuse_before_they_change_anything():
+    params = copy.deepcopy(P0)
+    optimizer = dicts.Adam()
+    with pytest.raises(KeyError, match="no gradients for"):
+        optimizer.update(params, {"W": GRADS[0]["W"]})
+    with pytest.raises(ValueError, match="expected shape"):
+        optimizer.update(params, {"W": GRADS[0]["W"], "b": np.ones(8)})
+    with pytest.raises(TypeError, match="expected a NumPy array or a number, got str"):
+        optimizer.update({"W": "no"}, {"W": 1.0})
+    assert optimizer.iter == 0 and all((params[k] == P0[k]).all() for k in P0)
+
+
+def test_dict_optimizers_survive_pickling():
+    params, again = copy.deepcopy(P0), copy.deepcopy(P0)
+    one = dicts.Adam()
+    one.update(params, GRADS[0])
+    one.update(params, GRADS[1])
+    other = dicts.Adam()
+    other.update(again, GRADS[0])
+    other = pickle.loads(pickle.dumps(other))
+    other.update(again, GRADS[1])
+    assert all(params[k].tobytes() == again[k].tobytes() for k in P0)
+    assert other.m is other._collection._states[0]
+
+
+# --- objects with .data and .grad ----------------------------------------------------------------------------------
+
+
+def parameters():
+    return [SimpleNamespace(data=p.copy(), grad=None) for p in P0.values()]
+
+
+class Model:
+    def __init__(self):
+        self.list = parameters()
+
+    def params(self):
+        yield from self.list
+
+
+@pytest.mark.parametrize("kind, options", [("SGD", {}), ("MomentumSGD", {}), ("Adam", {"eps": 1e-7})])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_objects_follow_dezero(kind, options, wrapped):
+    model = Model()
+    arrays = [p.data for p in model.list]
+    optimizer = getattr(objects, kind)(**options).setup(model)
+    for grads in GRADS:
+        for p, g in zip(model.list, grads.values(), strict=True):
+            p.grad = SimpleNamespace(data=g) if wrapped else g
+        optimizer.update()
+    expected = book(kind.removesuffix("SGD") or "SGD", P0, GRADS)
+    for p, array, value in zip(model.list, arrays, expected.values(), strict=True):
+        assert p.data is array
+        np.testing.assert_allclose(p.data, value, **CLOSE)
+
+
+def test_objects_leave_out_none_and_call_hooks():
+    params = parameters()
+    params[0].grad = GRADS[0]["W"].copy()
+    seen = []
+    optimizer = objects.SGD(lr=1.0).setup(iter(params))
+    optimizer.add_hook(lambda ps: seen.append(len(ps)))
+    optimizer.step()
+    assert seen == [1] and (params[1].data == P0["b"]).all()
+    assert (params[0].data == P0["W"] - GRADS[0]["W"]).all()
+    optimizer.zero_grad()
+    assert not params[0].grad.any() and params[1].grad is None
+
+
+def test_objects_replace_numbers():
+    values = [SimpleNamespace(data=1.0, grad=0.5), SimpleNamespace(data=-2.0, grad=1.0)]
+    optimizer = objects.MomentumSGD(lr=0.1).setup(values)
+    optimizer.update()
+    optimizer.update()
+    assert [type(x.data) for x in values] == [float, float]
+    np.testing.assert_allclose([x.data for x in values], [1 - 0.05 - 0.095, -2 - 0.1 - 0.19], **CLOSE)
+    optimizer.zero_grad()
+    assert [x.grad for x in values] == [0.0, 0.0]
+
+
+def test_objects_say_what_is_missing():
+    with pytest.raises(RuntimeError, match="setup"):
+        objects.Adam().update()
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
+        copy.deepcopy(objects.Adam().setup(parameters()))
+
+
+# --- numpy-ml --------------------------------------------------------------------------------------------------------
+
+
+def test_numpy_ml_momentum_returns_new_arrays():
+    optimizer, p, v = numpy_ml.SGD(lr=0.1, momentum=0.9, clip_norm=3.0), P0["W"], np.zeros_like(P0["W"])
+    expected = p
+    for grads in GRADS:
+        g = grads["W"]
+        g = g * 3.0 / np.linalg.norm(g)
+        assert np.linalg.norm(grads["W"]) > 3.0
+        v = 0.9 * v + 0.1 * g
+        expected = expected - v
+        before, kept = p, p.copy()
+        p = optimizer(p, grads["W"], "W")
+        assert p is not before and (before == kept).all()
+    np.testing.assert_allclose(p, expected, **CLOSE)
+
+
+def test_numpy_ml_adam_and_its_schedule():
+    optimizer = numpy_ml.Adam(lr_scheduler=lambda step, loss: 0.1 / (1 + step) * loss)
+    p, m, v, expected = P0["b"], 0.0, 0.0, P0["b"]
+    for t, grads in enumerate(GRADS, 1):
+        g = grads["b"]
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        rate = 0.1 / t * 2.0
+        expected = expected - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-7)
+        p = optimizer.update(p, g, "b", cur_loss=2.0)
+        optimizer.step()
+    np.testing.assert_allclose(p, expected, rtol=1e-11)
+    assert optimizer.cache["b"]["t"] == 5
+
+
+# --- per array -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray])
+def test_per_array_has_the_bits_of_the_classes(layout):
+    import fastoptim as fo
+
+    ours = [layout(P0["W"].copy()) for _ in range(3)]
+    theirs = [P0["W"].copy() for _ in range(3)]
+    states = [[np.zeros((13, 7)) for _ in range(n)] for n in range(3)]
+    optimizers = [fo.SGD(theirs[0], 0.01), fo.SGD(theirs[1], 0.01, momentum=0.9), fo.Adam(theirs[2], 0.01)]
+    for t, grads in enumerate(GRADS, 1):
+        for p, kept, optimizer in zip(ours, states, optimizers, strict=True):
+            assert per_array.update(p, grads["W"], *kept, lr=0.01, t=t) is p
+            optimizer.step(grads["W"])
+    assert [a.tobytes() for a in ours] == [b.tobytes() for b in theirs]
+
+
+def test_per_array_refuses():
+    p = np.ones(3)
+    with pytest.raises(ValueError, match="number of the step"):
+        per_array.update(p, p * 2, p * 0, p * 0)
+    with pytest.raises(TypeError, match="expected no state, one"):
+        per_array.update(p, p * 2, p * 0, p * 0, p * 0, t=1)
+    with pytest.raises(TypeError, match="expected a NumPy array to update, got list"):
+        per_array.update([1.0], p)
+    with pytest.raises(ValueError, match="overlap"):
+        per_array.update(p, p)
+    with pytest.raises(ValueError, match="expected shape"):
+        per_array.update(p, np.ones(4))
+    assert (p == 1).all()
+
+
+# --- what all of them share -----------------------------------------------------------------------------------------
+
+
+def test_one_update_takes_lists_that_change():
+    """Other shapes, other layouts and other dtypes from call to call."""
+    update = Update("momentum", maximize=True)
+    for shape, dtype, order in [((3, 4), "f4", "C"), ((3, 4), "f8", "C"), ((2, 5), "f8", "F"), ((), "f4", "C")]:
+        p, g, v = (np.asarray(RNG.normal(size=shape)).astype(dtype, order=order) for _ in range(3))
+        T = p.dtype.type
+        new_v = T(0.9) * v + T(0.1) * -g
+        new_p = p - T(-1.0) * new_v
+        for _ in range(2):
+            q, w = p.copy(order="K"), v.copy(order="K")
+            update((q,), (g,), (w,), (0.9, 0.1, -1.0))
+            assert (q == new_p).all() and (w == new_v).all()
+    with pytest.raises(ValueError, match="expected 1 gradients and 1 states, got 1 and 0"):
+        update((np.ones(2),), (np.ones(2),), (), (0.9, 0.1, -1.0))
+
+
+def test_threads_do_not_share_what_is_native():
+    results = {}
+
+    def work(seed):
+        p, g = np.zeros(5000), np.full(5000, float(seed))
+        for _ in range(200):
+            update_array("sgd", p, g, (), (1.0,))
+        results[seed] = p
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all((results[seed] == -200.0 * seed).all() for seed in (1, 2, 3))
+
+
+def test_examples():
+    result = doctest.testmod(per_array)
+    assert result.attempted > 0 and result.failed == 0
