@@ -26,6 +26,7 @@ _PERIODIC = 0.5  # autocorrelation that makes a cycle of a fluctuation
 _SWING = 0.2  # share of all progress that a loss on a fixed batch may lose and regain
 _SLOW = 0.1  # total drop below which a rate is too slow
 _STRAIGHT = 0.5  # ... or below which it is if the curve is still a straight line
+_REGAINED = math.log(1.5)  # rise above the lowest level that counts as gains lost again
 _FLAT = 0.02  # drop over the second half below which a curve is flat
 _TREND = -0.3  # Kendall's tau of the second half above which its drop is chance
 
@@ -72,11 +73,12 @@ def diagnose(
 
     The logarithm of the loss is looked at (if a loss is negative: the loss in units of its start). In this order:
 
-    - *diverged*: a loss that is not finite, sustained growth, or an end above the start that is no bounded cycle;
+    - *diverged*: a loss that is not finite, sustained growth, an end above the start that is no bounded cycle, or (on
+      a fixed batch) a jump above the start without a gain in the end;
     - *oscillating*: the second half cycles, or on a fixed batch jumps by much of what was gained, and neither the loss
-      nor its swings get smaller. Fluctuations without structure, as minibatches cause them, are not oscillation; nor is
+      nor its swings get smaller; or much of what was gained has been lost again. Fluctuations without structure, as minibatches cause them, are not oscillation; nor is
       the ringing of momentum, whose envelope falls;
-    - *too slow*: the loss has dropped by less than a tenth, or by less than 40 % along a straight line;
+    - *too slow*: the loss has dropped by less than a tenth, or by less than 40 % along a line that is nearly straight;
     - *plateau*: the loss has dropped, but the second half is flat;
     - *healthy*: everything else.
 
@@ -208,7 +210,13 @@ def _read(y: np.ndarray, anchor: bool, momentum: float, lr: float | None) -> Dia
     if above_start:
         return verdict("diverged", 0.1, "The loss has ended above its start")
     flat = tail_drop < max(_FLAT, 0.02 * drop) or tail_trend > _TREND
-    if drop < _SLOW or (not anchor and drop < _SLOW + doubt and kendall_tau(_blocks(z, 64, np.mean)) > _TREND):
+    levels = _blocks(z, 16, np.median)
+    lost, chance = end - float(levels.min()), 4.0 * noise * math.sqrt(16.0 / n + 1.0 / size)
+    if tail_trend > -0.7 * _TREND and lost > max(_REGAINED, chance):
+        return verdict("oscillating", 0.5, f"The loss has risen by {math.expm1(lost):.0%} again after its fall")
+    if anchor and drop < _SLOW and float(z.max()) > start + _SLOW:  # a rate that is too slow never raises the loss
+        return verdict("diverged", 0.1, "The loss has jumped up and is no better than at its start")
+    if drop < _SLOW or (not anchor and drop < _SLOW + doubt and _lower(z, max(size, 5)) < 0.85):
         return verdict("too slow", 10.0, f"The loss has dropped by only {evidence['drop']:.1%}")
     if drop < _STRAIGHT and _straight(z, start) and not flat:
         return verdict("too slow", 2.0, f"The loss has dropped by only {evidence['drop']:.1%}, along a straight line")
@@ -233,12 +241,17 @@ def _blocks(x: np.ndarray, count: int, reduce: Any) -> np.ndarray:
     return np.array([reduce(part) for part in np.array_split(x, min(count, len(x)))])
 
 
+def _lower(z: np.ndarray, size: int) -> float:
+    """How often one of the last values is lower than one of the first: 0.5 if only noise tells them apart."""
+    return float(np.mean(z[-size:, None] < z[:size]))
+
+
 def _straight(z: np.ndarray, start: float) -> bool:
-    """Whether the second half drops nearly as much as the first."""
+    """Whether the second half drops by more than 0.6 of what the first does."""
     middle = len(z) // 2
     reach = max(1, len(z) // 10)
     half = float(np.median(z[max(0, middle - reach) : middle + reach]))
-    return half - float(np.median(z[-reach:])) > 0.8 * (start - half)
+    return half - float(np.median(z[-reach:])) > 0.6 * (start - half)
 
 
 def _cycle(x: np.ndarray) -> tuple[float, int]:

@@ -286,6 +286,8 @@ def test_the_remedy_is_the_chapters():
     assert (slower.verdict, slower.lr_factor) == ("too slow", 10.0)
     high = fo.diagnose(np.where(t < 5, 1.0, 20 + 5 * (-1) ** t), anchor=True)  # bounded, but far above its start
     assert (high.verdict, high.lr_factor) == ("oscillating", 0.1)
+    dead = fo.diagnose(np.where(t < 5, 2.0 + t, 1.99), anchor=True)  # a network whose units have all died
+    assert (dead.verdict, dead.lr_factor) == ("diverged", 0.1)
     risen = fo.diagnose(np.minimum(1.0 + t, 20.0))
     assert (risen.verdict, risen.lr_factor) == ("diverged", 0.1)
 
