@@ -539,6 +539,16 @@ def test_a_slow_day_is_not_a_slow_kernel(document):
     assert not any(change.significant for change in found)
 
 
+def test_too_few_others_tell_no_drift(document):
+    few = copy.deepcopy(document)
+    few["cases"] = few["cases"][:2]
+    for entry in few["cases"]:
+        entry["results"] = {key: entry["results"][key] for key in ("c", "numba", "thinc")}
+    found, drift = compare.changes(few, rerun(few, 1))
+    assert drift is None
+    assert "Too few rows" in compare.to_text(few, few, found, drift)
+
+
 def test_compare_command(document, tmp_path, capsys):
     slowed = rerun(document, 3)
     for entry in slowed["cases"]:

@@ -55,11 +55,11 @@ def _rows(document: dict[str, Any]) -> dict[tuple[str, str], list[float]]:
     }
 
 
-def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float]:
+def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float | None]:
     """Every row that both runs have, and the drift between the runs.
 
     The drift is a standard deviation: how much the *others* (NumPy, torch, ...), which are the same programs in both
-    runs, changed. What moves them moves us too, so it counts as noise.
+    runs, changed. What moves them moves us too, so it counts as noise. None if too few of their rows are in both.
     """
     rows_a, rows_b = _rows(a), _rows(b)
     common = [key for key in rows_a if key in rows_b]
@@ -70,30 +70,31 @@ def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float]:
         for (_, subject), (before, after) in medians.items()
         if families.get(subject, "fastoptim") != "fastoptim"
     ]
-    drift = MAD_TO_SIGMA * quantile(controls, 0.5) if len(controls) >= FEWEST_CONTROLS else 0.0
+    drift = MAD_TO_SIGMA * quantile(controls, 0.5) if len(controls) >= FEWEST_CONTROLS else None
     found = [
         Change(
             case,
             subject,
             families.get(subject) == "fastoptim",
             *medians[case, subject],
-            threshold(rows_a[case, subject], rows_b[case, subject], drift),
+            threshold(rows_a[case, subject], rows_b[case, subject], drift or 0.0),
         )
         for case, subject in common
     ]
     return found, drift
 
 
-def to_text(a: dict[str, Any], b: dict[str, Any], found: list[Change], drift: float) -> str:
+def to_text(a: dict[str, Any], b: dict[str, Any], found: list[Change], drift: float | None) -> str:
     """The comparison as a person reads it."""
     ours = [change for change in found if change.ours]
     significant = sorted((c for c in ours if c.significant), key=lambda c: -abs(math.log(1 + c.relative)))
     lines = [f"A: {_header(a)}", f"B: {_header(b)}"]
     lines += [f"   {name} differs: {x} / {y}" for name, x, y in _differences(a, b)]
-    lines.append(
-        f"{len(ours)} rows of fastoptim are in both; the other libraries drifted by {drift:.1%} (standard deviation) "
-        "between the runs, which counts as noise."
-    )
+    lines.append(f"{len(ours)} rows of fastoptim are in both.")
+    if drift is None:
+        lines.append("Too few rows of other libraries are in both to tell how much the machine itself changed.")
+    else:
+        lines.append(f"The other libraries drifted by {drift:.1%} (standard deviation), which counts as noise.")
     if not significant:
         lines.append("No significant change.")
     else:

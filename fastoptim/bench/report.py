@@ -193,10 +193,10 @@ def in_short(view: View) -> list[str]:
         ]
         if rows:
             low, high = min(rows, key=lambda row: row[1]), max(rows, key=lambda row: row[1])
-            found.append(
-                f"Adam against {text}, {threads_text(view.threads)}: {ratio_text(low[1])} ({low[0]['label']} elements) "
-                f"to {ratio_text(high[1])} ({high[0]['label']})."
-            )
+            span = f"{ratio_text(low[1])} ({low[0]['label']} elements)"
+            if len(rows) > 1:
+                span += f" to {ratio_text(high[1])} ({high[0]['label']})"
+            found.append(f"Adam against {text}, {threads_text(view.threads)}: {span}.")
     met = list(view.compared())
     lost = [(e, key, summarise(r).median) for e, key, r in met if verdict(r) == "loss"]
     if met and not lost:
