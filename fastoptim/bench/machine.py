@@ -86,9 +86,10 @@ def level(resident_bytes: int, threads: int, sizes: dict[str, int]) -> str:
 
 def _commit() -> str:
     here = str(Path(__file__).resolve().parent)
-    commit = _output("git", "-C", here, "rev-parse", "--short=12", "HEAD")
-    if not commit:
+    # An installed package may lie inside somebody else's repository: only one that tracks this file counts.
+    if not _output("git", "-C", here, "ls-files", Path(__file__).name):
         return "not from a repository"
+    commit = _output("git", "-C", here, "rev-parse", "--short=12", "HEAD")
     changed = _output("git", "-C", here, "status", "--porcelain", "--untracked-files=no", "--", "..", "../../csrc")
     return commit + (" with changes" if changed else "")
 
