@@ -1,14 +1,19 @@
 """What is compiled for CUDA rounds as the law does: every kernel's PTX, read without a GPU.
 
 A multiply or add without ``.rn`` may be fused by ptxas, ``.ftz`` loses subnormal numbers, ``.approx`` rounds anyhow.
+The machine code that NVIDIA's assembler makes of it is read too, where the disassembler is installed.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +106,60 @@ def test_norm_adds_in_float64_whatever_the_dtype():
         assert "add.rn.f32" not in names
         assert "st.shared.f64" in names
     assert NORM_LANES == 16, "threads of a block are dealt out to lanes by 16"
+
+
+# --- Machine code -------------------------------------------------------------------------------------------------
+
+NVDISASM = next(
+    (str(path) for folder in sys.path for path in Path(folder).glob("nvidia/cu*/bin/nvdisasm*") if path.is_file()), None
+) or shutil.which("nvdisasm")
+needs_nvdisasm = pytest.mark.skipif(
+    NVDISASM is None, reason="LOUD: no machine code was read: pip install nvidia-cuda-nvdisasm"
+)
+
+
+def machine_code(ptx, folder):
+    """How often each instruction occurs in what the assembler makes of a kernel."""
+    from cuda.bindings import nvjitlink
+
+    link = nvjitlink.create(1, ["-arch=sm_{}{}".format(*CAPABILITY)])
+    text = ptx.encode() + b"\0"
+    nvjitlink.add_data(link, nvjitlink.InputType.PTX, text, len(text), "kernel")
+    nvjitlink.complete(link)
+    code = bytearray(nvjitlink.get_linked_cubin_size(link))
+    nvjitlink.get_linked_cubin(link, code)
+    path = folder / "kernel.cubin"
+    path.write_bytes(code)
+    listing = subprocess.run([NVDISASM, "-c", str(path)], capture_output=True, text=True, check=True).stdout
+    return Counter(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", listing))
+
+
+@needs_nvdisasm
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
+def test_machine_code_has_every_multiply_and_add_of_its_own(rule, dtype, tmp_path):
+    ptx = kernel_ptx(lowering.element_name(rule, "coupled"), dtype)
+    code, counts = machine_code(ptx, tmp_path), operations(ptx)
+    letter = {4: "F", 8: "D"}[dtype.itemsize]
+    iterates = counts["div"] + counts["sqrt"] > 0  # these become sequences of instructions, fused ones among them
+    assert code[f"{letter}MUL"] > 0
+    assert iterates or code[f"{letter}FMA"] == 0
+    if dtype == np.float32 or not iterates:
+        adds = counts["add"] + counts["sub"]
+        assert code[f"{letter}MUL"] * adds == code[f"{letter}ADD"] * counts["mul"], "an operation was fused or lost"
+
+
+@needs_nvdisasm
+def test_fused_machine_code_is_found(tmp_path):
+    from numba import cuda, types
+
+    names = {"cuda": cuda}
+    exec("def kernel(x):\n    x[0] = x[1] * x[2] + x[0]", names)
+    ptx = compiled(names["kernel"], (types.Array(types.float32, 1, "C"),))
+    assert machine_code(ptx, tmp_path)["FFMA"] > 0
+
+
+# --- Planted faults -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
