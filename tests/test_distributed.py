@@ -66,22 +66,23 @@ def test_every_element_has_one_owner_and_cuts_lie_between_blocks(sizes, ranks, b
 
 
 @needs_mpi
-def test_two_ranks_have_the_bits_of_one_process():
-    done = mpi.run(2, PROOFS / "mpi_bits.py", "--worker", "--steps", 8, "--every", 3)
+@pytest.mark.parametrize(("ranks", "every", "cases"), [(2, 7, 14), (3, 25, 4)])
+def test_ranks_have_the_bits_of_one_process(ranks, every, cases):
+    done = mpi.run(ranks, PROOFS / "mpi_bits.py", "--worker", "--steps", 8, "--every", every)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 ranks: 32 cases of 8 steps" in done.stdout and "0 bits differ" in done.stdout
+    assert f"{ranks} ranks: {cases} cases of 8 steps" in done.stdout and "0 bits differ" in done.stdout
 
 
 @needs_mpi
 def test_the_bits_are_compared_at_all():
-    """The proof fails where the sharded optimizer is given another rate than the plain one."""
+    """The proof fails where one element of a reduced gradient is another."""
     planted = (
         "import sys; sys.argv = ['mpi_bits.py', '--worker', '--steps', '2', '--every', '32']\n"
-        "import numpy as np, runpy, fastoptim.distributed.channel as c\n"
+        "import runpy, fastoptim.distributed.channel as c\n"
         "finish = c.Channel.finish_reduce\n"
         "def flip(self, chunk, buffers):\n"
         "    own = finish(self, chunk, buffers)\n"
-        "    own[-1:] = np.nextafter(own[-1:], np.inf)\n"
+        "    own[-1:] += 1\n"
         "    return own\n"
         "c.Channel.finish_reduce = flip\n"
         f"runpy.run_path({str(PROOFS / 'mpi_bits.py')!r}, run_name='__main__')\n"
@@ -238,7 +239,7 @@ def test_killed_in_mid_step():
 @needs_mpi
 def test_separate_hosts():
     done = subprocess.run(
-        [sys.executable, PROOFS / "mpi_hosts.py", "--every", "24"], capture_output=True, text=True, check=False
+        [sys.executable, PROOFS / "mpi_hosts.py", "--every", "25"], capture_output=True, text=True, check=False
     )
     if done.returncode == 77:
         pytest.skip(f"NOT TESTED: ranks on separate hosts: {done.stdout.strip()}")
@@ -268,7 +269,7 @@ def test_fit_on_two_ranks_is_one_run_and_resumes(tmp_path):
 @needs_mpi
 def test_the_example_learns(tmp_path):
     pytest.importorskip("sklearn", reason="the small digits come with scikit-learn")
-    arguments = ["--data", "sklearn", "--hidden", "32", "--epochs", "8", "--lr", "0.005"]
+    arguments = ["--data", "sklearn", "--hidden", "32", "--epochs", "6", "--batch", "120", "--lr", "0.01"]
     done = mpi.run(2, EXAMPLE, *arguments, "--checkpoint", tmp_path / "digits")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "parameters are the same in all processes" in done.stdout

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from ..threads import usable_cores
 from .layout import Chunk
 
 Array = np.ndarray
@@ -205,7 +206,8 @@ class Channel:
         users = np.empty_like(wanted)
         local.Allreduce(wanted, users)
         local.Free()
-        return max(1, int(sum(1 / users[core] for core in cores) + 1e-9))
+        share = sum(1 / users[core] for core in cores) * usable_cores() / len(cores)  # a quota may allow less
+        return max(1, int(share + 1e-9))
 
 
 _DUPLICATE = MPI.Comm.Create_keyval()

@@ -1,0 +1,175 @@
+"""Time of a sharded Adam step against its parts: the communication alone and the kernel alone.
+
+    python benchmarks/mpi_overlap.py --out benchmarks/results/mpi_overlap.json
+
+Two ranks of one thread each, on one host (messages through shared memory) and, where that is allowed, on two hosts that
+network namespaces simulate, joined by a cable of a given rate. In every round each of these is timed once, between
+barriers, from the first rank's start to the last rank's end; figures are medians of rounds:
+
+    step            opt.step(grads)
+    communication   the same messages and copies without the kernel
+    kernel          the kernel on this rank's slice, without messages
+    copies          packing and unpacking alone
+    deterministic   opt.step(grads) with deterministic=True
+
+"hidden" is the part of the shorter of communication and kernel that the step did not add to the longer one: 1 if they
+run fully beside each other, 0 if one after the other, negative if the step takes longer than both together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import fastoptim as fo
+from tests import mpi
+from tests.hosts import NotAllowed, two_hosts
+
+Rounds = dict[str, list[float]]
+
+
+def parts_of_a_step(opt: Any, params: list[np.ndarray], grads: list[np.ndarray]) -> dict[str, Callable[[], None]]:
+    """What is timed, as functions without arguments."""
+    channel, rank = opt._channel, opt._channel.rank
+    kept = [np.full(chunk.counts[rank], 0.25, chunk.dtype) for chunk in opt._chunks]
+
+    def nothing(c: int, buffers: Any) -> None:
+        pass
+
+    def start_reduce(c: int, buffers: Any) -> None:
+        channel.start_reduce(opt._chunks[c], grads, buffers)
+
+    def own(c: int) -> list[np.ndarray]:
+        return [params[number][start:stop] for number, start, stop in opt._chunks[c].parts[rank]]
+
+    def reduce_then_gather(c: int, buffers: Any) -> None:
+        channel.finish_reduce(opt._chunks[c], buffers)
+        channel.start_gather(opt._chunks[c], own(c), buffers)
+
+    def finish_gather(c: int, buffers: Any) -> None:
+        channel.finish_gather(opt._chunks[c], params, buffers)
+
+    def kernel() -> None:
+        for c, piece in enumerate(opt._pieces):
+            if piece is not None:
+                optimizer = piece.optimizer
+                optimizer._step_checked(optimizer._current_plan(), tuple(opt._split(c, kept[c])), 1.0, None, False)
+
+    def copies() -> None:
+        for i, chunk in enumerate(opt._chunks):
+            packed = opt._buffers[i % 3].packed[: chunk.size * chunk.dtype.itemsize].view(chunk.dtype)
+            for source, into in ((grads, True), (params, False)):
+                end = 0
+                for number, start, stop in (part for parts in chunk.parts for part in parts):
+                    begin, end = end, end + stop - start
+                    if into:
+                        packed[begin:end] = source[number][start:stop]
+                    else:
+                        source[number][start:stop] = packed[begin:end]
+
+    return {
+        "step": lambda: opt.step(grads) and None,
+        "communication": lambda: opt._pipeline(start_reduce, reduce_then_gather, finish_gather),
+        "kernel": kernel,
+        "copies": copies,
+    }
+
+
+def measure(count: int, buffer_bytes: int, rounds: int) -> None:
+    """What each rank does: one JSON line from rank 0."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    arrays = [np.full(count, 0.5, np.float32) for _ in range(3)]
+    params, twins, grads = ([x] for x in arrays)
+    opt = fo.distributed.ShardedOptimizer(fo.Adam, params, buffer_bytes=buffer_bytes)
+    fixed = fo.distributed.ShardedOptimizer(fo.Adam, twins, buffer_bytes=buffer_bytes, deterministic=True)
+    subjects = {"deterministic": lambda: fixed.step(grads) and None}
+    opt.step(grads)
+    fixed.step(grads)
+    subjects |= parts_of_a_step(opt, params, grads)
+    times: Rounds = {name: [] for name in subjects}
+    for turn in range(rounds + 1):
+        for name, subject in subjects.items():
+            comm.Barrier()
+            start = time.perf_counter()
+            subject()
+            seconds = np.array(time.perf_counter() - start)
+            comm.Allreduce(MPI.IN_PLACE, seconds, MPI.MAX)
+            if turn:
+                times[name].append(float(seconds))
+    if comm.rank == 0:
+        row: dict[str, Any] = {name: float(np.median(x)) for name, x in times.items()}
+        shorter = np.minimum(times["communication"], times["kernel"])
+        both = np.add(times["communication"], times["kernel"])
+        row["hidden"] = float(np.median((both - np.array(times["step"])) / shorter))
+        row["chunks"], row["rounds"] = len(opt._chunks), rounds
+        sys.stdout.write(json.dumps(row) + "\n")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    head = "between ranks, parameters, buffers, chunks, step, communication, kernel, copies, hidden, deterministic"
+    lines = [f"| {head.replace(',', ' |')} |", "|---" * 10 + "|"]
+    for row in rows:
+        times = " | ".join(f"{1e3 * row[name]:.2f} ms" for name in ("step", "communication", "kernel", "copies"))
+        lines.append(
+            f"| {row['link']} | {row['parameters']:,} | {row['buffer_bytes'] / 2**20:g} MiB | {row['chunks']} "
+            f"| {times} | {row['hidden']:.0%} | {row['deterministic'] / row['step']:.2f} x |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--parameters", type=int, nargs="+", default=[100_000, 1_000_000, 16_000_000])
+    parser.add_argument("--mebibytes", type=float, nargs="+", default=[32.0], help="sizes of the buffers")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rates", nargs="*", default=["1gbit"], help="of the cable between two simulated hosts")
+    parser.add_argument("--worker", type=int, nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        measure(*options.worker)
+        return 0
+    rows = []
+    for link in ("shared memory", *options.rates):
+        for count in options.parameters:
+            for size in options.mebibytes:
+                arguments = (__file__, "--worker", count, int(size * 2**20), options.rounds)
+                if link == "shared memory":
+                    done = mpi.run(2, *arguments, FASTOPTIM_NUM_THREADS="1")
+                else:
+                    try:
+                        with two_hosts(link) as hosts:
+                            done = hosts.run(1, *arguments, FASTOPTIM_NUM_THREADS="1")
+                    except NotAllowed as reason:
+                        print(f"no simulated hosts: {reason}")
+                        continue
+                if done.returncode:
+                    print(done.stderr[-3000:])
+                    return 1
+                row = {"link": link, "parameters": count, "buffer_bytes": int(size * 2**20)}
+                rows.append(row | json.loads(done.stdout))
+                print(table(rows[-1:]).split("\n")[-1], flush=True)
+    if options.out:
+        about = {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+        about |= {"numpy": np.__version__, "fastoptim": fo.__version__}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(table(rows) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
