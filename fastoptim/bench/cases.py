@@ -148,17 +148,17 @@ def quick_cases(cores: int) -> list[Case]:
 
 
 def full_cases(cores: int) -> list[Case]:
-    cases = []
+    cases = [training_case(32, cores), training_case(256, cores)]
+    cases += [launch_case("sgd", 1), launch_case("adam", 1), launch_case("adam", 100)]
     sizes = [10**k for k in range(3, 9)]
+    others = [rule for rule in RULES if rule not in ("sgd", "momentum", "adam")]
     for threads in reversed(thread_counts(cores, full=True)):
         every_size = sizes if threads in (1, cores) else [10**5, 10**6, 10**7]
-        cases += [size_case(rule, n, threads) for rule in ("sgd", "momentum", "adam") for n in every_size]
+        cases += [size_case(rule, n, threads) for rule in ("adam", "momentum", "sgd") for n in every_size]
         if threads in (1, cores):
-            cases += [size_case("adam", n, threads, "float64") for n in (10**3, 10**5, 10**7)]
             cases += [list_case(threads), list_case(threads, "fresh"), gpt2_case(threads)]
             cases += [clip_case(n, threads) for n in (10**6, 10**8)]
-    others = [rule for rule in RULES if rule not in ("sgd", "momentum", "adam")]
-    cases += [size_case(rule, n, cores) for rule in others for n in (10**5, 10**7)]
-    cases += [launch_case("sgd", 1), launch_case("adam", 1), launch_case("adam", 100)]
-    cases += [training_case(32, cores), training_case(256, cores)]
+            cases += [size_case("adam", n, threads, "float64") for n in (10**3, 10**5, 10**7)]
+        if threads == cores:
+            cases += [size_case(rule, n, cores) for rule in others for n in (10**5, 10**7)]
     return cases
