@@ -149,10 +149,11 @@ def quick_cases(cores: int) -> list[Case]:
 
 def full_cases(cores: int) -> list[Case]:
     cases = [training_case(32, cores), training_case(256, cores)]
-    cases += [launch_case("sgd", 1), launch_case("adam", 1), launch_case("adam", 100)]
     sizes = [10**k for k in range(3, 9)]
     others = [rule for rule in RULES if rule not in ("sgd", "momentum", "adam")]
     for threads in reversed(thread_counts(cores, full=True)):
+        if threads == 1:
+            cases += [launch_case("sgd", 1), launch_case("adam", 1), launch_case("adam", 100)]
         every_size = sizes if threads in (1, cores) else [10**5, 10**6, 10**7]
         cases += [size_case(rule, n, threads) for rule in ("adam", "momentum", "sgd") for n in every_size]
         if threads in (1, cores):
