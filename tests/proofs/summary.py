@@ -1,0 +1,27 @@
+"""Copy the last lines of the proofs' outputs into docs/verification.md: python -m tests.proofs.summary
+
+Each proof's output lies in ``benchmarks/results/NAME.txt``; its last line is its result.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "verification.md"
+NAMES = ("random_cases", "mutants", "million_steps")
+BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->"
+
+
+def main() -> int:
+    lines = [f"- `{name}`: {(RESULTS / f'{name}.txt').read_text().strip().splitlines()[-1]}\n" for name in NAMES]
+    head, _, rest = PAGE.read_text().partition(BEGIN)
+    tail = rest.partition(END)[2]
+    PAGE.write_text(head + BEGIN + "".join(lines) + END + tail)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
