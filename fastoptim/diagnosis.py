@@ -76,8 +76,8 @@ def diagnose(
     - *diverged*: a loss that is not finite, sustained growth, an end above the start that is no bounded cycle, or (on
       a fixed batch) a jump above the start without a gain in the end;
     - *oscillating*: the second half cycles, or on a fixed batch jumps by much of what was gained, and neither the loss
-      nor its swings get smaller; or much of what was gained has been lost again. Fluctuations without structure, as minibatches cause them, are not oscillation; nor is
-      the ringing of momentum, whose envelope falls;
+      nor its swings get smaller; or much of what was gained has been lost again. Fluctuations without structure, as
+      minibatches cause them, are not oscillation; nor is the ringing of momentum, whose envelope falls;
     - *too slow*: the loss has dropped by less than a tenth, or by less than 40 % along a line that is nearly straight;
     - *plateau*: the loss has dropped, but the second half is flat;
     - *healthy*: everything else.

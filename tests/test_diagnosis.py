@@ -86,7 +86,7 @@ def wrong(verdict, share, losses, faster, chance=lambda: 0.0):
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 def test_every_verdict_is_right_on_quadratics_without_noise(condition, momentum):
     mistakes = []
-    for seed in range(6):
+    for seed in range(4):
         curvature, start = quadratic(condition, 20, seed)
         for steps in (100, 250):
             for share in RATES:
@@ -103,7 +103,7 @@ def test_every_verdict_is_right_on_quadratics_without_noise(condition, momentum)
 @pytest.mark.parametrize("condition", [1e2, 1e3, 1e4])
 def test_every_verdict_is_right_on_quadratics_with_noise(condition):
     mistakes = []
-    for seed in range(8):
+    for seed in range(5):
         curvature, start = quadratic(condition, 100, seed)
         for steps in (100, 250):
             for share in RATES:
@@ -154,14 +154,14 @@ def train(loss_and_grad, size, lr, momentum, steps):
 @pytest.mark.parametrize("size", [2, 5, 10])
 def test_bounded_logistic_cycles_are_called_oscillating(size):
     verdicts = []
-    for seed in range(8):
+    for seed in range(5):
         loss_and_grad, limit = logistic(seed, size)
         for share in (1.1, 1.5, 2.0, 3.0, 5.0, 10.0):
             losses = train(loss_and_grad, size, share * limit, 0.0, 1000)
             assert np.isfinite(losses).all()
             if np.ptp(losses[-200:]) > 0.01 * losses[-1]:  # it does not converge
                 verdicts += [fo.diagnose(losses[:steps], anchor=True).verdict for steps in (200, 500)]
-    assert len(verdicts) > 50
+    assert len(verdicts) > 30
     assert verdicts.count("oscillating") >= 0.99 * len(verdicts), verdicts
 
 
