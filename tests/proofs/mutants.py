@@ -102,14 +102,14 @@ MUTANTS = (
     Mutant("coefficients in float", LOOPS, "k[i] = (T)run->coefficients[i]", "k[i] = (float)run->coefficients[i]"),
     Mutant("scale in float", LOOPS, "s = (T)scale", "s = (float)scale"),
     Mutant("FMA allowed", "csrc/build_ffi.py", "-ffp-contract=off", "-ffp-contract=fast", (GOLDEN_C, OBJECTS)),
-    Mutant("reassociation allowed", "csrc/build_ffi.py", "-fno-trapping-math", "-ffast-math", (GOLDEN_C, OBJECTS)),
+    Mutant("reassociation allowed", "csrc/build_ffi.py", '"-fno-trapping-math"', '"-ffast-math"', (GOLDEN_C, OBJECTS)),
     Mutant("errno of roots kept", "csrc/build_ffi.py", '"-fno-math-errno", ', "", (OBJECTS,)),
     Mutant(
         "AVX2 everywhere",
         "csrc/build_ffi.py",
         '"-fno-math-errno", ',
         '"-fno-math-errno", "-mavx2", ',
-        (EMULATED, OBJECTS),
+        (OBJECTS, EMULATED),
     ),
     # The norm
     Mutant(
