@@ -15,8 +15,8 @@ form ``p <- p + (mu v - lr g)`` by default; Adam adds eps to the root of the unc
 
 Loss curves and weights are scikit-learn's to the last bit, in float64 and in float32. In float32 scikit-learn's Adam
 divides and adds in float64 and rounds once; ``accelerate(float32="fast")`` takes those two operations in float32 as
-well, which is several times faster: ``m`` and ``v`` keep their bits for the same gradients, and the step, before it is
-added, is within two units in its last place.
+well, which is several times faster: for the same gradients ``m`` and ``v`` keep their bits, and a parameter lands within
+one unit in its last place plus two in that of the step.
 
 The optimizer (`_optimizer` of a fitted estimator) keeps scikit-learn's attributes (`ms`, `vs`, `t`, `velocities`,
 `learning_rate`), which may be replaced at any time. State arrays that the adapter has made change in place: copy them
@@ -191,9 +191,9 @@ def accelerate(float32: str = "exact") -> Iterator[None]:
     >>> from sklearn.neural_network import MLPRegressor
     >>> from fastoptim.adapters.sklearn import accelerate
     >>> X = np.linspace(0, 1, 50).reshape(-1, 1)
-    >>> plain = MLPRegressor((8,), max_iter=400, random_state=0).fit(X, X.ravel())
+    >>> plain = MLPRegressor(tol=1.0, random_state=0).fit(X, X.ravel())
     >>> with accelerate():
-    ...     fused = MLPRegressor((8,), max_iter=400, random_state=0).fit(X, X.ravel())
+    ...     fused = MLPRegressor(tol=1.0, random_state=0).fit(X, X.ravel())
     >>> plain.loss_curve_ == fused.loss_curve_
     True
     """

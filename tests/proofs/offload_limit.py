@@ -70,7 +70,8 @@ def steps(folder: Path, count: int, on_disk: bool, budget: int) -> dict:
     for t in range(count):
         opt.step(grads, grad_scale=0.9**t)
     seconds = time.perf_counter() - began
-    resident = int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) >> 10
+    status = Path("/proc/self/status").read_text().splitlines()
+    resident = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) >> 10
     ordered = [x for name in SHARES for x in (params[name], *(opt.state[name][k] for k in ("exp_avg", "exp_avg_sq")))]
     result = {"digest": digest(ordered), "seconds": round(seconds, 1), "peak_resident_mib": resident}
     del ordered, opt
@@ -82,7 +83,7 @@ class MemoryGroup:
     """A child of this process's memory cgroup with a limit, version 1 or 2; removed on exit."""
 
     def __init__(self, limit: int):
-        lines = [line.strip().split(":", 2) for line in open("/proc/self/cgroup")]
+        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
         old = next((path for _, controllers, path in lines if "memory" in controllers.split(",")), None)
         root = Path("/sys/fs/cgroup/memory" if old is not None else "/sys/fs/cgroup")
         own = old if old is not None else next(path for number, _, path in lines if number == "0")
@@ -104,7 +105,8 @@ class MemoryGroup:
         (self.path / "cgroup.procs").write_text(str(os.getpid()))
 
     def peak(self) -> int:
-        return int((self.path / ("memory.max_usage_in_bytes" if self.version == 1 else "memory.peak")).read_text()) >> 20
+        name = "memory.max_usage_in_bytes" if self.version == 1 else "memory.peak"
+        return int((self.path / name).read_text()) >> 20
 
     def __exit__(self, *error: object) -> None:
         self.path.rmdir()

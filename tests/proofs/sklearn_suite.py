@@ -46,9 +46,8 @@ class Count:
 def main(arguments: list[str]) -> int:
     count = Count()
     tests = Path(neural_network.__file__).parent / "tests"
-    status = pytest.main(
-        [str(tests), "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(tests), *arguments], plugins=[count]
-    )
+    options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(tests)]
+    status = pytest.main([str(tests), *options, *arguments], plugins=[count])
     print(f"scikit-learn {sklearn.__version__}: updates {dict(count.counts)}")
     if not count.counts["fused"]:
         print("no update was fused: the adapter was not at work")
