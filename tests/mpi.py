@@ -28,9 +28,9 @@ def command(ranks: int, *arguments: object) -> list[str]:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of ranks that share few cores: NumPy's BLAS must not take them all."""
+    """The environment of ranks that share few cores: NumPy's BLAS must not take them all, nor must waiting (MPICH)."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path} | extra
+    return os.environ | {"OPENBLAS_NUM_THREADS": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1", "PYTHONPATH": path} | extra
 
 
 def run(ranks: int, *arguments: object, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
