@@ -315,6 +315,33 @@ def test_killed_before_any_system_call_a_checkpoint_is_there(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.ckpt", "a.ckpt.previous"]
 
 
+def test_everything_is_synced_in_this_order(tmp_path, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    checkpoint.write(path, 0, kind="test")
+    calls = []
+
+    def watch(name):
+        function = getattr(os, name)
+
+        def call(*arguments):
+            target = os.readlink(f"/proc/self/fd/{arguments[0]}") if name == "fsync" else os.fspath(arguments[-1])
+            calls.append((name, Path(target).name.split(".")[-1]))
+            return function(*arguments)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "link", "replace"):
+        watch(name)
+    checkpoint.write(path, 1, kind="test")
+    assert calls == [
+        ("fsync", "tmp"),
+        ("link", "tmp"),
+        ("replace", "previous"),
+        ("replace", "ckpt"),
+        ("fsync", tmp_path.name),
+    ]
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     path = tmp_path / "a.ckpt"
     checkpoint.write(path, 1, kind="test")
