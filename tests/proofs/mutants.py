@@ -157,13 +157,7 @@ MUTANTS = (
         "for (unsigned i = 1; 0; i++)",
         NATIVE,
     ),
-    Mutant(
-        "a chunk done twice",
-        POOL,
-        "atomic_fetch_add_explicit(&next_chunk, 1, memory_order_relaxed)",
-        "atomic_load(&next_chunk); atomic_store(&next_chunk, i + 1), i",
-        NATIVE,
-    ),
+    Mutant("one chunk too many", POOL, "memory_order_relaxed)) < count", "memory_order_relaxed)) <= count", NATIVE),
     Mutant(
         "flush-to-zero survives in serial work",
         POOL,
