@@ -24,7 +24,7 @@ LAYERS = (
     ("rules",),
     ("trees", "threads", "arrays"),
     ("reference", "lowering"),
-    ("backends.base", "backends.cuda_simulator"),
+    ("backends.base", "backends.remembering", "backends.cuda_simulator"),
     ("backends.c", "backends.numba_cpu", "backends.numpy_backend", "backends.cuda"),
     ("backends",),
     ("offload", "checkpoint"),

@@ -116,6 +116,50 @@ def test_new_arrays_mean_no_new_compilation(backend):
     assert [len(f.signatures) for f in (module.alone, module.shared)] == [1, 1]
 
 
+def test_arrays_that_change_between_steps_are_looked_at_again():
+    rng = np.random.default_rng(6)
+    results = []
+    for name in ("numba", "numpy"):
+        rng = np.random.default_rng(6)
+        p = [rng.standard_normal((6, 4)).astype(np.float32), rng.standard_normal(9).astype(np.float32)]
+        g = [rng.standard_normal(x.shape).astype(np.float32) for x in p]
+        opt = fo.Adam(p, lr=0.1, backend=name)
+        opt.step(g)
+        opt.step(g)
+        p[1].resize((100_000,), refcheck=False)  # elsewhere in memory now ...
+        p[1].resize((9,), refcheck=False)  # ... and what it was
+        opt.step(g)
+        g[0] = np.asfortranarray(g[0])
+        opt.step(g)
+        opt.step([g[0][::-1][::-1], None])
+        opt.param_groups[0]["params"][1] = p[1].copy()
+        opt.step(g, grad_scale=0.5)
+        opt.step(g)
+        results.append([*opt.param_groups[0]["params"], *opt.state["0"].values(), *opt.state["1"].values()])
+    for ours, wanted in zip(*results, strict=True):
+        assert same_bits(np.array(ours, float), np.array(wanted, float))
+
+
+def test_refused_in_a_remembered_step_with_nothing_changed():
+    p, g = np.ones(5, np.float32), np.ones(5, np.float32)
+    opt = fo.SGD(p, lr=0.5, momentum=0.9, backend="numba")
+    opt.step(g)
+    opt.step(g)
+    before, velocity = p.copy(), opt.state["0"]["momentum_buffer"].copy()
+    p.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        opt.step(g)
+    p.flags.writeable = True
+    for bad in (np.ones(6, np.float32), np.ones(5), p, np.ma.masked_array(g)):
+        with pytest.raises((TypeError, ValueError)):
+            opt.step(bad)
+    assert same_bits(p, before)
+    assert same_bits(opt.state["0"]["momentum_buffer"], velocity)
+    assert opt.state["0"]["step"] == 2
+    opt.step(g)
+    assert opt.state["0"]["step"] == 3
+
+
 # --- What needs a process of its own ------------------------------------------------------------------------------
 
 PREAMBLE = """

@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from importlib.util import find_spec
-from operator import is_ as _is
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +29,7 @@ import numpy as np
 from .. import arrays, lowering, rules
 from ..rules import NORM_BLOCK, NORM_LANES, Rule
 from .base import Backend, Run
+from .remembering import RememberingPlan
 
 THREADS = 256  # per block
 BLOCKS_PER_MULTIPROCESSOR = 16
@@ -493,96 +493,29 @@ class _Table:
         return self.device
 
 
-class CudaPlan:
-    """Repeated steps over one list of arrays: as long as no array has moved, a step only compares and launches.
+class CudaPlan(RememberingPlan):
+    """As long as no array has moved, a step only compares and launches."""
 
-    The interface is that of `backends.c.CPlan`.
-    """
-
-    def __init__(self, backend: CudaBackend, rows: Sequence[Any], counter: list[int]):
-        self._backend, self._counter = backend, counter
-        self._heads = [(rule, decay, maximize, list(members)) for rule, decay, _, maximize, members in rows]
-        self._decay = [row[2] for row in rows]
-        self._faces: list[dict[str, Any]] | None = None
-        self._states: tuple[Any, ...] = ()
-        self._prepared: _Prepared | None = None
+    def __init__(self, backend: CudaBackend, rows: Sequence[Any], counter: list[int], threads: int):
+        super().__init__(backend, rows, counter, threads)
         self._norm_faces: list[dict[str, Any]] | None = None
         self._norm_vectors: list[Vector] = []
-
-    def set_decay(self, decay_coefficients: Sequence[float]) -> None:
-        self._decay = list(decay_coefficients)
-
-    def step(
-        self,
-        params: tuple[Any, ...],
-        grads: tuple[Any, ...],
-        states: tuple[Any, ...],
-        coefficients: Sequence[tuple[float, ...]],
-        scale: float,
-    ) -> bool:
-        """True, or False with nothing touched if some array needs the checked path."""
-        try:
-            faces = [x.__cuda_array_interface__ for x in params + grads]
-        except AttributeError:
-            return False
-        with self._backend._lock:
-            known = self._prepared is not None and faces == self._faces and all(map(_is, states, self._states))
-            if not known and not self._bind(params, grads, states, faces):
-                return False
-            assert self._prepared is not None
-            scalars = [
-                (-scale if maximize else scale, decay_coefficient, *k)
-                for (_, _, maximize, _), decay_coefficient, k in zip(
-                    self._heads, self._decay, coefficients, strict=True
-                )
-            ]
-            self._backend.launch(self._prepared, scalars)
-            self._counter[0] += 1
-        return True
-
-    def _bind(self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], faces: list) -> bool:
-        backend = self._backend
-        self._prepared = None
-        lists, written, read = [], [], []
-        entries, rest = iter(zip(params, grads, strict=True)), iter(states)
-        try:
-            for rule, decay, _, members in self._heads:
-                rows = []
-                for member, (p, g) in zip(members, entries):  # noqa: B905 - the next list goes on where this one ends
-                    own = [next(rest) for _ in rule.states]
-                    backend.check_parameter("p", p)
-                    for x in (p, g, *own):
-                        backend.check_companion("p", "array", x, member.shape, member.dtype)
-                    form = backend.stage_without_copy(p, g, own)
-                    if form is None:
-                        return False
-                    rows.append((form.p, form.g, *form.states))
-                    written += [backend.span("written", x) for x in (p, *own)]
-                    read.append(backend.span("read", g))
-                lists.append((rule, decay, rows))
-            backend.check_disjoint(written, read)
-        except (TypeError, ValueError):
-            return False
-        self._prepared = backend.prepare(lists)
-        self._faces, self._states = faces, states
-        return True
 
     def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
         """Norm of all gradients; None if one is not plain and C-ordered."""
         backend = self._backend
-        try:
-            faces = [g.__cuda_array_interface__ for g in grads]
-            if faces != self._norm_faces:
-                self._norm_faces = None
-                vectors = []
-                for g in grads:
-                    shadow, stream = backend.view("gradient", g)
-                    if not shadow.flags.c_contiguous or shadow.dtype not in arrays.DTYPES:
-                        return None
-                    vectors.append(backend.vector(None, shadow, stream))  # without a hold on its memory
-                self._norm_faces, self._norm_vectors = faces, vectors
-        except (AttributeError, TypeError):
+        faces = backend.faces(grads)
+        if faces is None:
             return None
+        if faces != self._norm_faces:
+            self._norm_faces = None
+            vectors = []
+            for g in grads:
+                shadow, stream = backend.view("gradient", g)
+                if not shadow.flags.c_contiguous or shadow.dtype not in arrays.DTYPES:
+                    return None
+                vectors.append(backend.vector(None, shadow, stream))  # without a hold on its memory
+            self._norm_faces, self._norm_vectors = faces, vectors
         return backend.norm_of(self._norm_vectors, grad_scale)
 
 
@@ -594,7 +527,7 @@ class CudaBackend(Backend):
 
     def __init__(self) -> None:
         if find_spec("numba_cuda") is None:
-            raise ImportError('backend \'cuda\' needs numba-cuda: pip install "fastoptim[cuda]"')
+            raise ImportError("backend 'cuda' needs numba-cuda: pip install \"fastoptim[cuda]\"")
         try:
             from numba import config, cuda
         except ImportError as error:
@@ -706,11 +639,8 @@ class CudaBackend(Backend):
             (run.rule, run.decay, [(p, g, *s) for p, g, s in zip(run.params, run.grads, run.states, strict=True)])
             for run in runs
         ]
-        scalars = [
-            (-scale if run.maximize else scale, run.decay_coefficient, *run.coefficients) for run in runs
-        ]
-        with self._lock:
-            self.launch(self.prepare(lists), scalars)
+        scalars = [(-scale if run.maximize else scale, run.decay_coefficient, *run.coefficients) for run in runs]
+        self.launch(self.prepare(lists), scalars, threads)
 
     def prepare(self, lists: Sequence[tuple[Rule, str, Sequence[tuple[Vector, ...]]]]) -> _Prepared:
         """The table and the launches for (rule, decay, rows of vectors): one launch for each dtype in a list."""
@@ -730,18 +660,25 @@ class CudaBackend(Backend):
         streams = _streams(vector for _, _, rows in lists for row in rows for vector in row)
         return _Prepared(np.array(words, np.int64), launches, streams)
 
-    def launch(self, prepared: _Prepared, scalars: Sequence[tuple[float, ...]]) -> None:
+    def launch(self, prepared: _Prepared, scalars: Sequence[tuple[float, ...]], threads: int) -> None:
         """Run what was prepared, with the scalars of each list."""
         if not prepared.launches:
             return
-        with self._on(prepared.streams) as (handle, stream):
+        with self._lock, self._on(prepared.streams) as (handle, stream):
             table = self._table(handle, prepared.words, stream)
             for i, dtype, kernel, (begin, count, pieces, piece) in prepared.launches:
                 k = _rounded(scalars[i], dtype)
                 self._launch(kernel, self._grid(pieces), stream, table, begin, count, pieces, piece, k)
 
     def plan(self, rows: Sequence[Any], counter: list[int], threads: int) -> CudaPlan:
-        return CudaPlan(self, rows, counter)
+        return CudaPlan(self, rows, counter, threads)
+
+    def faces(self, arrays: tuple[Any, ...], states: tuple[Any, ...] = ()) -> list[dict[str, Any]] | None:
+        """What each array says of itself; None if one is not on the GPU."""
+        try:
+            return [x.__cuda_array_interface__ for x in arrays]
+        except AttributeError:
+            return None
 
     def _piece(self, total: int) -> int:
         """Elements that a block takes at a time: fewer where there would be too few blocks for the device."""

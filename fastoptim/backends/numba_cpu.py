@@ -20,6 +20,7 @@ import numpy as np
 from .. import arrays, lowering
 from ..rules import NORM_BLOCK, NORM_LANES, Rule
 from .base import Backend, Run
+from .remembering import RememberingPlan
 
 PIECE = 1 << 16  # elements that a thread takes at a time
 NORM_PIECE = 16  # blocks of the norm that a thread takes at a time
@@ -194,13 +195,12 @@ def source() -> str:
 class _Job:
     """One pass of a kernel over many arrays."""
 
-    __slots__ = ("_k", "arguments", "total")
+    __slots__ = ("ends", "itemsize", "kernel", "table", "total")
 
-    def __init__(self, kernel: int, rows: list[tuple[int, ...]], counts: Sequence[int], k: np.ndarray, itemsize: int):
-        ends = np.cumsum(counts, dtype=np.int64)
-        self._k = k  # kept alive: the kernel gets its address
-        self.total = int(ends[-1])
-        self.arguments = (kernel, np.array(rows, np.uint64), ends, _address(k), itemsize)
+    def __init__(self, kernel: int, rows: list[tuple[int, ...]], counts: Sequence[int], itemsize: int):
+        self.kernel, self.itemsize = kernel, itemsize
+        self.table, self.ends = np.array(rows, np.uint64), np.cumsum(counts, dtype=np.int64)
+        self.total = int(self.ends[-1])
 
 
 _PROBE = np.array([1e-310, 1.0])  # a subnormal number, and a factor that leaves it one
@@ -227,28 +227,26 @@ class _Pool:
         except ValueError:  # not started yet
             return None
 
-    def run(self, job: _Job, piece: int, alone_below: int, threads: int) -> None:
+    def run(self, job: _Job, k: np.ndarray, piece: int, alone_below: int, threads: int) -> None:
         """Do a job, on several threads where there is enough work and sharing it is safe."""
+        arguments = (job.kernel, job.table, job.ends, _address(k), job.itemsize)
         workers = min(threads, -(-job.total // piece), self._numba.config.NUMBA_NUM_THREADS)
         if workers < 2 or job.total < alone_below or self._lost:
-            self._alone(job)
+            self._module.alone(*arguments)
             return
         layer = self._layer()
         if layer in ("omp", "tbb"):
-            self._shared(job, piece, workers)
+            self._shared(arguments, piece, workers)
         elif self._lock.acquire(blocking=layer is None):  # the first call chooses the layer: let it be the only one
             try:
-                self._shared(job, piece, workers)
+                self._shared(arguments, piece, workers)
             finally:
                 self._lock.release()
         else:
-            self._alone(job)
+            self._module.alone(*arguments)
 
-    def _alone(self, job: _Job) -> None:
-        self._module.alone(*job.arguments)
-
-    def _shared(self, job: _Job, piece: int, workers: int) -> None:
-        self._module.shared(*job.arguments, piece, _PROBE, np.zeros(1, np.int64), workers)
+    def _shared(self, arguments: tuple[Any, ...], piece: int, workers: int) -> None:
+        self._module.shared(*arguments, piece, _PROBE, np.zeros(1, np.int64), workers)
 
 
 def _only_thread() -> bool:
@@ -292,22 +290,48 @@ class NumbaBackend(Backend):
         return self._compiled[name].address
 
     def apply(self, runs: Sequence[Run], scale: float, threads: int) -> None:
-        arrays.check_subnormals()
-        jobs = [job for run in runs for dtype in arrays.DTYPES if (job := self._job(run, scale, dtype)) is not None]
-        for job in jobs:
-            self._pool.run(job, PIECE, ALONE_BELOW, threads)
+        lists = [
+            (run.rule, run.decay, [(p, g, *s) for p, g, s in zip(run.params, run.grads, run.states, strict=True)])
+            for run in runs
+        ]
+        scalars = [(-scale if run.maximize else scale, run.decay_coefficient, *run.coefficients) for run in runs]
+        self.launch(self.prepare(lists), scalars, threads)
 
-    def _job(self, run: Run, scale: float, dtype: np.dtype) -> _Job | None:
-        rows, sizes = [], []
-        for p, g, states in zip(run.params, run.grads, run.states, strict=True):
-            if p.dtype == dtype and p.size:
-                rows.append((_address(p), _address(g), *map(_address, states)))
-                sizes.append(p.size)
-        if not rows:
+    def prepare(self, lists: Sequence[tuple[Rule, str, list[tuple[Any, ...]]]]) -> list[tuple[int, np.dtype, _Job]]:
+        """One job for each dtype in a list of (rule, decay, rows of plain arrays)."""
+        jobs = []
+        for i, (rule, decay, rows) in enumerate(lists):
+            for dtype in arrays.DTYPES:
+                chosen = [row for row in rows if row[0].dtype == dtype and row[0].size]
+                if chosen:
+                    kernel = self._kernel(lowering.element_name(rule, decay), dtype)
+                    addresses = [tuple(map(_address, row)) for row in chosen]
+                    jobs.append((i, dtype, _Job(kernel, addresses, [row[0].size for row in chosen], dtype.itemsize)))
+        return jobs
+
+    def launch(
+        self, prepared: Sequence[tuple[int, np.dtype, _Job]], scalars: Sequence[tuple[float, ...]], threads: int
+    ) -> None:
+        """Do the jobs, with the scalars of each list."""
+        arrays.check_subnormals()
+        for i, dtype, job in prepared:
+            self._pool.run(job, _rounded(scalars[i], dtype), PIECE, ALONE_BELOW, threads)
+
+    def plan(self, rows: Sequence[Any], counter: list[int], threads: int) -> RememberingPlan:
+        return RememberingPlan(self, rows, counter, threads)
+
+    def faces(self, arrays: tuple[Any, ...], states: tuple[Any, ...]) -> list[dict[str, Any]] | None:
+        """What each array says of itself; None if one is not a plain NumPy array."""
+        if set(map(type, arrays)) != {np.ndarray}:
             return None
-        s = -scale if run.maximize else scale
-        k = _rounded((s, run.decay_coefficient, *run.coefficients), dtype)
-        return _Job(self._kernel(lowering.element_name(run.rule, run.decay), dtype), rows, sizes, k, dtype.itemsize)
+        return [x.__array_interface__ for x in arrays + states]
+
+    def stage_without_copy(self, p: Any, g: Any, states: Sequence[Any]) -> arrays.Staged | None:
+        """The arrays in their plain form if that takes no copy."""
+        every = [x.flags for x in (p, g, *states)]
+        if all(f.aligned and f.c_contiguous for f in every) or all(f.aligned and f.f_contiguous for f in every):
+            return arrays.stage(p, g, states)
+        return None
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         arrays.check_subnormals()
@@ -324,8 +348,8 @@ class NumbaBackend(Backend):
                 for i in chosen
             ]
             s = _rounded((grad_scale,), dtype)
-            job = _Job(self._kernel("norm", dtype), rows, [blocks[i] for i in chosen], s, 0)
-            self._pool.run(job, NORM_PIECE, ALONE_BELOW // NORM_BLOCK, threads)
+            job = _Job(self._kernel("norm", dtype), rows, [blocks[i] for i in chosen], 0)
+            self._pool.run(job, s, NORM_PIECE, ALONE_BELOW // NORM_BLOCK, threads)
         return sums
 
     def info(self) -> dict[str, Any]:
