@@ -12,7 +12,7 @@ import numpy as np
 from mpi4py import MPI
 
 import fastoptim as fo
-from fastoptim.distributed import ShardedOptimizer
+from fastoptim.distributed import ShardedOptimizer, agreement
 from fastoptim.rules import NORM_BLOCK
 from fastoptim.threads import usable_cores
 
@@ -90,10 +90,10 @@ def construction():
         sharded(params)
     with raises(ValueError, "names of group 0"):
         sharded({"w": np.ones(3), odd("x", "y"): np.ones(3)})
-    version, fo.distributed.__version__ = fo.distributed.__version__, odd("0.1.0", "0.9.9")
+    version, agreement.__version__ = agreement.__version__, odd("0.1.0", "0.9.9")
     with raises(ValueError, "fastoptim's version", "0.9.9"):
         sharded(parameters())
-    fo.distributed.__version__ = version
+    agreement.__version__ = version
     with raises(odd(RuntimeError, ValueError), "lr must be >= 0", *odd([last, "building the optimizer"], [])):
         sharded(parameters(), lr=odd(0.01, -1.0))
     with raises(TypeError, "kind must be"):

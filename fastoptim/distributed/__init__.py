@@ -8,45 +8,29 @@ the kernel of another. See docs/scale.md for when this pays.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
-import os
-import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from .. import __version__, arrays, checkpoint, rules
+from .. import arrays, rules
 from ..backends import StepInfo
-from ..optimizers import Optimizer, ParamGroups, _interrupts_deferred, choice, flag, step_options
+from ..optimizers import Optimizer, ParamGroups, _interrupts_deferred, step_options
 from ..reference import tree_sum
 from ..rules import NORM_BLOCK
 from ..threads import _from_environment
-from .layout import Chunk, Part, chunks, ranges
+from .agreement import description, hyper_texts, options, plain_optimizer, remove_last_group
+from .slices import Array, nothing, plan_of
+from .states import States
 
 __all__ = ["ShardedOptimizer"]
 
-Array = np.ndarray
-_Stage = Callable[[int, Any], None]
 
-REDUCTIONS = ("mean", "sum")
-_IN_FLIGHT = 3  # one chunk's gradients are on their way while the kernel has the next and parameters of a third leave
-_SLOTS = tuple(dict.fromkeys(name for rule in rules.RULES.values() for name in rule.states))
-
-
-class _Piece(NamedTuple):
-    """This rank's part of a chunk, and the plain optimizer that steps it."""
-
-    parts: tuple[Part, ...]
-    optimizer: Optimizer
-
-
-class ShardedOptimizer:
+class ShardedOptimizer(States):
     """An optimizer whose states are divided among the ranks of an MPI communicator.
 
     Every rank holds all parameters, calls every method together with the others, and hands `step` the gradients of its
@@ -137,8 +121,8 @@ class ShardedOptimizer:
             ) from missing
         self.comm = channel.communicator(comm)
         if self.comm.size == 1:
-            self._whole = _plain(kind, params, backend, threads, hyper)
-            _options(reduction, deterministic, buffer_bytes, overwrite_grads)
+            self._whole = plain_optimizer(kind, params, backend, threads, hyper)
+            options(reduction, deterministic, buffer_bytes, overwrite_grads)
             self.step = self._whole.step  # type: ignore[method-assign]
             return
         channel.end_job_on_error()
@@ -148,17 +132,15 @@ class ShardedOptimizer:
         if threads is None and _from_environment() is None:
             threads = self._channel.share_of_cores()
         try:
-            self._whole = _plain(kind, params, backend, threads, hyper)
-            self._options = _options(reduction, deterministic, buffer_bytes, overwrite_grads)
-            described = _description(self._whole, self._options)
+            self._whole = plain_optimizer(kind, params, backend, threads, hyper)
+            self._options = options(reduction, deterministic, buffer_bytes, overwrite_grads)
+            described = description(self._whole, self._options)
         except Exception as exception:
             error = exception
         self._channel.agree(error, "building the optimizer", described)
         self._channel.mean, self._channel.deterministic = reduction == "mean", self._options["deterministic"]
         self._guard = threading.Lock()
-        self._chunks: list[Chunk] = []
-        self._pieces: list[_Piece | None] = []
-        self._kept: list[Array] = []
+        self._chunks, self._pieces, self._kept = [], [], []
         self._add_chunks(0)
 
     # --- the face of a plain optimizer
@@ -221,14 +203,14 @@ class ShardedOptimizer:
             grouped, first = whole._grouped, len(whole.param_groups)
             try:
                 whole.add_param_group(group)
-                described = _description(whole, self._options)
+                described = description(whole, self._options)
             except Exception as exception:
                 error = exception
             try:
                 self._channel.agree(error, "adding a parameter group", described)
             except Exception:
                 if error is None:
-                    _remove_last_group(whole, grouped)
+                    remove_last_group(whole, grouped)
                 raise
             self._add_chunks(first)
 
@@ -260,7 +242,7 @@ class ShardedOptimizer:
                     "grad_scale": repr(scale),
                     "max_norm": repr(limit),
                     "skip_nonfinite": repr(skip),
-                    **_hyper_texts(self._whole),
+                    **hyper_texts(self._whole),
                 }
                 params, flats, copies = self._checked(grads)
                 absent[:] = [g is None for g in flats]
@@ -294,23 +276,6 @@ class ShardedOptimizer:
         copies = [(p, copy) for (_, p), copy in zip(params, flat, strict=True) if not np.may_share_memory(p, copy)]
         return flat, [None if g is None else arrays.flat(np.asarray(g)) for g in checked], copies
 
-    def _parameters(self) -> list[tuple[str, Array]]:
-        """Names and arrays of all parameters; TypeError or ValueError if one is not what it was."""
-        result = []
-        for group in self._whole.param_groups:
-            if len(group["params"]) != len(group["names"]):
-                raise ValueError(f"params: expected {len(group['names'])} arrays, got {len(group['params'])}")
-        for parameter in self._whole._parameters:
-            p = parameter.group["params"][parameter.index]
-            arrays.check_parameter(parameter.name, p)
-            if p.shape != parameter.shape or p.dtype != parameter.dtype:
-                raise ValueError(
-                    f"parameter {parameter.name!r} was replaced: expected shape {parameter.shape} and dtype "
-                    f"{parameter.dtype.name}, got {p.shape} and {p.dtype.name}"
-                )
-            result.append((parameter.name, p))
-        return result
-
     def _leaves(self, grads: Any) -> tuple[Any, ...]:
         whole = self._whole
         return whole._group_leaves(grads) if whole._grouped else whole._structures[0].leaves(grads)
@@ -327,7 +292,7 @@ class ShardedOptimizer:
                 if target[key] is not source[key]:
                     target[key] = source[key]
             target["params"][:] = [params[part.parameter][part.start : part.stop] for part in piece.parts]
-            _plan_of(piece.optimizer)
+            plan_of(piece.optimizer)
 
     def _transaction(
         self,
@@ -348,7 +313,7 @@ class ShardedOptimizer:
             piece = self._pieces[c]
             if piece is not None:
                 leaves = tuple(g if here[part.parameter] else None for part, g in zip(piece.parts, own, strict=True))
-                piece.optimizer._step_checked(_plan_of(piece.optimizer), leaves, scale, None, False)
+                piece.optimizer._step_checked(plan_of(piece.optimizer), leaves, scale, None, False)
 
         def start_gather(c: int, buffers: Any) -> None:
             parts = [params[number][start:stop] for number, start, stop in self._chunks[c].parts[channel.rank]]
@@ -377,7 +342,7 @@ class ShardedOptimizer:
             apply(c, kept[c])
             start_gather(c, buffers)
 
-        self._pipeline(start_reduce, keep, _nothing)
+        self._pipeline(start_reduce, keep, nothing)
 
         def sum_of_squares(k: float) -> float:
             own = sums if k == 1.0 else [self._block_sums(c, kept[c], here, scale, k) for c in range(len(kept))]
@@ -387,24 +352,8 @@ class ShardedOptimizer:
         if skip and not math.isfinite(norm):
             return StepInfo(False, norm)
         scale *= rules.clip_factor(norm, limit)
-        self._pipeline(_nothing, apply_gather, finish_gather)
+        self._pipeline(nothing, apply_gather, finish_gather)
         return StepInfo(True, norm)
-
-    def _pipeline(self, first: _Stage, second: _Stage, third: _Stage) -> None:
-        """Lead all chunks through three stages; while one is in its second, its neighbours are on their way."""
-        count = len(self._chunks)
-        for i in range(count + _IN_FLIGHT):
-            if i >= _IN_FLIGHT:
-                third(i - _IN_FLIGHT, self._buffers[i % _IN_FLIGHT])
-            if i < count:
-                first(i, self._buffers[i % _IN_FLIGHT])
-            if 0 < i <= count:
-                second(i - 1, self._buffers[(i - 1) % _IN_FLIGHT])
-
-    def _split(self, c: int, own: Array) -> list[Array]:
-        """This rank's piece of a chunk as its parts."""
-        ends = accumulate((part.size for part in self._chunks[c].parts[self._channel.rank]), initial=0)
-        return [own[start:stop] for start, stop in pairwise(ends)]
 
     # --- the norm
 
@@ -448,346 +397,3 @@ class ShardedOptimizer:
 
     def __repr__(self) -> str:
         return f"<ShardedOptimizer: rank {self.comm.rank} of {self.comm.size}, {self._whole!r}>"
-
-    # --- states, copied, saved and restored
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `Optimizer.state_dict` returns, whole, on every rank: for models whose states fit into one process."""
-        if self.comm.size == 1:
-            return self._whole.state_dict()
-        with self._locked():
-            parameters = self._whole._parameters
-            facts = np.zeros((len(parameters), 1 + len(_SLOTS)), np.int64)  # the step count, and which states there are
-            for part, entry in self._entries():
-                facts[part.parameter] = [entry["step"], *(slot in entry for slot in _SLOTS)]
-            facts = self._channel.most(facts)
-            states: list[dict[str, Any]] = [{"step": int(row[0])} for row in facts]
-            for k, slot in enumerate(_SLOTS, 1):
-                if facts[:, k].any():
-                    for i, values in enumerate(self._gathered_states(slot)):
-                        if facts[i, k]:
-                            states[i][slot] = values.reshape(parameters[i].shape)
-            whole = self._whole._snapshot(lambda x: x)
-            return whole | {"state": dict(zip(self._names, states, strict=True))}
-
-    def _gathered_states(self, slot: str) -> list[Array]:
-        """The state `slot` of all parameters, flat; zeros where there is none."""
-        targets = [np.zeros(math.prod(q.shape), q.dtype) for q in self._whole._parameters]
-        for part, entry in self._entries():
-            if slot in entry:
-                targets[part.parameter][part.start : part.stop] = entry[slot]
-        self._gather(targets)
-        return targets
-
-    def _gather(self, targets: Sequence[Array]) -> None:
-        """Fill flat arrays, in which every rank has filled its own slice, with all others' slices."""
-        channel = self._channel
-
-        def start(c: int, buffers: Any) -> None:
-            own = [targets[number][begin:end] for number, begin, end in self._chunks[c].parts[channel.rank]]
-            channel.start_gather(self._chunks[c], own, buffers)
-
-        def finish(c: int, buffers: Any) -> None:
-            channel.finish_gather(self._chunks[c], targets, buffers)
-
-        self._pipeline(start, _nothing, finish)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` of this class or of a plain optimizer returned, the same on every rank."""
-        if self.comm.size == 1:
-            self._whole.load_state_dict(state_dict)
-            return
-        with self._locked():
-            self._restore(lambda: (state_dict, self._cut_states(state_dict)), "loading a state dict")
-
-    def save(self, path: Any) -> None:
-        """Write a checkpoint, every rank its slice; any number of ranks, or a plain optimizer, can load it.
-
-        Beside the file at `path`, which is written last and atomically, there is one file per rank,
-        ``<name>.<token>.<rank>``: the folder must be one that all ranks and hosts share. The checkpoint before stays as
-        ``<name>.previous``, with its slices. If a rank fails, all raise, and the last checkpoint is as it was.
-        """
-        if self.comm.size == 1:
-            self._whole.save(path)
-            return
-        with self._locked():
-            channel, target = self._channel, os.path.realpath(os.fspath(path))
-            token = channel.broadcast(secrets.token_hex(8))
-            own = checkpoint.slice_path(target, token, channel.rank)
-            try:
-                self._together("saving a checkpoint", lambda: self._write_slice(own, token))
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(own)
-                raise
-            self._together("saving a checkpoint", lambda: self._write_manifest(target, token))
-
-    def _write_slice(self, path: str, token: str) -> None:
-        params, names = [arrays.flat(np.asarray(p)) for _, p in self._parameters()], self._names
-        parts = []
-        for part, entry in self._entries():
-            contents = {"parameter": params[part.parameter][part.start : part.stop]}
-            contents |= {slot: x for slot, x in entry.items() if slot != "step"}
-            parts.append([names[part.parameter], part.start, part.stop, entry["step"], contents])
-        checkpoint.write(path, {"token": token, "parts": parts}, kind="slice", keep_previous=False)
-
-    def _write_manifest(self, target: str, token: str) -> None:
-        """Commit the checkpoint that the slices make up, and remove slices that none needs any more; for rank 0."""
-        if self._channel.rank != 0:
-            return
-        paths = [checkpoint.slice_path(target, token, rank) for rank in range(self._channel.size)]
-        missing = [path for path in paths if not os.path.exists(path)]
-        if missing:
-            raise FileNotFoundError(f"{missing[0]} is not there on rank 0: is the folder one that all hosts share?")
-        parameters, names = self._whole._parameters, self._names
-        slices = []
-        for rank, path in enumerate(paths):
-            spans = [[names[i], *span] for i, span in ranges(self._chunks, rank).items()]
-            slices.append({"file": os.path.basename(path), "parts": spans})
-        tree = {
-            "token": token,
-            "params": {q.name: {"shape": list(q.shape), "dtype": q.dtype.name} for q in parameters},
-            "optimizer": self._whole._snapshot(lambda x: x) | {"state": {}},
-            "slices": slices,
-        }
-        checkpoint.write(target, tree, kind="slices")
-        checkpoint.remove_old_slices(target)
-
-    def load(self, path: Any) -> None:
-        """Read a checkpoint that any number of ranks, a plain optimizer or `fit` has written.
-
-        Each rank reads the slices that overlap its own. If a rank fails, all raise, and nothing was changed.
-        """
-        if self.comm.size == 1:
-            self._whole.load(path)
-            return
-
-        params: Mapping[str, Array] | None = None
-
-        def read() -> tuple[Mapping[str, Any], dict[str, dict[str, Any]]]:
-            nonlocal params
-            tree = checkpoint.read(path, kind=("slices", "optimizer", "training"))
-            with checkpoint.malformed(f"{os.fspath(path)}: the optimizer's part"):
-                state_dict = tree["optimizer"]
-                if "slices" in tree:
-                    own = {self._names[i]: span for i, span in ranges(self._chunks, self._channel.rank).items()}
-                    checkpoint.check_slices(tree, {q.name: (q.shape, q.dtype) for q in self._whole._parameters})
-                    return state_dict, checkpoint.read_slices(path, tree, own)
-                params = tree["params"]
-                checkpoint.check_arrays(dict(self._parameters()), params)
-                return state_dict, self._cut_states(state_dict)
-
-        with self._locked():
-            own = self._restore(read, f"loading {os.fspath(path)}")
-            if params is not None:
-                for name, p in self._parameters():
-                    p[...] = params[name]
-            else:
-                self._fill_parameters(own)
-
-    def _fill_parameters(self, own: Mapping[str, Mapping[str, Any]]) -> None:
-        """Set all parameters from every rank's slice of them."""
-        flat = [arrays.flat(np.asarray(p)) for _, p in self._parameters()]
-        for i, (start, stop) in ranges(self._chunks, self._channel.rank).items():
-            flat[i][start:stop] = own[self._names[i]]["parameter"]
-        self._gather(flat)
-        for (_, p), x in zip(self._parameters(), flat, strict=True):
-            if not np.may_share_memory(p, x):
-                p[...] = x.reshape(p.shape)
-
-    def _cut_states(self, state_dict: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """This rank's slice of whole states, by the names of parameters."""
-        result = {}
-        for i, (start, stop) in ranges(self._chunks, self._channel.rank).items():
-            q = self._whole._parameters[i]
-            entry = dict(state_dict["state"][q.name])
-            result[q.name] = {"step": entry.pop("step")}
-            for slot, x in entry.items():
-                x = arrays.check_companion(q.name, slot, x, q.shape, q.dtype)
-                result[q.name][slot] = arrays.flat(x)[start:stop]
-        return result
-
-    def _restore(
-        self, read: Callable[[], tuple[Mapping[str, Any], dict[str, dict[str, Any]]]], what: str
-    ) -> dict[str, dict[str, Any]]:
-        """Take over the hyper-parameters and this rank's states that `read` returns; returns the latter.
-
-        If that fails on one rank, all raise, and nothing was changed.
-        """
-        whole, mine = self._whole, ranges(self._chunks, self._channel.rank)
-        before = whole._snapshot(lambda x: x)
-        error: Exception | None = None
-        states: list[tuple[Optimizer, Mapping[str, Any]]] = []
-        said: dict[str, str] = {}
-        own: dict[str, dict[str, Any]] = {}
-        try:
-            loaded, own = read()
-            whole._load({**loaded, "state": {name: {"step": 0} for name in self._names}})
-            said = _hyper_texts(whole)
-            for chunk, piece in zip(self._chunks, self._pieces, strict=True):
-                if piece is not None:
-                    states.append((piece.optimizer, self._piece_state(chunk, piece, own, mine)))
-        except Exception as exception:
-            error = exception
-        try:
-            self._channel.agree(error, what, said)
-        except Exception:
-            whole._load(before)
-            raise
-        for optimizer, state in states:
-            optimizer._load(state)
-        return own
-
-    def _piece_state(
-        self, chunk: Chunk, piece: _Piece, own: Mapping[str, Mapping[str, Any]], mine: Mapping[int, tuple[int, int]]
-    ) -> Mapping[str, Any]:
-        """The state dict of one piece."""
-        group = self._whole.param_groups[chunk.group]
-        hyper = {key: group[key] for key in self._whole._names}
-        states: dict[str, Any] = {}
-        for name, part in zip(piece.optimizer.param_groups[0]["names"], piece.parts, strict=True):
-            first = mine[part.parameter][0]
-            entry = own[self._names[part.parameter]]
-            states[name] = {
-                key: x if key == "step" else x[part.start - first : part.stop - first]
-                for key, x in entry.items()
-                if key != "parameter"
-            }
-            t = entry["step"]
-            if type(t) is not int or not 0 <= t < 2**63 or not set(entry) <= {"step", "parameter", *_SLOTS}:
-                raise ValueError(f"state of parameter {self._names[part.parameter]!r}: not a step count and states")
-        names = list(piece.optimizer.param_groups[0]["names"])
-        return {
-            "version": 1,
-            "optimizer": type(self._whole).__name__,
-            "state": states,
-            "param_groups": [{"params": names, **hyper}],
-        }
-
-    def _together(self, what: str, work: Callable[[], None]) -> None:
-        """Do something on all ranks; if it fails on one, raise on all."""
-        error: Exception | None = None
-        try:
-            work()
-        except Exception as exception:
-            error = exception
-        self._channel.agree(error, what, {})
-
-    # --- pieces
-
-    def _entries(self) -> Iterator[tuple[Part, Mapping[str, Any]]]:
-        """This rank's parts with their step counts and states."""
-        for piece in self._own():
-            yield from zip(piece.parts, piece.optimizer.state.values(), strict=True)
-
-    def _own(self) -> Iterator[_Piece]:
-        """This rank's pieces."""
-        return (piece for piece in self._pieces if piece is not None)
-
-    @property
-    def _names(self) -> list[str]:
-        return [parameter.name for parameter in self._whole._parameters]
-
-    def _add_chunks(self, first: int) -> None:
-        """Divide the groups from number `first` on, and make this rank's pieces of them."""
-        whole, rank, size = self._whole, self._channel.rank, self._channel.size
-        contributions = 2 * size if self._options["deterministic"] else size + 1  # pieces that a set of buffers holds
-        room = self._options["buffer_bytes"] // (_IN_FLIGHT * contributions)
-        for number, group in enumerate(whole.param_groups[first:], first):
-            mine = [(i, q) for i, q in enumerate(whole._parameters) if q.group is group]
-            for dtype in dict.fromkeys(q.dtype for _, q in mine):
-                chosen = [(i, math.prod(q.shape)) for i, q in mine if q.dtype == dtype]
-                piece = max(1, room // (dtype.itemsize * NORM_BLOCK)) * NORM_BLOCK
-                sizes, numbers = [n for _, n in chosen], [i for i, _ in chosen]
-                self._chunks += chunks(number, dtype, sizes, numbers, size, piece)
-        flat = [arrays.flat(np.asarray(p)) for _, p in self._parameters()]
-        for chunk in self._chunks[len(self._pieces) :]:
-            parts = chunk.parts[rank]
-            views = [flat[part.parameter][part.start : part.stop] for part in parts]
-            hyper = {key: whole.param_groups[chunk.group][key] for key in whole._names}
-            optimizer = type(whole)(views, backend=whole.backend, threads=whole.threads, **hyper) if parts else None
-            self._pieces.append(None if optimizer is None else _Piece(parts, optimizer))
-        self._kept = []
-        self._buffers = self._channel.buffers(self._chunks, _IN_FLIGHT)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        if not self._guard.acquire(False):
-            raise RuntimeError("this optimizer is being stepped by another thread")
-        try:
-            yield
-        finally:
-            self._guard.release()
-
-
-def _nothing(c: int, buffers: Any) -> None:
-    """A stage without work."""
-
-
-def _plan_of(optimizer: Optimizer) -> Any:
-    plan = optimizer._plan
-    return plan if plan is not None and plan.version == optimizer._changes[0] else optimizer._current_plan()
-
-
-def _plain(
-    kind: type[Optimizer], params: Any, backend: str, threads: int | None, hyper: Mapping[str, Any]
-) -> Optimizer:
-    """The plain optimizer over the whole parameters: it knows structures and groups, and allocates no state."""
-    if not isinstance(kind, type) or not issubclass(kind, Optimizer) or kind is Optimizer:
-        raise TypeError(f"kind must be fastoptim.SGD, Adam or AdamW, got {kind!r}")
-    whole = kind(params, backend=backend, threads=threads, **hyper)
-    if whole.backend == "cuda":
-        raise TypeError("ShardedOptimizer takes NumPy arrays; its kernels run on the host")
-    return whole
-
-
-def _options(reduction: Any, deterministic: Any, buffer_bytes: Any, overwrite_grads: Any) -> dict[str, Any]:
-    """What `ShardedOptimizer` adds to the hyper-parameters, validated."""
-    if isinstance(buffer_bytes, bool) or not isinstance(buffer_bytes, int):
-        raise TypeError(f"buffer_bytes must be an int, got {buffer_bytes!r}")
-    if buffer_bytes < 1:
-        raise ValueError(f"buffer_bytes must be at least 1, got {buffer_bytes}")
-    return {
-        "reduction": choice("reduction", reduction, REDUCTIONS),
-        "deterministic": flag("deterministic", deterministic),
-        "buffer_bytes": buffer_bytes,
-        "overwrite_grads": flag("overwrite_grads", overwrite_grads),
-    }
-
-
-def _description(whole: Optimizer, options: Mapping[str, Any]) -> dict[str, str]:
-    """Everything in which ranks must not differ, by name."""
-    said = {"fastoptim's version": __version__, "numpy's version": np.__version__, "kind": type(whole).__name__}
-    said |= {name: repr(value) for name, value in options.items()} | _hyper_texts(whole)
-    for number, group in enumerate(whole.param_groups):
-        said[f"names of group {number}"] = ", ".join(group["names"])
-        for name, p in zip(group["names"], group["params"], strict=True):
-            content = hashlib.sha256(arrays.flat(np.asarray(p)).view(np.uint8).data).hexdigest()[:16]
-            said[f"parameter {name!r}"] = f"shape {p.shape}, {p.dtype.name}, content {content}"
-    return said
-
-
-def _hyper_texts(whole: Optimizer) -> dict[str, str]:
-    return {
-        f"{name} of group {number}": _text(group[name])
-        for number, group in enumerate(whole.param_groups)
-        for name in whole._names
-    }
-
-
-def _text(value: Any) -> str:
-    """A hyper-parameter, written alike whatever the type of a number is."""
-    if isinstance(value, (str, bool)):
-        return repr(value)
-    try:
-        return repr(float(value))
-    except (TypeError, ValueError):
-        return f"({', '.join(map(_text, value))})" if isinstance(value, (tuple, list)) else repr(value)
-
-
-def _remove_last_group(whole: Optimizer, grouped: bool) -> None:
-    """Undo `add_param_group`, which another rank has refused."""
-    count = len(list.pop(whole._groups)["names"])
-    whole._structures.pop()
-    del whole._parameters[-count:]
-    whole._grouped = grouped

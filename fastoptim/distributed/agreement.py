@@ -1,0 +1,78 @@
+"""What ranks must agree on before they build an optimizer or step it, in words that an error can quote."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import __version__, arrays
+from ..optimizers import Optimizer, choice, flag
+
+REDUCTIONS = ("mean", "sum")
+
+
+def plain_optimizer(
+    kind: type[Optimizer], params: Any, backend: str, threads: int | None, hyper: Mapping[str, Any]
+) -> Optimizer:
+    """The plain optimizer over the whole parameters: it knows structures and groups, and allocates no state."""
+    if not isinstance(kind, type) or not issubclass(kind, Optimizer) or kind is Optimizer:
+        raise TypeError(f"kind must be fastoptim.SGD, Adam or AdamW, got {kind!r}")
+    whole = kind(params, backend=backend, threads=threads, **hyper)
+    if whole.backend == "cuda":
+        raise TypeError("ShardedOptimizer takes NumPy arrays; its kernels run on the host")
+    return whole
+
+
+def options(reduction: Any, deterministic: Any, buffer_bytes: Any, overwrite_grads: Any) -> dict[str, Any]:
+    """What `ShardedOptimizer` adds to the hyper-parameters, validated."""
+    if isinstance(buffer_bytes, bool) or not isinstance(buffer_bytes, int):
+        raise TypeError(f"buffer_bytes must be an int, got {buffer_bytes!r}")
+    if buffer_bytes < 1:
+        raise ValueError(f"buffer_bytes must be at least 1, got {buffer_bytes}")
+    return {
+        "reduction": choice("reduction", reduction, REDUCTIONS),
+        "deterministic": flag("deterministic", deterministic),
+        "buffer_bytes": buffer_bytes,
+        "overwrite_grads": flag("overwrite_grads", overwrite_grads),
+    }
+
+
+def description(whole: Optimizer, options: Mapping[str, Any]) -> dict[str, str]:
+    """Everything in which ranks must not differ, by name."""
+    said = {"fastoptim's version": __version__, "numpy's version": np.__version__, "kind": type(whole).__name__}
+    said |= {name: repr(value) for name, value in options.items()} | hyper_texts(whole)
+    for number, group in enumerate(whole.param_groups):
+        said[f"names of group {number}"] = ", ".join(group["names"])
+        for name, p in zip(group["names"], group["params"], strict=True):
+            content = hashlib.sha256(arrays.flat(np.asarray(p)).view(np.uint8).data).hexdigest()[:16]
+            said[f"parameter {name!r}"] = f"shape {p.shape}, {p.dtype.name}, content {content}"
+    return said
+
+
+def hyper_texts(whole: Optimizer) -> dict[str, str]:
+    return {
+        f"{name} of group {number}": _text(group[name])
+        for number, group in enumerate(whole.param_groups)
+        for name in whole._names
+    }
+
+
+def _text(value: Any) -> str:
+    """A hyper-parameter, written alike whatever the type of a number is."""
+    if isinstance(value, (str, bool)):
+        return repr(value)
+    try:
+        return repr(float(value))
+    except (TypeError, ValueError):
+        return f"({', '.join(map(_text, value))})" if isinstance(value, (tuple, list)) else repr(value)
+
+
+def remove_last_group(whole: Optimizer, grouped: bool) -> None:
+    """Undo `add_param_group`, which another rank has refused."""
+    count = len(list.pop(whole._groups)["names"])
+    whole._structures.pop()
+    del whole._parameters[-count:]
+    whole._grouped = grouped

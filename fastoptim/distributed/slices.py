@@ -1,0 +1,132 @@
+"""This rank's slice of everything: its pieces of all chunks, each stepped by a plain optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .. import arrays
+from ..optimizers import Optimizer
+from ..rules import NORM_BLOCK
+from .layout import Chunk, Part, chunks
+
+if TYPE_CHECKING:
+    from .channel import Buffers, Channel
+
+Array = np.ndarray
+Stage = Callable[[int, Any], None]
+
+IN_FLIGHT = 3  # one chunk's gradients are on their way while the kernel has the next and parameters of a third leave
+
+
+class Piece(NamedTuple):
+    """This rank's part of a chunk, and the plain optimizer that steps it."""
+
+    parts: tuple[Part, ...]
+    optimizer: Optimizer
+
+
+class Slices:
+    """What one rank has of the parameters, and how it leads chunks through their stages."""
+
+    comm: Any
+    _whole: Optimizer
+    _channel: Channel
+    _options: dict[str, Any]
+    _guard: threading.Lock
+    _chunks: list[Chunk]
+    _pieces: list[Piece | None]
+    _buffers: list[Buffers]
+    _kept: list[Array]
+
+    def _entries(self) -> Iterator[tuple[Part, Mapping[str, Any]]]:
+        """This rank's parts with their step counts and states."""
+        for piece in self._own():
+            yield from zip(piece.parts, piece.optimizer.state.values(), strict=True)
+
+    def _own(self) -> Iterator[Piece]:
+        """This rank's pieces."""
+        return (piece for piece in self._pieces if piece is not None)
+
+    @property
+    def _names(self) -> list[str]:
+        return [parameter.name for parameter in self._whole._parameters]
+
+    def _add_chunks(self, first: int) -> None:
+        """Divide the groups from number `first` on, and make this rank's pieces of them."""
+        whole, rank, size = self._whole, self._channel.rank, self._channel.size
+        contributions = 2 * size if self._options["deterministic"] else size + 1  # pieces that a set of buffers holds
+        room = self._options["buffer_bytes"] // (IN_FLIGHT * contributions)
+        for number, group in enumerate(whole.param_groups[first:], first):
+            mine = [(i, q) for i, q in enumerate(whole._parameters) if q.group is group]
+            for dtype in dict.fromkeys(q.dtype for _, q in mine):
+                chosen = [(i, math.prod(q.shape)) for i, q in mine if q.dtype == dtype]
+                piece = max(1, room // (dtype.itemsize * NORM_BLOCK)) * NORM_BLOCK
+                sizes, numbers = [n for _, n in chosen], [i for i, _ in chosen]
+                self._chunks += chunks(number, dtype, sizes, numbers, size, piece)
+        flat = [arrays.flat(np.asarray(p)) for _, p in self._parameters()]
+        for chunk in self._chunks[len(self._pieces) :]:
+            parts = chunk.parts[rank]
+            views = [flat[part.parameter][part.start : part.stop] for part in parts]
+            hyper = {key: whole.param_groups[chunk.group][key] for key in whole._names}
+            optimizer = type(whole)(views, backend=whole.backend, threads=whole.threads, **hyper) if parts else None
+            self._pieces.append(None if optimizer is None else Piece(parts, optimizer))
+        self._kept = []
+        self._buffers = self._channel.buffers(self._chunks, IN_FLIGHT)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if not self._guard.acquire(False):
+            raise RuntimeError("this optimizer is being stepped by another thread")
+        try:
+            yield
+        finally:
+            self._guard.release()
+
+    def _parameters(self) -> list[tuple[str, Array]]:
+        """Names and arrays of all parameters; TypeError or ValueError if one is not what it was."""
+        result = []
+        for group in self._whole.param_groups:
+            if len(group["params"]) != len(group["names"]):
+                raise ValueError(f"params: expected {len(group['names'])} arrays, got {len(group['params'])}")
+        for parameter in self._whole._parameters:
+            p = parameter.group["params"][parameter.index]
+            arrays.check_parameter(parameter.name, p)
+            if p.shape != parameter.shape or p.dtype != parameter.dtype:
+                raise ValueError(
+                    f"parameter {parameter.name!r} was replaced: expected shape {parameter.shape} and dtype "
+                    f"{parameter.dtype.name}, got {p.shape} and {p.dtype.name}"
+                )
+            result.append((parameter.name, p))
+        return result
+
+    def _pipeline(self, first: Stage, second: Stage, third: Stage) -> None:
+        """Lead all chunks through three stages; while one is in its second, its neighbours are on their way."""
+        count = len(self._chunks)
+        for i in range(count + IN_FLIGHT):
+            if i >= IN_FLIGHT:
+                third(i - IN_FLIGHT, self._buffers[i % IN_FLIGHT])
+            if i < count:
+                first(i, self._buffers[i % IN_FLIGHT])
+            if 0 < i <= count:
+                second(i - 1, self._buffers[(i - 1) % IN_FLIGHT])
+
+    def _split(self, c: int, own: Array) -> list[Array]:
+        """This rank's piece of a chunk as its parts."""
+        ends = accumulate((part.size for part in self._chunks[c].parts[self._channel.rank]), initial=0)
+        return [own[start:stop] for start, stop in pairwise(ends)]
+
+
+def nothing(c: int, buffers: Any) -> None:
+    """A stage without work."""
+
+
+def plan_of(optimizer: Optimizer) -> Any:
+    plan = optimizer._plan
+    return plan if plan is not None and plan.version == optimizer._changes[0] else optimizer._current_plan()
