@@ -38,6 +38,8 @@ def test_the_rule_from_answers(answers, optimizer, lr):
     assert advice.batch_size is None
     assert advice.reasons
     assert str(advice).startswith(f"{optimizer}, lr {advice.lr:g}\n- ")
+    needs_adam = any(answers.get(name) for name in ("sparse", "badly_scaled", "attention"))
+    assert not (needs_adam and any("time to tune" in reason for reason in advice.reasons))
 
 
 def test_an_unstable_run_is_read_from_its_losses():
@@ -96,6 +98,23 @@ def test_the_spread_is_that_of_the_root_mean_squares():
     arrays = [math.sqrt(2.5), typical[2]]
     high, low = np.percentile(typical, (95, 5))
     assert advice.figures["spread"] == pytest.approx(max(high / low, arrays[1] / arrays[0]))
+
+
+def test_one_array_on_another_scale_is_noticed():
+    advice = fo.recommend(lambda x, batch: (0.0, [np.ones(500), np.full(1, 1e5)]), [np.zeros(500), np.zeros(1)], None)
+    assert advice.figures["spread"] == pytest.approx(1e5)
+
+
+def test_noise_is_measured_on_whole_batches_and_single_examples():
+    sizes = []
+
+    def loss_and_grad(w, batch):
+        sizes.append(len(batch))
+        return 0.0, np.mean(w - batch, axis=0)
+
+    fo.recommend(loss_and_grad, np.zeros(3), np.random.default_rng(0).standard_normal((50, 3)), batches=5)
+    assert sizes[:5] == [32] * 5  # each epoch is one batch of 32 and one of 18
+    assert set(sizes[5:]) == {1}
 
 
 def test_sparsity_is_measured_and_dead_inputs_are_not_sparse(data):

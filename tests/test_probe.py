@@ -17,6 +17,8 @@ import pytest
 
 import fastoptim as fo
 from fastoptim import sandbox
+from fastoptim.diagnosis import Diagnosis
+from fastoptim.probe import Probe, _grid_index, _rate, _Search
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -387,6 +389,45 @@ def test_answers_do_not_depend_on_the_start_and_beat_the_default(problem, optimi
             probe = by_rate[neighbour]
             assert probe.bad or probe.score >= by_rate[result.lr].score
         assert high / low < 6.0
+
+
+def search(start, score, verdict=lambda k: "healthy", budget=16):
+    """The search over invented candidates: best index, whether inconclusive, and all candidates in order."""
+
+    def trial(k):
+        evidence = {"drop": 0.5, "noise": 0.0}
+        return Probe(1.0 * k, np.array([1.0]), score(k), Diagnosis(verdict(k), evidence, "", 1.0))
+
+    found = _Search(trial, budget)
+    return *found.run(start), list(found.done)
+
+
+@pytest.mark.parametrize("start", [-9, -2, 0, 1, 12])
+def test_the_search_ends_at_the_minimum(start):
+    best, inconclusive, done = search(start, lambda k: 1.0 + (k - 1) ** 2)
+    assert (best, inconclusive) == (1, False)
+    assert {-1, 0, 1, 2, 3} <= set(done)
+    assert len(done) <= 13
+
+
+def test_the_search_passes_a_bump():
+    best, inconclusive, _ = search(-3, lambda k: 0.5 + abs(k - 2) + (2.0 if k == 1 else 0.0))
+    assert (best, inconclusive) == (2, False)
+
+
+@pytest.mark.parametrize("verdict", ["oscillating", "diverged"])
+def test_a_rate_that_is_too_large_is_not_chosen_for_its_loss(verdict):
+    best, inconclusive, _ = search(0, lambda k: 10.0 - k, lambda k: "healthy" if k < 3 else verdict)
+    assert (best, inconclusive) == (2, False)
+    _, inconclusive, done = search(0, lambda k: 1.0, lambda k: verdict, budget=4)
+    assert inconclusive
+    assert done == [0, -3, -6, -9]
+
+
+def test_rates_are_round_numbers():
+    assert [_rate(k) for k in range(-4, 5)] == [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0]
+    assert [_grid_index(_rate(k)) for k in range(-40, 20)] == list(range(-40, 20))
+    assert [_rate(_grid_index(lr)) for lr in (3e-4, 0.9, 30.0)] == [2e-4, 1.0, 20.0]
 
 
 def test_the_network_that_dies_at_large_rates_is_rescued():
