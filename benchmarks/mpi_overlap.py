@@ -13,7 +13,8 @@ barriers, the slowest rank counting. Figures are the least of all rounds: whatev
     deterministic   opt.step(grads) with deterministic=True
 
 "hidden" is the part of the shorter of communication and kernel that the step did not add to the longer one: 1 if they
-run fully beside each other, 0 if one after the other, negative if the step takes longer than both together.
+run fully beside each other, 0 if one after the other, negative if the step takes longer than both together. The kernel
+is short beside the messages, so that this is hard to measure; one more row has a slow kernel, NumPy's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from tests import mpi
 from tests.hosts import NotAllowed, two_hosts
 
 Rounds = dict[str, list[float]]
+TIMES = ("step", "communication", "kernel", "copies")
 
 
 def parts_of_a_step(opt: Any, params: list[np.ndarray], grads: list[np.ndarray]) -> dict[str, Callable[[], None]]:
@@ -86,15 +89,17 @@ def parts_of_a_step(opt: Any, params: list[np.ndarray], grads: list[np.ndarray])
     }
 
 
-def measure(count: int, buffer_bytes: int, rounds: int) -> None:
+def measure(count: int, buffer_bytes: int, rounds: int, backend: str) -> None:
     """What each rank does: one JSON line from rank 0."""
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
     arrays = [np.full(count, 0.5, np.float32) for _ in range(3)]
     params, twins, grads = ([x] for x in arrays)
-    opt = fo.distributed.ShardedOptimizer(fo.Adam, params, buffer_bytes=buffer_bytes)
-    fixed = fo.distributed.ShardedOptimizer(fo.Adam, twins, buffer_bytes=buffer_bytes, deterministic=True)
+    opt = fo.distributed.ShardedOptimizer(fo.Adam, params, buffer_bytes=buffer_bytes, backend=backend)
+    fixed = fo.distributed.ShardedOptimizer(
+        fo.Adam, twins, buffer_bytes=buffer_bytes, backend=backend, deterministic=True
+    )
     subjects = {"deterministic": lambda: fixed.step(grads) and None}
     opt.step(grads)
     fixed.step(grads)
@@ -118,13 +123,13 @@ def measure(count: int, buffer_bytes: int, rounds: int) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    head = "between ranks, parameters, buffers, chunks, step, communication, kernel, copies, hidden, deterministic"
-    lines = [f"| {head.replace(',', ' |')} |", "|---" * 10 + "|"]
+    columns = ("between ranks", "kernel of", "parameters", "buffers", "chunks", *TIMES, "hidden", "deterministic")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
-        times = " | ".join(f"{1e3 * row[name]:.2f} ms" for name in ("step", "communication", "kernel", "copies"))
+        times = " | ".join(f"{1e3 * row[name]:.2f} ms" for name in TIMES)
         lines.append(
-            f"| {row['link']} | {row['parameters']:,} | {row['buffer_bytes'] / 2**20:g} MiB | {row['chunks']} "
-            f"| {times} | {row['hidden']:.0%} | {row['deterministic'] / row['step']:.2f} x |"
+            f"| {row['link']} | {row['backend']} | {row['parameters']:,} | {row['buffer_bytes'] / 2**20:g} MiB "
+            f"| {row['chunks']} | {times} | {row['hidden']:.0%} | {row['deterministic'] / row['step']:.2f} x |"
         )
     return "\n".join(lines)
 
@@ -136,32 +141,34 @@ def main() -> int:
     parser.add_argument("--mebibytes", type=float, nargs="+", default=[8.0, 32.0], help="sizes of the buffers")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--rates", nargs="*", default=["1gbit"], help="of the cable between two simulated hosts")
-    parser.add_argument("--worker", type=int, nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        measure(*options.worker)
+        *numbers, backend = options.worker
+        measure(*map(int, numbers), backend)
         return 0
+    sizes = list(product(options.parameters, options.mebibytes, ["c"]))
+    sizes.append((max(options.parameters), min(options.mebibytes), "numpy"))
     rows = []
-    for link in ("shared memory", *options.rates):
-        for count in options.parameters:
-            for size in options.mebibytes:
-                rounds = max(5, min(options.rounds, 10**8 // count))
-                arguments = (__file__, "--worker", count, int(size * 2**20), rounds)
-                if link == "shared memory":
-                    done = mpi.run(2, *arguments, FASTOPTIM_NUM_THREADS="1", MPIR_CVAR_ENABLE_HEAVY_YIELD="0")
-                else:
-                    try:
-                        with two_hosts(link) as hosts:
-                            done = hosts.run(1, *arguments, FASTOPTIM_NUM_THREADS="1", MPIR_CVAR_ENABLE_HEAVY_YIELD="0")
-                    except NotAllowed as reason:
-                        print(f"no simulated hosts: {reason}")
-                        continue
-                if done.returncode:
-                    print(done.stderr[-3000:])
-                    return 1
-                row = {"link": link, "parameters": count, "buffer_bytes": int(size * 2**20)}
-                rows.append(row | json.loads(done.stdout))
-                print(table(rows[-1:]).split("\n")[-1], flush=True)
+    for link, (count, size, backend) in product(("shared memory", *options.rates), sizes):
+        rounds = max(5, min(options.rounds, 10**8 // count))
+        arguments = (__file__, "--worker", count, int(size * 2**20), rounds, backend)
+        one_thread = {"FASTOPTIM_NUM_THREADS": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "0"}
+        if link == "shared memory":
+            done = mpi.run(2, *arguments, **one_thread)
+        else:
+            try:
+                with two_hosts(link) as hosts:
+                    done = hosts.run(1, *arguments, **one_thread)
+            except NotAllowed as reason:
+                print(f"no simulated hosts: {reason}")
+                break
+        if done.returncode:
+            print(done.stderr[-3000:])
+            return 1
+        row = {"link": link, "parameters": count, "buffer_bytes": int(size * 2**20), "backend": backend}
+        rows.append(row | json.loads(done.stdout))
+        print(table(rows[-1:]).split("\n")[-1], flush=True)
     if options.out:
         about = {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
         about |= {"numpy": np.__version__, "fastoptim": fo.__version__}
