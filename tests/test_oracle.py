@@ -296,6 +296,33 @@ def test_classes_equal_exact_arithmetic(case, form):
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=FORMAT_IDS)
+def test_amsgrad_keeps_the_first_of_equals_and_takes_what_cannot_be_compared(form):
+    """The maximum of zeros of either sign, infinities and NaN, in states that a checkpoint may hold."""
+    values = (0.0, -0.0, 1.0, math.inf, math.nan)
+    rows = np.array(list(product(values, values, (0.0, -0.0, 0.5))), form.dtype)
+    v, largest, g = (np.ascontiguousarray(column) for column in rows.T)
+    options = {"lr": 0.0123, "betas": (0.83, 0.977), "eps": 3e-5, "amsgrad": True}
+
+    def k(x: float) -> Arithmetic:
+        return Arithmetic(number(x, form), form)
+
+    for backend in ("numpy", "c"):
+        p = np.ones(len(rows), form.dtype)
+        opt = fo.Adam(p, backend=backend, **options)
+        state = opt.state_dict()
+        moment = np.full(len(rows), 0.25, form.dtype)
+        state["state"]["0"] = {"step": 4, "exp_avg": moment, "exp_avg_sq": v, "max_exp_avg_sq": largest}
+        opt.load_state_dict(state)
+        opt.step(g)
+        found = opt.state["0"]["max_exp_avg_sq"]
+        for i in range(len(rows)):
+            start = [k(float(x[i])) for x in (moment, v, largest)]
+            wanted, (_, _, maximum) = adam_equations(k(1.0), k(float(g[i])), start, 5, options, k)
+            assert same_bits(found[i : i + 1], np.array([value(maximum.x)], form.dtype)), (backend, rows[i])
+            assert same_bits(p[i : i + 1], np.array([value(wanted.x)], form.dtype)), (backend, rows[i])
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=FORMAT_IDS)
 def test_grad_scale_and_clipping_equal_exact_arithmetic(form):
     """``s = grad_scale * factor`` in float64, rounded once; the factor is ``min(1, max_norm / (norm + 1e-6))``."""
     rng = np.random.default_rng(7)

@@ -257,7 +257,13 @@ MUTANTS = (
     Mutant(
         "law: keep without the rate", LAW, "return 1.0 - lr * weight_decay", "return 1.0 - weight_decay", COEFFICIENTS
     ),
-    Mutant("law: clip factor without its 1e-6", LAW, "max_norm / (norm + 1e-6)", "max_norm / norm", COEFFICIENTS),
+    Mutant(
+        "law: clip factor without its 1e-6",
+        LAW,
+        "factor = max_norm / (norm + 1e-6)",
+        "factor = max_norm / norm",
+        COEFFICIENTS,
+    ),
     Mutant(
         "law: coefficients in the wrong precision",
         REFERENCE,
