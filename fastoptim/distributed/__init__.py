@@ -115,7 +115,7 @@ class ShardedOptimizer(States):
     ):
         try:
             from . import channel
-        except ImportError as missing:
+        except (ImportError, RuntimeError) as missing:  # mpi4py without an MPI library raises the latter
             raise ImportError(
                 f'ShardedOptimizer needs mpi4py and an MPI library: pip install "fastoptim[mpi]" ({missing})'
             ) from missing
