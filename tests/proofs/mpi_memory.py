@@ -102,9 +102,7 @@ def main() -> int:
         measure(numbers, getattr(fo, kind), clip == "1", overwrite == "1", buffer_bytes)
         return 0
     sizes = "4000000,3,1000001,2999996"
-    jobs = [
-        (ranks, sizes, "Adam", *flags) for ranks in (1, 2, 4) for flags in (("0", "0"), ("1", "0"), ("1", "1"))
-    ]
+    jobs = [(ranks, sizes, "Adam", *flags) for ranks in (1, 2, 4) for flags in (("0", "0"), ("1", "0"), ("1", "1"))]
     if options.large:
         jobs.append((2, "large", "SGD", "0", "0"))
     failures = 0
