@@ -48,7 +48,7 @@ def simulated(*command):
 
 @needs_numba_cuda
 def test_gpu_check_runs_through_its_logic(tmp_path):
-    done = simulated("benchmarks/gpu_check.py", "--json", str(tmp_path / "gpu.json"))
+    done = simulated("benchmarks/gpu_check.py", "--tune", "--json", str(tmp_path / "gpu.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["simulated"] is True
@@ -57,6 +57,7 @@ def test_gpu_check_runs_through_its_logic(tmp_path):
     assert result["bits"]["elements"] > 50_000
     assert {row["rule"] for row in result["sizes"]} == {"sgd", "momentum", "adam"}
     assert set(result["first_use"]) == {"first_step_cold_s", "first_step_cached_s", "warm_step_host_us"}
+    assert len(result["tune"]) == 2
     assert result["bars"] == {"0 differing bits": True}
     assert "simulated: the times mean nothing" in done.stdout
 
