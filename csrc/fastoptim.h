@@ -22,8 +22,8 @@ typedef struct {
     void *data[5];
 } fo_entry;
 
-/* What the pool of threads learned about a job, in ns: its time on one thread, and for workers that sleep [0] or are awake
- * [1] what they gained over it and how much serial work must make good what they lost. */
+/* What the pool of threads learned about a job, in ns: its time on one thread, and for jobs after idle times [0] and jobs
+ * that follow closely [1] what threads gained over it and how much serial work must make good what they lost. */
 typedef struct {
     uint64_t runs;
     double serial;

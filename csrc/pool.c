@@ -17,7 +17,7 @@ static const double HOT_BYTES = 256e3, COLD_BYTES = 16e6;
 static const int64_t SPIN_NS = 50000, CLOSE_NS = 100000;
 /* A serial run every so often keeps the comparison fresh; what threads lost is made good by that many times serial work
  * before they are tried again; gains are remembered up to that many serial runs. */
-static const double DEBT = 32, CREDIT = 20;
+static const double DEBT = 16, CREDIT = 20;
 enum { OPEN = 1 << 30, MAX_WORKERS = 1023, REFRESH = 256 };
 
 static pthread_mutex_t job_lock = PTHREAD_MUTEX_INITIALIZER; /* held by the caller of the running job */
@@ -163,9 +163,9 @@ static void run_parallel(int helpers, int rouse)
             sched_yield();
 }
 
-/* A job runs on threads as long as they are quicker than the caller alone was. That is judged apart for workers that are
- * awake and for workers that must be woken, so that idle times, small arrays and a core that is busy elsewhere never make
- * a step much slower than it is on one thread. */
+/* A job runs on threads as long as they are quicker than the caller alone was. That is judged apart for steps that follow
+ * each other closely and for steps after idle times, so that idle times, small arrays and a core that is busy elsewhere
+ * never make a step much slower than it is on one thread. */
 void fo_pool_run(fo_pace *pace, int threads, double bytes, int64_t count, void (*task)(void *, int64_t), void *context)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -177,8 +177,8 @@ void fo_pool_run(fo_pace *pace, int threads, double bytes, int64_t count, void (
     int64_t start = now();
     int helpers = threads - 1 < MAX_WORKERS ? threads - 1 : MAX_WORKERS;
     int awake = atomic_load(&spinning), close = start - last_end < CLOSE_NS, large = bytes >= COLD_BYTES;
-    int refresh = pace->runs++ % REFRESH == 1, state = awake > 0;
-    int parallel = !refresh && (awake || close || large) && pace->owed[state] <= 0;
+    int refresh = pace->runs++ % REFRESH == 1, burst = awake || close;
+    int parallel = !refresh && (burst || large) && pace->owed[burst] <= 0;
     if (parallel) {
         grow(helpers);
         job.task = task, job.context = context, job.count = count;
@@ -192,10 +192,10 @@ void fo_pool_run(fo_pace *pace, int threads, double bytes, int64_t count, void (
         double mean = 0.9 * pace->serial + 0.1 * elapsed;
         pace->serial = pace->serial <= 0 || elapsed < mean ? elapsed : mean;
         pace->owed[0] -= elapsed, pace->owed[1] -= elapsed;
-    } else if (pace->serial > 0 && (awake || !close)) { /* waking workers once for a burst of small steps pays later */
-        double balance = pace->balance[state] + pace->serial - elapsed;
-        pace->owed[state] = balance < 0 ? -DEBT * balance : 0;
-        pace->balance[state] = balance < 0 ? 0 : balance < CREDIT * pace->serial ? balance : CREDIT * pace->serial;
+    } else if (pace->serial > 0) {
+        double balance = pace->balance[burst] + pace->serial - elapsed;
+        pace->owed[burst] = balance < 0 ? -DEBT * balance : 0;
+        pace->balance[burst] = balance < 0 ? 0 : balance < CREDIT * pace->serial ? balance : CREDIT * pace->serial;
     }
     pthread_mutex_unlock(&job_lock);
 }
