@@ -6,6 +6,7 @@ anything was changed, by a TypeError or ValueError that names the parameter.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -141,6 +142,22 @@ def stage(p: Array, g: Array, states: Sequence[Array]) -> Staged:
 
 
 CACHE_LINE = 64
+CHUNK = 4 << 20  # bytes; from here on the system gives huge pages
+SMALL = CHUNK >> 5
+_chunk = np.empty(0, np.uint8)
+_chunk_lock = threading.Lock()
+
+
+def _room(size: int) -> Array:
+    """Bytes of an array's own; small ones lie side by side, as processors like to read them."""
+    global _chunk
+    if size > SMALL:
+        return np.empty(size, np.uint8)
+    with _chunk_lock:
+        if _chunk.size < size:
+            _chunk = np.empty(CHUNK, np.uint8)
+        room, _chunk = _chunk[:size], _chunk[size:]
+    return room
 
 
 def zeros_like(p: Array) -> Array:
@@ -150,7 +167,7 @@ def zeros_like(p: Array) -> Array:
     where they pay, which `numpy.zeros` does not in every version, so the zeros are written here.
     """
     order = "F" if p.flags.f_contiguous and not p.flags.c_contiguous else "C"
-    raw = np.empty(p.nbytes + CACHE_LINE, np.uint8)
+    raw = _room(p.nbytes + CACHE_LINE)
     offset = (p.__array_interface__["data"][0] - raw.__array_interface__["data"][0]) % CACHE_LINE
     offset -= offset % p.itemsize
     zeros = np.ndarray(p.shape, p.dtype, buffer=raw, offset=offset, order=order)  # type: ignore[arg-type]
