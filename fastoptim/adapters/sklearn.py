@@ -15,8 +15,8 @@ form ``p <- p + (mu v - lr g)`` by default; Adam adds eps to the root of the unc
 
 Loss curves and weights are scikit-learn's to the last bit, in float64 and in float32. In float32 scikit-learn's Adam
 divides and adds in float64 and rounds once; ``accelerate(float32="fast")`` takes those two operations in float32 as
-well, which is several times faster: for the same gradients ``m`` and ``v`` keep their bits, and a parameter lands within
-one unit in its last place plus two in that of the step.
+well, which is several times faster: for the same gradients ``m`` and ``v`` keep their bits, and a parameter lands
+within one unit in its last place plus two in that of the step.
 
 The optimizer (`_optimizer` of a fitted estimator) keeps scikit-learn's attributes (`ms`, `vs`, `t`, `velocities`,
 `learning_rate`), which may be replaced at any time. State arrays that the adapter has made change in place: copy them
