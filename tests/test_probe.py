@@ -456,6 +456,7 @@ def test_the_limit_of_gradient_descent_is_respected():
 
         result = fo.probe_lr(loss_and_grad, np.ones(10), None, "sgd")
         assert not result.inconclusive
+        assert all(len(probe.losses) == 101 for probe in result.probes)  # before, between and after 100 steps
         assert 0.4 / scale <= result.lr <= 2.0 / scale
         assert all((probe.lr > 2.0 / scale) == (probe.verdict == "diverged") for probe in result.probes)
 
