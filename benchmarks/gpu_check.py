@@ -117,8 +117,10 @@ def check_norm(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
         vectors = [backend.flat(to_device(g)) for g in grads]
         for k in (1.0, rules.NORM_RETRY, 1 / rules.NORM_RETRY):
             wanted = np.concatenate([reference.block_sums(g, 0.3, k) for g in grads])
-            yield f"block sums/{make.__name__}/k={k:g}", wanted.size, count_differing(
-                backend.block_sums(vectors, 0.3, k, 1), wanted
+            yield (
+                f"block sums/{make.__name__}/k={k:g}",
+                wanted.size,
+                count_differing(backend.block_sums(vectors, 0.3, k, 1), wanted),
             )
     host = get_backend("numpy")
     for factor in (1.0, 1e160, 1e-170):

@@ -81,7 +81,7 @@ class Backend(ABC):
     check_dtype = staticmethod(arrays.check_dtype)
 
     def zeros_for(self, params: Sequence[Any]) -> list[Any]:
-        """`zeros_like` for each; side by side where the parameters lie side by side, so that a step is one run there."""
+        """`zeros_like` for each; side by side where the parameters lie so, that a step may be one run there."""
         zeros: list[Any] = []
         for run in arrays.runs_side_by_side(params):
             if len(run) == 1:

@@ -1,7 +1,7 @@
 """Memory of sharded steps, measured: states per rank, and the peak of a step; arrays larger than 2^31 bytes too.
 
     python tests/proofs/mpi_memory.py                 # 1, 2 and 4 ranks, 8 million float32 parameters
-    python tests/proofs/mpi_memory.py --large         # and one array of more than 2^31 bytes on 2 ranks (10 GB of memory)
+    python tests/proofs/mpi_memory.py --large         # and one array of more than 2^31 bytes on 2 ranks (10 GB)
 
 Every rank measures its own resident memory: before the arrays are made, and at its highest during Adam steps (the
 kernel's VmHWM, reset before). The peak must be within 1.1 times parameters + gradients + its slice of the states + the
@@ -82,7 +82,8 @@ def measure(sizes: list[int], kind: type, clip: bool, overwrite: bool, buffer_by
         step = "clipped, overwrite_grads" if clip and overwrite else "clipped" if clip else "plain"
         shares = f"{least / whole:.4f} to {largest / whole:.4f} of the states" if whole else "no states"
         print(
-            f"{comm.size} ranks, {kind.__name__}, {sum(sizes):,} parameters, {step}: {shares} per rank; peak {peak / 1e6:.0f} MB, "
+            f"{comm.size} ranks, {kind.__name__}, {sum(sizes):,} parameters, {step}: {shares} per rank; "
+            f"peak {peak / 1e6:.0f} MB, "
             f"{strict:.3f} x (parameters + gradients + slice + buffers)"
             + (f", {ratio:.3f} x with the kept slice of gradients" if kept else ""),
             flush=True,
