@@ -11,8 +11,9 @@ The model, for N float32 parameters, n ranks and C chunks (times in seconds)::
     step          = 2 log2(n) alpha + max(communication, kernel) + (1 - hidden) min(communication, kernel)
 
 gamma and kappa are medians of what was measured, hidden is that of the row with the slow kernel, where it is measured
-best; alpha and beta come from a least-squares fit, for each kind of link. With ``--docs`` the tables are written into a
-document, between its comments ``<!-- mpi: NAME begin -->`` and ``<!-- mpi: NAME end -->``.
+best; alpha and beta come from a least-squares fit in which alpha is not negative, for each kind of link. With
+``--docs`` the tables are written into a document, between its comments ``<!-- mpi: NAME begin -->`` and
+``<!-- mpi: NAME end -->``.
 """
 
 from __future__ import annotations
@@ -74,7 +75,10 @@ def fit(rows: list[Row]) -> Model:
     messages = np.array([row["communication"] for row in rows]) - 8 * size * gamma
     weights = 1 / np.array([row["communication"] for row in rows])
     matrix = np.stack([2 * np.array([row["chunks"] for row in rows], float), 4 * size], axis=1)
-    alpha, beta = np.linalg.lstsq(matrix * weights[:, None], messages * weights)[0]
+    matrix *= weights[:, None]
+    alpha, beta = np.linalg.lstsq(matrix, messages * weights)[0]
+    if alpha < 0:  # no latency is to be seen: the bandwidth alone
+        alpha, beta = 0.0, np.linalg.lstsq(matrix[:, 1:], messages * weights)[0][0]
     return Model(float(alpha), float(beta), gamma, kappa, hidden)
 
 
