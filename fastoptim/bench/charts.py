@@ -366,7 +366,8 @@ def png(chart: Chart, path: Path) -> None:
         if not chart.log_y:
             axes.set_ylim(0, 1.08 * max(max(s.high) for s in chart.series))
         for axis, log in ((axes.xaxis, chart.log_x), (axes.yaxis, chart.log_y)):
-            axis.set_ticks(_ticks(*axis.get_view_interval(), log))
+            low, high = axis.get_view_interval()
+            axis.set_ticks(_ticks(low, high, log))
             axis.set_major_formatter(lambda value, _: number(round(value, 10)))
             axis.set_minor_locator(NullLocator())
         if not chart.log_x:
