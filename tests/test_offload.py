@@ -14,6 +14,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim import offload
+from fastoptim.backends import get_backend
 
 MIB = 1 << 20
 SHAPES = {"w": (700, 901), "b": (901,), "empty": (0, 3), "s": ()}
@@ -257,3 +258,12 @@ def test_the_proof_on_a_small_model(tmp_path):
         pytest.skip("no memory cgroup can be made here: the limit goes unproven")
     assert done.returncode == 0, done.stderr
     assert "equal, bit for bit" in done.stdout and list(tmp_path.iterdir()) == []
+
+
+def test_tiles_end_at_blocks_of_the_norm(tmp_path):
+    gradient = on_disk(tmp_path, values(1, np.float64))["w"]
+    backend = offload.OffloadBackend(get_backend("numpy"), memory_budget=MIB)
+    plain = backend.flat(gradient)
+    assert len(backend._cut(plain)) > 10
+    expected = get_backend("numpy").block_sums([np.array(plain)], 0.5, 1.0, 1)
+    assert (backend.block_sums([plain], 0.5, 1.0, 1) == expected).all()
