@@ -218,8 +218,6 @@ def numpy_rows(rounds, large):
 
 def kernel_rows(rounds):
     n = 100_000
-    room = np.empty(n + 32, np.float32)
-    begin = -room.__array_interface__["data"][0] % 64 // 4
     p, g = np.ones(n, np.float32), np.ones(n, np.float32)
     limit = c.root_and_divide(p, g)
     worst, details = [], []
@@ -234,7 +232,6 @@ def kernel_rows(rounds):
         ratios = ratio(times, "kernel", "limit")
         if not worst or statistics.median(ratios) > statistics.median(worst):
             worst, details = ratios, [f"offset {4 * offset} bytes", ns(times, n)]
-    del begin
     record(
         f"adam kernel in cache on {c.isa}, worst of 16 offsets: against sqrt + divide",
         worst,

@@ -13,7 +13,7 @@ import numpy as np
 
 from .arrays import DTYPES
 from .backends import Backend, Run, resolve
-from .optimizers import Policy, adam_policy, flag, sgd_policy, step_options
+from .optimizers import Policy, adam_policy, flag, real, sgd_policy
 from .threads import resolve_threads
 
 __all__ = ["adam", "momentum", "sgd"]
@@ -38,7 +38,7 @@ def _plan(backend: Backend, policy: Policy, p: Any, threads: int) -> Any | None:
 def _apply(
     policy: Policy, coefficients: tuple[float, ...], p: Any, g: Any, states: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
-    scale, _, _ = step_options(options["grad_scale"], None, False)
+    scale = real("grad_scale", options["grad_scale"])
     backend, threads = resolve(options["backend"], (p,)), resolve_threads(options["threads"])
     plan = _plan(backend, policy, p, threads)
     if plan is not None and plan.step((p,), (g,), states, [coefficients], scale):

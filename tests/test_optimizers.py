@@ -17,6 +17,12 @@ from .cases import same_bits
 
 BACKENDS = ("c", "numba", "numpy")
 
+
+def adam_coefficients(t):
+    """Those of Adam at lr 0.01, betas (0.8, 0.95) and eps 1e-6, worked out here."""
+    return (0.8, 1 - 0.8, 0.95, 1 - 0.95, 0.01 / (1 - 0.8**t), 1 / (1 - 0.95**t) ** 0.5, 1e-6)
+
+
 # class, hyper-parameters, and what the law says about them: (rule, decay, coefficients of step t)
 KINDS = {
     "sgd": (fo.SGD, {"lr": 0.1}, ("sgd", "none", lambda t: (0.1,))),
@@ -52,7 +58,7 @@ KINDS = {
         (
             "adam",
             "coupled",
-            lambda t: (0.8, 1 - 0.8, 0.95, 1 - 0.95, 0.01 / (1 - 0.8**t), 1 / (1 - 0.95**t) ** 0.5, 1e-6),
+            adam_coefficients,
         ),
     ),
     "adam-hat": (
@@ -70,7 +76,7 @@ KINDS = {
         (
             "adam",
             "decoupled",
-            lambda t: (0.8, 1 - 0.8, 0.95, 1 - 0.95, 0.01 / (1 - 0.8**t), 1 / (1 - 0.95**t) ** 0.5, 1e-6),
+            adam_coefficients,
         ),
     ),
     "amsgrad": (
@@ -79,7 +85,7 @@ KINDS = {
         (
             "amsgrad",
             "none",
-            lambda t: (0.8, 1 - 0.8, 0.95, 1 - 0.95, 0.01 / (1 - 0.8**t), 1 / (1 - 0.95**t) ** 0.5, 1e-6),
+            adam_coefficients,
         ),
     ),
 }
