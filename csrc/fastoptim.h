@@ -22,13 +22,14 @@ typedef struct {
     void *data[5];
 } fo_entry;
 
-/* What the pool of threads learned about a job, in ns: its time on one thread, and for jobs after idle times [0] and jobs
- * that follow closely [1] what threads gained over it and how much serial work must make good what they lost. */
+/* What the pool of threads learned about a job, in ns: its time on one thread, what threads gained over that, and how much
+ * serial work must make good what they lost. */
 typedef struct {
     uint64_t runs;
     double serial;
-    double balance[2];
-    double owed[2];
+    double balance;
+    double owed;
+    int32_t failures;
 } fo_pace;
 
 /* A list of parameters that is stepped again and again: what is expected of its arrays, and how it is cut into chunks.
@@ -42,8 +43,8 @@ typedef struct {
     int64_t written_count; /* 0 until the first step */
     double step_bytes;
     double norm_bytes;
-    fo_pace step_pace;
-    fo_pace norm_pace;
+    fo_pace step_pace[2]; /* after idle times, and closely after other steps */
+    fo_pace norm_pace[2];
     fo_run *runs;
     fo_entry *entries;
     int64_t *shapes;

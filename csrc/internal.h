@@ -29,7 +29,7 @@ void fo_float_mode_restore(fo_float_mode mode);
 
 /* pool.c: calls task(context, i) for every i below `count`, on up to `threads` threads, each in the default float mode.
  * `bytes` is the traffic of the whole. */
-void fo_pool_run(fo_pace *pace, int threads, double bytes, int64_t count, void (*task)(void *context, int64_t i),
+void fo_pool_run(fo_pace pace[2], int threads, double bytes, int64_t count, void (*task)(void *context, int64_t i),
                  void *context);
 
 #endif

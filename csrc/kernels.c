@@ -3,6 +3,7 @@
 #include "rule_table.h"
 
 #include <math.h>
+#include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 

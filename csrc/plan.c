@@ -155,13 +155,13 @@ static void norm_chunk(void *context, int64_t chunk)
 void fo_plan_apply(fo_plan *plan, double scale)
 {
     job j = {plan, scale, 1.0};
-    fo_pool_run(&plan->step_pace, plan->threads, plan->step_bytes, plan->chunk_count, step_chunk, &j);
+    fo_pool_run(plan->step_pace, plan->threads, plan->step_bytes, plan->chunk_count, step_chunk, &j);
 }
 
 double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k)
 {
     job j = {plan, grad_scale, k};
-    fo_pool_run(&plan->norm_pace, plan->threads, plan->norm_bytes, plan->chunk_count, norm_chunk, &j);
+    fo_pool_run(plan->norm_pace, plan->threads, plan->norm_bytes, plan->chunk_count, norm_chunk, &j);
     if (plan->block_count == 0)
         return 0;
     fo_float_mode mode = fo_float_mode_set_default();

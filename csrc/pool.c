@@ -1,8 +1,10 @@
-/* A pool of threads that take chunks from a counter.
+/* A pool of threads that share the chunks of a job.
  *
- * The caller works too. A job is closed when its chunks have run out: who has not joined by then is not waited for, so
- * a thread that wakes late costs nothing. Workers spin for a moment after a job, since steps often follow each other
- * closely, and sleep then. Whether threads pay is measured, not guessed: see fo_pool_run. */
+ * The caller works too. Each thread has a range of chunks of its own, the same at every step, so that its cache may still
+ * hold them; who is done with it helps the others, from the far ends of theirs. A job is closed when its chunks have run
+ * out: who has not joined by then is not waited for, so a thread that wakes late costs nothing. Workers spin for a moment
+ * after a job, since steps often follow each other closely, and sleep then. Whether threads pay is measured, not guessed:
+ * see fo_pool_run. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -15,20 +17,22 @@
 /* Joining costs 0.7 us with workers that spin and about 50 us with workers that sleep: smaller jobs are not tried. */
 static const double HOT_BYTES = 256e3, COLD_BYTES = 16e6;
 static const int64_t SPIN_NS = 50000, CLOSE_NS = 100000;
-/* A serial run every so often keeps the comparison fresh; what threads lost is made good by that many times serial work
- * before they are tried again; gains are remembered up to that many serial runs. */
-static const double DEBT = 16, CREDIT = 20;
-enum { OPEN = 1 << 30, MAX_WORKERS = 1023, REFRESH = 256 };
+/* A serial run every so often keeps the comparison fresh. What threads gain is remembered up to BALANCE_NS, or RUNS serial
+ * runs if that is more. When they have lost as much as TRIAL serial runs, that is made good by DEBT times as much serial
+ * work before they are tried again, and by twice as much after each further failure. */
+static const double DEBT = 16, TRIAL = 8, BALANCE_NS = 10e6, RUNS = 20;
+enum { OPEN = 1 << 30, MAX_WORKERS = 1023, REFRESH = 256, MAX_FAILURES = 4 };
 
 static pthread_mutex_t job_lock = PTHREAD_MUTEX_INITIALIZER; /* held by the caller of the running job */
 static struct {
     void (*task)(void *, int64_t);
     void *context;
-    int64_t count;
-    atomic_int helpers; /* how many workers may join */
+    int parts; /* how many threads may take part: the caller is number 0 */
 } job;
 static _Alignas(64) atomic_int gate; /* OPEN while workers may join, plus the number of workers inside */
-static _Alignas(64) _Atomic int64_t next_chunk;
+static struct {
+    _Alignas(64) _Atomic uint64_t left; /* the chunks that nobody has taken yet: from << 32 | to */
+} ranges[MAX_WORKERS + 1];
 static _Alignas(64) atomic_uint ticket; /* number of jobs so far: what workers watch */
 static atomic_int spinning;
 
@@ -55,52 +59,68 @@ static inline void relax(void)
 #endif
 }
 
-static void take_chunks(void (*task)(void *, int64_t), void *context, int64_t count)
+/* The first or the last chunk that is left of a range; -1 if there is none. */
+static int64_t take(int part, int first)
 {
+    uint64_t left = atomic_load_explicit(&ranges[part].left, memory_order_relaxed), less;
+    uint32_t from, to;
+    do {
+        from = (uint32_t)(left >> 32), to = (uint32_t)left;
+        if (from == to)
+            return -1;
+        less = first ? (uint64_t)(from + 1) << 32 | to : left - 1;
+    } while (!atomic_compare_exchange_weak_explicit(&ranges[part].left, &left, less, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return first ? from : to - 1;
+}
+
+static void take_chunks(int self)
+{
+    void (*task)(void *, int64_t) = job.task;
+    void *context = job.context;
     fo_float_mode mode = fo_float_mode_set_default();
-    int64_t i;
-    while ((i = atomic_fetch_add_explicit(&next_chunk, 1, memory_order_relaxed)) < count)
-        task(context, i);
+    for (int other = 0, parts = job.parts; other < parts; other++)
+        for (int64_t i; (i = take((self + other) % parts, other == 0)) >= 0;)
+            task(context, i);
     fo_float_mode_restore(mode);
 }
 
-static void serve(void)
+static void serve(int self)
 {
     int inside = atomic_load(&gate);
     do
-        if (!(inside & OPEN) || (inside & ~OPEN) >= atomic_load(&job.helpers))
+        if (!(inside & OPEN))
             return;
     while (!atomic_compare_exchange_weak(&gate, &inside, inside + 1));
-    take_chunks(job.task, job.context, job.count);
+    if (self < job.parts)
+        take_chunks(self);
     atomic_fetch_sub(&gate, 1);
 }
 
-static void await_ticket(unsigned seen)
+/* Returns the number of a job that came after the one seen last. */
+static unsigned await_ticket(unsigned seen)
 {
+    unsigned now_seen;
     atomic_fetch_add(&spinning, 1);
     int64_t end = now() + SPIN_NS;
-    int waiting;
     do
-        for (int i = 0; i < 64 && (waiting = atomic_load(&ticket) == seen); i++)
+        for (int i = 0; i < 64 && (now_seen = atomic_load(&ticket)) == seen; i++)
             relax();
-    while (waiting && now() < end);
+    while (now_seen == seen && now() < end);
     atomic_fetch_sub(&spinning, 1);
-    if (!waiting)
-        return;
+    if (now_seen != seen)
+        return now_seen;
     pthread_mutex_lock(&sleep_lock);
-    while (atomic_load(&ticket) == seen)
+    while ((now_seen = atomic_load(&ticket)) == seen)
         pthread_cond_wait(&wake, &sleep_lock);
     pthread_mutex_unlock(&sleep_lock);
+    return now_seen;
 }
 
-static void *worker(void *first_ticket)
+static void *worker(void *number)
 {
-    unsigned seen = (unsigned)(uintptr_t)first_ticket;
-    for (;;) {
-        await_ticket(seen);
-        seen = atomic_load(&ticket);
-        serve();
-    }
+    for (unsigned seen = atomic_load(&ticket);; seen = await_ticket(seen))
+        serve((int)(uintptr_t)number);
     return 0;
 }
 
@@ -114,8 +134,7 @@ static void grow(int wanted)
     sigfillset(&all); /* signals are the business of the threads that were here before */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_t id;
-    while (workers < wanted &&
-           pthread_create(&id, &attributes, worker, (void *)(uintptr_t)atomic_load(&ticket)) == 0)
+    while (workers < wanted && pthread_create(&id, &attributes, worker, (void *)(uintptr_t)(workers + 1)) == 0)
         workers++;
     pthread_sigmask(SIG_SETMASK, &before, 0);
     pthread_attr_destroy(&attributes);
@@ -143,10 +162,12 @@ static void run_serial(int64_t count, void (*task)(void *, int64_t), void *conte
     fo_float_mode_restore(mode);
 }
 
-static void run_parallel(int helpers, int rouse)
+/* Returns the ns that the caller waited for others when its own work was done. */
+static double run_parallel(int64_t count, void (*task)(void *, int64_t), void *context, int parts, int rouse)
 {
-    atomic_store(&next_chunk, 0);
-    atomic_store(&job.helpers, helpers);
+    job.task = task, job.context = context, job.parts = parts;
+    for (int64_t i = 0; i < parts; i++)
+        atomic_store(&ranges[i].left, (uint64_t)(count * i / parts) << 32 | (uint64_t)(count * (i + 1) / parts));
     atomic_store(&gate, OPEN);
     atomic_fetch_add(&ticket, 1);
     if (rouse) {
@@ -154,48 +175,70 @@ static void run_parallel(int helpers, int rouse)
         pthread_cond_broadcast(&wake);
         pthread_mutex_unlock(&sleep_lock);
     }
-    take_chunks(job.task, job.context, job.count);
-    atomic_fetch_and(&gate, ~OPEN);
+    take_chunks(0);
+    if (atomic_fetch_and(&gate, ~OPEN) == OPEN)
+        return 0;
+    int64_t start = now();
     for (unsigned i = 1; atomic_load(&gate); i++)
         if (i % 1024)
             relax();
         else
             sched_yield();
+    return (double)(now() - start);
 }
 
-/* A job runs on threads as long as they are quicker than the caller alone was. That is judged apart for steps that follow
- * each other closely and for steps after idle times, so that idle times, small arrays and a core that is busy elsewhere
- * never make a step much slower than it is on one thread. */
-void fo_pool_run(fo_pace *pace, int threads, double bytes, int64_t count, void (*task)(void *, int64_t), void *context)
+static void note_serial(fo_pace *pace, double elapsed)
+{
+    double most = 1.1 * pace->serial; /* an interrupted run says little */
+    double mean = 0.9 * pace->serial + 0.1 * elapsed;
+    pace->serial = pace->serial <= 0 || elapsed < mean ? elapsed : mean < most ? mean : most;
+    pace->owed -= elapsed;
+}
+
+static void judge_parallel(fo_pace *pace, double elapsed, double waited)
+{
+    if (pace->serial <= 0)
+        return;
+    /* The caller may have been interrupted while it worked, which is no fault of threads; waiting for them is. */
+    double worst = waited > pace->serial ? waited : pace->serial, gain = pace->serial - elapsed;
+    double most = RUNS * pace->serial > BALANCE_NS ? RUNS * pace->serial : BALANCE_NS;
+    pace->balance += gain < -worst ? -worst : gain;
+    if (pace->balance < -TRIAL * pace->serial) {
+        pace->owed = -pace->balance * DEBT * (1 << pace->failures);
+        pace->failures += pace->failures < MAX_FAILURES;
+        pace->balance = 0;
+    } else if (pace->balance > most) {
+        pace->balance = most;
+        pace->failures = 0;
+    }
+}
+
+/* A job runs on threads as long as they are quicker than the caller alone was. That is judged apart for steps after idle
+ * times (pace[0]) and for steps that follow each other closely (pace[1]), so that idle times, small arrays and a core that
+ * is busy elsewhere never make a step much slower than it is on one thread. */
+void fo_pool_run(fo_pace pace[2], int threads, double bytes, int64_t count, void (*task)(void *, int64_t), void *context)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    if (threads < 2 || count < 2 || bytes < HOT_BYTES || pthread_mutex_trylock(&job_lock)) {
+    if (threads < 2 || count < 2 || count > UINT32_MAX || bytes < HOT_BYTES || pthread_mutex_trylock(&job_lock)) {
         run_serial(count, task, context);
         return;
     }
     pthread_once(&once, watch_forks);
     int64_t start = now();
     int helpers = threads - 1 < MAX_WORKERS ? threads - 1 : MAX_WORKERS;
-    int awake = atomic_load(&spinning), close = start - last_end < CLOSE_NS, large = bytes >= COLD_BYTES;
-    int refresh = pace->runs++ % REFRESH == 1, burst = awake || close;
-    int parallel = !refresh && (burst || large) && pace->owed[burst] <= 0;
-    if (parallel) {
-        grow(helpers);
-        job.task = task, job.context = context, job.count = count;
-        run_parallel(helpers, !awake || (large && awake < helpers));
-    } else {
+    int awake = atomic_load(&spinning), burst = awake || start - last_end < CLOSE_NS, large = bytes >= COLD_BYTES;
+    fo_pace *own = &pace[burst];
+    int refresh = own->runs++ % REFRESH == 1;
+    if (refresh || own->owed > 0 || !(burst || large)) {
         run_serial(count, task, context);
-    }
-    last_end = now();
-    double elapsed = (double)(last_end - start);
-    if (!parallel) {
-        double mean = 0.9 * pace->serial + 0.1 * elapsed;
-        pace->serial = pace->serial <= 0 || elapsed < mean ? elapsed : mean;
-        pace->owed[0] -= elapsed, pace->owed[1] -= elapsed;
-    } else if (pace->serial > 0) {
-        double balance = pace->balance[burst] + pace->serial - elapsed;
-        pace->owed[burst] = balance < 0 ? -DEBT * balance : 0;
-        pace->balance[burst] = balance < 0 ? 0 : balance < CREDIT * pace->serial ? balance : CREDIT * pace->serial;
+        last_end = now();
+        note_serial(own, (double)(last_end - start));
+    } else {
+        grow(helpers);
+        double waited = run_parallel(count, task, context, 1 + (helpers < workers ? helpers : workers),
+                                     !awake || (large && awake < helpers));
+        last_end = now();
+        judge_parallel(own, (double)(last_end - start), waited);
     }
     pthread_mutex_unlock(&job_lock);
 }
