@@ -3,9 +3,10 @@
     python benchmarks/bar.py [--quick] [--rounds 21] [--out benchmarks/results/bar.json]
 
 Every row interleaves its contestants round by round and takes the median of the ratios of each round; the interquartile
-range stands beside it. A row passes if the median reaches its bar. Peers: torch ``fused=True`` (2.13.0, CPU), plain
-NumPy, and the same-traffic loop of the extension, which moves the streams of the rule and computes next to nothing, on
-the same threads, chunks and pages.
+range stands beside it. Where arrays happen to lie changes times in cache by up to a fifth, so rounds are spread over
+several sittings, each with arrays of its own. A row passes if the median reaches its bar. Peers: torch ``fused=True``
+(2.13.0, CPU), plain NumPy, and the same-traffic loop of the extension, which moves the streams of the rule and computes
+next to nothing, on the same threads, chunks and pages.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,19 +57,22 @@ def clock(function, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def rounds_of(functions: dict, rounds: int, seconds: float = 0.02) -> dict[str, list[float]]:
-    """Seconds per call of every function, round by round; each is called for about `seconds` in a round."""
-    calls = {}
-    for name, function in functions.items():
-        for _ in range(3):
-            function()
-        calls[name] = max(1, round(seconds / max(clock(function, 1), 1e-7)))
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
+def rounds_of(
+    make: Callable[[], dict], rounds: int, seconds: float = 0.02, sittings: int = 3
+) -> dict[Any, list[float]]:
+    """Seconds per call of every function that `make` returns, round by round, about `seconds` in each."""
+    times: dict[Any, list] = {}
+    for _ in range(sittings):
+        functions, calls = make(), {}
         for name, function in functions.items():
-            time.sleep(0.005)  # the threads of the contestant before stop spinning,
-            clock(function, max(1, calls[name] // 8))  # and this one's wake up
-            times[name].append(clock(function, calls[name]))
+            for _ in range(3):
+                function()
+            calls[name] = max(1, round(seconds / max(clock(function, 1), 1e-7)))
+        for _ in range(-(-rounds // sittings)):
+            for name, function in functions.items():
+                time.sleep(0.02)  # the threads of the contestant before stop spinning,
+                clock(function, max(1, calls[name] // 8))  # and this one's wake up
+                times.setdefault(name, []).append(clock(function, calls[name]))
     return times
 
 
@@ -94,9 +100,20 @@ def ns(times: dict[str, list[float]], n: int) -> str:
 # --- contestants: each gets arrays of its own
 
 
+SAMPLE = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
+
+
+def filled(shape):
+    x = np.empty(shape, np.float32)
+    flat = x.reshape(-1)
+    for start in range(0, x.size, SAMPLE.size):
+        part = flat[start : start + SAMPLE.size]
+        part[...] = SAMPLE[: part.size]
+    return x
+
+
 def arrays(shapes):
-    rng = np.random.default_rng(0)
-    return [rng.standard_normal(shape, np.float32) for shape in shapes]
+    return [filled(shape) for shape in shapes]
 
 
 def ours(rule, shapes, threads, grads=None):
@@ -177,13 +194,15 @@ def memory_rows(sizes, rounds):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             for rule in ("sgd", "momentum", "adam"):
-                optimizer = torch_optimizer(rule, torch_parameters([n]))
-                functions = {
-                    "fastoptim": ours(rule, [n], threads),
-                    "roof": roof(rule, [n], threads),
-                    "torch": optimizer.step,
-                }
-                times = rounds_of(functions, rounds)
+                times = rounds_of(
+                    lambda rule=rule, n=n, threads=threads: {
+                        "fastoptim": ours(rule, [n], threads),
+                        "roof": roof(rule, [n], threads),
+                        "torch": torch_optimizer(rule, torch_parameters([n])).step,
+                    },
+                    rounds,
+                    sittings=1 if n > 10**7 else 3,
+                )
                 what = f"{rule}, N = {n:.0e}, {threads} thread{'s' * (threads > 1)}"
                 record(f"{what}: share of the roof", ratio(times, "roof", "fastoptim"), 0.95, True, ns(times, n))
                 record(f"{what}: against torch fused", ratio(times, "torch", "fastoptim"), 0.97, True, "0.97: noise")
@@ -193,8 +212,13 @@ def small_adam_rows(rounds):
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for n, bar in ((1000, 12), (10_000, 7), (100_000, 2.5), (1_000_000, 1.5)):
-            optimizer = torch_optimizer("adam", torch_parameters([n]))
-            times = rounds_of({"fastoptim": ours("adam", [n], threads), "torch": optimizer.step}, rounds)
+            times = rounds_of(
+                lambda n=n, threads=threads: {
+                    "fastoptim": ours("adam", [n], threads),
+                    "torch": torch_optimizer("adam", torch_parameters([n])).step,
+                },
+                rounds,
+            )
             what = f"adam, N = {n:.0e}, {threads} thread{'s' * (threads > 1)}: against torch fused"
             record(what, ratio(times, "torch", "fastoptim"), bar, True, ns(times, n))
 
@@ -202,102 +226,103 @@ def small_adam_rows(rounds):
 def numpy_rows(rounds, large):
     for rule in ("sgd", "momentum"):
         for n in (1000, 10_000, 100_000, 1_000_000, 10_000_000):
-            times = rounds_of({"fastoptim": ours(rule, [n], 1), "NumPy": numpy_in_place(rule, n)}, rounds)
+            times = rounds_of(
+                lambda rule=rule, n=n: {"fastoptim": ours(rule, [n], 1), "NumPy": numpy_in_place(rule, n)}, rounds
+            )
             what = f"{rule}, N = {n:.0e}, 1 thread: against NumPy in place"
             record(what, ratio(times, "NumPy", "fastoptim"), 1.0 if n == 1000 else 1.5, True, ns(times, n))
     for n in large:
-        times = rounds_of({"fastoptim": ours("adam", [n], 1), "NumPy": numpy_naive_adam(n)}, max(5, rounds // 3))
-        record(
-            f"adam, N = {n:.0e}, 1 thread: against naive NumPy",
-            ratio(times, "NumPy", "fastoptim"),
-            10,
-            True,
-            ns(times, n),
+        times = rounds_of(
+            lambda n=n: {"fastoptim": ours("adam", [n], 1), "NumPy": numpy_naive_adam(n)},
+            max(5, rounds // 3),
+            sittings=1,
         )
+        what = f"adam, N = {n:.0e}, 1 thread: against naive NumPy"
+        record(what, ratio(times, "NumPy", "fastoptim"), 10, True, ns(times, n))
 
 
 def kernel_rows(rounds):
     n = 100_000
-    p, g = np.ones(n, np.float32), np.ones(n, np.float32)
-    limit = c.root_and_divide(p, g)
-    worst, details = [], []
+    worst: list[float] = []
+    details = ""
     for offset in range(16):
-        x = [np.empty(n + 32, np.float32) for _ in range(4)]
-        x = [y[-y.__array_interface__["data"][0] % 64 // 4 + offset :][:n] for y in x]
-        for y in x:
-            y[...] = np.abs(arrays([n])[0]) + 0.1
-        plan = c.plan([(RULES["adam"], "none", 0.0, False, [x[0]])], [0], 1)
-        arguments = (x[0],), (x[1],), (x[2], x[3]), [(0.9, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)], 1.0
-        times = rounds_of({"kernel": lambda plan=plan, a=arguments: plan.step(*a), "limit": limit}, rounds)
+
+        def make(offset=offset):
+            x = [np.empty(n + 32, np.float32) for _ in range(4)]
+            x = [y[-y.__array_interface__["data"][0] % 64 // 4 + offset :][:n] for y in x]
+            for y in x:
+                y[...] = np.abs(arrays([n])[0]) + 0.1
+            plan = c.plan([(RULES["adam"], "none", 0.0, False, [x[0]])], [0], 1)
+            arguments = (x[0],), (x[1],), (x[2], x[3]), [(0.9, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)], 1.0
+            limit = c.root_and_divide(np.ones(n, np.float32), np.ones(n, np.float32))
+            return {"kernel": lambda: plan.step(*arguments), "limit": limit}
+
+        times = rounds_of(make, rounds)
         ratios = ratio(times, "kernel", "limit")
         if not worst or statistics.median(ratios) > statistics.median(worst):
-            worst, details = ratios, [f"offset {4 * offset} bytes", ns(times, n)]
-    record(
-        f"adam kernel in cache on {c.isa}, worst of 16 offsets: against sqrt + divide",
-        worst,
-        1.12,
-        False,
-        ", ".join(details),
-    )
+            worst, details = ratios, f"offset {4 * offset} bytes, {ns(times, n)}"
+    what = f"adam kernel in cache on {c.isa}, worst of 16 offsets: against sqrt + divide"
+    record(what, worst, 1.12, False, details)
 
 
 def many_rows(rounds):
-    shapes = [(1000,)] * 1000
-    torch.set_num_threads(1)
-    parameters = torch_parameters(shapes)
-    optimizer = torch_optimizer("adam", parameters)
-    functions = {"fastoptim": ours("adam", shapes, 2), "torch": optimizer.step}
-    times = rounds_of(functions, rounds)
-    what = "1,000 x 1,000, gradients reused, 2 threads: against torch fused"
-    record(what, ratio(times, "torch", "fastoptim"), 20, True, ns(times, 10**6))
-    functions = {
-        "fastoptim": ours("adam", shapes, 1),
-        "torch": optimizer.step,
-        "one array": ours("adam", [10**6], 1),
-        "roof": roof("adam", shapes, 1),
-    }
-    times = rounds_of(functions, rounds)
-    record("1,000 x 1,000: share of the roof", ratio(times, "roof", "fastoptim"), 0.95, True, ns(times, 10**6))
-    record(
-        "1,000 x 1,000, gradients reused: against torch fused",
-        ratio(times, "torch", "fastoptim"),
-        20,
-        True,
-        ns(times, 10**6),
-    )
-    record("1,000 x 1,000: against one array of 1e6", ratio(times, "fastoptim", "one array"), 1.3, False, "")
+    shapes, n = [(1000,)] * 1000, 10**6
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        times = rounds_of(
+            lambda threads=threads: {
+                "fastoptim": ours("adam", shapes, threads),
+                "torch": torch_optimizer("adam", torch_parameters(shapes)).step,
+            },
+            rounds,
+        )
+        what = f"1,000 x 1,000, gradients reused, {threads} thread{'s' * (threads > 1)}: against torch fused"
+        record(what, ratio(times, "torch", "fastoptim"), 20, True, ns(times, n))
+        times = rounds_of(
+            lambda threads=threads: {
+                "fastoptim": ours("adam", shapes, threads),
+                "one array": ours("adam", [n], threads),
+            },
+            rounds,
+        )
+        what = f"1,000 x 1,000, {threads} thread{'s' * (threads > 1)}: against one array of 1e6"
+        record(what, ratio(times, "fastoptim", "one array"), 1.3, False, ns(times, n))
 
-    sets = [arrays(shapes) for _ in range(8)]  # two sets never follow each other
-    tensors = [[torch.from_numpy(g) for g in grads] for grads in sets]
-    p = arrays(shapes)
-    opt = fo.Adam(p, lr=LR, threads=1)
-    turn = [0]
+    def make():
+        sets = [arrays(shapes) for _ in range(8)]  # two sets never follow each other
+        tensors = [[torch.from_numpy(g) for g in grads] for grads in sets]
+        parameters = torch_parameters(shapes)
+        opt, optimizer = fo.Adam(arrays(shapes), lr=LR, threads=1), torch_optimizer("adam", parameters)
+        turn = [0]
 
-    def new_gradients():
-        turn[0] += 1
-        opt.step(sets[turn[0] % 8])
+        def new_gradients():
+            turn[0] += 1
+            opt.step(sets[turn[0] % 8])
 
-    def torch_new_gradients():
-        turn[0] += 1
-        for parameter, g in zip(parameters, tensors[turn[0] % 8], strict=True):
-            parameter.grad = g
-        optimizer.step()
+        def torch_new_gradients():
+            turn[0] += 1
+            for parameter, g in zip(parameters, tensors[turn[0] % 8], strict=True):
+                parameter.grad = g
+            optimizer.step()
 
-    times = rounds_of({"fastoptim": new_gradients, "torch": torch_new_gradients}, rounds)
-    record(
-        "1,000 x 1,000, every gradient new: against torch fused",
-        ratio(times, "torch", "fastoptim"),
-        18,
-        True,
-        ns(times, 10**6),
-    )
+        return {"fastoptim": new_gradients, "torch": torch_new_gradients}
+
+    times = rounds_of(make, rounds)
+    what = "1,000 x 1,000, every gradient new, 1 thread: against torch fused"
+    record(what, ratio(times, "torch", "fastoptim"), 18, True, ns(times, n))
 
 
 def gpt2_rows(rounds):
     n = sum(int(np.prod(shape)) for shape in GPT2_SMALL)
     for threads in (1, 2):
-        functions = {"fastoptim": ours("adam", GPT2_SMALL, threads), "roof": roof("adam", GPT2_SMALL, threads)}
-        times = rounds_of(functions, rounds)
+        times = rounds_of(
+            lambda threads=threads: {
+                "fastoptim": ours("adam", GPT2_SMALL, threads),
+                "roof": roof("adam", GPT2_SMALL, threads),
+            },
+            rounds,
+            sittings=1,
+        )
         what = f"GPT-2 small, {len(GPT2_SMALL)} arrays, {n / 1e6:.0f} M, {threads} thread{'s' * (threads > 1)}"
         record(f"{what}: share of the roof", ratio(times, "roof", "fastoptim"), 0.95, True, ns(times, n))
 
@@ -305,55 +330,52 @@ def gpt2_rows(rounds):
 def clipping_rows(sizes, rounds):
     torch.set_num_threads(1)
     for n, bar in sizes:
-        step = ours("adam", [n], 1)
-        g = arrays([n])
-        plan = c.plan([(RULES["sgd"], "none", 0.0, False, g)], [0], 1)
-        parameters = torch_parameters([n])
-        optimizer = torch_optimizer("adam", parameters)
 
-        def torch_clipped(parameters=parameters, optimizer=optimizer):
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+        def make(n=n):
+            p, g = arrays([n]), arrays([n])
+            opt = fo.Adam(p, lr=LR, threads=1)
+            plan = c.plan([(RULES["sgd"], "none", 0.0, False, g)], [0], 1)
+            parameters = torch_parameters([n])
+            optimizer = torch_optimizer("adam", parameters)
 
-        functions = {
-            "clipped": lambda step=step: step(max_norm=1.0),
-            "step": step,
-            "reading pass": lambda plan=plan, g=tuple(g): plan.sum_squares(g, 1.0, 1.0),
-            "torch": torch_clipped,
-        }
-        times = rounds_of(functions, rounds)
+            def torch_clipped():
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+
+            return {
+                "clipped": lambda: opt.step(g, max_norm=1.0),
+                "step": lambda: opt.step(g),
+                "reading pass": lambda: plan.sum_squares(tuple(g), 1.0, 1.0),
+                "torch": torch_clipped,
+            }
+
+        times = rounds_of(make, rounds, sittings=1 if n > 10**7 else 3)
         parts = [a / (b + d) for a, b, d in zip(times["clipped"], times["step"], times["reading pass"], strict=True)]
-        record(f"clipping in the step, N = {n:.0e}: against step + one reading pass", parts, 1.1, False, ns(times, n))
-        record(
-            f"clipping in the step, N = {n:.0e}: against torch clip + fused",
-            ratio(times, "torch", "clipped"),
-            bar,
-            True,
-            "",
-        )
+        what = f"clipping in the step, N = {n:.0e}"
+        record(f"{what}: against step + one reading pass", parts, 1.1, False, ns(times, n))
+        record(f"{what}: against torch clip + fused", ratio(times, "torch", "clipped"), bar, True, "")
 
 
 def disturbed_rows(rounds):
+    def pair(n):
+        return {threads: ours("adam", [n], threads) for threads in (1, 2)}
+
     for n in (10_000, 100_000, 1_000_000):
-        steps = {threads: ours("adam", [n], threads) for threads in (1, 2)}
         times: dict[int, list[float]] = {1: [], 2: []}
-        for _ in range(3 * rounds):
-            for threads, step in steps.items():
-                time.sleep(0.012)
-                times[threads].append(clock(step, 1))
-        pairs = [a / b for a, b in zip(times[2], times[1], strict=True)]
-        record(f"adam, N = {n:.0e}, after 12 ms idle: 2 threads against 1", pairs, 1.05, False, "1.05: noise")
+        for _ in range(6):
+            steps = pair(n)
+            for _ in range(rounds):
+                for threads, step in steps.items():
+                    time.sleep(0.012)
+                    times[threads].append(clock(step, 1))
+        what = f"adam, N = {n:.0e}, after 12 ms idle: 2 threads against 1"
+        record(what, ratio(times, 2, 1), 1.05, False, "1.05: noise")
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         for n in (10_000, 100_000, 1_000_000, 10_000_000):
-            times2 = rounds_of({t: ours("adam", [n], t) for t in (1, 2)}, rounds, seconds=0.1)
-            record(
-                f"adam, N = {n:.0e}, one core busy: 2 threads against 1",
-                ratio(times2, 2, 1),
-                1.05,
-                False,
-                "1.05: noise",
-            )
+            times = rounds_of(lambda n=n: pair(n), rounds, seconds=0.1, sittings=7)
+            what = f"adam, N = {n:.0e}, one core busy: 2 threads against 1"
+            record(what, ratio(times, 2, 1), 1.05, False, "1.05: noise")
     finally:
         busy.kill()
 

@@ -29,7 +29,6 @@ typedef struct {
     double serial;
     double balance;
     double owed;
-    int32_t failures;
 } fo_pace;
 
 /* A list of parameters that is stepped again and again: what is expected of its arrays, and how it is cut into chunks.

@@ -14,14 +14,14 @@
 #include <stdatomic.h>
 #include <time.h>
 
-/* Joining costs 0.7 us with workers that spin and about 50 us with workers that sleep: smaller jobs are not tried. */
-static const double HOT_BYTES = 256e3, COLD_BYTES = 16e6;
+/* Joining costs 1 us with workers that spin and about 50 us with workers that sleep: smaller jobs are not tried. */
+static const double HOT_BYTES = 560e3, COLD_BYTES = 32e6;
 static const int64_t SPIN_NS = 50000, CLOSE_NS = 100000;
 /* A serial run every so often keeps the comparison fresh. What threads gain is remembered up to BALANCE_NS, or RUNS serial
- * runs if that is more. When they have lost as much as TRIAL serial runs, that is made good by DEBT times as much serial
- * work before they are tried again, and by twice as much after each further failure. */
-static const double DEBT = 16, TRIAL = 8, BALANCE_NS = 10e6, RUNS = 20;
-enum { OPEN = 1 << 30, MAX_WORKERS = 1023, REFRESH = 256, MAX_FAILURES = 4 };
+ * runs if that is more. When they have lost as much as TRIAL serial runs and TRIAL_NS, that is made good by DEBT times as
+ * much serial work before they are tried again. */
+static const double BALANCE_NS = 10e6, RUNS = 20, TRIAL = 4, TRIAL_NS = 100e3, DEBT = 64;
+enum { OPEN = 1 << 30, MAX_WORKERS = 1023, REFRESH = 256 };
 
 static pthread_mutex_t job_lock = PTHREAD_MUTEX_INITIALIZER; /* held by the caller of the running job */
 static struct {
@@ -203,13 +203,11 @@ static void judge_parallel(fo_pace *pace, double elapsed, double waited)
     double worst = waited > pace->serial ? waited : pace->serial, gain = pace->serial - elapsed;
     double most = RUNS * pace->serial > BALANCE_NS ? RUNS * pace->serial : BALANCE_NS;
     pace->balance += gain < -worst ? -worst : gain;
-    if (pace->balance < -TRIAL * pace->serial) {
-        pace->owed = -pace->balance * DEBT * (1 << pace->failures);
-        pace->failures += pace->failures < MAX_FAILURES;
-        pace->balance = 0;
-    } else if (pace->balance > most) {
+    if (pace->balance > most)
         pace->balance = most;
-        pace->failures = 0;
+    if (pace->balance < -(TRIAL * pace->serial + TRIAL_NS)) {
+        pace->owed = -DEBT * pace->balance;
+        pace->balance = 0;
     }
 }
 
