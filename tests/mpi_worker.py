@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,73 @@ def steps():
     assert not info.applied and np.isnan(info.grad_norm) and same(params, twins)
     opt.step(poisoned, max_norm=1.0)
     assert np.isnan(params["w"]).all()
+
+
+def clipping():
+    """A step with a norm: how often gradients travel, that they stay as they were, and the bits of one process."""
+    everything = None, 0.0, np.inf
+    huge, tiny = 1e200, 1e-200  # their squares overflow and vanish in float64
+    for overwrite in (False, True):
+        params, twins = parameters(), parameters()
+        opt, plain = sharded(params, overwrite_grads=overwrite), fo.Adam(twins, lr=0.01)
+        travels = []
+        start_reduce = opt._channel.start_reduce
+        opt._channel.start_reduce = lambda *args, f=start_reduce, t=travels: t.append(1) or f(*args)
+
+        def step(grads, limit, own=None, opt=opt, plain=plain, travels=travels, overwrite=overwrite, **options):
+            own = grads if own is None else own
+            before = {name: None if g is None else g.tobytes("A") for name, g in own.items()}
+            expected = plain.step({name: g if g is None else g.copy() for name, g in grads.items()}, max_norm=limit)
+            travels.clear()
+            assert opt.step(own, max_norm=limit, **options) == expected
+            stay = before == {name: None if g is None else g.tobytes("A") for name, g in own.items()}
+            assert stay or (overwrite and limit is not None), "gradients were written to"
+            return len(travels) / len(opt._chunks), expected.grad_norm
+
+        for t, limit in enumerate(everything):
+            grads = gradients(params, t)
+            own = {name: odd(2, 0) * g for name, g in grads.items()} if SIZE == 2 else grads  # whose mean is the same
+            passes, norm = step(grads, limit, own)
+            assert passes == (1 if limit is None or overwrite else 2) and (norm is None) == (limit is None)
+        assert norm > 100
+        none = {"w": None, "f": None, "none": None}
+        for size in (huge, tiny):
+            passes, norm = step(gradients(params, 5) | none | {"b": np.full(40, size)}, 1.0)
+            assert passes == (1 if overwrite else 3) and np.isclose(norm, size * 40**0.5, rtol=1e-12)
+        assert same(params, twins)
+
+        # None on one rank is zeros: twice its gradient on the other makes the same mean.
+        grads = gradients(params, 6) | {"b": None}
+        own = grads | {"w": odd(2 * grads["w"], None)} if SIZE == 2 else grads
+        assert step(grads, 1.0, own)[0] == (1 if overwrite else 2)
+        assert opt.state_dict()["state"]["b"]["step"] == 5 and opt.state_dict()["state"]["w"]["step"] == 4
+        assert same(params, twins) and same_states(opt.state_dict(), plain.state_dict())
+
+        # A gradient that one rank cannot use: nothing happens on any, and states stay.
+        before = opt.state_dict()
+        for value in (np.nan, np.inf, -np.inf):
+            grads = gradients(params, 7)
+            grads["f"][3, 4] = odd(grads["f"][3, 4], value)
+            travels.clear()
+            info = opt.step(grads, skip_nonfinite=True, max_norm=1.0)
+            assert not info.applied and not np.isfinite(info.grad_norm)
+            assert len(travels) == len(opt._chunks) * (1 if overwrite or np.isnan(value) else 2)
+            assert same(params, twins) and same_states(opt.state_dict(), before)
+
+
+def memory():
+    """A clipped step allocates nothing of the size of this rank's slice."""
+    params = {"w": np.ones(1000 * NORM_BLOCK, np.float32)}
+    for overwrite in (False, True):
+        opt = sharded(params, overwrite_grads=overwrite, buffer_bytes=1 << 21)
+        assert sum(b.nbytes for b in opt._buffers) <= 1 << 21
+        grads = {"w": np.ones(1000 * NORM_BLOCK, np.float32)}
+        opt.step(grads, max_norm=1.0)
+        tracemalloc.start()
+        opt.step(grads, max_norm=1.0)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < params["w"].nbytes / SIZE / 8, peak
 
 
 def face():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,11 +38,9 @@ class Slices:
     _whole: Optimizer
     _channel: Channel
     _options: dict[str, Any]
-    _guard: threading.Lock
     _chunks: list[Chunk]
     _pieces: list[Piece | None]
     _buffers: list[Buffers]
-    _kept: list[Array]
 
     def _entries(self) -> Iterator[tuple[Part, Mapping[str, Any]]]:
         """This rank's parts with their step counts and states."""
@@ -67,7 +64,8 @@ class Slices:
             mine = [(i, q) for i, q in enumerate(whole._parameters) if q.group is group]
             for dtype in dict.fromkeys(q.dtype for _, q in mine):
                 chosen = [(i, math.prod(q.shape)) for i, q in mine if q.dtype == dtype]
-                piece = max(1, room // (dtype.itemsize * NORM_BLOCK)) * NORM_BLOCK
+                # A block less than there is room for: cuts lie between blocks, so one piece may get a block more.
+                piece = max(1, room // (dtype.itemsize * NORM_BLOCK) - 1) * NORM_BLOCK
                 sizes, numbers = [n for _, n in chosen], [i for i, _ in chosen]
                 self._chunks += chunks(number, dtype, sizes, numbers, size, piece)
         flat = [arrays.flat(np.asarray(p)) for _, p in self._parameters()]
@@ -77,17 +75,10 @@ class Slices:
             hyper = {key: whole.param_groups[chunk.group][key] for key in whole._names}
             optimizer = type(whole)(views, backend=whole.backend, threads=whole.threads, **hyper) if parts else None
             self._pieces.append(None if optimizer is None else Piece(parts, optimizer))
-        self._kept = []
         self._buffers = self._channel.buffers(self._chunks, IN_FLIGHT)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        if not self._guard.acquire(False):
-            raise RuntimeError("this optimizer is being stepped by another thread")
-        try:
-            yield
-        finally:
-            self._guard.release()
+    def _locked(self) -> AbstractContextManager[None]:
+        return self._whole._locked()
 
     def _parameters(self) -> list[tuple[str, Array]]:
         """Names and arrays of all parameters; TypeError or ValueError if one is not what it was."""
