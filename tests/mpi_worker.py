@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -205,10 +206,10 @@ def clipping():
 
 
 def memory():
-    """A clipped step allocates nothing of the size of this rank's slice."""
+    """A clipped step allocates nothing of the size of this rank's slice, and buffers are as large as was said."""
     params = {"w": np.ones(1000 * NORM_BLOCK, np.float32)}
     for overwrite in (False, True):
-        opt = sharded(params, overwrite_grads=overwrite, buffer_bytes=1 << 21)
+        opt = sharded(params, overwrite_grads=overwrite, deterministic=overwrite, buffer_bytes=1 << 21)
         assert sum(b.nbytes for b in opt._buffers) <= 1 << 21
         grads = {"w": np.ones(1000 * NORM_BLOCK, np.float32)}
         opt.step(grads, max_norm=1.0)
@@ -278,6 +279,24 @@ def face():
     with raises(odd(RuntimeError, TypeError), "exp_avg"):
         opt.load_state_dict(broken)
     assert same_states(opt.state_dict(), saved)
+
+
+def busy():
+    """A step of another thread is refused; one that was left by Ctrl-C before it had begun locks nothing."""
+    params, twins = parameters(), parameters()
+    opt, plain = sharded(params), fo.Adam(twins, lr=0.01)
+    with ThreadPoolExecutor(1) as other:
+        with opt._locked():
+            refused = other.submit(train, opt, params, 1).exception()
+        assert isinstance(refused, RuntimeError) and "another thread" in str(refused)
+        entered = opt._locked()
+        entered.__enter__()  # and never left
+        train(opt, params, 1)
+        other.submit(train, opt, params, 1, 1).result()
+    train(plain, twins, 2)
+    extra = np.ones(3)
+    opt.add_param_group({"params": extra})
+    assert len(opt.param_groups) == 2 and same(params, twins)
 
 
 def alone():

@@ -12,8 +12,7 @@ import numpy as np
 
 from .. import arrays
 from ..optimizers import Optimizer
-from ..rules import NORM_BLOCK
-from .layout import Chunk, Part, chunks
+from .layout import Chunk, Part, chunks, piece_size
 
 if TYPE_CHECKING:
     from .channel import Buffers, Channel
@@ -58,15 +57,14 @@ class Slices:
     def _add_chunks(self, first: int) -> None:
         """Divide the groups from number `first` on, and make this rank's pieces of them."""
         whole, rank, size = self._whole, self._channel.rank, self._channel.size
-        contributions = 2 * size if self._options["deterministic"] else size + 1  # pieces that a set of buffers holds
-        room = self._options["buffer_bytes"] // (IN_FLIGHT * contributions)
+        held = size + 1 + (size if self._options["deterministic"] else 0)  # pieces that a set of buffers holds
+        room = self._options["buffer_bytes"] // IN_FLIGHT
         for number, group in enumerate(whole.param_groups[first:], first):
             mine = [(i, q) for i, q in enumerate(whole._parameters) if q.group is group]
             for dtype in dict.fromkeys(q.dtype for _, q in mine):
                 chosen = [(i, math.prod(q.shape)) for i, q in mine if q.dtype == dtype]
-                # A block less than there is room for: cuts lie between blocks, so one piece may get a block more.
-                piece = max(1, room // (dtype.itemsize * NORM_BLOCK) - 1) * NORM_BLOCK
                 sizes, numbers = [n for _, n in chosen], [i for i, _ in chosen]
+                piece = piece_size(room, held, dtype.itemsize)
                 self._chunks += chunks(number, dtype, sizes, numbers, size, piece)
         flat = [arrays.flat(np.asarray(p)) for _, p in self._parameters()]
         for chunk in self._chunks[len(self._pieces) :]:
