@@ -204,6 +204,17 @@ def clipping():
             assert len(travels) == len(opt._chunks) * (1 if overwrite or np.isnan(value) else 2)
             assert same(params, twins) and same_states(opt.state_dict(), before)
 
+    # One gradient for two parameters would be overwritten before it was read for the second.
+    for overwrite in (False, True):
+        pair = {"a": np.ones(3 * NORM_BLOCK), "b": np.ones(3 * NORM_BLOCK)}
+        opt, g = sharded(pair, kind=fo.SGD, overwrite_grads=overwrite), np.ones(3 * NORM_BLOCK)
+        if overwrite:
+            with raises(ValueError, "gradient of parameter 'a'", "gradient of parameter 'b'", "overlap in memory"):
+                opt.step({"a": g, "b": g}, max_norm=1e9)
+            g.flags.writeable = False
+        assert opt.step({"a": g, "b": g}, max_norm=1e9).applied
+        assert (pair["a"] == 0.99).all() and (pair["b"] == 0.99).all()
+
 
 def memory():
     """A clipped step allocates nothing of the size of this rank's slice, and buffers are as large as was said."""

@@ -58,7 +58,7 @@ class ShardedOptimizer(States):
         the gradients are therefore added up twice: for their norm, of which nothing but sums is kept, and again for the
         update (and a third time where squares overflow float64 or vanish in it). If this is True, they are added up
         once, and this rank's slice of the result waits in the arrays that were given to `step`, whose contents are then
-        undefined; where an array is None or read-only, in memory of its own.
+        undefined and which must not overlap each other; where one is None or read-only, in memory of its own.
     backend, threads, and all others
         As for `kind`. `threads` is by default this rank's share of the host's cores.
 
@@ -272,7 +272,8 @@ class ShardedOptimizer(States):
             written.append(arrays.span(f"parameter {name!r}", p))
             if g is not None:
                 g = arrays.check_companion(name, "gradient", g, p.shape, p.dtype)
-                read.append(arrays.span(f"gradient of parameter {name!r}", g))
+                overwritten = self._options["overwrite_grads"] and g.flags.writeable
+                (written if overwritten else read).append(arrays.span(f"gradient of parameter {name!r}", g))
             checked.append(g)
         for _, entry in self._entries():
             written += [arrays.span("a state", x) for key, x in entry.items() if key != "step"]
