@@ -267,7 +267,9 @@ class ShardedOptimizer(States):
     def _checked(self, grads: Any) -> tuple[list[Array], list[Array | None], list[tuple[Array, Array]]]:
         """Flat parameters and gradients after every check that a step makes, and which parameters are copies."""
         params, leaves = self._parameters(), self._leaves(grads)
-        written, read, checked = [], [], []
+        written: list[arrays.Span] = []
+        read: list[arrays.Span] = []
+        checked = []
         for (name, p), g in zip(params, leaves, strict=True):
             written.append(arrays.span(f"parameter {name!r}", p))
             if g is not None:
