@@ -2,18 +2,19 @@
 
     python benchmarks/mpi_model.py benchmarks/results/mpi_overlap.json --docs docs/scale.md
 
-The model, for N float32 parameters, n ranks and C chunks (times in seconds)::
+The model, for B bytes of parameters, n ranks and C chunks (times in seconds)::
 
-    copies        = 8 N gamma                                   packing gradients, unpacking parameters
-    messages      = 2 C (n - 1) alpha + 8 N (n - 1) / n beta    each of both collectives sends n - 1 messages a chunk
-    communication = copies + messages
-    kernel        = N / n kappa
-    step          = 2 log2(n) alpha + max(communication, kernel) + (1 - hidden) min(communication, kernel)
+    copies        = 2 B gamma                                   packing gradients, unpacking parameters
+    agreement     = 2 log2(n) alpha                             before anything is touched
+    messages      = 2 C (n - 1) alpha + 2 B (n - 1) / n beta    each of both collectives sends n - 1 messages a chunk
+    communication = agreement + copies + messages
+    kernel        = B / n kappa
+    step          = max(communication, kernel) + (1 - hidden) min(communication, kernel)
 
-gamma and kappa are medians of what was measured, hidden is that of the row with the slow kernel, where it is measured
-best; alpha and beta come from a least-squares fit in which alpha is not negative, for each kind of link. With
-``--docs`` the tables are written into a document, between its comments ``<!-- mpi: NAME begin -->`` and
-``<!-- mpi: NAME end -->``.
+Everything is fitted for each kind of link on its own: gamma and kappa (of Adam's C kernel) are medians of what was
+measured; hidden is the median over the rows where it could be resolved; alpha and beta come from a least-squares fit to
+the communication in which alpha is not negative. With ``--docs`` the tables are written into a document, between its
+comments ``<!-- mpi: NAME begin -->`` and ``<!-- mpi: NAME end -->``.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.mpi_overlap import table
+from fastoptim.distributed.layout import piece_size
 from fastoptim.distributed.slices import IN_FLIGHT
-from fastoptim.rules import NORM_BLOCK
 
 Row = dict[str, Any]
 
@@ -52,47 +53,54 @@ class Model(NamedTuple):
     kappa: float
     hidden: float
 
-    def communication(self, parameters: float, ranks: int, chunks: float) -> float:
-        messages = 2 * chunks * (ranks - 1) * self.alpha + 8 * parameters * (ranks - 1) / ranks * self.beta
-        return 8 * parameters * self.gamma + messages
+    def communication(self, nbytes: float, ranks: int, chunks: float) -> float:
+        latency = (2 * math.log2(ranks) + 2 * chunks * (ranks - 1)) * self.alpha
+        return 2 * nbytes * self.gamma + latency + 2 * nbytes * (ranks - 1) / ranks * self.beta
 
-    def step(self, parameters: float, ranks: int, chunks: float) -> float:
-        kernel = parameters / ranks * self.kappa
+    def step(self, nbytes: float, ranks: int, chunks: float, kernel: float) -> float:
         if ranks == 1:
             return kernel
-        longer, shorter = sorted((self.communication(parameters, ranks, chunks), kernel), reverse=True)
-        return 2 * math.log2(ranks) * self.alpha + longer + (1 - self.hidden) * shorter
+        longer, shorter = sorted((self.communication(nbytes, ranks, chunks), kernel), reverse=True)
+        return longer + (1 - self.hidden) * shorter
+
+
+def parameter_bytes(row: Row) -> int:
+    return row["parameters"] * np.dtype(row["dtype"]).itemsize
 
 
 def fit(rows: list[Row]) -> Model:
     """Constants for rows of two ranks over one kind of link."""
-    hidden = next(row["hidden"] for row in rows if row["backend"] == "numpy")
-    rows = [row for row in rows if row["backend"] == "c"]
-    size = np.array([row["parameters"] for row in rows], float)
-    large = [row for row in rows if row["parameters"] >= 1_000_000]
-    gamma = float(np.median([row["copies"] / (8 * row["parameters"]) for row in large]))
-    kappa = float(np.median([2 * row["kernel"] / row["parameters"] for row in large]))
-    messages = np.array([row["communication"] for row in rows]) - 8 * size * gamma
-    weights = 1 / np.array([row["communication"] for row in rows])
-    matrix = np.stack([2 * np.array([row["chunks"] for row in rows], float), 4 * size], axis=1)
-    matrix *= weights[:, None]
-    alpha, beta = np.linalg.lstsq(matrix, messages * weights)[0]
+    hidden = float(np.median([row["hidden"][1] for row in rows if row["resolvable"]] or [0.0]))
+    sizes = np.array([parameter_bytes(row) for row in rows], float)
+    communication = np.array([row["communication"][1] for row in rows])
+    gamma = float(np.median([row["copies"][1] for row in rows] / (2 * sizes)))
+    fast = [row for row in rows if row["kernel of"] == "C"]
+    kappa = float(np.median([2 * row["kernel"][1] / parameter_bytes(row) for row in fast]))
+    matrix = (
+        np.stack([2 + 2 * np.array([row["chunks"] for row in rows], float), sizes], axis=1) / communication[:, None]
+    )
+    messages = (communication - 2 * sizes * gamma) / communication
+    alpha, beta = np.linalg.lstsq(matrix, messages)[0]
     if alpha < 0:  # no latency is to be seen: the bandwidth alone
-        alpha, beta = 0.0, np.linalg.lstsq(matrix[:, 1:], messages * weights)[0][0]
+        alpha, beta = 0.0, np.linalg.lstsq(matrix[:, 1:], messages)[0][0]
     return Model(float(alpha), float(beta), gamma, kappa, hidden)
 
 
 def fit_table(models: dict[str, Model], rows: list[Row]) -> str:
     lines = [
-        "| between ranks | alpha, a message | 1 / beta, link | 1 / gamma, copies | kappa, kernel | hidden "
+        "| between ranks | alpha, a message | 1 / beta, link | 1 / gamma, copies | kappa, 4 bytes | hidden "
         "| step, model / measured |",
         "|---|---|---|---|---|---|---|",
     ]
     for link, model in models.items():
-        ratios = [model.step(row["parameters"], 2, row["chunks"]) / row["step"] for row in rows if row["link"] == link]
+        ratios = [
+            model.step(parameter_bytes(row), 2, row["chunks"], row["kernel"][1]) / row["step"][1]
+            for row in rows
+            if row["link"] == link
+        ]
         lines.append(
             f"| {link} | {1e6 * model.alpha:.0f} us | {1e-9 / model.beta:.3f} GB/s | {1e-9 / model.gamma:.1f} GB/s "
-            f"| {1e9 * model.kappa:.2f} ns | {model.hidden:.0%} | {min(ratios):.2f} to {max(ratios):.2f} |"
+            f"| {4e9 * model.kappa:.2f} ns | {model.hidden:.0%} | {min(ratios):.2f} to {max(ratios):.2f} |"
         )
     return "\n".join(lines)
 
@@ -104,8 +112,7 @@ def buffer_bytes(ranks: int) -> int:
 
 def chunk_count(parameters: float, ranks: int) -> int:
     """How many chunks `ShardedOptimizer` makes of one float32 group."""
-    piece = max(1, buffer_bytes(ranks) // (IN_FLIGHT * (ranks + 1) * 4 * NORM_BLOCK)) * NORM_BLOCK
-    return math.ceil(parameters / ranks / piece)
+    return math.ceil(parameters / ranks / piece_size(buffer_bytes(ranks) // IN_FLIGHT, ranks + 1, 4))
 
 
 def paper_table(model: Model) -> str:
@@ -115,17 +122,17 @@ def paper_table(model: Model) -> str:
         "| ranks | memory a rank | chunks | communication | kernel | sharded step | unsharded step |",
         "|---|---|---|---|---|---|---|",
     ]
+    nbytes = 4 * PARAMETERS
     for ranks in RANKS:
-        chunks = chunk_count(PARAMETERS, ranks)
-        memory = 8 * PARAMETERS + 8 * PARAMETERS / ranks + (buffer_bytes(ranks) if ranks > 1 else 0)
-        messages = paper.communication(PARAMETERS, ranks, chunks) if ranks > 1 else 0.0
-        kernel = PARAMETERS / ranks * paper.kappa
+        chunks = chunk_count(PARAMETERS, ranks) if ranks > 1 else 0
+        memory = 2 * nbytes + 2 * nbytes / ranks + (buffer_bytes(ranks) if ranks > 1 else 0)
+        messages = paper.communication(nbytes, ranks, chunks) if ranks > 1 else 0.0
+        kernel = nbytes / ranks * paper.kappa
         # Without sharding the gradients' sum moves as many bytes (all-reduce), in place, and every rank updates all.
-        whole = messages - (8 * PARAMETERS * paper.gamma if ranks > 1 else 0) + PARAMETERS * paper.kappa
+        whole = messages - (2 * nbytes * paper.gamma if ranks > 1 else 0) + nbytes * paper.kappa
         lines.append(
-            f"| {ranks:,} | {memory / 1e9:.2f} GB | {chunks if ranks > 1 else 0:,} | {1e3 * messages:,.0f} ms "
-            f"| {1e3 * kernel:,.1f} ms | {1e3 * paper.step(PARAMETERS, ranks, chunks):,.0f} ms "
-            f"| {1e3 * whole:,.0f} ms |"
+            f"| {ranks:,} | {memory / 1e9:.2f} GB | {chunks:,} | {1e3 * messages:,.0f} ms | {1e3 * kernel:,.1f} ms "
+            f"| {1e3 * paper.step(nbytes, ranks, chunks, kernel):,.0f} ms | {1e3 * whole:,.0f} ms |"
         )
     return "\n".join(lines)
 

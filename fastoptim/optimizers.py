@@ -385,11 +385,14 @@ class Optimizer:
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add ``{"params": ..., "lr": ..., ...}``; from then on `step` takes a list with one entry per group."""
+        with self._locked():
+            self._append_group(group)
+
+    def _append_group(self, group: Mapping[str, Any]) -> None:
         if not isinstance(group, Mapping) or "params" not in group:
             raise TypeError("a parameter group is a mapping with the key 'params'")
-        with self._locked():
-            self._add_group(group, prefixed=True)
-            self._grouped = True
+        self._add_group(group, prefixed=True)
+        self._grouped = True
 
     def _add_group(self, group: Mapping[str, Any], prefixed: bool | None = None) -> None:
         unknown = [key for key in group if key not in self._defaults and key != "params"]

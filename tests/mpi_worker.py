@@ -6,6 +6,8 @@ import contextlib
 import os
 import sys
 import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +153,84 @@ def steps():
     assert np.isnan(params["w"]).all()
 
 
+def clipping():
+    """A step with a norm: how often gradients travel, that they stay as they were, and the bits of one process."""
+    everything = None, 0.0, np.inf
+    huge, tiny = 1e200, 1e-200  # their squares overflow and vanish in float64
+    for overwrite in (False, True):
+        params, twins = parameters(), parameters()
+        opt, plain = sharded(params, overwrite_grads=overwrite), fo.Adam(twins, lr=0.01)
+        travels = []
+        start_reduce = opt._channel.start_reduce
+        opt._channel.start_reduce = lambda *args, f=start_reduce, t=travels: t.append(1) or f(*args)
+
+        def step(grads, limit, own=None, opt=opt, plain=plain, travels=travels, overwrite=overwrite, **options):
+            own = grads if own is None else own
+            before = {name: None if g is None else g.tobytes("A") for name, g in own.items()}
+            expected = plain.step({name: g if g is None else g.copy() for name, g in grads.items()}, max_norm=limit)
+            travels.clear()
+            assert opt.step(own, max_norm=limit, **options) == expected
+            stay = before == {name: None if g is None else g.tobytes("A") for name, g in own.items()}
+            assert stay or (overwrite and limit is not None), "gradients were written to"
+            return len(travels) / len(opt._chunks), expected.grad_norm
+
+        for t, limit in enumerate(everything):
+            grads = gradients(params, t)
+            own = {name: odd(2, 0) * g for name, g in grads.items()} if SIZE == 2 else grads  # whose mean is the same
+            passes, norm = step(grads, limit, own)
+            assert passes == (1 if limit is None or overwrite else 2) and (norm is None) == (limit is None)
+        assert norm > 100
+        none = {"w": None, "f": None, "none": None}
+        for size in (huge, tiny):
+            passes, norm = step(gradients(params, 5) | none | {"b": np.full(40, size)}, 1.0)
+            assert passes == (1 if overwrite else 3) and np.isclose(norm, size * 40**0.5, rtol=1e-12)
+        assert same(params, twins)
+
+        # None on one rank is zeros: twice its gradient on the other makes the same mean.
+        grads = gradients(params, 6) | {"b": None}
+        own = grads | {"w": odd(2 * grads["w"], None)} if SIZE == 2 else grads
+        assert step(grads, 1.0, own)[0] == (1 if overwrite else 2)
+        assert opt.state_dict()["state"]["b"]["step"] == 5 and opt.state_dict()["state"]["w"]["step"] == 4
+        assert same(params, twins) and same_states(opt.state_dict(), plain.state_dict())
+
+        # A gradient that one rank cannot use: nothing happens on any, and states stay.
+        before = opt.state_dict()
+        for value in (np.nan, np.inf, -np.inf):
+            grads = gradients(params, 7)
+            grads["f"][3, 4] = odd(grads["f"][3, 4], value)
+            travels.clear()
+            info = opt.step(grads, skip_nonfinite=True, max_norm=1.0)
+            assert not info.applied and not np.isfinite(info.grad_norm)
+            assert len(travels) == len(opt._chunks) * (1 if overwrite or np.isnan(value) else 2)
+            assert same(params, twins) and same_states(opt.state_dict(), before)
+
+    # One gradient for two parameters would be overwritten before it was read for the second.
+    for overwrite in (False, True):
+        pair = {"a": np.ones(3 * NORM_BLOCK), "b": np.ones(3 * NORM_BLOCK)}
+        opt, g = sharded(pair, kind=fo.SGD, overwrite_grads=overwrite), np.ones(3 * NORM_BLOCK)
+        if overwrite:
+            with raises(ValueError, "gradient of parameter 'a'", "gradient of parameter 'b'", "overlap in memory"):
+                opt.step({"a": g, "b": g}, max_norm=1e9)
+            g.flags.writeable = False
+        assert opt.step({"a": g, "b": g}, max_norm=1e9).applied
+        assert (pair["a"] == 0.99).all() and (pair["b"] == 0.99).all()
+
+
+def memory():
+    """A clipped step allocates nothing of the size of this rank's slice, and buffers are as large as was said."""
+    params = {"w": np.ones(1000 * NORM_BLOCK, np.float32)}
+    for overwrite in (False, True):
+        opt = sharded(params, overwrite_grads=overwrite, deterministic=overwrite, buffer_bytes=1 << 21)
+        assert sum(b.nbytes for b in opt._buffers) <= 1 << 21
+        grads = {"w": np.ones(1000 * NORM_BLOCK, np.float32)}
+        opt.step(grads, max_norm=1.0)
+        tracemalloc.start()
+        opt.step(grads, max_norm=1.0)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < params["w"].nbytes / SIZE / 8, peak
+
+
 def face():
     """Groups, a group that is added, gradients that are None, states, hyper-parameters, read-only gradients, repr."""
     params, twins = parameters(), parameters()
@@ -210,6 +290,24 @@ def face():
     with raises(odd(RuntimeError, TypeError), "exp_avg"):
         opt.load_state_dict(broken)
     assert same_states(opt.state_dict(), saved)
+
+
+def busy():
+    """A step of another thread is refused; one that was left by Ctrl-C before it had begun locks nothing."""
+    params, twins = parameters(), parameters()
+    opt, plain = sharded(params), fo.Adam(twins, lr=0.01)
+    with ThreadPoolExecutor(1) as other:
+        with opt._locked():
+            refused = other.submit(train, opt, params, 1).exception()
+        assert isinstance(refused, RuntimeError) and "another thread" in str(refused)
+        entered = opt._locked()
+        entered.__enter__()  # and never left
+        train(opt, params, 1)
+        other.submit(train, opt, params, 1, 1).result()
+    train(plain, twins, 2)
+    extra = np.ones(3)
+    opt.add_param_group({"params": extra})
+    assert len(opt.param_groups) == 2 and same(params, twins)
 
 
 def alone():

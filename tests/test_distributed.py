@@ -96,7 +96,7 @@ def test_the_bits_are_compared_at_all():
 
 
 @needs_mpi
-@pytest.mark.parametrize("name", ["construction", "steps", "face"])
+@pytest.mark.parametrize("name", ["construction", "steps", "clipping", "memory", "busy", "face"])
 def test_ranks_agree(name):
     done = mpi.run(2, WORKER, name)
     assert done.returncode == 0, done.stderr[-3000:]

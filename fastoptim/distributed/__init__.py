@@ -9,7 +9,6 @@ the kernel of another. See docs/scale.md for when this pays.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from types import MappingProxyType
@@ -24,6 +23,7 @@ from ..reference import tree_sum
 from ..rules import NORM_BLOCK
 from ..threads import _from_environment
 from .agreement import description, hyper_texts, options, plain_optimizer, remove_last_group
+from .layout import Part
 from .slices import Array, nothing, plan_of
 from .states import States
 
@@ -51,12 +51,14 @@ class ShardedOptimizer(States):
         Add up gradients in the order of ranks, so that the result does not depend on the MPI library's algorithm.
         Slower, see docs/scale.md.
     buffer_bytes : int
-        Size of all buffers that gradients and parameters pass through; the chunks are made to fit, but hold at least
-        4096 elements of every rank.
+        Size of all buffers that gradients and parameters pass through, of the three chunks that are on their way at a
+        time; chunks are made to fit, but hold at least one or two blocks of 4096 elements of every rank.
     overwrite_grads : bool
-        With `max_norm` or `skip_nonfinite` no parameter may change before the last gradient has arrived, so this rank's
-        slice of the reduced gradients must be kept: in memory of its own, or, if this is True, in the arrays that were
-        given to `step`, whose contents are then undefined.
+        With `max_norm` or `skip_nonfinite` no parameter may change before the last gradient has arrived. By default
+        the gradients are therefore added up twice: for their norm, of which nothing but sums is kept, and again for the
+        update (and a third time where squares overflow float64 or vanish in it). If this is True, they are added up
+        once, and this rank's slice of the result waits in the arrays that were given to `step`, whose contents are then
+        undefined and which must not overlap each other; where one is None or read-only, in memory of its own.
     backend, threads, and all others
         As for `kind`. `threads` is by default this rank's share of the host's cores.
 
@@ -77,6 +79,12 @@ class ShardedOptimizer(States):
     Notes
     -----
     With one rank this is the plain optimizer and costs no more.
+
+    The memory of a step is that of parameters, gradients, this rank's slice of the states and `buffer_bytes`.
+
+    Gradients that are added up twice must come to the same bits, if the norm is to be exactly that of the gradients
+    that are applied. With `deterministic` they do. Else it is up to the MPI library: the standard recommends it, for
+    the same arguments in the same order. Whatever it does, all ranks take the same norm and have the same parameters.
 
     With several ranks, an exception that nobody catches ends the whole job once its traceback was printed (by
     ``sys.excepthook`` and ``MPI_Abort``); otherwise the other ranks would wait for ever. Leave by an exception, not by
@@ -139,8 +147,7 @@ class ShardedOptimizer(States):
             error = exception
         self._channel.agree(error, "building the optimizer", described)
         self._channel.mean, self._channel.deterministic = reduction == "mean", self._options["deterministic"]
-        self._guard = threading.Lock()
-        self._chunks, self._pieces, self._kept = [], [], []
+        self._chunks, self._pieces = [], []
         self._add_chunks(0)
 
     # --- the face of a plain optimizer
@@ -202,7 +209,7 @@ class ShardedOptimizer(States):
             described: dict[str, str] = {}
             grouped, first = whole._grouped, len(whole.param_groups)
             try:
-                whole.add_param_group(group)
+                whole._append_group(group)
                 described = description(whole, self._options)
             except Exception as exception:
                 error = exception
@@ -260,12 +267,15 @@ class ShardedOptimizer(States):
     def _checked(self, grads: Any) -> tuple[list[Array], list[Array | None], list[tuple[Array, Array]]]:
         """Flat parameters and gradients after every check that a step makes, and which parameters are copies."""
         params, leaves = self._parameters(), self._leaves(grads)
-        written, read, checked = [], [], []
+        written: list[arrays.Span] = []
+        read: list[arrays.Span] = []
+        checked = []
         for (name, p), g in zip(params, leaves, strict=True):
             written.append(arrays.span(f"parameter {name!r}", p))
             if g is not None:
                 g = arrays.check_companion(name, "gradient", g, p.shape, p.dtype)
-                read.append(arrays.span(f"gradient of parameter {name!r}", g))
+                overwritten = self._options["overwrite_grads"] and g.flags.writeable
+                (written if overwritten else read).append(arrays.span(f"gradient of parameter {name!r}", g))
             checked.append(g)
         for _, entry in self._entries():
             written += [arrays.span("a state", x) for key, x in entry.items() if key != "step"]
@@ -305,77 +315,70 @@ class ShardedOptimizer(States):
     ) -> StepInfo:
         """The step itself, after all checks."""
         channel, here = self._channel, present.tolist()
+        wants_norm = limit is not None or skip
+        places = self._places(grads, here) if wants_norm and self._options["overwrite_grads"] else None
 
         def start_reduce(c: int, buffers: Any) -> None:
             channel.start_reduce(self._chunks[c], grads, buffers)
 
-        def apply(c: int, own: Sequence[Array]) -> None:
-            piece = self._pieces[c]
+        def reduced(c: int, buffers: Any) -> Sequence[Array | None]:
+            own = self._split(c, channel.finish_reduce(self._chunks[c], buffers))
+            if places is None:
+                return own
+            for place, g in zip(places[c], own, strict=True):
+                if place is not None:
+                    place[...] = g
+            return places[c]
+
+        begin, gradients = start_reduce, reduced  # a pipeline's first stage, and what its second finds there
+
+        def sum_of_squares(k: float) -> float:
+            nonlocal begin, gradients
+            sums: list[Array] = []
+
+            def add_squares(c: int, buffers: Any) -> None:
+                sums.append(self._block_sums(c, gradients(c, buffers), here, scale, k))
+
+            self._pipeline(begin, add_squares, nothing)
+            if places is not None:
+                begin, gradients = nothing, lambda c, buffers: places[c]
+            return self._sum_over_ranks(np.concatenate(sums), present)
+
+        norm = None
+        if wants_norm:
+            norm = rules.norm_from_squares(sum_of_squares)
+            if skip and not math.isfinite(norm):
+                return StepInfo(False, norm)
+            scale *= rules.clip_factor(norm, limit)
+
+        def apply_gather(c: int, buffers: Any) -> None:
+            own, chunk, piece = gradients(c, buffers), self._chunks[c], self._pieces[c]
             if piece is not None:
                 leaves = tuple(g if here[part.parameter] else None for part, g in zip(piece.parts, own, strict=True))
                 piece.optimizer._step_checked(plan_of(piece.optimizer), leaves, scale, None, False)
-
-        def start_gather(c: int, buffers: Any) -> None:
-            parts = [params[number][start:stop] for number, start, stop in self._chunks[c].parts[channel.rank]]
-            channel.start_gather(self._chunks[c], parts, buffers)
+            parts = [params[number][start:stop] for number, start, stop in chunk.parts[channel.rank]]
+            channel.start_gather(chunk, parts, buffers)
 
         def finish_gather(c: int, buffers: Any) -> None:
             channel.finish_gather(self._chunks[c], params, buffers)
 
-        if limit is None and not skip:
-
-            def reduce_apply_gather(c: int, buffers: Any) -> None:
-                apply(c, self._split(c, channel.finish_reduce(self._chunks[c], buffers)))
-                start_gather(c, buffers)
-
-            self._pipeline(start_reduce, reduce_apply_gather, finish_gather)
-            return StepInfo(True, None)
-
-        kept, sums = self._kept_slice(grads), []
-
-        def keep(c: int, buffers: Any) -> None:
-            for target, g in zip(kept[c], self._split(c, channel.finish_reduce(self._chunks[c], buffers)), strict=True):
-                target[...] = g
-            sums.append(self._block_sums(c, kept[c], here, scale, 1.0))
-
-        def apply_gather(c: int, buffers: Any) -> None:
-            apply(c, kept[c])
-            start_gather(c, buffers)
-
-        self._pipeline(start_reduce, keep, nothing)
-
-        def sum_of_squares(k: float) -> float:
-            own = sums if k == 1.0 else [self._block_sums(c, kept[c], here, scale, k) for c in range(len(kept))]
-            return self._sum_over_ranks(np.concatenate(own), present)
-
-        norm = rules.norm_from_squares(sum_of_squares)
-        if skip and not math.isfinite(norm):
-            return StepInfo(False, norm)
-        scale *= rules.clip_factor(norm, limit)
-        self._pipeline(nothing, apply_gather, finish_gather)
+        self._pipeline(begin, apply_gather, finish_gather)
         return StepInfo(True, norm)
 
     # --- the norm
 
-    def _kept_slice(self, grads: Sequence[Array | None]) -> list[list[Array]]:
-        """Where this rank's slice of the reduced gradients stays until the norm is known; one list per chunk."""
-        own = [chunk.parts[self._channel.rank] for chunk in self._chunks]
-        if not self._options["overwrite_grads"]:
-            if not self._kept:
-                counts = [sum(part.size for part in parts) for parts in own]
-                self._kept = [np.empty(n, chunk.dtype) for n, chunk in zip(counts, self._chunks, strict=True)]
-            return [self._split(c, self._kept[c]) for c in range(len(own))]
-        return [
-            [
-                g[part.start : part.stop]
-                if (g := grads[part.parameter]) is not None and g.flags.writeable
-                else np.empty(part.size, chunk.dtype)
-                for part in parts
-            ]
-            for parts, chunk in zip(own, self._chunks, strict=True)
-        ]
+    def _places(self, grads: Sequence[Array | None], here: Sequence[bool]) -> list[list[Array | None]]:
+        """Where this rank's slice of the reduced gradients waits for the norm, for `overwrite_grads`; by chunks."""
 
-    def _block_sums(self, c: int, own: Sequence[Array], here: Sequence[bool], scale: float, k: float) -> Array:
+        def place(part: Part, dtype: np.dtype) -> Array | None:
+            g = grads[part.parameter]
+            if g is not None and g.flags.writeable:
+                return g[part.start : part.stop]
+            return np.empty(part.size, dtype) if here[part.parameter] else None
+
+        return [[place(part, chunk.dtype) for part in chunk.parts[self._channel.rank]] for chunk in self._chunks]
+
+    def _block_sums(self, c: int, own: Sequence[Array | None], here: Sequence[bool], scale: float, k: float) -> Array:
         parts = self._chunks[c].parts[self._channel.rank]
         counted = [g for part, g in zip(parts, own, strict=True) if here[part.parameter]]
         return self._whole._backend.block_sums(counted, scale, k, self.threads) if counted else np.zeros(0)
@@ -387,7 +390,7 @@ class ShardedOptimizer(States):
         positions = []
         for rank in range(self._channel.size):
             parts = [part for chunk in self._chunks for part in chunk.parts[rank] if present[part.parameter]]
-            positions.append([np.arange(first[part.parameter], first[-1])[part.blocks] for part in parts])
+            positions.append([first[part.parameter] + np.arange(part.blocks.start, part.blocks.stop) for part in parts])
         counts = [sum(x.size for x in found) for found in positions]
         ordered = np.empty(first[-1])
         ordered[np.concatenate([np.zeros(0, int), *(x for found in positions for x in found)])] = (

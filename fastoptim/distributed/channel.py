@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -247,6 +248,7 @@ def end_job_on_error() -> None:
         if not MPI.Is_finalized():
             sys.stderr.write(f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size} ends the job\n")
             sys.stderr.flush()
+            time.sleep(0.5)  # launchers drop what they have not yet passed on
             MPI.COMM_WORLD.Abort(1)
 
     sys.excepthook = report_and_abort

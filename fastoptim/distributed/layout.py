@@ -73,6 +73,14 @@ def parts_between(ends: Sequence[int], numbers: Sequence[int], low: int, high: i
     return tuple(parts)
 
 
+def piece_size(room: int, pieces: int, itemsize: int) -> int:
+    """Elements of a piece of which so many fit into `room` bytes, and of one block at least.
+
+    One block is left over: as cuts lie between blocks, a piece may get one more than others.
+    """
+    return max(1, room // (pieces * itemsize * NORM_BLOCK) - 1) * NORM_BLOCK
+
+
 def chunks(
     group: int, dtype: np.dtype, sizes: Sequence[int], numbers: Sequence[int], ranks: int, piece: int
 ) -> list[Chunk]:

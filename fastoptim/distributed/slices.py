@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,8 +12,7 @@ import numpy as np
 
 from .. import arrays
 from ..optimizers import Optimizer
-from ..rules import NORM_BLOCK
-from .layout import Chunk, Part, chunks
+from .layout import Chunk, Part, chunks, piece_size
 
 if TYPE_CHECKING:
     from .channel import Buffers, Channel
@@ -39,11 +37,9 @@ class Slices:
     _whole: Optimizer
     _channel: Channel
     _options: dict[str, Any]
-    _guard: threading.Lock
     _chunks: list[Chunk]
     _pieces: list[Piece | None]
     _buffers: list[Buffers]
-    _kept: list[Array]
 
     def _entries(self) -> Iterator[tuple[Part, Mapping[str, Any]]]:
         """This rank's parts with their step counts and states."""
@@ -61,14 +57,14 @@ class Slices:
     def _add_chunks(self, first: int) -> None:
         """Divide the groups from number `first` on, and make this rank's pieces of them."""
         whole, rank, size = self._whole, self._channel.rank, self._channel.size
-        contributions = 2 * size if self._options["deterministic"] else size + 1  # pieces that a set of buffers holds
-        room = self._options["buffer_bytes"] // (IN_FLIGHT * contributions)
+        held = size + 1 + (size if self._options["deterministic"] else 0)  # pieces that a set of buffers holds
+        room = self._options["buffer_bytes"] // IN_FLIGHT
         for number, group in enumerate(whole.param_groups[first:], first):
             mine = [(i, q) for i, q in enumerate(whole._parameters) if q.group is group]
             for dtype in dict.fromkeys(q.dtype for _, q in mine):
                 chosen = [(i, math.prod(q.shape)) for i, q in mine if q.dtype == dtype]
-                piece = max(1, room // (dtype.itemsize * NORM_BLOCK)) * NORM_BLOCK
                 sizes, numbers = [n for _, n in chosen], [i for i, _ in chosen]
+                piece = piece_size(room, held, dtype.itemsize)
                 self._chunks += chunks(number, dtype, sizes, numbers, size, piece)
         flat = [arrays.flat(np.asarray(p)) for _, p in self._parameters()]
         for chunk in self._chunks[len(self._pieces) :]:
@@ -77,17 +73,10 @@ class Slices:
             hyper = {key: whole.param_groups[chunk.group][key] for key in whole._names}
             optimizer = type(whole)(views, backend=whole.backend, threads=whole.threads, **hyper) if parts else None
             self._pieces.append(None if optimizer is None else Piece(parts, optimizer))
-        self._kept = []
         self._buffers = self._channel.buffers(self._chunks, IN_FLIGHT)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        if not self._guard.acquire(False):
-            raise RuntimeError("this optimizer is being stepped by another thread")
-        try:
-            yield
-        finally:
-            self._guard.release()
+    def _locked(self) -> AbstractContextManager[None]:
+        return self._whole._locked()
 
     def _parameters(self) -> list[tuple[str, Array]]:
         """Names and arrays of all parameters; TypeError or ValueError if one is not what it was."""
