@@ -77,8 +77,9 @@ int32_t fo_rule_coefficients(int32_t rule);
 const char *fo_isa_name(int32_t isa);
 int fo_isa_select(int32_t isa); /* 0 if this machine lacks it */
 int32_t fo_isa_selected(void);
-int32_t fo_isa_best(void);
 const char *fo_compiler(void);
 
-/* cpu.c: which of the x86 instruction sets these registers allow (0 baseline, 1 avx2, 2 avx512). */
+/* cpu.c: the best instruction set of this machine, and the x86 one that these registers allow (0 baseline, 1 avx2,
+ * 2 avx512). */
+int32_t fo_cpu_isa(void);
 int32_t fo_x86_isa(uint32_t max_leaf, uint32_t leaf1_ecx, uint32_t leaf7_ebx, uint64_t xcr0);

@@ -22,7 +22,6 @@ typedef void fo_square_kernel(double grad_scale, double k, int64_t n, const void
 fo_square_kernel *fo_square_kernel_for(int storage);
 
 /* cpu.c */
-int32_t fo_cpu_isa(void);
 typedef uint64_t fo_float_mode;
 fo_float_mode fo_float_mode_set_default(void); /* round to nearest, subnormals kept; returns what was there */
 void fo_float_mode_restore(fo_float_mode mode);

@@ -72,13 +72,11 @@ static const char *const isa_names[] = {"baseline", 0};
 
 static int32_t selected = -1; /* until the first use */
 
-int32_t fo_isa_best(void) { return fo_cpu_isa(); }
-
-int32_t fo_isa_selected(void) { return selected < 0 ? fo_isa_best() : selected; }
+int32_t fo_isa_selected(void) { return selected < 0 ? fo_cpu_isa() : selected; }
 
 int fo_isa_select(int32_t isa)
 {
-    if (isa < 0 || isa > fo_isa_best())
+    if (isa < 0 || isa > fo_cpu_isa())
         return 0;
     selected = isa;
     return 1;

@@ -75,7 +75,7 @@ def test_the_best_is_what_the_operating_system_reports():
     best = BASELINE
     if flags >= {"avx", "avx2", "xsave"}:
         best = AVX512 if flags >= {"avx512f", "avx512dq", "avx512bw", "avx512vl"} else AVX2
-    assert lib.fo_isa_best() == best
+    assert lib.fo_cpu_isa() == best
 
 
 # --- What the user forces; in processes of their own, since the choice is made once -------------------------------

@@ -110,3 +110,17 @@ def test_adjoining_arrays_are_stepped_as_one_and_apart_alike():
     for optimizer in (packed, apart):
         optimizer.step(grads)
     assert all(same_bits(a, b) for a, b in zip(views, values, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["c", "numba", "numpy"])
+@pytest.mark.parametrize("n", [7, 100, 50_001])
+def test_gradients_are_only_read(n, backend, tmp_path):
+    """Pages that the system lets nobody write to: storing even the same value would end the process."""
+    g = np.random.default_rng(0).standard_normal(n + 3).astype(np.float32)
+    g.tofile(tmp_path / "gradient")
+    mapped = np.memmap(tmp_path / "gradient", np.float32, "r")[3:]
+    for make in (fo.SGD, fo.Adam, lambda p, **options: fo.SGD(p, momentum=0.9, **options)):
+        p, twin = np.ones(n, np.float32), np.ones(n, np.float32)
+        make(p, lr=0.1, backend=backend, threads=2).step(mapped, max_norm=1.0)
+        make(twin, lr=0.1, backend="numpy").step(g[3:].copy(), max_norm=1.0)
+        assert same_bits(p, twin)

@@ -129,7 +129,7 @@ class CBackend(Backend):
     @property
     def isas(self) -> list[str]:
         """The instruction sets that were built and that this machine has."""
-        return ISA_NAMES[: lib.fo_isa_best() + 1]
+        return ISA_NAMES[: lib.fo_cpu_isa() + 1]
 
     def set_isa(self, name: str) -> None:
         """Use one instruction set for all steps of this process; ValueError if the machine or the build lacks it."""

@@ -98,6 +98,10 @@ MUTANTS = (
     Mutant("coupled decay ignored", LOOPS, "decay == FO_DECAY_COUPLED)", "decay == FO_DECAY_COUPLED && 0)"),
     Mutant("dropped tail", LOOPS, "i < n; i++) {\n        T pi", "i + 3 < n; i++) {\n        T pi"),
     Mutant("one element too many", LOOPS, "i < n; i++) {\n        T pi", "i <= n; i++) {\n        T pi"),
+    Mutant("line lost before the last", LOOPS, "whole -= 2 * NAME(line)", "whole -= 3 * NAME(line)"),
+    Mutant("line beside the end computed twice", LOOPS, "i += NAME(line), whole -= 2", "whole -= 1"),
+    Mutant("end one element early", LOOPS, "n - NAME(line), data)", "n - NAME(line) - 1, data)"),
+    Mutant("gradients written", LOOPS, "if (slot != 1)", "if (1)", ("tests/test_layouts.py",)),
     Mutant("decay coefficient in float", LOOPS, "wd = (T)run->decay_coefficient", "wd = (float)run->decay_coefficient"),
     Mutant("coefficients in float", LOOPS, "k[i] = (T)run->coefficients[i]", "k[i] = (float)run->coefficients[i]"),
     Mutant("scale in float", LOOPS, "s = (T)scale", "s = (float)scale"),
@@ -149,7 +153,14 @@ MUTANTS = (
         "offset of chunks in elements", PLAN, "(size_t)start * fo_storage_size(entry->storage[i])", "(size_t)start * 4"
     ),
     # Threads
-    Mutant("first chunk lost to threads", POOL, "atomic_store(&next_chunk, 0)", "atomic_store(&next_chunk, 1)", NATIVE),
+    Mutant("first chunk lost to threads", POOL, "(count * i / parts) << 32", "(count * i / parts + !i) << 32", NATIVE),
+    Mutant(
+        "helper takes the chunk behind the last",
+        POOL,
+        "return first ? from : to - 1",
+        "return first ? from : to",
+        NATIVE,
+    ),
     Mutant(
         "helpers not waited for",
         POOL,
@@ -157,7 +168,13 @@ MUTANTS = (
         "for (unsigned i = 1; 0; i++)",
         NATIVE,
     ),
-    Mutant("one chunk too many", POOL, "memory_order_relaxed)) < count", "memory_order_relaxed)) <= count", NATIVE),
+    Mutant(
+        "one chunk too many",
+        POOL,
+        "(count * (i + 1) / parts));",
+        "(count * (i + 1) / parts + (i + 1 == parts)));",
+        NATIVE,
+    ),
     Mutant(
         "flush-to-zero survives in serial work",
         POOL,
@@ -186,7 +203,7 @@ MUTANTS = (
     Mutant("zmm without its upper half", CPU, "zmm = 0xe6", "zmm = 0x66", (DISPATCH,)),
     Mutant("AVX-512 without VL", CPU, " | 1u << 31; /* leaf 7", "; /* leaf 7", (DISPATCH,)),
     Mutant("OSXSAVE not looked at", CPU, "!(leaf1_ecx & osxsave) || ", "", (DISPATCH,)),
-    Mutant("selection beyond the machine", "csrc/kernels.c", "isa > fo_isa_best()", "isa > 2", (DISPATCH, EMULATED)),
+    Mutant("selection beyond the machine", "csrc/kernels.c", "isa > fo_cpu_isa()", "isa > 2", (DISPATCH, EMULATED)),
     # What reads the arrays
     Mutant(
         "overlap of parameters not noticed",
@@ -286,7 +303,7 @@ EQUIVALENT = (
     ("sgd: p - c * g as p + (-c) * g", "negation is exact, and so is the difference as a sum with the negated product"),
     ("(g * g) * c2 for c2 * (g * g)", "one multiplication; IEEE multiplication commutes, but for the payload of a NaN"),
     (
-        "no head before the parameter's first cache line",
+        "whole lines that do not begin at the parameter's cache lines",
         "every element is computed by itself: only speed depends on it",
     ),
     ("chunks of another size, in whole blocks", "the same, and the norm is cut into blocks before chunks are"),
