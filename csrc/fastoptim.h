@@ -61,6 +61,9 @@ void fo_plan_free(fo_plan *plan);
 void fo_plan_apply(fo_plan *plan, double scale);
 double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k);
 
+/* pool.c, for tests: spread every job of several chunks over threads, whether that pays or not. */
+void fo_pool_always(int32_t on);
+
 /* bind.c: the plan as Python functions. Objects are given by their addresses. fo_functions takes the plan over and appends
  * to a list
  *   step(params, grads, states, coefficients, scale) -> True, or False with nothing touched if an array is not plain, not

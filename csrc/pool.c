@@ -16,7 +16,7 @@
 
 /* Joining costs 1 us with workers that spin and about 50 us with workers that sleep: smaller jobs are not tried. */
 static const double HOT_BYTES = 560e3, COLD_BYTES = 32e6;
-static const int64_t SPIN_NS = 50000, CLOSE_NS = 100000;
+static const int64_t SPIN_NS = 50000, CLOSE_NS = 100000, ALWAYS_NS = 1000000;
 /* A serial run every so often keeps the comparison fresh. What threads gain is remembered up to BALANCE_NS, or RUNS serial
  * runs if that is more. When they have lost as much as TRIAL serial runs and TRIAL_NS, that is made good by DEBT times as
  * much serial work before they are tried again. */
@@ -42,6 +42,10 @@ static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 /* Under job_lock. */
 static int workers;
 static int64_t last_end;
+
+static int always;
+
+void fo_pool_always(int32_t on) { always = on; }
 
 static int64_t now(void)
 {
@@ -175,6 +179,9 @@ static double run_parallel(int64_t count, void (*task)(void *, int64_t), void *c
         pthread_cond_broadcast(&wake);
         pthread_mutex_unlock(&sleep_lock);
     }
+    if (always) /* so that the others get something to do */
+        for (int64_t end = now() + ALWAYS_NS; (atomic_load(&gate) & ~OPEN) < parts - 1 && now() < end;)
+            sched_yield();
     take_chunks(0);
     if (atomic_fetch_and(&gate, ~OPEN) == OPEN)
         return 0;
@@ -217,7 +224,8 @@ static void judge_parallel(fo_pace *pace, double elapsed, double waited)
 void fo_pool_run(fo_pace pace[2], int threads, double bytes, int64_t count, void (*task)(void *, int64_t), void *context)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    if (threads < 2 || count < 2 || count > UINT32_MAX || bytes < HOT_BYTES || pthread_mutex_trylock(&job_lock)) {
+    if (threads < 2 || count < 2 || count > UINT32_MAX || (bytes < HOT_BYTES && !always) ||
+        pthread_mutex_trylock(&job_lock)) {
         run_serial(count, task, context);
         return;
     }
@@ -227,7 +235,7 @@ void fo_pool_run(fo_pace pace[2], int threads, double bytes, int64_t count, void
     int awake = atomic_load(&spinning), burst = awake || start - last_end < CLOSE_NS, large = bytes >= COLD_BYTES;
     fo_pace *own = &pace[burst];
     int refresh = own->runs++ % REFRESH == 1;
-    if (refresh || own->owed > 0 || !(burst || large)) {
+    if (!always && (refresh || own->owed > 0 || !(burst || large))) {
         run_serial(count, task, context);
         last_end = now();
         note_serial(own, (double)(last_end - start));

@@ -5,8 +5,10 @@ A rule that is added to the table is in every test from then on: nothing here na
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -178,3 +180,15 @@ def digest(arrays: list[np.ndarray]) -> str:
     for x in arrays:
         total.update(bits(np.asarray(x)))
     return total.hexdigest()
+
+
+@contextlib.contextmanager
+def on_threads() -> Iterator[None]:
+    """The C backend spreads every job of several chunks over its threads, whether that pays or not."""
+    from fastoptim.backends.c import lib
+
+    lib.fo_pool_always(1)
+    try:
+        yield
+    finally:
+        lib.fo_pool_always(0)

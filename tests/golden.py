@@ -22,7 +22,7 @@ FILE = Path(__file__).with_name("golden.json")
 STEPS = 3
 SCALE = 0.77
 SIZES = (1, 3, 17, 130, 4099)
-WIDE = {np.float32: (600_011, 5, 4099), np.float64: (300_017, 5, 4099)}  # enough work to wake sleeping threads
+WIDE = {np.float32: (600_011, 5, 4099), np.float64: (300_017, 5, 4099)}
 
 
 def integers(seed: int, n: int) -> np.ndarray:
@@ -129,9 +129,7 @@ def by_reference(job: Job) -> list[np.ndarray]:
 def by_backend(job: Job, backend: Backend) -> list[np.ndarray]:
     run = job.run(0)
     row = (run.rule, run.decay, run.decay_coefficient, run.maximize, run.params)
-    plan = backend.plan(
-        [row], [0], job.threads
-    )  # the pool wakes its threads for lists that are stepped again and again
+    plan = backend.plan([row], [0], job.threads)
     for step, grads in enumerate(job.grads):
         if plan is None:
             backend.apply([job.run(step)], SCALE, job.threads)

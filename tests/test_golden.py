@@ -11,7 +11,7 @@ from fastoptim.backends import available, get_backend
 from fastoptim.backends.c import ISA_NAMES
 
 from . import golden
-from .cases import DTYPES, VARIANTS
+from .cases import DTYPES, VARIANTS, on_threads
 
 GOLDEN = golden.load()
 NAMES = list(GOLDEN["hashes"])
@@ -73,7 +73,8 @@ def test_c_on_every_instruction_set(isa, jobs):
     before = backend.isa
     backend.set_isa(isa)
     try:
-        found = {name: golden.hash_of([golden.by_backend(job, backend) for job in jobs(name)]) for name in NAMES}
+        with on_threads():
+            found = {name: golden.hash_of([golden.by_backend(job, backend) for job in jobs(name)]) for name in NAMES}
     finally:
         backend.set_isa(before)
     assert found == GOLDEN["hashes"]

@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastoptim as fo
 
-from .cases import same_bits
+from .cases import on_threads, same_bits
 
 SIZES = (1_200_000, 3, 8193, 300_001)  # enough for the pool to wake its threads
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="LOUD: this platform has no fork")
@@ -246,3 +247,24 @@ def test_signals_reach_the_main_thread_only():
             break
     assert not masks[os.getpid()] & interrupt
     assert sum(bool(mask & interrupt) for mask in masks.values()) >= 3, masks
+
+
+def test_threads_take_part():
+    """Bits across numbers of threads would prove nothing if the caller did all the work."""
+    if not os.path.exists("/proc/self/schedstat"):
+        pytest.skip("LOUD: no /proc/self/schedstat to read the threads' processor times from")
+
+    def seconds():
+        return sorted(int(path.read_text().split()[0]) for path in Path("/proc/self/task").glob("*/schedstat"))
+
+    def work():
+        opt, g = fo.Adam(np.ones(100_000, np.float32), backend="c", threads=7), np.ones(100_000, np.float32)
+        with on_threads():
+            opt.step(g)
+            before = seconds()
+            for _ in range(200):
+                opt.step(g)
+        after = seconds()
+        return len(after) == 7 and all(b > a for a, b in zip(before, after, strict=True))
+
+    assert in_child(work) == 0

@@ -19,7 +19,7 @@ import numpy as np
 
 from fastoptim import reference
 from fastoptim.backends import get_backend
-from tests.cases import DTYPES, SPECIAL, VARIANTS, Variant, bits, ordinary, raw_bits, states_for
+from tests.cases import DTYPES, SPECIAL, VARIANTS, Variant, bits, on_threads, ordinary, raw_bits, states_for
 
 THREADS = (1, 2, 3, 7)
 BORDERS = (8, 16, 32, 64, 128, 1024, 4096, 8192, 12288)
@@ -191,10 +191,11 @@ def run_case(number: int) -> Case:
             for r in runs
         ]
         plan = backend.plan(rows, [0], threads)
-        for i in range(steps):
-            if not plan.step(params, grads, states, [run.rows[i] for run in runs], s):
-                raise RuntimeError(f"case {number}: the extension refused plain arrays")
-        squares = plan.sum_squares(grads, s, 1.0)
+        with on_threads():
+            for i in range(steps):
+                if not plan.step(params, grads, states, [run.rows[i] for run in runs], s):
+                    raise RuntimeError(f"case {number}: the extension refused plain arrays")
+            squares = plan.sum_squares(grads, s, 1.0)
     finally:
         backend.set_isa(before)
 
