@@ -501,7 +501,7 @@ class Loop:
             if schedule is not None:
                 rate = schedule(steps)
                 if rate != group["lr"]:
-                    group["lr"] = rate = real("lr", rate, 0.0)  # what `optimizer.lr = rate` does, at a third of its cost
+                    group["lr"] = rate = real("lr", rate, 0.0)  # as `optimizer.lr = rate`, in a third of the time
             else:
                 if schedules is not None:
                     rates = [each(steps) for each in schedules]

@@ -1,10 +1,10 @@
 """Planted bugs must be caught: python -m tests.proofs.mutants [--table training] [--only WORD]
 
 Each mutant changes a few characters in a copy of the tree in a temporary folder, and the tests named beside it are run
-there. The table "kernels" is about the C code, the law and what drives it: for it the copy is built. The table "training"
-is about checkpoints, `fit`, minibatches, schedules, diagnosis, probe and plots, with the extension as it is here. A
-mutant is killed if one of its tests fails. The script exits with 1 if fewer than 95 % are killed, if the unchanged copy
-fails, or if a mutant cannot be made (its text is gone, or it does not compile).
+there. The table "kernels" is about the C code, the law and what drives it: for it the copy is built. The table
+"training" is about checkpoints, `fit`, minibatches, schedules, diagnosis, probe and plots, with the extension as it is
+here. A mutant is killed if one of its tests fails. The script exits with 1 if fewer than 95 % are killed, if the
+unchanged copy fails, or if a mutant cannot be made (its text is gone, or it does not compile).
 """
 
 from __future__ import annotations
