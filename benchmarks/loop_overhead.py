@@ -14,7 +14,8 @@ time. For every epoch of the run the median over rounds is taken of the differen
 overhead is the sum of these medians as a share of the hand-written loop's whole run. It holds everything that `fit`
 does: its set-up falls into the first epoch, its diagnosis into the one of step 300, its result into the last. The
 interval is the 95 % one of a bootstrap over rounds. A third contender, the hand-written loop again, shows how large an
-overhead is found where there is none. BLAS and the optimizer run in one thread, which is fastest for networks of this size.
+overhead is found where there is none. BLAS and the optimizer run in one thread, which is fastest for networks of this
+size.
 """
 
 from __future__ import annotations

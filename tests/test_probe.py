@@ -248,20 +248,20 @@ def test_it_works_in_a_thread():
 
 
 def test_generators_are_found_wherever_the_loss_keeps_them():
-    closure, default, attribute, inner = (np.random.default_rng(i) for i in range(4))
+    closure, default, attribute, inner, keyword = (np.random.default_rng(i) for i in range(5))
 
     class Model:
         def __init__(self):
             self.dropout = {"rate": 0.5, "rng": [attribute]}
 
-        def __call__(self, params, batch, extra=default):
+        def __call__(self, params, batch, extra=default, *, more=keyword):
             return closure.random() + helper()
 
     def helper():
         return inner.random() + PYTHON_RANDOM.random()
 
     found = sandbox._generators_within(functools.partial(Model(), extra=default))
-    assert {id(g) for g in found} == {id(g) for g in (closure, default, attribute, inner, PYTHON_RANDOM)}
+    assert {id(g) for g in found} == {id(g) for g in (closure, default, attribute, inner, keyword, PYTHON_RANDOM)}
 
 
 # --- What a candidate is ------------------------------------------------------------------------------------------
