@@ -301,7 +301,8 @@ def test_plateau_is_told_the_validation_loss_or_the_epochs_mean():
 # --- what it says ---------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_ends_training_before_its_step(tmp_path):
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_ends_training_before_its_step(tmp_path, bad):
     params, data, f = problem()
     target = tmp_path / "run.ckpt"
     before = []
@@ -309,11 +310,11 @@ def test_a_loss_that_is_not_finite_ends_training_before_its_step(tmp_path):
     def breaks(p, batch):
         loss, grads = f(p, batch)
         if len(before) == 7:
-            return math.nan, grads
+            return bad, grads
         before.append(bits(*leaves(p)))
         return loss, grads
 
-    with pytest.warns(TrainingWarning, match=r"nan at step 7.*divide the learning rate by 10"):
+    with pytest.warns(TrainingWarning, match=rf"{bad} at step 7.*divide the learning rate by 10"):
         result = fo.fit(breaks, params, data, "sgd", lr=0.1, epochs=3, batch_size=16, checkpoint=target)
     assert result.reason == "non-finite loss" and result.steps == len(result.history) == 7
     assert result.diagnosis.verdict == "diverged" and bits(*leaves(params)) != before[-1]
@@ -502,6 +503,29 @@ def test_patience_is_resumed(tmp_path):
     run_until(50, checkpoint=tmp_path / "a.ckpt")
     again = run_until(50, resume=tmp_path / "a.ckpt")
     assert (again.steps, again.reason) == (7, "early stopping")
+
+
+def test_the_best_parameters_are_resumed(tmp_path):
+    def run_until(steps, **options):
+        w = np.ones(1)
+        f = lambda p, batch: (1.0, np.ones(1))  # noqa: E731
+        result = fo.fit(
+            f,
+            w,
+            None,
+            "sgd",
+            lr=0.1,
+            steps=steps,
+            validation=lambda p: abs(p[0] - 0.7),
+            validate_every=1,
+            restore_best=True,
+            **options,
+        )
+        return w.tobytes(), result.best_step, result.best_loss
+
+    whole = run_until(10)
+    run_until(5, checkpoint=tmp_path / "a.ckpt")
+    assert run_until(10, resume=tmp_path / "a.ckpt") == whole and whole[1] == 2
 
 
 def test_a_resumed_run_does_not_repeat_its_warnings(tmp_path):

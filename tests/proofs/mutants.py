@@ -451,8 +451,8 @@ TRAINING_MUTANTS = (
         ),
         (
             "epoch of the data not taken over",
-            "            raise\n        for name, p in frozen:",
-            "            raise\n        self.batches.epoch += 1\n        for name, p in frozen:",
+            "        self._seen_epoch = self.batches.epoch\n        self.steps, self.epoch",
+            "        self.steps, self.epoch",
         ),
         ("log not cut", "self._file.truncate(offset)\n            self._file.seek(offset)", "self._file.seek(0, 2)"),
         ("log shorter than its checkpoint continued", " or os.path.getsize(path) < offset", ""),
@@ -526,9 +526,9 @@ TRAINING_MUTANTS = (
             "if False:",
         ),
         (
-            "permutation not in the position",
-            "if self._order is None or self.cursor == 0 else",
-            "if self.cursor >= 0 else",
+            "permutation not restored",
+            "self.epoch, self.cursor, self._order = epoch, cursor, order",
+            "self.epoch, self.cursor = epoch, cursor",
         ),
         (
             "generator left changed by a bad state",
