@@ -416,14 +416,15 @@ TRAINING_MUTANTS = (
         (
             "cadence of the diagnosis not saved",
             '"next_diagnosis": self._next_diagnosis,',
-            '"next_diagnosis": float(_FIRST_DIAGNOSIS),',
+            '"next_diagnosis": _FIRST_DIAGNOSIS,',
         ),
         (
             "cadence of the diagnosis not restored",
-            "max(next_diagnosis, steps + 1) if",
-            "max(_FIRST_DIAGNOSIS, steps + 1) if",
+            "max(next_diagnosis, steps + 1.0) if",
+            "max(_FIRST_DIAGNOSIS, steps + 1.0) if",
         ),
-        ("diagnosis switched on by a resume comes at once", "else _NEXT_DIAGNOSIS * steps + 1", "else steps + 1"),
+        ("diagnosis switched on by a resume comes at once", "else _NEXT_DIAGNOSIS * steps + 1.0", "else steps + 1.0"),
+        ("cadence of another type after a resume", "_NEXT_DIAGNOSIS = 300.0, 4.0", "_NEXT_DIAGNOSIS = 300, 4"),
         ("diagnosis at every later step", "self._next_diagnosis = _NEXT_DIAGNOSIS * self.steps", "pass"),
         (
             "position in the data not rolled back",
