@@ -556,11 +556,13 @@ def test_a_resumed_run_is_diagnosed_when_an_uninterrupted_one_is(tmp_path, monke
 
     monkeypatch.setattr(training, "read_curve", record)
     path = tmp_path / "a.ckpt"
-    assert run_until(1300, checkpoint=path) == [300, 1200]
+    assert run_until(1300) == [300, 1200]
+    assert run_until(400, checkpoint=path) == [300]
     whole = path.read_bytes()
     assert run_until(310, checkpoint=path) == [300]
-    assert run_until(1300, resume=True, checkpoint=path) == [1200]
+    assert run_until(400, checkpoint=path, resume=True) == []
     assert path.read_bytes() == whole
+    assert run_until(1300, resume=path) == [1200]
     assert run_until(310, checkpoint=path, diagnose=False) == []
     assert run_until(1300, resume=path) == [4 * 310 + 1]
 
