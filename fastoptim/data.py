@@ -258,9 +258,9 @@ def _reader(name: str, column: Any, batch_size: int, shuffled: bool) -> Callable
         return partial(_view, plain)
     if not (plain.flags.c_contiguous and plain.flags.aligned):  # `take` would copy the whole array every time
         return plain.__getitem__
-    if plain.nbytes // len(plain) * batch_size <= _SMALL:
-        return partial(plain.take, axis=0)
     take, shape, dtype = plain.take, (batch_size, *plain.shape[1:]), plain.dtype
+    if plain.nbytes // len(plain) * batch_size <= _SMALL:
+        return lambda where: take(where, 0)
     pool: list[Array] = []  # newest first
 
     def gather(where: Array) -> Array:

@@ -37,7 +37,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 # Steps before the first diagnosis, and the factor to the next: a diagnosis costs about as much as ten small steps.
-_FIRST_DIAGNOSIS, _NEXT_DIAGNOSIS = 300, 4
+# Floats, as "never" is one: so a checkpoint has the same bytes whether training was resumed before it or not.
+_FIRST_DIAGNOSIS, _NEXT_DIAGNOSIS = 300.0, 4.0
 
 
 class TrainingWarning(UserWarning):
@@ -501,7 +502,7 @@ class Loop:
             if schedule is not None:
                 rate = schedule(steps)
                 if rate != group["lr"]:
-                    optimizer.lr = rate
+                    group["lr"] = rate = real("lr", rate, 0.0)  # as `optimizer.lr = rate`, in a third of the time
             else:
                 if schedules is not None:
                     rates = [each(steps) for each in schedules]
@@ -792,7 +793,7 @@ class Loop:
         self._bad_validations, self._warned = bad_validations, warned
         if self._diagnose:
             self._next_diagnosis = (
-                max(next_diagnosis, steps + 1) if math.isfinite(next_diagnosis) else _NEXT_DIAGNOSIS * steps + 1
+                max(next_diagnosis, steps + 1.0) if math.isfinite(next_diagnosis) else _NEXT_DIAGNOSIS * steps + 1.0
             )
         if self._patience is not None and bad_validations >= self._patience:
             self._reason = "early stopping"

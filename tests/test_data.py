@@ -247,7 +247,10 @@ def test_shares_are_equal_parts_of_the_same_batches():
     for rank in range(3):
         batches = fo.minibatches((x, y), 8, rng=5)
         batches.share(rank, 3)
-        parts.append([labels.tolist() for _, labels in batches])
+        sizes = []
+        shares = [(sizes.append(batches.next_size()), batches.next_batch()[1])[1] for _ in range(len(batches))]
+        assert sizes == [3 * len(share) for share in shares]
+        parts.append([share.tolist() for share in shares])
     for batch, *shares in zip(whole, *parts, strict=True):
         assert {len(share) for share in shares} == {len(batch) // 3}
         assert list(chain(*shares)) == batch[: len(batch) // 3 * 3]

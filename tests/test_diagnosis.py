@@ -292,6 +292,20 @@ def test_the_remedy_is_the_chapters():
     assert (risen.verdict, risen.lr_factor) == ("diverged", 0.1)
 
 
+def test_gains_that_are_lost_again_are_called_oscillating():
+    losses = np.interp(np.arange(200), [0, 60, 200], [2.3, 0.5, 0.9])  # the peaks do not double, the end is no new high
+    found = fo.diagnose(losses)
+    assert found.verdict == "oscillating"
+    assert "risen by" in found.remedy
+
+
+def test_a_longer_momentum_is_given_more_steps_to_settle():
+    losses = 2.0 - np.arange(100) / 200
+    losses[55:65] += 0.2 * (np.arange(10) % 2)
+    assert fo.diagnose(losses, momentum=0.5).evidence["rises"] > 0.0
+    assert fo.diagnose(losses, momentum=0.97).evidence["rises"] == 0.0  # judged from step 2 / (1 - 0.97) on
+
+
 def test_evidence_is_what_it_says():
     losses = 4.0 * 0.5 ** (np.arange(100) / 25)
     evidence = fo.diagnose(losses, anchor=True).evidence

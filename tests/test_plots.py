@@ -61,6 +61,11 @@ def drawn(axis, label):
     return next(line.get_ydata() for line in axis.lines if line.get_label() == label)
 
 
+def position(axis, start):
+    """Where the line stands whose label begins like that."""
+    return next(line.get_xdata()[0] for line in axis.lines if line.get_label().startswith(start))
+
+
 def test_smoothing_has_no_bias_and_passes_over_nan():
     losses = [3.0, 1.0, np.nan, 2.0]
     beta, mean, weight, expected = 0.8, 0.0, 0.0, []
@@ -83,6 +88,8 @@ def test_a_log_is_drawn_like_the_result_it_belongs_to(run, tmp_path):
         assert drawn(top, "loss of the minibatch") == pytest.approx(result.history.loss)
         assert drawn(top, "smoothed") == pytest.approx(plots.smooth(result.history.loss, 0.9))
         assert drawn(top, "validation") == pytest.approx(result.history.validation["loss"])
+        checks = next(line for line in top.lines if line.get_label() == "validation")
+        assert checks.get_xdata().tolist() == [9, 19, 29, 39]
         assert bottom.lines[0].get_ydata() == pytest.approx(result.history.lr)
         assert top.get_yscale() == "log"
         assert (top.get_ylabel(), bottom.get_ylabel(), bottom.get_xlabel()) == ("loss", "learning rate", "step")
@@ -95,6 +102,7 @@ def test_mere_losses_are_drawn_without_a_schedule():
     figure = plots.loss([1.0, -0.5, -1.0])
     assert len(figure.axes) == 1
     assert figure.axes[0].get_yscale() == "linear"
+    assert plots.loss([1.0, 0.5, 0.0]).axes[0].get_yscale() == "linear"
     with pytest.raises(ValueError, match=r"got shape \(1, 3\)"):
         plots.loss([[1.0, 2.0, 3.0]])
 
@@ -108,6 +116,9 @@ def test_a_loss_that_was_not_finite_leaves_a_gap(tmp_path):
     assert np.isnan(curve.losses[1])
     assert curve.steps.tolist() == [0, 1, 2]
     assert np.isfinite(drawn(plots.loss(log).axes[0], "smoothed")).all()
+    log.write_text(log.read_text() + "\n" + json.dumps(lines[-1]) + "\n")
+    with pytest.raises(ValueError, match="line 5: not a line"):  # in the middle nothing is passed over
+        plots.read_log(log)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +153,22 @@ def test_the_probe_is_drawn_with_verdicts_and_the_choice(tmp_path):
     for line, probe in zip(left.lines, result.probes, strict=True):
         assert line.get_color() == plots.VERDICT_COLOURS[probe.verdict]
         assert (line.get_linewidth() > 2) == (probe.lr == result.lr)
-    points = {line.get_xdata()[0]: line.get_ydata()[0] for line in right.lines if len(line.get_xdata()) == 1}
-    for probe in result.probes:
-        assert points[probe.lr] == pytest.approx(min(probe.score, 10 * probe.losses[0]))
+    *points, circle = [line for line in right.lines if len(line.get_xdata()) == 1]
+    for line, probe in zip(points, result.probes, strict=True):
+        ceiling = 10 * probe.losses[0]
+        assert line.get_xdata()[0] == probe.lr
+        assert line.get_ydata()[0] == pytest.approx(min(probe.score, ceiling))
+        assert line.get_color() == plots.VERDICT_COLOURS[probe.verdict]
+        assert line.get_marker() == ("^" if probe.score > ceiling else "o")
+    assert {line.get_marker() for line in points} == {"^", "o"}
+    best = next(probe for probe in result.probes if probe.lr == result.lr)
+    assert (circle.get_xdata()[0], circle.get_ydata()[0]) == (best.lr, best.score)
+    for line, probe in zip(left.lines, result.probes, strict=True):
+        shown = line.get_ydata()
+        assert np.array_equal(
+            shown, np.where(probe.losses <= 10 * probe.losses[0], probe.losses, np.nan), equal_nan=True
+        )
+    assert any(np.isnan(line.get_ydata()).any() for line in left.lines)
     marked = [line for line in right.lines if line.get_linestyle() == "--"]
     assert [line.get_xdata()[0] for line in marked] == [result.lr]
     assert right.get_xscale() == "log"
@@ -167,6 +191,7 @@ def test_the_sweep_is_drawn_with_its_findings(tmp_path):
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
     assert f"steepest fall: {test.steepest:.2g}" in labels
     assert f"blow-up: {test.blow_up:.2g}" in labels
+    assert (position(axis, "steepest"), position(axis, "blow-up")) == (test.steepest, test.blow_up)
     png(plots.range_test(test), tmp_path)
 
 
@@ -187,6 +212,10 @@ def test_the_valley_is_walked_by_the_optimizers(tmp_path):
     for axis, (name, path) in zip(figure.axes, paths.items(), strict=True):
         assert axis.get_title().startswith(name)
         assert np.transpose(axis.lines[0].get_xydata()).tolist() == path.T.tolist()
+        assert axis.lines[1].get_xydata().tolist() == [plots.VALLEY_MINIMUM.tolist()]
+        for points, level in zip(axis.collections[0].allsegs, axis.collections[0].levels, strict=True):
+            heights = 0.5 * np.sum(plots.VALLEY * (np.concatenate(points) - plots.VALLEY_MINIMUM) ** 2, axis=1)
+            assert heights == pytest.approx(level, rel=0.2)  # the grid's lines are straight
         low, high = axis.get_xlim()
         assert low < path[:, 0].min() < path[:, 0].max() < high
     assert png(figure, tmp_path)[1] > 1000
@@ -208,8 +237,18 @@ def test_update_ratios_are_those_of_the_weights(every, tmp_path):
     assert np.isnan(record.ratios[0][1])  # from weights of zero
     assert record.ratios[1][1] == pytest.approx(1.0 / record.steps[1])
     axis = plots.update_ratios(record).axes[0]
-    assert drawn(axis, "a").tolist() == [row[0] for row in record.ratios]
+    for i, name in enumerate(record.names):
+        assert np.array_equal(drawn(axis, name), [row[i] for row in record.ratios], equal_nan=True)
     png(plots.update_ratios(record), tmp_path)
+
+
+def test_every_array_has_a_line_of_its_own():
+    params = {f"p{i}": np.full(1, 2.0 + i) for i in range(10)}
+    record = plots.UpdateRatios(params)
+    gradients = {name: np.ones(1) for name in params}
+    fo.fit(lambda p, batch: (1.0, gradients), params, None, "sgd", lr=0.1, steps=3, callbacks=[record], diagnose=False)
+    lines = [line for line in plots.update_ratios(record).axes[0].lines if line.get_label() in params]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 10
 
 
 def test_update_ratios_refuse_other_intervals():
@@ -219,13 +258,21 @@ def test_update_ratios_refuse_other_intervals():
         plots.UpdateRatios(np.ones(1), 1.5)
 
 
-def test_the_command_draws_a_log(run, tmp_path, capsys):
+def test_the_command_draws_a_log(run, tmp_path, capsys, monkeypatch):
     _, jsonl, csv = run
+    asked, draw = [], plots.loss
+
+    def loss(log, **options):
+        asked.append(options)
+        return draw(log, **options)
+
+    monkeypatch.setattr(plots, "loss", loss)
     assert cli.main(["plot", str(jsonl)]) == 0
     assert capsys.readouterr().out.strip() == str(jsonl.with_suffix(".png"))
     assert jsonl.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert cli.main(["plot", str(csv), "--out", str(tmp_path / "other.svg"), "--smoothing", "0.5"]) == 0
     assert "<svg" in (tmp_path / "other.svg").read_text()
+    assert asked == [{"smoothing": 0.95}, {"smoothing": 0.5}]
     assert cli.main(["plot", str(tmp_path / "missing.jsonl")]) == 2
     assert "missing.jsonl" in capsys.readouterr().err
 

@@ -224,6 +224,27 @@ def test_everything_is_put_back_on_ctrl_c_at_any_line(ctrl_c):
         assert pressed_at(range(max(line, 1), line + 15))[1]
 
 
+def test_ctrl_c_between_two_calls_is_heard_before_the_next(ctrl_c):
+    calls = []
+
+    class Data:
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, where):
+            if len(calls) == 5:
+                signal.raise_signal(signal.SIGINT)
+            return np.zeros(len(where))
+
+    def loss_and_grad(w, batch):
+        calls.append(len(batch))
+        return 1.0, np.zeros(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        fo.probe_lr(loss_and_grad, np.zeros(1), Data(), "sgd", steps=10, max_probes=2, batch_size=4)
+    assert len(calls) == 5
+
+
 def test_a_handler_of_your_own_is_called():
     pressed = []
     previous = signal.signal(signal.SIGINT, lambda *args: pressed.append(args))
@@ -248,20 +269,20 @@ def test_it_works_in_a_thread():
 
 
 def test_generators_are_found_wherever_the_loss_keeps_them():
-    closure, default, attribute, inner = (np.random.default_rng(i) for i in range(4))
+    closure, default, attribute, inner, keyword = (np.random.default_rng(i) for i in range(5))
 
     class Model:
         def __init__(self):
             self.dropout = {"rate": 0.5, "rng": [attribute]}
 
-        def __call__(self, params, batch, extra=default):
+        def __call__(self, params, batch, extra=default, *, more=keyword):
             return closure.random() + helper()
 
     def helper():
         return inner.random() + PYTHON_RANDOM.random()
 
     found = sandbox._generators_within(functools.partial(Model(), extra=default))
-    assert {id(g) for g in found} == {id(g) for g in (closure, default, attribute, inner, PYTHON_RANDOM)}
+    assert {id(g) for g in found} == {id(g) for g in (closure, default, attribute, inner, keyword, PYTHON_RANDOM)}
 
 
 # --- What a candidate is ------------------------------------------------------------------------------------------

@@ -144,12 +144,13 @@ def test_plateau_equals_torch(options):
 
 def test_plateau_state_survives_exactly():
     metrics = [1.0, 0.9, 0.9, 0.9, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]
-    one, two = (s.Plateau(0.1, patience=1, cooldown=2) for _ in range(2))
-    for metric in metrics[:5]:
-        one.update(metric)
-    two.load_state_dict(one.state_dict())
-    assert two.state_dict() == one.state_dict() != s.Plateau(0.1).state_dict()
-    assert [one.update(m) for m in metrics[5:]] == [two.update(m) for m in metrics[5:]]
+    for cut in range(1, len(metrics)):
+        one, two = (s.Plateau(0.1, patience=1, cooldown=2) for _ in range(2))
+        for metric in metrics[:cut]:
+            one.update(metric)
+        two.load_state_dict(one.state_dict())
+        assert two.state_dict() == one.state_dict() != s.Plateau(0.1).state_dict()
+        assert [one.update(m) for m in metrics[cut:]] == [two.update(m) for m in metrics[cut:]]
 
 
 @pytest.mark.parametrize(

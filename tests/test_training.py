@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim import schedules
+from fastoptim import checkpoint, schedules, training
 from fastoptim.backends import available
 from fastoptim.checkpoint import CheckpointError
+from fastoptim.diagnosis import Diagnosis
 from fastoptim.training import TrainingWarning
 
 BACKENDS = [name for name in ("numpy", "c", "numba") if available(name) is None]
@@ -161,6 +163,42 @@ def test_groups_can_have_a_schedule_each_and_frozen_parameters_stay():
     assert np.any(params["w1"] != problem()[0]["w1"])
 
 
+@pytest.mark.parametrize("bad", [-1.0, math.nan, "x"])
+def test_a_rate_that_is_none_is_refused_before_anything_changes(bad):
+    w, calls = np.ones(2), []
+
+    def f(p, batch):
+        calls.append(batch)
+        return 1.0, np.ones(2)
+
+    optimizer = fo.SGD(w, lr=0.5)
+    with pytest.raises((TypeError, ValueError), match="lr must be"):
+        fo.fit(f, w, None, optimizer, lr=lambda step: bad if step == 3 else 0.25, steps=9)
+    assert optimizer.lr == 0.25 and len(calls) == 3 and w.tolist() == [0.25, 0.25]
+
+
+def test_a_step_allocates_nothing_large():
+    """From one call of `loss_and_grad` to the next: the batches, of 512 KiB, come from buffers."""
+    data = np.zeros((1024, 1024), np.float32)
+    w, g = np.zeros(1024, np.float32), np.ones(1024, np.float32)
+    peaks, current = [], 0
+
+    def f(p, batch):
+        nonlocal current
+        peaks.append(tracemalloc.get_traced_memory()[1] - current)
+        tracemalloc.reset_peak()
+        current = tracemalloc.get_traced_memory()[0]
+        return 1.0, g
+
+    tracemalloc.start()
+    try:
+        fo.fit(f, w, data, "adam", lr=schedules.cosine(0.1, 99), steps=60, batch_size=128, max_norm=1.0)
+    finally:
+        tracemalloc.stop()
+    assert len(peaks) == 60 and max(peaks[:3]) > 2**19
+    assert max(peaks[20:]) < 16_384  # the permutation of an epoch has 8 KiB
+
+
 def test_params_may_be_groups():
     w, b = np.ones(3), np.ones(2)
     groups = [{"params": w, "lr": 0.5}, {"params": [b]}]
@@ -263,7 +301,8 @@ def test_plateau_is_told_the_validation_loss_or_the_epochs_mean():
 # --- what it says ---------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_ends_training_before_its_step(tmp_path):
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_ends_training_before_its_step(tmp_path, bad):
     params, data, f = problem()
     target = tmp_path / "run.ckpt"
     before = []
@@ -271,11 +310,11 @@ def test_a_loss_that_is_not_finite_ends_training_before_its_step(tmp_path):
     def breaks(p, batch):
         loss, grads = f(p, batch)
         if len(before) == 7:
-            return math.nan, grads
+            return bad, grads
         before.append(bits(*leaves(p)))
         return loss, grads
 
-    with pytest.warns(TrainingWarning, match=r"nan at step 7.*divide the learning rate by 10"):
+    with pytest.warns(TrainingWarning, match=rf"{bad} at step 7.*divide the learning rate by 10"):
         result = fo.fit(breaks, params, data, "sgd", lr=0.1, epochs=3, batch_size=16, checkpoint=target)
     assert result.reason == "non-finite loss" and result.steps == len(result.history) == 7
     assert result.diagnosis.verdict == "diverged" and bits(*leaves(params)) != before[-1]
@@ -466,6 +505,29 @@ def test_patience_is_resumed(tmp_path):
     assert (again.steps, again.reason) == (7, "early stopping")
 
 
+def test_the_best_parameters_are_resumed(tmp_path):
+    def run_until(steps, **options):
+        w = np.ones(1)
+        f = lambda p, batch: (1.0, np.ones(1))  # noqa: E731
+        result = fo.fit(
+            f,
+            w,
+            None,
+            "sgd",
+            lr=0.1,
+            steps=steps,
+            validation=lambda p: abs(p[0] - 0.7),
+            validate_every=1,
+            restore_best=True,
+            **options,
+        )
+        return w.tobytes(), result.best_step, result.best_loss
+
+    whole = run_until(10)
+    run_until(5, checkpoint=tmp_path / "a.ckpt")
+    assert run_until(10, resume=tmp_path / "a.ckpt") == whole and whole[1] == 2
+
+
 def test_a_resumed_run_does_not_repeat_its_warnings(tmp_path):
     def run_until(steps, **options):
         return fo.fit(lambda p, batch: (1.0 + 1e-9 * p[0], np.ones(2)), np.ones(2), None, "sgd", steps=steps, **options)
@@ -480,6 +542,58 @@ def test_a_resumed_run_does_not_repeat_its_warnings(tmp_path):
         run_until(310, resume=tmp_path / "a.ckpt")
 
 
+def test_a_resumed_run_is_diagnosed_when_an_uninterrupted_one_is(tmp_path, monkeypatch):
+    lengths = []
+
+    def record(losses, **options):
+        lengths.append(len(losses))
+        return Diagnosis("healthy", {}, "", 1.0)
+
+    def run_until(steps, **options):
+        lengths.clear()
+        fo.fit(lambda p, batch: (1.0, np.ones(2)), np.ones(2), None, "sgd", steps=steps, **options)
+        return list(lengths)
+
+    monkeypatch.setattr(training, "read_curve", record)
+    path = tmp_path / "a.ckpt"
+    assert run_until(1300) == [300, 1200]
+    assert run_until(400, checkpoint=path) == [300]
+    whole = path.read_bytes()
+    assert run_until(310, checkpoint=path) == [300]
+    assert run_until(400, checkpoint=path, resume=True) == []
+    assert path.read_bytes() == whole
+    assert run_until(1300, resume=path) == [1200]
+    assert run_until(310, checkpoint=path, diagnose=False) == []
+    assert run_until(1300, resume=path) == [4 * 310 + 1]
+
+
+def test_a_resume_that_fails_leaves_data_schedule_and_callbacks_where_they_were(tmp_path):
+    params, data, f = problem()
+    path = tmp_path / "run.ckpt"
+    options = {"lr": schedules.Plateau(0.5, patience=0), "validation": lambda p: 1.0, "validate_every": 1}
+    fo.fit(f, params, fo.minibatches(data, 16), "adam", steps=7, callbacks=[Mean()], checkpoint=path, **options)
+
+    batches, plateau, mean = fo.minibatches(data, 16, rng=5), schedules.Plateau(0.25), Mean()
+    batches.next_batch()
+    before = str([batches.state_dict(), plateau.state_dict(), mean.state_dict()])
+    for target, optimizer in ((params, "sgd"), ({**params, "w1": params["w1"][:, :4].copy()}, "adam")):
+        with pytest.raises(CheckpointError):
+            fo.fit(f, target, batches, optimizer, steps=9, callbacks=[mean], resume=path, lr=plateau)
+        assert str([batches.state_dict(), plateau.state_dict(), mean.state_dict()]) == before
+
+
+def test_checkpoints_come_every_so_many_steps(tmp_path):
+    path, seen = tmp_path / "a.ckpt", []
+
+    def f(p, batch):
+        seen.append(path.exists() and checkpoint.read(path, kind="training")["loop"]["steps"])
+        return 1.0, np.ones(2)
+
+    fo.fit(f, np.ones(2), None, "sgd", steps=8, checkpoint=path, checkpoint_every=3)
+    assert seen == [False, False, False, 3, 3, 3, 6, 6]
+    assert checkpoint.read(path, kind="training")["loop"]["steps"] == 8
+
+
 def test_resume_takes_the_previous_checkpoint_if_the_last_is_damaged(tmp_path):
     whole = run(tmp_path, "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -489,6 +603,9 @@ def test_resume_takes_the_previous_checkpoint_if_the_last_is_damaged(tmp_path):
     damaged[-1] ^= 1
     path.write_bytes(damaged)
     with pytest.warns(TrainingWarning, match="checksum.*checkpoint before it"):
+        assert run(tmp_path, "cut", resume=True) == whole
+    path.unlink()
+    with pytest.warns(TrainingWarning, match="checkpoint before it"):
         assert run(tmp_path, "cut", resume=True) == whole
     path.unlink()
     (tmp_path / "cut.ckpt.previous").unlink()

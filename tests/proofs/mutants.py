@@ -1,9 +1,10 @@
-"""Planted bugs must be caught: python -m tests.proofs.mutants [--only WORD]
+"""Planted bugs must be caught: python -m tests.proofs.mutants [--table training] [--only WORD]
 
-Each mutant changes a few characters of the C code, of the law or of what drives it, in a copy of the tree in a
-temporary folder; the copy is built and the tests named beside it are run there. A mutant is killed if one of them
-fails. The script exits with 1 if fewer than 95 % are killed, if the unchanged copy fails, or if a mutant cannot be made
-(its text is gone, or it does not compile).
+Each mutant changes a few characters in a copy of the tree in a temporary folder, and the tests named beside it are run
+there. The table "kernels" is about the C code, the law and what drives it: for it the copy is built. The table
+"training" is about checkpoints, `fit`, minibatches, schedules, diagnosis, probe and plots, with the extension as it is
+here. A mutant is killed if one of its tests fails. The script exits with 1 if fewer than 95 % are killed, if the
+unchanged copy fails, or if a mutant cannot be made (its text is gone, or it does not compile).
 """
 
 from __future__ import annotations
@@ -26,7 +27,18 @@ from typing import NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("csrc", "fastoptim", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+COPIED = (
+    "csrc",
+    "fastoptim",
+    "tests",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "docs",
+    "benchmarks",
+)
 TARGET = 0.95
 PREFIX: list[str] = []
 SECONDS = 600  # a mutant that takes longer hangs: killed
@@ -311,6 +323,430 @@ EQUIVALENT = (
 )
 
 
+# --- The training side: Python alone, nothing to build --------------------------------------------------------------
+
+SAVING, FITTING, BATCHES, RATES, READING, PROBING, DRAWING = (
+    f"tests/test_{name}.py" for name in ("checkpoint", "training", "data", "schedules", "diagnosis", "probe", "plots")
+)
+CHECKPOINT, TRAINING, DATA, SCHEDULES, DIAGNOSIS, PROBE, SANDBOX, PLOTS = (
+    f"fastoptim/{name}.py"
+    for name in ("checkpoint", "training", "data", "schedules", "diagnosis", "probe", "sandbox", "plots")
+)
+
+
+def planted(file: str, tests: tuple[str, ...], *bugs: tuple[str, str, str] | tuple[str, str, str, int]) -> list[Mutant]:
+    return [Mutant(name, file, old, new, tests, *which) for name, old, new, *which in bugs]
+
+
+TRAINING_MUTANTS = (
+    *planted(
+        CHECKPOINT,
+        (SAVING, FITTING),
+        ("checksum not compared", " or digest.hexdigest().encode() != header[digits]", ""),
+        ("file not synced", "    file.flush()\n    os.fsync(file.fileno())\n", "    file.flush()\n"),
+        ("folder not synced", "    _sync_folder(os.path.dirname(target))\n", ""),
+        ("previous checkpoint not kept", "if keep_previous:", "if False:"),
+        ("previous checkpoint always kept", "if keep_previous:", "if True:"),
+        ("previous made by moving the target away", "os.link(target, spare)", "os.rename(target, spare)"),
+        ("no way without hard links", "        os.replace(target, previous)\n        return", "        return"),
+        (
+            "temporary file left behind",
+            "            os.unlink(temporary)\n        raise",
+            "            pass\n        raise",
+        ),
+        ("dead writers' files kept", "_remove_if_abandoned(os.path.join(folder, entry))", "pass"),
+        ("live writers' files removed", "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", ""),
+        ("own temporary file not locked", "        fcntl.flock(file, fcntl.LOCK_EX)\n", ""),
+        ("removed before it was locked, not noticed", "return os.path.exists(path)", "return True"),
+        ("another writer's files taken for its own", 'rf"\\.{re.escape(name)}\\.', 'rf"\\..*\\.'),
+        (
+            "link replaced instead of its target",
+            "target = os.path.realpath(os.fspath(path))",
+            "target = os.fspath(path)",
+        ),
+        ("scalars come back as arrays", 'array[()] if form == "scalar"', 'array if form == "scalar"'),
+        ("Fortran order lost", 'np.asfortranarray(array) if form == "F" else array', "array"),
+        (
+            "tuples come back as lists",
+            'return tuple(_decode(item, arrays) for item in value["$tuple"])',
+            'return [_decode(item, arrays) for item in value["$tuple"]]',
+        ),
+        ("names of arrays collide", "while name in arrays:", "while False:"),
+        (
+            "byte order not turned",
+            'np.ascontiguousarray(array, array.dtype.newbyteorder("<"))',
+            "np.ascontiguousarray(array)",
+        ),
+        ("arrays not aligned in the file", "key=lambda item: -item[1].itemsize", "key=lambda item: item[1].itemsize"),
+        ("header not padded", 'b" " * (-len(header) % 8)', 'b""'),
+        ("newer version read", "> VERSION:", "> VERSION + 1:"),
+        ("long header read", "min(MAX_HEADER, size - 8)", "size - 8"),
+        ("long header written", "if len(header) > MAX_HEADER:", "if False:"),
+        ("kind not looked at", 'if metadata["kind"] not in kinds:', "if False:"),
+        ("names twice taken", "if len(result) != len(pairs):", "if False:"),
+        ("unnamed array taken", "    if arrays:\n        raise", "    if False:\n        raise"),
+        ("offsets not looked at", "offsets != [begin, end] or end > available", "end > available"),
+        ("bytes of no array taken", "if end != available:", "if end > available:"),
+        ("truth value of two", "raw.max() > 1", "raw.max() > 2"),
+        ("file that is no file", "if not stat.S_ISREG(os.fstat(descriptor).st_mode):", "if False:"),
+        (
+            "previous not asked where the last is gone",
+            "except (FileNotFoundError, CheckpointError) as error:\n        if not",
+            "except CheckpointError as error:\n        if not",
+        ),
+        (
+            "previous not asked where the last is damaged",
+            "except (FileNotFoundError, CheckpointError) as error:\n        if not",
+            "except FileNotFoundError as error:\n        if not",
+        ),
+        (
+            "read-only parameters not noticed in time",
+            "            optimizer._backend.check_parameter(name, p)\n",
+            "            pass\n",
+        ),
+        ("step count beyond int64", ' or entry["step"] >= 2**63', ""),
+        ("hyper-parameter may be an array", "isinstance(value, (np.ndarray, dict))", "False"),
+        ("dtype of parameters not compared", "x.dtype != dtype or x.shape", "x.shape"),
+        ("shape of parameters not compared", " or x.shape != tuple(shape)", ""),
+        ("saved while somebody steps", "    with optimizer._locked():\n        write(", "    if True:\n        write("),
+        ("parameters not written back", "    for name, p in named:\n        assign(p, saved[name])\n", ""),
+        (
+            "slices of the checkpoint before it removed",
+            "for path in (target, previous_path(target)):",
+            "for path in (target,):",
+        ),
+        ("old slices kept", "if match and match[1] not in keep:", "if False:"),
+        ("slice of another checkpoint taken", 'if content["token"] != tree["token"]:', "if False:"),
+        ("slice from another folder", "if os.path.basename(file) != file:", "if False:"),
+        ("hole between slices", "if any(missing.values()) or", "if"),
+        ("step counts of slices differ", 'target["step"] != step or ', ""),
+        (
+            "slice put one element late",
+            "common[0] - wanted[0] : common[1] - wanted[0]] = x[common[0] - start",
+            "common[0] - wanted[0] : common[1] - wanted[0]] = x[max(common[0] - start - 1, 0)",
+        ),
+        ("slice of another dtype", "if x.dtype != dtype:", "if False:"),
+    ),
+    *planted(
+        TRAINING,
+        (FITTING,),
+        (
+            "cadence of the diagnosis not saved",
+            '"next_diagnosis": self._next_diagnosis,',
+            '"next_diagnosis": _FIRST_DIAGNOSIS,',
+        ),
+        (
+            "cadence of the diagnosis not restored",
+            "max(next_diagnosis, steps + 1.0) if",
+            "max(_FIRST_DIAGNOSIS, steps + 1.0) if",
+        ),
+        ("diagnosis switched on by a resume comes at once", "else _NEXT_DIAGNOSIS * steps + 1.0", "else steps + 1.0"),
+        ("cadence of another type after a resume", "_NEXT_DIAGNOSIS = 300.0, 4.0", "_NEXT_DIAGNOSIS = 300, 4"),
+        ("diagnosis at every later step", "self._next_diagnosis = _NEXT_DIAGNOSIS * self.steps", "pass"),
+        (
+            "position in the data not rolled back",
+            "for part, saved in zip([self.batches, *parts], before, strict=True):",
+            "for part, saved in zip(parts, before[1:], strict=True):",
+        ),
+        (
+            "schedules and callbacks not rolled back",
+            "for part, saved in zip([self.batches, *parts], before, strict=True):",
+            "for part, saved in zip([self.batches], before[:1], strict=True):",
+        ),
+        ("warnings given not saved", '"warned": list(self._warned),', '"warned": [],'),
+        ("patience not saved", '"bad_validations": self._bad_validations,', '"bad_validations": 0,'),
+        ("best parameters not saved", '"params": self._best_params}', '"params": None}'),
+        ("best loss not saved", '"loss": self._best_loss, "params"', '"loss": math.inf, "params"'),
+        (
+            "states of callbacks not saved",
+            "[callback.state_dict() for callback in _stateful(self._callbacks)]",
+            "[type(callback)().state_dict() for callback in _stateful(self._callbacks)]",
+        ),
+        (
+            "frozen arrays not restored",
+            '            checkpoints.assign(p, state["frozen"][name])\n',
+            "            pass\n",
+        ),
+        (
+            "epoch of the data not taken over",
+            "        self._seen_epoch = self.batches.epoch\n        self.steps, self.epoch",
+            "        self.steps, self.epoch",
+        ),
+        ("log not cut", "self._file.truncate(offset)\n            self._file.seek(offset)", "self._file.seek(0, 2)"),
+        ("log shorter than its checkpoint continued", " or os.path.getsize(path) < offset", ""),
+        ("epoch of a step one late in the log", "self._log.step(self, epoch)", "self._log.step(self, self.epoch)"),
+        ("schedule one step late", "rate = schedule(steps)", "rate = schedule(max(steps - 1, 0))"),
+        ("rate not validated before it is set", 'rate = real("lr", rate, 0.0)', "rate"),
+        ("rate of the step before recorded", "            add_rate(rate)\n", "            add_rate(self.lr)\n"),
+        ("infinite loss stepped", "if guarded and not -math.inf < loss < math.inf:", "if guarded and loss != loss:"),
+        (
+            "loss of not a number stepped",
+            "if guarded and not -math.inf < loss < math.inf:",
+            "if guarded and abs(loss) == math.inf:",
+        ),
+        (
+            "step mixes epochs",
+            "            accumulator.add(grads, weight)\n            if batches.epoch != epoch:",
+            "            accumulator.add(grads, weight)\n            if False:",
+        ),
+        ("short minibatch counts in full", "weight = batches.next_size() / batches.batch_size", "weight = 1.0"),
+        (
+            "gradients summed in their own dtype",
+            "self._sums[i] = np.empty(g.shape)",
+            "self._sums[i] = np.empty(g.shape, g.dtype)",
+        ),
+        (
+            "one validation of patience more",
+            "self._bad_validations >= self._patience:\n                self.stop",
+            "self._bad_validations > self._patience:\n                self.stop",
+        ),
+        ("min_delta ignored", "< self._best_loss - self._min_delta", "< self._best_loss"),
+        ("no validation at the end", "        if self._reason is not None:\n            return True\n", ""),
+        (
+            "checkpoint_every forgotten without events",
+            "is not None else None, self._checkpoint_every]",
+            "is not None else None, None]",
+        ),
+        ("plateau told the mean of all epochs", "ends[-1] if ends else 0 :", "0 :"),
+        ("best parameters not put back", "if self._restore_best and self._best_params is not None:", "if False:"),
+        (
+            "best parameters are live arrays",
+            "checkpoints.to_host(p).copy() for name",
+            "checkpoints.to_host(p) for name",
+        ),
+        ("history of epochs one step late", "ends.append(self.steps)", "ends.append(self.steps + 1)"),
+        (
+            "accumulate of the checkpoint not compared",
+            "!= self._accumulate:\n            raise",
+            "< 0:\n            raise",
+        ),
+    ),
+    *planted(
+        DATA,
+        (BATCHES,),
+        (
+            "one permutation for all epochs",
+            "if start == 0 and self._shuffled:",
+            "if self._order is None and self._shuffled:",
+        ),
+        ("full last batch starts another", "if stop < end:", "if stop <= end:"),
+        ("buffer used while it is held", "if getrefcount(buffer) == _UNUSED:", "if getrefcount(buffer) >= _UNUSED:"),
+        ("buffers never used again", "if getrefcount(buffer) == _UNUSED:", "if False:"),
+        (
+            "every small batch in a buffer of its own size",
+            "return lambda where: take(where, 0)",
+            "return lambda where: take(where[:1], 0)",
+        ),
+        ("views can be written to", "    part.flags.writeable = False\n", ""),
+        (
+            "whole array copied for each batch",
+            "if not (plain.flags.c_contiguous and plain.flags.aligned):",
+            "if False:",
+        ),
+        (
+            "permutation not restored",
+            "self.epoch, self.cursor, self._order = epoch, cursor, order",
+            "self.epoch, self.cursor = epoch, cursor",
+        ),
+        (
+            "generator left changed by a bad state",
+            "        rng.bit_generator.state = before\n        raise",
+            "        raise",
+            1,
+        ),
+        ("permutation with an entry twice", "if not seen.all():", "if False:"),
+        ("position within a batch", " or cursor % self.batch_size", ""),
+        ("share counted as the whole", "return size - size % self._share[1]", "return size"),
+        ("shares overlap", "start += rank * part", "start += rank * (part - 1)"),
+        ("drop_last ignored", "if self.drop_last else 0)", "if False else 0)"),
+    ),
+    *planted(
+        SCHEDULES,
+        (RATES,),
+        ("milestone one step late", "bisect_right(milestones, step)", "bisect_right(milestones, step - 1)"),
+        (
+            "parts of a join one step late",
+            "i = bisect_right(boundaries, step)",
+            "i = bisect_right(boundaries, step - 1)",
+        ),
+        ("parts of a join count from the very beginning", "step - (boundaries[i - 1] if i else 0)", "step"),
+        ("warm-up counts on", "return schedule(step - steps)", "return schedule(step)"),
+        ("peak of one cycle one step late", "pct_start * steps - 1.0, (low", "pct_start * steps, (low"),
+        ("cycles of one length", "period *= multiplier", "pass"),
+        (
+            "cosine without its final rate",
+            "return final_lr if step >= steps else final_lr + (lr - final_lr) * (1.0 + math.cos",
+            "return final_lr if step >= steps else lr * (1.0 + math.cos",
+        ),
+        ("decay by the root backwards", "left = 1.0 - math.sqrt(done)", "left = math.sqrt(1.0 - done)"),
+        ("cooldown ignored", "self.cooling, self.bad = self.cooldown, 0", "self.cooling, self.bad = 0, 0"),
+        ("one call of patience more", "if self.bad > self.patience:", "if self.bad > self.patience + 1:"),
+        (
+            "count of bad calls not restored",
+            "self.best, self.bad, self.cooling = lr, float(best), bad, cooling",
+            "self.best, self.cooling = lr, float(best), cooling",
+        ),
+        ("steps before zero", "if step < 0:", "if False:"),
+    ),
+    *planted(
+        DIAGNOSIS,
+        (READING,),
+        ("sign of the trend", "np.sign(x[later] - x[earlier])", "np.sign(x[earlier] - x[later])"),
+        (
+            "halves a rate that has diverged",
+            '"diverged", evidence, 0.1, lr, "The loss is no longer',
+            '"diverged", evidence, 0.5, lr, "The loss is no longer',
+        ),
+        ("momentum given no time to settle", "math.ceil(2.0 / (1.0 - momentum))", "2"),
+        ("cycles of a slope", "    e -= time * (time @ e) / (time @ time)\n", ""),
+        ("cycle without a dip", "if r[k] > best and lowest < 0.0:", "if r[k] > best:"),
+        ("noise taken for a rise", "above_start = -drop > _ABOVE_START + doubt", "above_start = -drop > _ABOVE_START"),
+        ("ringing taken for oscillation", "and not (falling or ringing)", "and not falling"),
+        ("lost gains not seen", "lost > max(_REGAINED, chance)", "False"),
+        ("straight line called healthy", "if drop < _STRAIGHT and _straight(z, start) and not flat:", "if False:"),
+        (
+            "flat curve called healthy",
+            '    if flat:\n        return verdict("plateau"',
+            '    if False:\n        return verdict("plateau"',
+        ),
+    ),
+    *planted(
+        PROBE,
+        (PROBING,),
+        ("one worse neighbour is enough", "_REACH = 2", "_REACH = 1"),
+        ("bad rate may win", "    if a.bad or b.bad:\n", "    if a.bad and b.bad:\n"),
+        ("score is the last loss", "losses[-max(5, len(losses) // 10) :]", "losses[-1:]"),
+        ("no loss after the last step", "losses.append(sandbox.evaluate(sandbox.next_batch())[0])", "pass"),
+        ("running mean biased", "mean / (1.0 - smoothing ** len(losses))", "mean"),
+        ("sweep does not stop", "(stop - 1.0) * abs(best)", "1e9 * abs(best)"),
+        ("longer horizon ignored", "                best -= 1\n", "                break\n"),
+        (
+            "interval does not know the longer horizon",
+            "(k for k in (*search.done, *longer) if k < best)",
+            "(k for k in search.done if k < best - 1)",
+        ),
+        (
+            "budget ends a search that had ended",
+            "return best, k is not None or self.done[best].bad",
+            "return best, True",
+        ),
+    ),
+    *planted(
+        SANDBOX,
+        (PROBING,),
+        (
+            "buffers not put back",
+            "leaves = [*Structure(params).leaves(params), *Structure(buffers).leaves(buffers)]",
+            "leaves = [*Structure(params).leaves(params)]",
+        ),
+        ("Python's generator not put back", "        random.setstate(python_state)\n", ""),
+        ("NumPy's generator not put back", "        np.random.set_state(numpy_state)\n", ""),
+        (
+            "position in the data not put back",
+            "            self.batches.load_state_dict(self._position)",
+            "            pass",
+        ),
+        ("Ctrl-C heard while things are put back", "        if self._open:\n", "        if True:\n"),
+        (
+            "Ctrl-C before a call lost",
+            "if self._pending is not None:\n            args,",
+            "if False:\n            args,",
+        ),
+        ("handler of Ctrl-C not put back", "signal.signal(signal.SIGINT, self._previous)", "pass"),
+        ("groups lose the ratio of their rates", 'group["lr"] = float(lr) * ratio', 'group["lr"] = float(lr)'),
+        (
+            "anchor from what is trained on",
+            "        for _ in range(steps):\n            self.batches.next_batch()\n",
+            "",
+        ),
+        (
+            "candidate begins where the last one ended",
+            "        self.restore()\n        optimizer = self._new",
+            "        optimizer = self._new",
+        ),
+        ("keyword defaults not searched for generators", ", *(item.__kwdefaults__ or {}).values()]", "]"),
+        (
+            "globals not searched for generators",
+            "inner += [item.__globals__[name] for name in item.__code__.co_names if name in item.__globals__]",
+            "pass",
+        ),
+    ),
+    *planted(
+        PLOTS,
+        (DRAWING,),
+        ("smoothing biased", "out.append(mean / weight if weight", "out.append(mean if weight"),
+        ("smoothing stopped by NaN", "        if math.isfinite(loss):\n", "        if True:\n"),
+        (
+            "line numbers of csv files one less",
+            "enumerate(csv.DictReader(file), 2)",
+            "enumerate(csv.DictReader(file), 1)",
+        ),
+        ("cut line refused", "if number == len(lines) > 1:", "if False:"),
+        ("bad line anywhere passed over", "if number == len(lines) > 1:", "if number > 1:"),
+        ("logarithm of zero", "values.min() > 0.0", "values.min() >= 0.0"),
+        (
+            "validations of a result at wrong steps",
+            'np.asarray(checks.get("step", ())),',
+            'np.arange(len(checks.get("step", ()))),',
+        ),
+        (
+            "validations of a log at wrong steps",
+            'np.array([row["step"] for row in checks]),',
+            "np.arange(len(checks)),",
+        ),
+        (
+            "rates drawn where the losses belong",
+            "axes[1, 0].plot(curve.steps, curve.rates",
+            "axes[1, 0].plot(curve.steps, curve.losses",
+        ),
+        ("chosen rate not thick", "lw=3 if chosen else 1.2", "lw=1.2"),
+        (
+            "losses beyond the ceiling drawn",
+            "np.where(candidate.losses <= ceiling, candidate.losses, math.nan)",
+            "candidate.losses",
+        ),
+        ("ceiling ten times too high", "ceiling = 10.0 * start", "ceiling = 100.0 * start"),
+        ("no triangles off the scale", '"^" if off else "o"', '"o"'),
+        (
+            "colours of verdicts in the wrong place",
+            "color=VERDICT_COLOURS[candidate.verdict], ms=8",
+            "color=COLOURS[0], ms=8",
+        ),
+        (
+            "circle around another rate",
+            "right.plot(result.lr, min(best.score, ceiling)",
+            "right.plot(rates[0], min(best.score, ceiling)",
+        ),
+        (
+            "findings of the sweep at the wrong rate",
+            "axis.axvline(value, color=colour",
+            "axis.axvline(test.rates[0], color=colour",
+        ),
+        ("contours of another valley", "(along - VALLEY_MINIMUM[0]) ** 2 + VALLEY[1]", "along ** 2 + VALLEY[1]"),
+        ("minimum marked elsewhere", 'axis.plot(*VALLEY_MINIMUM, "*"', 'axis.plot(*VALLEY_START, "*"'),
+        (
+            "ratio to the weights after the update",
+            "return float(np.linalg.norm(p - before)) / size if size",
+            "return float(np.linalg.norm(p - before)) / float(np.linalg.norm(p)) if size",
+        ),
+        ("ratio of several updates", "            self._before = None\n", "            pass\n"),
+        ("step of a ratio one late", "self.steps.append(loop.steps - 1)", "self.steps.append(loop.steps)"),
+        ("ratios of arrays mixed up", "ratios[:, i], style", "ratios[:, 0], style"),
+        ("arrays beyond the seventh look like the first", "[i // len(COLOURS) % 4]", "[0]"),
+        ("smoothing of the command ignored", "loss(options.log, smoothing=options.smoothing)", "loss(options.log)"),
+    ),
+)
+
+TRAINING_EQUIVALENT = (
+    ("warm-up that ends with `>` instead of `>=`", "at step `steps` its equation gives the schedule's first rate, too"),
+    ("position of minibatches without copying the permutation", "an epoch draws a new array, none is written to"),
+    ("copies of a sandbox in C order", "values are put back into the arrays as they lie"),
+    ("more or fewer buffers in a pool, another limit for small batches", "only speed and memory depend on them"),
+)
+
+TABLES = {"kernels": (MUTANTS, EQUIVALENT), "training": (TRAINING_MUTANTS, TRAINING_EQUIVALENT)}
+
+
 def copy_tree(target: Path) -> Path:
     for name in COPIED:
         source = ROOT / name
@@ -413,17 +849,20 @@ def try_mutant(base: Path, mutant: Mutant) -> str | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--table", choices=TABLES, default="kernels")
     parser.add_argument("--only", default="", help="mutants whose name or file holds this")
     parser.add_argument("--jobs", type=int, default=1, help="how many are tried at once")
     parser.add_argument("--prefix", default="", help="what tests and compilers are started with, for example 'nice'")
     options = parser.parse_args()
     PREFIX.extend(options.prefix.split())
-    chosen = [m for m in MUTANTS if options.only in m.name or options.only in m.file]
+    mutants, equivalent = TABLES[options.table]
+    chosen = [m for m in mutants if options.only in m.name or options.only in m.file]
     begin, survivors, not_made = time.perf_counter(), [], []
     with tempfile.TemporaryDirectory(prefix="mutants") as name, ThreadPoolExecutor(options.jobs) as pool:
         base = copy_tree(Path(name) / "base")
-        base.with_name("objects").mkdir()
-        build(base, base.with_name("objects"))
+        if options.table == "kernels":
+            base.with_name("objects").mkdir()
+            build(base, base.with_name("objects"))
         where = run([sys.executable, "-c", "import fastoptim; print(fastoptim.__file__)"], base)[1].strip()
         if not where.startswith(str(base)):
             raise RuntimeError("the copy's tests would import another fastoptim")
@@ -443,7 +882,7 @@ def main() -> int:
             print(f"{number:3} {mutant.name:48} {mutant.file:24} {noticed or 'SURVIVED'}", flush=True)
     killed = len(chosen) - len(survivors) - len(not_made)
     print("\nEquivalent changes, not counted:")
-    for change, reason in EQUIVALENT:
+    for change, reason in equivalent:
         print(f"    {change}: {reason}")
     print(f"\n{killed} of {len(chosen)} mutants killed, {len(not_made)} not made, {time.perf_counter() - begin:.0f} s")
     return 0 if chosen and not not_made and killed >= TARGET * len(chosen) else 1

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "verification.md"
-NAMES = ("random_cases", "mutants", "million_steps")
+NAMES = ("random_cases", "mutants", "mutants_training", "million_steps")
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->"
 
 
