@@ -259,13 +259,15 @@ class _Cohort:
 class _Plan:
     """The cohorts of one optimizer in the order in which a step walks them, and how many steps they took together."""
 
-    __slots__ = ("cohorts", "counter", "groups", "native", "reorder", "rows", "states", "varies", "version")
+    __slots__ = ("cohorts", "counter", "groups", "native", "reorder", "rows", "single", "states", "varies", "version")
 
     def __init__(self, groups: Sequence[ParamGroup], cohorts: list[_Cohort], counter: list[int], native: Any):
         self.groups, self.cohorts, self.counter, self.native = groups, cohorts, counter, native
         self.version = -1  # the count of changes up to which the groups were read; -1 is never up to date
         positions = [position for cohort in cohorts for position in cohort.positions]
         self.reorder = None if positions == list(range(len(positions))) else positions
+        # The usual case: the live list of the only group's parameters, in the order of a step.
+        self.single = cohorts[0].params if len(groups) == 1 and self.reorder is None else None
         self.states = tuple(array for cohort in cohorts for states in cohort.states for array in states)
         self.rows: list[tuple[float, ...]] | None = None  # the coefficients, while they do not change
         self.varies = any(cohort.policy.varies for cohort in cohorts)
@@ -293,13 +295,13 @@ class _Plan:
 
     def step(self, leaves: tuple[Any, ...], scale: float) -> bool:
         """One native call; False, with nothing touched, if some array is not plain or not as expected."""
-        if len(self.groups) == 1:
-            params = tuple(self.cohorts[0].params)
+        if self.single is not None:
+            params = tuple(self.single)
         else:
             params = tuple(p for group in self.groups for p in group["params"])
-        if self.reorder is not None:
-            params = tuple(params[i] for i in self.reorder)
-            leaves = tuple(leaves[i] for i in self.reorder)
+            if self.reorder is not None:
+                params = tuple(params[i] for i in self.reorder)
+                leaves = tuple(leaves[i] for i in self.reorder)
         return self.native.step(params, leaves, self.states, self.rows or self.coefficients(), scale)
 
 
