@@ -55,8 +55,11 @@ class Worker:
         self.subject = subject
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         environment = dict(os.environ)
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+        for name in ("OMP_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
             environment[name] = str(threads)
+        # No update uses BLAS, the network of the training cases does: its threads would spin where updates want to run.
+        for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            environment[name] = "1"
         environment["NUMBA_NUM_THREADS"] = str(threads)
         if threads == 1:
             flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
