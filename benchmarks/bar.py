@@ -4,9 +4,10 @@
 
 Every row interleaves its contestants round by round and takes the median of the ratios of each round; the interquartile
 range stands beside it. Where arrays happen to lie changes times in cache by up to a fifth, so rounds are spread over
-several sittings, each with arrays of its own. A row passes if the median reaches its bar. Peers: torch ``fused=True``
-(2.13.0, CPU), plain NumPy, and the same-traffic loop of the extension, which moves the streams of the rule and computes
-next to nothing, on the same threads, chunks and pages.
+several sittings, each with arrays of its own; in memory, contestants share theirs. A row passes if the median reaches
+its bar; a row that asks to be no slower passes unless the whole interquartile range is more than 1 % slower, as losses
+are counted in reports. Peers: torch ``fused=True`` (2.13.0, CPU), plain NumPy, and the same-traffic loop of the
+extension, which moves the streams of the rule and computes next to nothing, on the same threads, chunks and pages.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ import torch
 
 import fastoptim as fo
 from fastoptim.backends import get_backend
+from fastoptim.bench.statistics import loses
 from fastoptim.rules import RULES
 
 LR = np.float32(1e-3)
@@ -76,16 +79,18 @@ def rounds_of(
     return times
 
 
-def record(what: str, ratios: list[float], bar: float, at_least: bool, detail: str) -> None:
+def record(what: str, ratios: list[float], bar: float | None, at_least: bool, detail: str) -> None:
+    """One row; without a bar it is one that asks to be no slower (`at_least`: ratios above 1 are quicker)."""
     low, median, high = statistics.quantiles(ratios, n=4)
-    ok = median >= bar if at_least else median <= bar
-    sign = ">=" if at_least else "<="
-    rows.append(
-        {"row": what, "median": median, "q1": low, "q3": high, "bar": f"{sign} {bar}", "passed": ok, "detail": detail}
-    )
+    if bar is None:
+        ok = not loses(ratios if at_least else [1 / x for x in ratios])
+        asked = "no slower"
+    else:
+        ok = median >= bar if at_least else median <= bar
+        asked = f"{'>=' if at_least else '<='} {bar}"
+    rows.append({"row": what, "median": median, "q1": low, "q3": high, "bar": asked, "passed": ok, "detail": detail})
     print(
-        f"{'ok  ' if ok else 'MISS'} {what:66} {median:8.3f}  [{low:.3f}, {high:.3f}]  {sign} {bar}   {detail}",
-        flush=True,
+        f"{'ok  ' if ok else 'MISS'} {what:66} {median:8.3f}  [{low:.3f}, {high:.3f}]  {asked}   {detail}", flush=True
     )
 
 
@@ -125,17 +130,6 @@ def ours(rule, shapes, threads, grads=None):
     }
     opt = make[rule]()
     return lambda **options: opt.step(g, **options)
-
-
-def roof(rule, shapes, threads):
-    states = {"sgd": 0, "momentum": 1, "adam": 2}[rule]
-    return c.roofline(
-        rule,
-        arrays(shapes),
-        arrays(shapes),
-        list(zip(*[arrays(shapes) for _ in range(states)], strict=True)) or [()] * len(shapes),
-        threads,
-    )
 
 
 def torch_parameters(shapes, grads=None):
@@ -189,23 +183,35 @@ def numpy_naive_adam(n):
 # --- rows
 
 
+def on_the_same_pages(rule, shapes, threads):
+    """fastoptim, roof and torch over the very same arrays: where these lie changes times in memory by some per cent."""
+    p, g = arrays(shapes), arrays(shapes)
+    opt = {"sgd": fo.SGD, "momentum": partial(fo.SGD, momentum=0.9), "adam": fo.Adam}[rule](p, lr=LR, threads=threads)
+    opt.step(g)
+    states = [tuple(state[name] for name in RULES[rule].states) for state in opt.state.values()]
+    parameters = [torch.from_numpy(x) for x in p]
+    for parameter, gradient in zip(parameters, g, strict=True):
+        parameter.grad = torch.from_numpy(gradient)
+    peer = torch_optimizer(rule, parameters)
+    peer.step()
+    for parameter, own in zip(parameters, states, strict=True):
+        peer.state[parameter].update(zip(RULES[rule].states, map(torch.from_numpy, own), strict=True))
+    return {"fastoptim": lambda: opt.step(g), "roof": c.roofline(rule, p, g, states, threads), "torch": peer.step}
+
+
 def memory_rows(sizes, rounds):
     for n in sizes:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             for rule in ("sgd", "momentum", "adam"):
                 times = rounds_of(
-                    lambda rule=rule, n=n, threads=threads: {
-                        "fastoptim": ours(rule, [n], threads),
-                        "roof": roof(rule, [n], threads),
-                        "torch": torch_optimizer(rule, torch_parameters([n])).step,
-                    },
+                    lambda rule=rule, n=n, threads=threads: on_the_same_pages(rule, [n], threads),
                     rounds,
                     sittings=1 if n > 10**7 else 3,
                 )
                 what = f"{rule}, N = {n:.0e}, {threads} thread{'s' * (threads > 1)}"
                 record(f"{what}: share of the roof", ratio(times, "roof", "fastoptim"), 0.95, True, ns(times, n))
-                record(f"{what}: against torch fused", ratio(times, "torch", "fastoptim"), 0.97, True, "0.97: noise")
+                record(f"{what}: against torch fused", ratio(times, "torch", "fastoptim"), None, True, "")
 
 
 def small_adam_rows(rounds):
@@ -327,11 +333,9 @@ def many_rows(rounds):
 def gpt2_rows(rounds):
     n = sum(int(np.prod(shape)) for shape in GPT2_SMALL)
     for threads in (1, 2):
+        torch.set_num_threads(threads)
         times = rounds_of(
-            lambda threads=threads: {
-                "fastoptim": ours("adam", GPT2_SMALL, threads),
-                "roof": roof("adam", GPT2_SMALL, threads),
-            },
+            lambda threads=threads: on_the_same_pages("adam", GPT2_SMALL, threads),
             rounds,
             sittings=1,
         )
@@ -381,13 +385,13 @@ def disturbed_rows(rounds):
                     time.sleep(0.012)
                     times[threads].append(clock(step, 1))
         what = f"adam, N = {n:.0e}, after 12 ms idle: 2 threads against 1"
-        record(what, ratio(times, 2, 1), 1.05, False, "1.05: noise")
+        record(what, ratio(times, 2, 1), None, False, "")
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         for n in (10_000, 100_000, 1_000_000, 10_000_000):
             times = rounds_of(lambda n=n: pair(n), rounds, seconds=0.1, sittings=7)
             what = f"adam, N = {n:.0e}, one core busy: 2 threads against 1"
-            record(what, ratio(times, 2, 1), 1.05, False, "1.05: noise")
+            record(what, ratio(times, 2, 1), None, False, "")
     finally:
         busy.kill()
 
@@ -420,8 +424,8 @@ def main() -> int:
         "disturbed": lambda: disturbed_rows(rounds),
         "import": lambda: import_row(rounds),
         "clipping": lambda: clipping_rows([(10**6, 2.0), (large[-1], 1.2)], max(7, rounds // 2)),
-        "gpt2": lambda: gpt2_rows(max(7, rounds // 2)),
-        "memory": lambda: memory_rows(large, max(7, rounds // 2)),
+        "gpt2": lambda: gpt2_rows(rounds),
+        "memory": lambda: memory_rows(large, rounds),
     }
     for name, group in groups.items():
         if options.only in name:
