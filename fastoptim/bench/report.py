@@ -627,6 +627,7 @@ td.loss{color:var(--loss);font-weight:700}
 figure{margin:0;max-width:560px}figure svg{width:100%;height:auto;display:block}
 summary{cursor:pointer;font-weight:600;margin:1.5em 0 .5em}li{margin:.25em 0;overflow-wrap:anywhere}
 @media(max-width:520px){body{padding:.8rem;font-size:15px}table{font-size:.8rem}th,td{padding:.25em .3em}
+table.numbers th,table.numbers td{padding:.25em .2em}
 table.facts td:first-child,table.numbers td{white-space:normal}table.numbers{font-size:.74rem}
 table.numbers th:not(:first-child){min-width:0}small{display:block}}
 @media print{:root{--back:#fff;--text:#000;--soft:#444;--line:#bbb;--stripe:#f5f5f5;--loss:#b00000;color-scheme:light}
