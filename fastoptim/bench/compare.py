@@ -12,6 +12,7 @@ from .statistics import quantile, summarise, threshold
 
 MAD_TO_SIGMA = 1.4826
 FEWEST_CONTROLS = 5
+FEWEST_IN_CASE = 3
 
 
 class Change(NamedTuple):
@@ -23,6 +24,7 @@ class Change(NamedTuple):
     before: float
     after: float
     limit: float  # the relative change that noise explains
+    shift: float  # logarithm of how much the others changed in the same case: that was the machine
 
     @property
     def relative(self) -> float:
@@ -31,7 +33,7 @@ class Change(NamedTuple):
     @property
     def significant(self) -> bool:
         # A halved time is as much of a change as a doubled one.
-        return abs(math.log(self.after / self.before)) > math.log1p(self.limit)
+        return abs(math.log(self.after / self.before) - self.shift) > math.log1p(self.limit)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -58,19 +60,21 @@ def _rows(document: dict[str, Any]) -> dict[tuple[str, str], list[float]]:
 def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float | None]:
     """Every row that both runs have, and the drift between the runs.
 
-    The drift is a standard deviation: how much the *others* (NumPy, torch, ...), which are the same programs in both
-    runs, changed. What moves them moves us too, so it counts as noise. None if too few of their rows are in both.
+    The *others* (NumPy, torch, ...) are the same programs in both runs, so what moves them is the machine. What they
+    did in a case, in the median, is taken off the changes there; what is left of their changes is the drift, a standard
+    deviation that counts as noise. None if too few of their rows are in both.
     """
     rows_a, rows_b = _rows(a), _rows(b)
     common = [key for key in rows_a if key in rows_b]
     families = {name: subject["family"] for name, subject in (a["subjects"] | b["subjects"]).items()}
     medians = {key: (summarise(rows_a[key]).median, summarise(rows_b[key]).median) for key in common}
-    controls = [
-        abs(math.log(after / before))
-        for (_, subject), (before, after) in medians.items()
-        if families.get(subject, "fastoptim") != "fastoptim"
-    ]
-    drift = MAD_TO_SIGMA * quantile(controls, 0.5) if len(controls) >= FEWEST_CONTROLS else None
+    controls: dict[str, list[float]] = {}
+    for (case, subject), (before, after) in medians.items():
+        if families.get(subject, "fastoptim") != "fastoptim":
+            controls.setdefault(case, []).append(math.log(after / before))
+    shifts = {case: quantile(moved, 0.5) for case, moved in controls.items() if len(moved) >= FEWEST_IN_CASE}
+    left = [abs(x - shifts.get(case, 0.0)) for case, moved in controls.items() for x in moved]
+    drift = MAD_TO_SIGMA * quantile(left, 0.5) if len(left) >= FEWEST_CONTROLS else None
     found = [
         Change(
             case,
@@ -78,6 +82,7 @@ def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float |
             families.get(subject) == "fastoptim",
             *medians[case, subject],
             threshold(rows_a[case, subject], rows_b[case, subject], drift or 0.0),
+            shifts.get(case, 0.0),
         )
         for case, subject in common
     ]
