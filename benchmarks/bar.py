@@ -102,7 +102,7 @@ def ns(times: dict[str, list[float]], n: int) -> str:
     return "  ".join(f"{name} {statistics.median(t) / n * 1e9:.3f}" for name, t in times.items()) + " ns/element"
 
 
-# --- contestants: each gets arrays of its own
+# --- contestants: each gets arrays of its own, but in memory
 
 
 SAMPLE = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
@@ -121,20 +121,18 @@ def arrays(shapes):
     return [filled(shape) for shape in shapes]
 
 
-def ours(rule, shapes, threads, grads=None):
-    p, g = arrays(shapes), grads or arrays(shapes)
-    make = {
-        "sgd": lambda: fo.SGD(p, lr=LR, threads=threads),
-        "momentum": lambda: fo.SGD(p, lr=LR, momentum=0.9, threads=threads),
-        "adam": lambda: fo.Adam(p, lr=LR, threads=threads),
-    }
-    opt = make[rule]()
-    return lambda **options: opt.step(g, **options)
+def optimizer(rule, p, threads):
+    return {"sgd": fo.SGD, "momentum": partial(fo.SGD, momentum=0.9), "adam": fo.Adam}[rule](p, lr=LR, threads=threads)
 
 
-def torch_parameters(shapes, grads=None):
-    parameters = [torch.from_numpy(x) for x in arrays(shapes)]
-    for parameter, g in zip(parameters, grads or arrays(shapes), strict=True):
+def ours(rule, shapes, threads):
+    opt, g = optimizer(rule, arrays(shapes), threads), arrays(shapes)
+    return lambda: opt.step(g)
+
+
+def torch_parameters(params, grads):
+    parameters = [torch.from_numpy(x) for x in params]
+    for parameter, g in zip(parameters, grads, strict=True):
         parameter.grad = torch.from_numpy(g)
     return parameters
 
@@ -186,12 +184,10 @@ def numpy_naive_adam(n):
 def on_the_same_pages(rule, shapes, threads):
     """fastoptim, roof and torch over the very same arrays: where these lie changes times in memory by some per cent."""
     p, g = arrays(shapes), arrays(shapes)
-    opt = {"sgd": fo.SGD, "momentum": partial(fo.SGD, momentum=0.9), "adam": fo.Adam}[rule](p, lr=LR, threads=threads)
+    opt = optimizer(rule, p, threads)
     opt.step(g)
     states = [tuple(state[name] for name in RULES[rule].states) for state in opt.state.values()]
-    parameters = [torch.from_numpy(x) for x in p]
-    for parameter, gradient in zip(parameters, g, strict=True):
-        parameter.grad = torch.from_numpy(gradient)
+    parameters = torch_parameters(p, g)
     peer = torch_optimizer(rule, parameters)
     peer.step()
     for parameter, own in zip(parameters, states, strict=True):
@@ -221,7 +217,7 @@ def small_adam_rows(rounds):
             times = rounds_of(
                 lambda n=n, threads=threads: {
                     "fastoptim": ours("adam", [n], threads),
-                    "torch": torch_optimizer("adam", torch_parameters([n])).step,
+                    "torch": torch_optimizer("adam", torch_parameters(arrays([n]), arrays([n]))).step,
                 },
                 rounds,
             )
@@ -277,8 +273,8 @@ def many_rows(rounds):
     def new_gradients(threads):
         sets = [arrays(shapes) for _ in range(8)]  # two sets never follow each other
         tensors = [[torch.from_numpy(g) for g in grads] for grads in sets]
-        parameters = torch_parameters(shapes)
-        opt, optimizer = fo.Adam(arrays(shapes), lr=LR, threads=threads), torch_optimizer("adam", parameters)
+        parameters = torch_parameters(arrays(shapes), arrays(shapes))
+        opt, peer = optimizer("adam", arrays(shapes), threads), torch_optimizer("adam", parameters)
         turn = [0]
 
         def step():
@@ -289,7 +285,7 @@ def many_rows(rounds):
             turn[0] += 1
             for parameter, g in zip(parameters, tensors[turn[0] % 8], strict=True):
                 parameter.grad = g
-            optimizer.step()
+            peer.step()
 
         return {"fastoptim": step, "torch": torch_step}
 
@@ -314,7 +310,7 @@ def many_rows(rounds):
                 20,
                 lambda threads=threads: {
                     "fastoptim": ours("adam", shapes, threads),
-                    "torch": torch_optimizer("adam", torch_parameters(shapes)).step,
+                    "torch": torch_optimizer("adam", torch_parameters(arrays(shapes), arrays(shapes))).step,
                 },
             ),
             ("new", 18, lambda threads=threads: new_gradients(threads)),
@@ -349,14 +345,14 @@ def clipping_rows(sizes, rounds):
 
         def make(n=n):
             p, g = arrays([n]), arrays([n])
-            opt = fo.Adam(p, lr=LR, threads=1)
+            opt = optimizer("adam", p, 1)
             plan = c.plan([(RULES["sgd"], "none", 0.0, False, g)], [0], 1)
-            parameters = torch_parameters([n])
-            optimizer = torch_optimizer("adam", parameters)
+            parameters = torch_parameters(arrays([n]), arrays([n]))
+            peer = torch_optimizer("adam", parameters)
 
             def torch_clipped():
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
+                peer.step()
 
             return {
                 "clipped": lambda: opt.step(g, max_norm=1.0),

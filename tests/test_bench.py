@@ -544,6 +544,16 @@ def test_a_slow_day_is_not_a_slow_kernel(document):
     assert [(c.case, c.subject) for c in found if c.significant] == [(entry["name"], "c")]
 
 
+def test_who_stays_behind_when_the_machine_speeds_up_is_slower(document):
+    quick_day = rerun(document, 3, drift=-0.4)
+    entry = next(entry for entry in quick_day["cases"] if entry["name"] == "size/adam/float32/1e5/2 threads")
+    entry["results"]["c"]["seconds"] = [s / 0.6 for s in entry["results"]["c"]["seconds"]]  # as long as before
+    found, drift = compare.changes(document, quick_day)
+    (change,) = [c for c in found if c.significant]
+    assert change.subject == "c" and change.relative == pytest.approx(1 / 0.6 - 1, abs=0.05)
+    assert "1 slower, 0 faster" in compare.to_text(document, quick_day, found, drift)
+
+
 def test_few_rounds_explain_more():
     rounds = [0.95, 1.0, 1.05, 1.0]
     assert statistics.threshold(rounds, rounds) > 1.5 * statistics.threshold(4 * rounds, 4 * rounds)

@@ -28,12 +28,13 @@ class Change(NamedTuple):
 
     @property
     def relative(self) -> float:
-        return self.after / self.before - 1
+        """Change beyond the machine's; above 0 is slower."""
+        return self.after / self.before / math.exp(self.shift) - 1
 
     @property
     def significant(self) -> bool:
         # A halved time is as much of a change as a doubled one.
-        return abs(math.log(self.after / self.before) - self.shift) > math.log1p(self.limit)
+        return abs(math.log1p(self.relative)) > math.log1p(self.limit)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -100,6 +101,7 @@ def to_text(a: dict[str, Any], b: dict[str, Any], found: list[Change], drift: fl
         lines.append("Too few rows of other libraries are in both to tell how much the machine itself changed.")
     else:
         lines.append(f"The other libraries drifted by {drift:.1%} (standard deviation), which counts as noise.")
+        lines.append("Factors are beyond what they did in the same case; times are as measured.")
     if not significant:
         lines.append("No significant change.")
     else:
@@ -107,7 +109,7 @@ def to_text(a: dict[str, Any], b: dict[str, Any], found: list[Change], drift: fl
         lines.append(f"{len(significant)} significant changes: {slower} slower, {len(significant) - slower} faster.")
     for c in significant:
         word = "slower" if c.relative > 0 else "faster"
-        factor = max(c.after / c.before, c.before / c.after)
+        factor = math.exp(abs(math.log1p(c.relative)))
         lines.append(
             f"  {word:6} x{factor:.2f}  {c.before * 1e6:11.2f} -> {c.after * 1e6:11.2f} us  (noise: {c.limit:.0%})  "
             f"{c.subject}: {c.case}"
