@@ -30,10 +30,11 @@ import torch
 
 import fastoptim as fo
 from fastoptim.backends import get_backend
-from fastoptim.bench.statistics import loses
+from fastoptim.bench.statistics import loses, summarise
 from fastoptim.rules import RULES
 
 LR = np.float32(1e-3)
+ADAM = (0.9, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)  # coefficients of the rule
 GPT2_SMALL = [
     (50257, 768),
     (1024, 768),
@@ -81,7 +82,7 @@ def rounds_of(
 
 def record(what: str, ratios: list[float], bar: float | None, at_least: bool, detail: str) -> None:
     """One row; without a bar it is one that asks to be no slower (`at_least`: ratios above 1 are quicker)."""
-    low, median, high = statistics.quantiles(ratios, n=4)
+    median, low, high = summarise(ratios)
     if bar is None:
         ok = not loses(ratios if at_least else [1 / x for x in ratios])
         asked = "no slower"
@@ -255,7 +256,7 @@ def kernel_rows(rounds):
             for y in x:
                 y[...] = np.abs(arrays([n])[0]) + 0.1
             plan = c.plan([(RULES["adam"], "none", 0.0, False, [x[0]])], [0], 1)
-            arguments = (x[0],), (x[1],), (x[2], x[3]), [(0.9, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)], 1.0
+            arguments = (x[0],), (x[1],), (x[2], x[3]), [ADAM], 1.0
             limit = c.root_and_divide(np.ones(n, np.float32), np.ones(n, np.float32))
             return {"kernel": lambda: plan.step(*arguments), "limit": limit}
 
@@ -370,7 +371,11 @@ def clipping_rows(sizes, rounds):
 
 def disturbed_rows(rounds):
     def pair(n):
-        return {threads: ours("adam", [n], threads) for threads in (1, 2)}
+        """The same arrays on one and on two threads, through the native call, so that nothing else differs."""
+        p, g, m, v = *arrays([n, n]), np.zeros(n, np.float32), np.zeros(n, np.float32)
+        arguments = (p,), (g,), (m, v), [ADAM], 1.0
+        plans = {threads: c.plan([(RULES["adam"], "none", 0.0, False, [p])], [0], threads) for threads in (1, 2)}
+        return {threads: partial(plan.step, *arguments) for threads, plan in plans.items()}
 
     for n in (10_000, 100_000, 1_000_000):
         times: dict[int, list[float]] = {1: [], 2: []}

@@ -11,37 +11,37 @@
 #include <stdlib.h>
 
 static PyTypeObject *ndarray_type, *memmap_type;
+static size_t tuple_head;
 
-void fo_array_types(uintptr_t ndarray, uintptr_t memmap)
+/* A call for each item would cost as much as checking it. */
+static PyObject *const *items_of(PyObject *tuple) { return (PyObject *const *)((const char *)tuple + tuple_head); }
+
+int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t both, size_t head)
 {
     ndarray_type = (PyTypeObject *)ndarray;
     memmap_type = (PyTypeObject *)memmap;
+    tuple_head = head;
+    PyObject *const *items = items_of((PyObject *)both);
+    return items[0] == (PyObject *)ndarray && items[1] == (PyObject *)memmap;
 }
 
-/* The address of an array that is as expected, else NULL. `order` keeps the contiguity flags that all arrays share. */
-static void *address(PyObject *object, const fo_entry *entry, int slot, int *order)
+/* Binds one slot: -1 if the array is not as expected, else whether its address is another than at the last step. `order`
+ * keeps the contiguity flags that all arrays share. */
+static int bind(PyObject *object, fo_entry *entry, int slot, int *order)
 {
-    if (!object || (Py_TYPE(object) != ndarray_type && Py_TYPE(object) != memmap_type))
-        return 0;
+    if (Py_TYPE(object) != ndarray_type && Py_TYPE(object) != memmap_type)
+        return -1;
     PyArrayObject *array = (PyArrayObject *)object;
     const PyArray_Descr *dtype = PyArray_DESCR(array);
     int flags = PyArray_FLAGS(array), needed = NPY_ARRAY_ALIGNED | (slot == 1 ? 0 : NPY_ARRAY_WRITEABLE);
     if (dtype->type_num != (entry->storage[slot] == FO_FLOAT64 ? NPY_DOUBLE : NPY_FLOAT) || dtype->byteorder != '=' ||
         (flags & needed) != needed || PyArray_NDIM(array) != entry->dimensions)
-        return 0;
+        return -1;
     for (int i = 0; i < entry->dimensions; i++)
         if (PyArray_DIM(array, i) != entry->shape[i])
-            return 0;
+            return -1;
     *order &= flags;
-    return PyArray_DATA(array);
-}
-
-/* Binds one slot; -1 if the array cannot be taken, else whether its address is another than at the last step. */
-static int bind(PyObject *object, fo_entry *entry, int slot, int *order)
-{
-    void *data = address(object, entry, slot, order);
-    if (!data)
-        return -1;
+    void *data = PyArray_DATA(array);
     int moved = data != entry->data[slot];
     entry->data[slot] = data;
     return moved;
@@ -60,25 +60,29 @@ static int by_low(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static int states_of(const fo_plan *plan, const fo_entry *entry) { return fo_rule_states(plan->runs[entry->run].rule); }
-
-/* Sorts what a step writes; 0 if some of it overlaps. */
+/* Sorts what a step writes; 0 if some of it overlaps. Arrays with no room for a gradient between them become one range. */
 static int sort_written(fo_plan *plan)
 {
-    int64_t count = 0;
+    uintptr_t *written = plan->written;
+    int64_t count = 0, last = 0;
     for (int64_t e = 0; e < plan->entry_count; e++) {
         const fo_entry *entry = &plan->entries[e];
-        for (int slot = 0; slot < 2 + states_of(plan, entry); slot++)
+        for (int slot = 0; slot < entry->slots; slot++)
             if (slot != 1 && entry->n > 0) {
-                plan->written[2 * count] = low_of(entry, slot);
-                plan->written[2 * count++ + 1] = high_of(entry, slot);
+                written[2 * count] = low_of(entry, slot);
+                written[2 * count++ + 1] = high_of(entry, slot);
             }
     }
-    qsort(plan->written, (size_t)count, 2 * sizeof *plan->written, by_low);
-    for (int64_t i = 1; i < count; i++)
-        if (plan->written[2 * i] < plan->written[2 * i - 1])
+    qsort(written, (size_t)count, 2 * sizeof *written, by_low);
+    for (int64_t i = 1; i < count; i++) {
+        uintptr_t low = written[2 * i], high = written[2 * i + 1], before = written[2 * last + 1];
+        if (low < before)
             return 0;
-    plan->written_count = count;
+        if (low - before >= plan->least_gradient)
+            written[2 * ++last] = low;
+        written[2 * last + 1] = high;
+    }
+    plan->written_count = count ? last + 1 : 0;
     return 1;
 }
 
@@ -96,42 +100,57 @@ static int gradient_overlaps(const fo_plan *plan, const fo_entry *entry)
     return entry->n > 0 && from < plan->written_count && plan->written[2 * from] < high;
 }
 
+static int some_gradient_overlaps(const fo_plan *plan)
+{
+    for (int64_t e = 0; e < plan->entry_count; e++)
+        if (gradient_overlaps(plan, &plan->entries[e]))
+            return 1;
+    return 0;
+}
+
+/* A step that streams through the caches pushes the arrays' headers out of them. */
+static void fetch_ahead(PyObject *const *items, int64_t i, int64_t count)
+{
+    enum { DISTANCE = 16 };
+    if (i + DISTANCE < count) {
+        __builtin_prefetch(items[i + DISTANCE]);
+        __builtin_prefetch((const char *)items[i + DISTANCE] + 64);
+    }
+}
+
+/* How much of `entry->data` is known to be free of overlaps. */
+enum { NOTHING, WRITTEN, ALL };
+
+/* Binds everything; 0 if an array is not as expected or overlaps another. */
 static int bind_all(fo_plan *plan, PyObject *params, PyObject *grads, PyObject *states)
 {
-    int wrote_elsewhere = plan->written_count == 0;
-    Py_ssize_t next_state = 0;
-    if (PyTuple_Size(params) != plan->entry_count || PyTuple_Size(grads) != plan->entry_count)
+    int64_t count = plan->entry_count, state_count = plan->state_count, s = 0;
+    if (PyTuple_Size(params) != count || PyTuple_Size(grads) != count || PyTuple_Size(states) != state_count)
         return 0;
-    for (int64_t e = 0; e < plan->entry_count; e++) {
+    PyObject *const *param = items_of(params), *const *grad = items_of(grads), *const *state = items_of(states);
+    int known = plan->known, moved = 0, grad_moved = 0;
+    plan->known = NOTHING;
+    for (int64_t e = 0; e < count; e++) {
         fo_entry *entry = &plan->entries[e];
-        int order = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS, moved[FO_SLOTS] = {0};
-        int slots = 2 + states_of(plan, entry);
-        moved[0] = bind(PyTuple_GetItem(params, e), entry, 0, &order);
-        moved[1] = bind(PyTuple_GetItem(grads, e), entry, 1, &order);
-        for (int slot = 2; slot < slots; slot++)
-            moved[slot] = bind(PyTuple_GetItem(states, next_state++), entry, slot, &order);
-        for (int slot = 0; slot < slots; slot++) {
-            if (moved[slot] < 0 || !order) {
-                plan->written_count = 0; /* the addresses are no longer those that were checked */
-                return 0;
-            }
-            wrote_elsewhere |= slot != 1 && moved[slot];
+        int order = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS;
+        fetch_ahead(param, e, count);
+        fetch_ahead(grad, e, count);
+        moved |= bind(param[e], entry, 0, &order);
+        grad_moved |= bind(grad[e], entry, 1, &order);
+        for (int slot = 2; slot < entry->slots; slot++, s++) {
+            fetch_ahead(state, s, state_count);
+            moved |= bind(state[s], entry, slot, &order);
         }
-        if (moved[1] && !wrote_elsewhere && gradient_overlaps(plan, entry)) {
-            plan->written_count = 0;
+        if ((moved | grad_moved) < 0 || !order)
             return 0;
-        }
     }
-    if (!wrote_elsewhere)
-        return 1;
-    plan->written_count = 0;
-    if (!sort_written(plan))
+    if (moved)
+        known = NOTHING;
+    else if (grad_moved && known == ALL)
+        known = WRITTEN;
+    if ((known < WRITTEN && !sort_written(plan)) || (known < ALL && some_gradient_overlaps(plan)))
         return 0;
-    for (int64_t e = 0; e < plan->entry_count; e++)
-        if (gradient_overlaps(plan, &plan->entries[e])) {
-            plan->written_count = 0;
-            return 0;
-        }
+    plan->known = ALL;
     return 1;
 }
 
@@ -201,12 +220,13 @@ static PyObject *sum_squares(PyObject *capsule, PyObject *const *args, Py_ssize_
     fo_plan *plan = b->plan;
     double grad_scale = PyFloat_AsDouble(args[1]), k = PyFloat_AsDouble(args[2]), sum;
     int plain = PyTuple_Size(args[0]) == plan->entry_count;
+    PyObject *const *grad = items_of(args[0]);
     for (int64_t e = 0; plain && e < plan->entry_count; e++) {
-        int order = NPY_ARRAY_C_CONTIGUOUS;
-        int moved = bind(PyTuple_GetItem(args[0], e), &plan->entries[e], 1, &order);
+        fetch_ahead(grad, e, plan->entry_count);
+        int order = NPY_ARRAY_C_CONTIGUOUS, moved = bind(grad[e], &plan->entries[e], 1, &order);
         plain = moved >= 0 && order;
-        if (moved) /* the next step checks this gradient again */
-            plan->written_count = 0;
+        if (moved && plan->known == ALL)
+            plan->known = WRITTEN;
     }
     if (!plain) {
         PyErr_Clear();

@@ -19,16 +19,18 @@ typedef struct {
     int32_t dimensions;
     const int64_t *shape;
     int8_t storage[5];
+    int8_t slots;
     void *data[5];
 } fo_entry;
 
-/* What the pool of threads learned about a job, in ns: its time on one thread, what threads gained over that, and how much
- * serial work must make good what they lost. */
+/* What the pool of threads learned about a job, in ns: its time on one thread, what threads gained over that, how much
+ * serial work must make good what they lost, and how many times their next loss it will be. */
 typedef struct {
     uint64_t runs;
     double serial;
     double balance;
     double owed;
+    double debt;
 } fo_pace;
 
 /* A list of parameters that is stepped again and again: what is expected of its arrays, and how it is cut into chunks.
@@ -36,10 +38,13 @@ typedef struct {
 typedef struct {
     int32_t run_count;
     int32_t threads;
+    int32_t known; /* bind.c: how many of the addresses were compared with each other */
     int64_t entry_count;
+    int64_t state_count;
     int64_t chunk_count;
     int64_t block_count;
-    int64_t written_count; /* 0 until the first step */
+    int64_t written_count;
+    uint64_t least_gradient; /* in bytes; empty ones do not count */
     double step_bytes;
     double norm_bytes;
     fo_pace step_pace[2]; /* after idle times, and closely after other steps */
@@ -51,7 +56,7 @@ typedef struct {
     int64_t *chunk_start;
     double *block_sums; /* of the last norm */
     double *tree;
-    uintptr_t *written; /* (low, high) of every array that a step writes, sorted */
+    uintptr_t *written; /* (low, high) of what a step writes, sorted */
 } fo_plan;
 
 /* plan.c: the step without Python. `storage` and `shapes` hold 5 and `dimensions[i]` numbers for each entry. */
@@ -64,13 +69,14 @@ double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k);
 /* pool.c, for tests: spread every job of several chunks over threads, whether that pays or not. */
 void fo_pool_always(int32_t on);
 
-/* bind.c: the plan as Python functions. Objects are given by their addresses. fo_functions takes the plan over and appends
- * to a list
+/* bind.c: the plan as Python functions. Objects are given by their addresses. fo_set_up comes first: `both` is the tuple
+ * (ndarray, memmap), and `head` the size of a tuple without its items; 0 if they are not found behind it. fo_functions takes
+ * the plan over and appends to a list
  *   step(params, grads, states, coefficients, scale) -> True, or False with nothing touched if an array is not plain, not
  *     as expected, or overlaps another; tuples of arrays, and a list with one tuple of floats for each run;
  *   sum_squares(grads, grad_scale, k) -> float, or None if a gradient is not plain and C-ordered.
  * `counter` is a list whose only item grows by one with each step that was applied. */
-void fo_array_types(uintptr_t ndarray, uintptr_t memmap);
+int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t both, size_t head);
 int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions);
 
 /* kernels.c: the tables that were compiled in. Names are NULL past the end. */

@@ -45,6 +45,7 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t entry_count,
     if (!plan)
         return 0;
     plan->run_count = run_count, plan->entry_count = entry_count, plan->threads = threads;
+    plan->least_gradient = UINT64_MAX;
     plan->runs = malloc((size_t)(run_count + 1) * sizeof *plan->runs);
     plan->entries = calloc((size_t)entry_count + 1, sizeof *plan->entries);
     plan->shapes = malloc((size_t)(lengths + 1) * sizeof *plan->shapes);
@@ -57,6 +58,7 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t entry_count,
     for (int64_t e = 0; e < entry_count; e++) {
         fo_entry *entry = &plan->entries[e];
         entry->run = entry_run[e], entry->dimensions = dimensions[e], entry->shape = shape;
+        entry->slots = (int8_t)(2 + fo_rule_states(runs[entry->run].rule));
         entry->n = product(dimensions[e], shape);
         shape += dimensions[e];
         memcpy(entry->storage, storage + e * FO_SLOTS, FO_SLOTS);
@@ -64,8 +66,12 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t entry_count,
         plan->block_count += (entry->n + FO_NORM_BLOCK - 1) / FO_NORM_BLOCK;
         elements += entry->n;
         double bytes = (double)entry->n * (double)fo_storage_size(entry->storage[0]);
-        plan->step_bytes += bytes * (3 + 2 * fo_rule_states(runs[entry->run].rule));
+        plan->state_count += entry->slots - 2;
+        plan->step_bytes += bytes * (2 * entry->slots - 1);
         plan->norm_bytes += bytes;
+        uint64_t gradient = (uint64_t)entry->n * fo_storage_size(entry->storage[1]);
+        if (gradient && gradient < plan->least_gradient)
+            plan->least_gradient = gradient;
     }
     int64_t size = elements / (threads * 8);
     size = size < 8192 ? 8192 : size > 65536 ? 65536 : size;
@@ -109,11 +115,11 @@ static int64_t last_of(const fo_plan *plan, int64_t chunk)
 }
 
 /* Whether every array of `after` begins where that of `before` ends (a packed model): one run of the kernel serves both. */
-static int adjoins(const fo_entry *before, const fo_entry *after, int slots)
+static int adjoins(const fo_entry *before, const fo_entry *after)
 {
     if (before->run != after->run || before->storage[0] != after->storage[0])
         return 0;
-    for (int i = 0; i < slots; i++)
+    for (int i = 0; i < before->slots; i++)
         if ((char *)before->data[i] + (size_t)before->n * fo_storage_size(before->storage[i]) != after->data[i])
             return 0;
     return 1;
@@ -127,12 +133,11 @@ static void step_chunk(void *context, int64_t chunk)
     for (int64_t e = plan->chunk_entry[chunk]; e <= last; e++, start = 0) {
         const fo_entry *entry = &plan->entries[e];
         const fo_run *run = &plan->runs[entry->run];
-        int slots = 2 + fo_rule_states(run->rule);
         void *data[FO_SLOTS] = {0};
-        for (int i = 0; i < slots; i++)
+        for (int i = 0; i < entry->slots; i++)
             data[i] = (char *)entry->data[i] + (size_t)start * fo_storage_size(entry->storage[i]);
         int64_t n = stop_of(plan, chunk, e) - start;
-        for (; e < last && adjoins(&plan->entries[e], &plan->entries[e + 1], slots); e++)
+        for (; e < last && adjoins(&plan->entries[e], &plan->entries[e + 1]); e++)
             n += stop_of(plan, chunk, e + 1);
         if (n > 0)
             fo_kernel_for(run->rule, entry->storage[0])(run, run->maximize ? -j->scale : j->scale, n, data);

@@ -16,11 +16,11 @@
 
 /* Joining costs 1 us with workers that spin and about 50 us with workers that sleep: smaller jobs are not tried. */
 static const double HOT_BYTES = 560e3, COLD_BYTES = 32e6;
-static const int64_t SPIN_NS = 50000, CLOSE_NS = 100000, ALWAYS_NS = 1000000;
+static const int64_t SPIN_NS = 200000, CLOSE_NS = 100000, ALWAYS_NS = 1000000;
 /* A serial run every so often keeps the comparison fresh. What threads gain is remembered up to BALANCE_NS, or RUNS serial
  * runs if that is more. When they have lost as much as TRIAL serial runs and TRIAL_NS, that is made good by DEBT times as
- * much serial work before they are tried again. */
-static const double BALANCE_NS = 10e6, RUNS = 20, TRIAL = 4, TRIAL_NS = 100e3, DEBT = 64;
+ * much serial work before they are tried again; by twice as much each time in a row, while that is less than RETRY_NS. */
+static const double BALANCE_NS = 10e6, RUNS = 20, TRIAL = 4, TRIAL_NS = 100e3, DEBT = 64, RETRY_NS = 250e6;
 enum { OPEN = 1 << 30, MAX_WORKERS = 1023, REFRESH = 256 };
 
 static pthread_mutex_t job_lock = PTHREAD_MUTEX_INITIALIZER; /* held by the caller of the running job */
@@ -35,6 +35,7 @@ static struct {
 } ranges[MAX_WORKERS + 1];
 static _Alignas(64) atomic_uint ticket; /* number of jobs so far: what workers watch */
 static atomic_int spinning;
+static atomic_int caller_core; /* where the last job was begun; -1 if the system does not tell */
 
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
@@ -52,6 +53,15 @@ static int64_t now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static int core(void)
+{
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
 }
 
 static inline void relax(void)
@@ -101,10 +111,30 @@ static void serve(int self)
     atomic_fetch_sub(&gate, 1);
 }
 
+/* A worker on the caller's core would keep the caller from its work, and schedulers put it there again and again: it
+ * leaves that core, and may come back when another core is the caller's. */
+static void keep_off(int *avoided)
+{
+    int here = core();
+    if (here < 0 || here != atomic_load_explicit(&caller_core, memory_order_relaxed))
+        return;
+#if defined(__linux__)
+    cpu_set_t cores;
+    if (sched_getaffinity(0, sizeof cores, &cores))
+        return;
+    if (*avoided >= 0)
+        CPU_SET(*avoided, &cores);
+    CPU_CLR(here, &cores);
+    if (CPU_COUNT(&cores) > 0 && sched_setaffinity(0, sizeof cores, &cores) == 0)
+        *avoided = here;
+#endif
+}
+
 /* Returns the number of a job that came after the one seen last. */
-static unsigned await_ticket(unsigned seen)
+static unsigned await_ticket(unsigned seen, int *avoided)
 {
     unsigned now_seen;
+    keep_off(avoided);
     atomic_fetch_add(&spinning, 1);
     int64_t end = now() + SPIN_NS;
     do
@@ -123,7 +153,8 @@ static unsigned await_ticket(unsigned seen)
 
 static void *worker(void *number)
 {
-    for (unsigned seen = atomic_load(&ticket);; seen = await_ticket(seen))
+    int avoided = -1; /* a core */
+    for (unsigned seen = atomic_load(&ticket);; seen = await_ticket(seen, &avoided))
         serve((int)(uintptr_t)number);
     return 0;
 }
@@ -170,6 +201,7 @@ static void run_serial(int64_t count, void (*task)(void *, int64_t), void *conte
 static double run_parallel(int64_t count, void (*task)(void *, int64_t), void *context, int parts, int rouse)
 {
     job.task = task, job.context = context, job.parts = parts;
+    atomic_store_explicit(&caller_core, core(), memory_order_relaxed);
     for (int64_t i = 0; i < parts; i++)
         atomic_store(&ranges[i].left, (uint64_t)(count * i / parts) << 32 | (uint64_t)(count * (i + 1) / parts));
     atomic_store(&gate, OPEN);
@@ -207,13 +239,17 @@ static void judge_parallel(fo_pace *pace, double elapsed, double waited)
     if (pace->serial <= 0)
         return;
     /* The caller may have been interrupted while it worked, which is no fault of threads; waiting for them is. */
-    double worst = waited > pace->serial ? waited : pace->serial, gain = pace->serial - elapsed;
-    double most = RUNS * pace->serial > BALANCE_NS ? RUNS * pace->serial : BALANCE_NS;
+    double trial = TRIAL * pace->serial + TRIAL_NS, worst = waited > trial ? waited : trial;
+    double most = RUNS * pace->serial > BALANCE_NS ? RUNS * pace->serial : BALANCE_NS, gain = pace->serial - elapsed;
     pace->balance += gain < -worst ? -worst : gain;
+    if (pace->balance > most || pace->debt <= 0)
+        pace->debt = DEBT;
     if (pace->balance > most)
         pace->balance = most;
-    if (pace->balance < -(TRIAL * pace->serial + TRIAL_NS)) {
-        pace->owed = -DEBT * pace->balance;
+    if (pace->balance < -trial) {
+        pace->owed = -pace->debt * pace->balance;
+        if (pace->owed < RETRY_NS)
+            pace->debt *= 2;
         pace->balance = 0;
     }
 }

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
+from fastoptim.backends import get_backend
+from fastoptim.rules import RULES
 
 BACKENDS = ("c", "numba", "numpy")
 COUNT = 4
@@ -158,6 +160,27 @@ def test_memory_that_moves_under_a_live_array_is_followed():
     p.resize(10, refcheck=False)
     opt.step(np.ones(10))
     assert np.all(p == -1)
+
+
+@pytest.mark.parametrize("room", [40, 60])
+def test_a_gradient_between_parameters_is_plain_exactly_where_it_fits(room):
+    """Parameters of 50 and 40 elements with `room` between them; the native call itself says what overlaps."""
+    buffer = np.ones(50 + room + 40, np.float32)
+    params, other = (buffer[:50], buffer[-40:]), np.ones(50, np.float32)
+    plan = get_backend("c").plan([(RULES["sgd"], "none", 0.0, False, list(params))], [0], 1)
+    for start in [*range(50 + room + 1), 0]:
+        fits = 50 <= start <= 10 + room
+        assert plan.step(params, (other, buffer[start : start + 40]), (), [(0.5,)], 1.0) == fits, start
+
+
+def test_an_overlap_is_noticed_when_a_norm_has_read_the_gradient_before():
+    buffer = np.ones(200, np.float32)
+    params, good, bad = (buffer[:100],), (buffer[100:],), (buffer[50:150],)
+    plan = get_backend("c").plan([(RULES["sgd"], "none", 0.0, False, list(params))], [0], 1)
+    assert plan.step(params, good, (), [(0.5,)], 1.0)
+    for grads in (bad, good, bad):
+        plan.sum_squares(grads, 1.0, 1.0)
+        assert plan.step(params, grads, (), [(0.5,)], 1.0) == (grads is good)
 
 
 @pytest.mark.parametrize(

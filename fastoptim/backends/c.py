@@ -114,7 +114,9 @@ class CBackend(Backend):
 
     def __init__(self) -> None:
         _check_tables()
-        lib.fo_array_types(id(np.ndarray), id(np.memmap))
+        types = np.ndarray, np.memmap
+        if not lib.fo_set_up(id(types[0]), id(types[1]), id(types), tuple.__basicsize__):
+            raise ImportError("the C extension of fastoptim cannot read tuples of this Python; please report this")
         wanted = os.environ.get("FASTOPTIM_ISA", "")
         if wanted:
             self.set_isa(wanted)

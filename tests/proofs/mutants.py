@@ -156,7 +156,7 @@ MUTANTS = (
     Mutant(
         "entries merged though only parameters adjoin",
         PLAN,
-        "for (int i = 0; i < slots; i++)\n        if ((char *)before",
+        "for (int i = 0; i < before->slots; i++)\n        if ((char *)before",
         "for (int i = 0; i < 1; i++)\n        if ((char *)before",
     ),
     Mutant("entries of two runs merged", PLAN, "before->run != after->run || ", ""),
@@ -220,8 +220,8 @@ MUTANTS = (
     Mutant(
         "overlap of parameters not noticed",
         BIND,
-        "if (!sort_written(plan))\n        return 0;",
-        "sort_written(plan);",
+        "if (low < before)\n            return 0;",
+        "if (0)\n            return 0;",
         DRIVER,
     ),
     Mutant("overlap of gradients not noticed", BIND, "plan->written[2 * from] < high", "0", DRIVER),
@@ -232,15 +232,26 @@ MUTANTS = (
         "plan->written[2 * middle + 1] >= low",
         DRIVER,
     ),
-    Mutant("moved arrays not noticed", BIND, "wrote_elsewhere |= slot != 1 && moved[slot];", "", DRIVER),
+    Mutant("moved arrays not noticed", BIND, "if (moved)\n", "if (0)\n", DRIVER),
+    Mutant("moved gradients not noticed", BIND, "else if (grad_moved && known == ALL)", "else if (0)", DRIVER),
+    Mutant("gradients that a norm has read not compared", BIND, "if (moved && plan->known == ALL)", "if (0)", DRIVER),
+    Mutant("a fitting gap closed", BIND, "low - before >= plan->least_gradient", "low - before > 160", DRIVER),
+    Mutant("gaps closed", BIND, "low - before >= plan->least_gradient", "0", DRIVER),
+    Mutant(
+        "states taken for other states",
+        BIND,
+        "slot < entry->slots; slot++, s++",
+        "slot < entry->slots; slot++, s += s + 1 < state_count",
+        NATIVE,
+    ),
     Mutant("read-only not noticed", BIND, "(slot == 1 ? 0 : NPY_ARRAY_WRITEABLE)", "0", DRIVER),
     Mutant("shape not looked at", BIND, "if (PyArray_DIM(array, i) != entry->shape[i])", "if (0)", DRIVER),
     Mutant("byte order not looked at", BIND, " || dtype->byteorder != '='", "", DRIVER),
     Mutant(
         "memory order not looked at",
         BIND,
-        "moved[slot] < 0 || !order",
-        "moved[slot] < 0",
+        "(moved | grad_moved) < 0 || !order",
+        "(moved | grad_moved) < 0",
         (*DRIVER, "tests/test_layouts.py"),
     ),
     Mutant("steps not counted", BIND, "PyList_SetItem(b->counter, 0, number);", "Py_DECREF(number);", DRIVER),
@@ -320,6 +331,7 @@ EQUIVALENT = (
     ),
     ("chunks of another size, in whole blocks", "the same, and the norm is cut into blocks before chunks are"),
     ("a step run by one thread instead of several", "the same; which threads work is a question of speed"),
+    ("threads on any core, tried as often as ever, headers not fetched", "the same"),
 )
 
 
