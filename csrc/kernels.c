@@ -7,6 +7,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+typedef double fo_four_doubles __attribute__((vector_size(4 * sizeof(double))));
+
 #define T float
 #define SQRT sqrtf
 #define NAME(x) x##_float

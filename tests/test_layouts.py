@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 import fastoptim as fo
+from fastoptim.backends.c import lib
 
 from .cases import same_bits
 
@@ -124,3 +126,12 @@ def test_gradients_are_only_read(n, backend, tmp_path):
         make(p, lr=0.1, backend=backend, threads=2).step(mapped, max_norm=1.0)
         make(twin, lr=0.1, backend="numpy").step(g[3:].copy(), max_norm=1.0)
         assert same_bits(p, twin)
+
+
+def test_tuples_of_another_make_are_noticed():
+    types = np.ndarray, np.memmap
+    found = partial(lib.fo_set_up, id(types[0]), id(types[1]), id(types))
+    try:
+        assert not found(tuple.__basicsize__ - 8)
+    finally:
+        assert found(tuple.__basicsize__)

@@ -131,10 +131,12 @@ MUTANTS = (
     Mutant(
         "norm: other pairs of lanes",
         LOOPS,
-        "lane[j] = lane[2 * j] + lane[2 * j + 1]",
-        "lane[j] = lane[j] + lane[j + width]",
+        "lane.one[j] = lane.one[2 * j] + lane.one[2 * j + 1]",
+        "lane.one[j] = lane.one[j] + lane.one[j + width]",
     ),
-    Mutant("norm: scaled in double", LOOPS, "k * (double)NAME(scale)(g[i + j], s)", "k * ((double)g[i + j] * s)"),
+    Mutant("norm: scaled in double", LOOPS, "k * (double)NAME(scale)(g, s)", "k * ((double)g * s)"),
+    Mutant("norm: squared before it is widened", LOOPS, "return x * x;", "return (T)x * (T)x;"),
+    Mutant("norm: one of four twice", LOOPS, "NAME(square)(s, k, x[3])", "NAME(square)(s, k, x[2])"),
     Mutant("norm: tail dropped", LOOPS, "for (int j = 0; i + j < n; j++)", "for (int j = 0; i + j + 1 < n; j++)"),
     Mutant("norm: odd block of the tree dropped", PLAN, "if (n % 2)\n            tree", "if (0)\n            tree"),
     Mutant(
@@ -240,8 +242,8 @@ MUTANTS = (
     Mutant(
         "states taken for other states",
         BIND,
-        "slot < entry->slots; slot++, s++",
-        "slot < entry->slots; slot++, s += s + 1 < state_count",
+        "bind(state[s], entry, slot, &order)",
+        "bind(state[s ^ 1], entry, slot, &order)",
         NATIVE,
     ),
     Mutant("read-only not noticed", BIND, "(slot == 1 ? 0 : NPY_ARRAY_WRITEABLE)", "0", DRIVER),
