@@ -25,6 +25,13 @@ int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t both, size_t head)
     return items[0] == (PyObject *)ndarray && items[1] == (PyObject *)memmap;
 }
 
+/* What the functions for Python hang on to: a plan, a list whose only item counts its steps, and, if they are views, which
+ * cannot be resized, the states of the last step. */
+typedef struct {
+    fo_plan *plan;
+    PyObject *counter, *views;
+} bound;
+
 /* Binds one slot: -1 if the array is not as expected, else whether its address is another than at the last step. `order`
  * keeps the contiguity flags that all arrays share. */
 static int bind(PyObject *object, fo_entry *entry, int slot, int *order)
@@ -113,22 +120,25 @@ static void fetch_ahead(PyObject *const *items, int64_t i, int64_t count)
 {
     enum { DISTANCE = 16 };
     if (i + DISTANCE < count) {
-        __builtin_prefetch(items[i + DISTANCE]);
-        __builtin_prefetch((const char *)items[i + DISTANCE] + 64);
+        const char *header = (const char *)items[i + DISTANCE];
+        __builtin_prefetch(header + offsetof(PyArrayObject_fields, data));
+        __builtin_prefetch(header + offsetof(PyArrayObject_fields, flags));
     }
 }
 
 /* How much of `entry->data` is known to be free of overlaps. */
 enum { NOTHING, WRITTEN, ALL };
 
-/* Binds everything; 0 if an array is not as expected or overlaps another. */
-static int bind_all(fo_plan *plan, PyObject *params, PyObject *grads, PyObject *states)
+/* Binds everything; 0 if an array is not as expected or overlaps another. Of views that were the states of the last step,
+ * too, only the addresses are read again: the rest of a thousand headers would have to come from memory. */
+static int bind_all(bound *b, PyObject *params, PyObject *grads, PyObject *states)
 {
+    fo_plan *plan = b->plan;
     int64_t count = plan->entry_count, state_count = plan->state_count, s = 0;
     if (PyTuple_Size(params) != count || PyTuple_Size(grads) != count || PyTuple_Size(states) != state_count)
         return 0;
     PyObject *const *param = items_of(params), *const *grad = items_of(grads), *const *state = items_of(states);
-    int known = plan->known, moved = 0, grad_moved = 0;
+    int known = plan->known, moved = 0, grad_moved = 0, same = states == b->views, owners = 0;
     plan->known = NOTHING;
     for (int64_t e = 0; e < count; e++) {
         fo_entry *entry = &plan->entries[e];
@@ -139,7 +149,10 @@ static int bind_all(fo_plan *plan, PyObject *params, PyObject *grads, PyObject *
         grad_moved |= bind(grad[e], entry, 1, &order);
         for (int slot = 2; slot < entry->slots; slot++, s++) {
             fetch_ahead(state, s, state_count);
+            if (same && PyArray_DATA((PyArrayObject *)state[s]) == entry->data[slot])
+                continue;
             moved |= bind(state[s], entry, slot, &order);
+            owners |= moved >= 0 && PyArray_CHKFLAGS((PyArrayObject *)state[s], NPY_ARRAY_OWNDATA);
         }
         if ((moved | grad_moved) < 0 || !order)
             return 0;
@@ -151,6 +164,10 @@ static int bind_all(fo_plan *plan, PyObject *params, PyObject *grads, PyObject *
     if ((known < WRITTEN && !sort_written(plan)) || (known < ALL && some_gradient_overlaps(plan)))
         return 0;
     plan->known = ALL;
+    if (!same && !owners) {
+        Py_XDECREF(b->views);
+        b->views = Py_NewRef(states);
+    }
     return 1;
 }
 
@@ -167,12 +184,6 @@ static int read_coefficients(fo_plan *plan, PyObject *rows)
     return !PyErr_Occurred();
 }
 
-/* What the functions below hang on to: a plan, and a list whose only item counts its steps. */
-typedef struct {
-    fo_plan *plan;
-    PyObject *counter;
-} bound;
-
 static const char CAPSULE[] = "fastoptim plan";
 
 static void release(PyObject *capsule)
@@ -180,6 +191,7 @@ static void release(PyObject *capsule)
     bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
     fo_plan_free(b->plan);
     Py_DECREF(b->counter);
+    Py_XDECREF(b->views);
     free(b);
 }
 
@@ -193,7 +205,7 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
         return PyErr_Format(PyExc_TypeError, "step takes params, grads, states, coefficients and scale");
     fo_plan *plan = b->plan;
     double scale = PyFloat_AsDouble(args[4]);
-    if (!read_coefficients(plan, args[3]) || !bind_all(plan, args[0], args[1], args[2])) {
+    if (!read_coefficients(plan, args[3]) || !bind_all(b, args[0], args[1], args[2])) {
         PyErr_Clear();
         Py_RETURN_FALSE;
     }
@@ -249,7 +261,7 @@ int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions)
     PyObject *capsule = b ? PyCapsule_New(b, CAPSULE, release) : 0;
     int made = capsule != 0;
     if (made) {
-        *b = (bound){plan, (PyObject *)counter};
+        *b = (bound){plan, (PyObject *)counter, 0};
         Py_INCREF(b->counter);
     } else {
         free(b);

@@ -3,8 +3,8 @@
  * The caller works too. Each thread has a range of chunks of its own, the same at every step, so that its cache may still
  * hold them; who is done with it helps the others, from the far ends of theirs. A job is closed when its chunks have run
  * out: who has not joined by then is not waited for, so a thread that wakes late costs nothing. Workers spin for a moment
- * after a job, since steps often follow each other closely, and sleep then. Whether threads pay is measured, not guessed:
- * see fo_pool_run. */
+ * after a job, since steps often follow each other closely, and sleep then; they keep off the caller's core. Whether
+ * threads pay is measured, not guessed: see fo_pool_run. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -16,7 +16,8 @@
 
 /* Joining costs 1 us with workers that spin and about 50 us with workers that sleep: smaller jobs are not tried. */
 static const double HOT_BYTES = 560e3, COLD_BYTES = 32e6;
-static const int64_t SPIN_NS = 200000, CLOSE_NS = 100000, ALWAYS_NS = 1000000;
+/* Workers spin for SPIN_NS after a job, or for CLOSE_NS after one that followed the job before within that time. */
+static const int64_t SPIN_NS = 50000, CLOSE_NS = 200000, ALWAYS_NS = 1000000;
 /* A serial run every so often keeps the comparison fresh. What threads gain is remembered up to BALANCE_NS, or RUNS serial
  * runs if that is more. When they have lost as much as TRIAL serial runs and TRIAL_NS, that is made good by DEBT times as
  * much serial work before they are tried again; by twice as much each time in a row, while that is less than RETRY_NS. */
@@ -35,6 +36,7 @@ static struct {
 } ranges[MAX_WORKERS + 1];
 static _Alignas(64) atomic_uint ticket; /* number of jobs so far: what workers watch */
 static atomic_int spinning;
+static _Atomic int64_t spin; /* ns */
 static atomic_int caller_core; /* where the last job was begun; -1 if the system does not tell */
 
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -136,7 +138,7 @@ static unsigned await_ticket(unsigned seen, int *avoided)
     unsigned now_seen;
     keep_off(avoided);
     atomic_fetch_add(&spinning, 1);
-    int64_t end = now() + SPIN_NS;
+    int64_t end = now() + atomic_load_explicit(&spin, memory_order_relaxed);
     do
         for (int i = 0; i < 64 && (now_seen = atomic_load(&ticket)) == seen; i++)
             relax();
@@ -277,6 +279,7 @@ void fo_pool_run(fo_pace pace[2], int threads, double bytes, int64_t count, void
         note_serial(own, (double)(last_end - start));
     } else {
         grow(helpers);
+        atomic_store_explicit(&spin, burst ? CLOSE_NS : SPIN_NS, memory_order_relaxed);
         double waited = run_parallel(count, task, context, 1 + (helpers < workers ? helpers : workers),
                                      !awake || (large && awake < helpers));
         last_end = now();

@@ -183,6 +183,30 @@ def test_an_overlap_is_noticed_when_a_norm_has_read_the_gradient_before():
         assert plan.step(params, grads, (), [(0.5,)], 1.0) == (grads is good)
 
 
+def test_states_that_move_or_shrink_are_noticed_in_the_very_same_tuple():
+    p, g = np.ones(10), np.ones(10)
+    plan = get_backend("c").plan([(RULES["momentum"], "none", 0.0, False, [p])], [0], 1)
+    v = np.zeros(10)
+    states = (v,)
+
+    def step():
+        return plan.step((p,), (g,), states, [(0.5, 1.0, 0.25)], 1.0)
+
+    assert step()
+    v.resize(5, refcheck=False)  # where it was
+    assert not step()
+    v.resize(1_000_000, refcheck=False)  # elsewhere
+    assert not step()
+    v.resize(10, refcheck=False)
+    v[:] = 1
+    assert step()
+    assert np.all(v == 1.5)
+    view = np.zeros(12)[1:11]
+    states = (view,)
+    assert step() and step()
+    assert np.all(view == 1.5) and np.all(v == 1.5)
+
+
 @pytest.mark.parametrize(
     "structure",
     [

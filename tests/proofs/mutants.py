@@ -256,6 +256,8 @@ MUTANTS = (
         "(moved | grad_moved) < 0",
         (*DRIVER, "tests/test_layouts.py"),
     ),
+    Mutant("owners of their memory taken for views", BIND, "if (!same && !owners)", "if (!same)", DRIVER),
+    Mutant("moved states not noticed", BIND, "if (same && PyArray_DATA", "if (same || PyArray_DATA", DRIVER),
     Mutant("steps not counted", BIND, "PyList_SetItem(b->counter, 0, number);", "Py_DECREF(number);", DRIVER),
     # The law
     Mutant("law: parenthesis of the square", LAW, "c2 * (g * g)", "(c2 * g) * g", COEFFICIENTS),
