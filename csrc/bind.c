@@ -25,8 +25,8 @@ int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t both, size_t head)
     return items[0] == (PyObject *)ndarray && items[1] == (PyObject *)memmap;
 }
 
-/* What the functions for Python hang on to: a plan, a list whose only item counts its steps, and, if they are views, which
- * cannot be resized, the states of the last step. */
+/* What the functions for Python hang on to: a plan, a list whose only item counts its steps, and the tuple of states that was
+ * bound last if all are views of other memory, which cannot be resized. */
 typedef struct {
     fo_plan *plan;
     PyObject *counter, *views;
@@ -126,11 +126,30 @@ static void fetch_ahead(PyObject *const *items, int64_t i, int64_t count)
     }
 }
 
+enum { ORDERS = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS };
+
 /* How much of `entry->data` is known to be free of overlaps. */
 enum { NOTHING, WRITTEN, ALL };
 
-/* Binds everything; 0 if an array is not as expected or overlaps another. Of views that were the states of the last step,
- * too, only the addresses are read again: the rest of a thousand headers would have to come from memory. */
+/* Binds an entry's states; see `bind`. Of known views only the addresses are read again: a thousand headers would have to
+ * come from memory. */
+static int bind_states(PyObject *const *state, fo_entry *entry, int are_known, int *order, int *owners)
+{
+    int moved = 0;
+    for (int slot = 2; are_known && slot < entry->slots; slot++)
+        are_known = PyArray_DATA((PyArrayObject *)state[slot - 2]) == entry->data[slot];
+    if (!are_known) {
+        entry->state_order = ORDERS;
+        for (int slot = 2; slot < entry->slots; slot++) {
+            moved |= bind(state[slot - 2], entry, slot, &entry->state_order);
+            *owners |= moved >= 0 && PyArray_CHKFLAGS((PyArrayObject *)state[slot - 2], NPY_ARRAY_OWNDATA);
+        }
+    }
+    *order &= entry->state_order;
+    return moved;
+}
+
+/* Binds everything; 0 if an array is not as expected or overlaps another. */
 static int bind_all(bound *b, PyObject *params, PyObject *grads, PyObject *states)
 {
     fo_plan *plan = b->plan;
@@ -138,24 +157,21 @@ static int bind_all(bound *b, PyObject *params, PyObject *grads, PyObject *state
     if (PyTuple_Size(params) != count || PyTuple_Size(grads) != count || PyTuple_Size(states) != state_count)
         return 0;
     PyObject *const *param = items_of(params), *const *grad = items_of(grads), *const *state = items_of(states);
-    int known = plan->known, moved = 0, grad_moved = 0, same = states == b->views, owners = 0;
+    int known = plan->known, moved = 0, grad_moved = 0, owners = 0;
     plan->known = NOTHING;
     for (int64_t e = 0; e < count; e++) {
         fo_entry *entry = &plan->entries[e];
-        int order = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS;
+        int order = ORDERS;
         fetch_ahead(param, e, count);
         fetch_ahead(grad, e, count);
+        for (int i = 0; i < entry->slots - 2; i++)
+            fetch_ahead(state, s + i, state_count);
         moved |= bind(param[e], entry, 0, &order);
         grad_moved |= bind(grad[e], entry, 1, &order);
-        for (int slot = 2; slot < entry->slots; slot++, s++) {
-            fetch_ahead(state, s, state_count);
-            if (same && PyArray_DATA((PyArrayObject *)state[s]) == entry->data[slot])
-                continue;
-            moved |= bind(state[s], entry, slot, &order);
-            owners |= moved >= 0 && PyArray_CHKFLAGS((PyArrayObject *)state[s], NPY_ARRAY_OWNDATA);
-        }
+        moved |= bind_states(state + s, entry, states == b->views, &order, &owners);
         if ((moved | grad_moved) < 0 || !order)
             return 0;
+        s += entry->slots - 2;
     }
     if (moved)
         known = NOTHING;
@@ -164,7 +180,7 @@ static int bind_all(bound *b, PyObject *params, PyObject *grads, PyObject *state
     if ((known < WRITTEN && !sort_written(plan)) || (known < ALL && some_gradient_overlaps(plan)))
         return 0;
     plan->known = ALL;
-    if (!same && !owners) {
+    if (states != b->views && !owners) {
         Py_XDECREF(b->views);
         b->views = Py_NewRef(states);
     }

@@ -20,6 +20,7 @@ typedef struct {
     const int64_t *shape;
     int8_t storage[5];
     int8_t slots;
+    int32_t state_order; /* the orders in memory that all states share, as NumPy's flags */
     void *data[5];
 } fo_entry;
 

@@ -183,28 +183,42 @@ def test_an_overlap_is_noticed_when_a_norm_has_read_the_gradient_before():
         assert plan.step(params, grads, (), [(0.5,)], 1.0) == (grads is good)
 
 
+def momentum_plan(params):
+    """A plan, and its step with given states: v <- v / 2 + g, p <- p - v / 4."""
+    plan = get_backend("c").plan([(RULES["momentum"], "none", 0.0, False, params)], [0], 1)
+    return lambda params, grads, states: plan.step(params, grads, states, [(0.5, 1.0, 0.25)], 1.0)
+
+
 def test_states_that_move_or_shrink_are_noticed_in_the_very_same_tuple():
     p, g = np.ones(10), np.ones(10)
-    plan = get_backend("c").plan([(RULES["momentum"], "none", 0.0, False, [p])], [0], 1)
     v = np.zeros(10)
-    states = (v,)
-
-    def step():
-        return plan.step((p,), (g,), states, [(0.5, 1.0, 0.25)], 1.0)
-
-    assert step()
-    v.resize(5, refcheck=False)  # where it was
-    assert not step()
-    v.resize(1_000_000, refcheck=False)  # elsewhere
-    assert not step()
+    states, step = (v,), momentum_plan([p])
+    assert step((p,), (g,), states)
+    for size in (5, 1_000_000):  # where it was, and elsewhere
+        v.resize(size, refcheck=False)
+        assert not step((p,), (g,), states)
     v.resize(10, refcheck=False)
     v[:] = 1
-    assert step()
+    assert step((p,), (g,), states)
     assert np.all(v == 1.5)
-    view = np.zeros(12)[1:11]
-    states = (view,)
-    assert step() and step()
-    assert np.all(view == 1.5) and np.all(v == 1.5)
+
+
+def test_known_states_keep_their_order_in_memory():
+    p, g, states = np.ones((3, 4)), np.ones((3, 4)), (np.zeros(12).reshape(3, 4),)
+    step = momentum_plan([p])
+    assert step((p,), (g,), states) and step((p,), (g,), states)
+    assert not step((np.asfortranarray(p),), (np.asfortranarray(g),), states)
+    assert step((p,), (g,), states)
+
+
+def test_known_states_are_found_again_after_others_were_refused():
+    params, grads = (np.ones(4), np.ones(4)), (np.ones(4), np.ones(4))
+    ours, others = np.zeros((2, 4)), np.zeros((2, 4))
+    step, states = momentum_plan(list(params)), tuple(ours)
+    assert step(params, grads, states)
+    assert not step(params, grads, (others[0], others[1][:3]))
+    assert step(params, grads, states)
+    assert np.all(ours == 1.5) and np.all(others == 0)
 
 
 @pytest.mark.parametrize(

@@ -242,8 +242,8 @@ MUTANTS = (
     Mutant(
         "states taken for other states",
         BIND,
-        "bind(state[s], entry, slot, &order)",
-        "bind(state[s ^ 1], entry, slot, &order)",
+        "bind(state[slot - 2], entry, slot, &entry->state_order)",
+        "bind(state[(slot - 2) ^ (entry->slots > 3)], entry, slot, &entry->state_order)",
         NATIVE,
     ),
     Mutant("read-only not noticed", BIND, "(slot == 1 ? 0 : NPY_ARRAY_WRITEABLE)", "0", DRIVER),
@@ -256,8 +256,17 @@ MUTANTS = (
         "(moved | grad_moved) < 0",
         (*DRIVER, "tests/test_layouts.py"),
     ),
-    Mutant("owners of their memory taken for views", BIND, "if (!same && !owners)", "if (!same)", DRIVER),
-    Mutant("moved states not noticed", BIND, "if (same && PyArray_DATA", "if (same || PyArray_DATA", DRIVER),
+    Mutant(
+        "owners of their memory taken for views", BIND, "states != b->views && !owners", "states != b->views", DRIVER
+    ),
+    Mutant(
+        "states elsewhere taken for known ones",
+        BIND,
+        "PyArray_DATA((PyArrayObject *)state[slot - 2]) == entry->data[slot]",
+        "1",
+        DRIVER,
+    ),
+    Mutant("order of known states forgotten", BIND, "*order &= entry->state_order;", "", DRIVER),
     Mutant("steps not counted", BIND, "PyList_SetItem(b->counter, 0, number);", "Py_DECREF(number);", DRIVER),
     # The law
     Mutant("law: parenthesis of the square", LAW, "c2 * (g * g)", "(c2 * g) * g", COEFFICIENTS),
