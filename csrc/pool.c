@@ -18,10 +18,11 @@
 static const double HOT_BYTES = 560e3, COLD_BYTES = 32e6;
 /* Workers spin for SPIN_NS after a job, or for CLOSE_NS after one that followed the job before within that time. */
 static const int64_t SPIN_NS = 50000, CLOSE_NS = 200000, ALWAYS_NS = 1000000;
-/* A serial run every so often keeps the comparison fresh. What threads gain is remembered up to BALANCE_NS, or RUNS serial
- * runs if that is more. When they have lost as much as TRIAL serial runs and TRIAL_NS, that is made good by DEBT times as
- * much serial work before they are tried again; by twice as much each time in a row, while that is less than RETRY_NS. */
-static const double BALANCE_NS = 10e6, RUNS = 20, TRIAL = 4, TRIAL_NS = 100e3, DEBT = 64, RETRY_NS = 250e6;
+/* Two serial runs every so often keep the comparison fresh. What threads gain is remembered up to BALANCE_NS, or RUNS serial
+ * runs if that is more. When they have lost as much as TRIAL serial runs, at most LONG_TRIAL_NS, and TRIAL_NS, that is made
+ * good by DEBT times as much serial work before they are tried again; by twice as much each time in a row, while that is less
+ * than RETRY_NS. */
+static const double BALANCE_NS = 10e6, RUNS = 20, TRIAL = 4, TRIAL_NS = 100e3, LONG_TRIAL_NS = 2e6, DEBT = 64, RETRY_NS = 1e9;
 enum { OPEN = 1 << 30, MAX_WORKERS = 1023, REFRESH = 256 };
 
 static pthread_mutex_t job_lock = PTHREAD_MUTEX_INITIALIZER; /* held by the caller of the running job */
@@ -233,7 +234,6 @@ static void note_serial(fo_pace *pace, double elapsed)
     double most = 1.1 * pace->serial; /* an interrupted run says little */
     double mean = 0.9 * pace->serial + 0.1 * elapsed;
     pace->serial = pace->serial <= 0 || elapsed < mean ? elapsed : mean < most ? mean : most;
-    pace->owed -= elapsed;
 }
 
 static void judge_parallel(fo_pace *pace, double elapsed, double waited)
@@ -241,8 +241,9 @@ static void judge_parallel(fo_pace *pace, double elapsed, double waited)
     if (pace->serial <= 0)
         return;
     /* The caller may have been interrupted while it worked, which is no fault of threads; waiting for them is. */
-    double trial = TRIAL * pace->serial + TRIAL_NS, worst = waited > trial ? waited : trial;
-    double most = RUNS * pace->serial > BALANCE_NS ? RUNS * pace->serial : BALANCE_NS, gain = pace->serial - elapsed;
+    double trial = TRIAL_NS + (TRIAL * pace->serial < LONG_TRIAL_NS ? TRIAL * pace->serial : LONG_TRIAL_NS);
+    double worst = waited > trial ? waited : trial, gain = pace->serial - elapsed;
+    double most = RUNS * pace->serial > BALANCE_NS ? RUNS * pace->serial : BALANCE_NS;
     pace->balance += gain < -worst ? -worst : gain;
     if (pace->balance > most || pace->debt <= 0)
         pace->debt = DEBT;
@@ -272,11 +273,13 @@ void fo_pool_run(fo_pace pace[2], int threads, double bytes, int64_t count, void
     int helpers = threads - 1 < MAX_WORKERS ? threads - 1 : MAX_WORKERS;
     int awake = atomic_load(&spinning), burst = awake || start - last_end < CLOSE_NS, large = bytes >= COLD_BYTES;
     fo_pace *own = &pace[burst];
-    int refresh = own->runs++ % REFRESH == 1;
+    int turn = (int)(own->runs++ % REFRESH), refresh = turn == 1 || turn == 2;
     if (!always && (refresh || own->owed > 0 || !(burst || large))) {
         run_serial(count, task, context);
         last_end = now();
-        note_serial(own, (double)(last_end - start));
+        own->owed -= (double)(last_end - start);
+        if (turn != 1) /* right after threads, data still lie in their caches */
+            note_serial(own, (double)(last_end - start));
     } else {
         grow(helpers);
         atomic_store_explicit(&spin, burst ? CLOSE_NS : SPIN_NS, memory_order_relaxed);
