@@ -25,8 +25,8 @@ int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t both, size_t head)
     return items[0] == (PyObject *)ndarray && items[1] == (PyObject *)memmap;
 }
 
-/* What the functions for Python hang on to: a plan, a list whose only item counts its steps, and the tuple of states that was
- * bound last if all are views of other memory, which cannot be resized. */
+/* What the functions for Python hang on to: a plan, a list whose only item counts its steps, and the tuple of states that is
+ * bound, if all are views of other memory, which cannot be resized. */
 typedef struct {
     fo_plan *plan;
     PyObject *counter, *views;
@@ -159,6 +159,8 @@ static int bind_all(bound *b, PyObject *params, PyObject *grads, PyObject *state
     PyObject *const *param = items_of(params), *const *grad = items_of(grads), *const *state = items_of(states);
     int known = plan->known, moved = 0, grad_moved = 0, owners = 0;
     plan->known = NOTHING;
+    if (b->views != states)
+        Py_CLEAR(b->views);
     for (int64_t e = 0; e < count; e++) {
         fo_entry *entry = &plan->entries[e];
         int order = ORDERS;
@@ -168,7 +170,7 @@ static int bind_all(bound *b, PyObject *params, PyObject *grads, PyObject *state
             fetch_ahead(state, s + i, state_count);
         moved |= bind(param[e], entry, 0, &order);
         grad_moved |= bind(grad[e], entry, 1, &order);
-        moved |= bind_states(state + s, entry, states == b->views, &order, &owners);
+        moved |= bind_states(state + s, entry, b->views != 0, &order, &owners);
         if ((moved | grad_moved) < 0 || !order)
             return 0;
         s += entry->slots - 2;
@@ -180,10 +182,10 @@ static int bind_all(bound *b, PyObject *params, PyObject *grads, PyObject *state
     if ((known < WRITTEN && !sort_written(plan)) || (known < ALL && some_gradient_overlaps(plan)))
         return 0;
     plan->known = ALL;
-    if (states != b->views && !owners) {
-        Py_XDECREF(b->views);
+    if (owners)
+        Py_CLEAR(b->views);
+    else if (!b->views)
         b->views = Py_NewRef(states);
-    }
     return 1;
 }
 

@@ -162,12 +162,16 @@ def test_memory_that_moves_under_a_live_array_is_followed():
     assert np.all(p == -1)
 
 
+def native_plan(rule, params):
+    return get_backend("c").plan([(RULES[rule], "none", 0.0, False, list(params))], [0], 1)
+
+
 @pytest.mark.parametrize("room", [40, 60])
 def test_a_gradient_between_parameters_is_plain_exactly_where_it_fits(room):
     """Parameters of 50 and 40 elements with `room` between them; the native call itself says what overlaps."""
     buffer = np.ones(50 + room + 40, np.float32)
     params, other = (buffer[:50], buffer[-40:]), np.ones(50, np.float32)
-    plan = get_backend("c").plan([(RULES["sgd"], "none", 0.0, False, list(params))], [0], 1)
+    plan = native_plan("sgd", params)
     for start in [*range(50 + room + 1), 0]:
         fits = 50 <= start <= 10 + room
         assert plan.step(params, (other, buffer[start : start + 40]), (), [(0.5,)], 1.0) == fits, start
@@ -176,23 +180,23 @@ def test_a_gradient_between_parameters_is_plain_exactly_where_it_fits(room):
 def test_an_overlap_is_noticed_when_a_norm_has_read_the_gradient_before():
     buffer = np.ones(200, np.float32)
     params, good, bad = (buffer[:100],), (buffer[100:],), (buffer[50:150],)
-    plan = get_backend("c").plan([(RULES["sgd"], "none", 0.0, False, list(params))], [0], 1)
+    plan = native_plan("sgd", params)
     assert plan.step(params, good, (), [(0.5,)], 1.0)
     for grads in (bad, good, bad):
         plan.sum_squares(grads, 1.0, 1.0)
         assert plan.step(params, grads, (), [(0.5,)], 1.0) == (grads is good)
 
 
-def momentum_plan(params):
-    """A plan, and its step with given states: v <- v / 2 + g, p <- p - v / 4."""
-    plan = get_backend("c").plan([(RULES["momentum"], "none", 0.0, False, params)], [0], 1)
+def momentum_step(params):
+    """The native step ``v <- v / 2 + g, p <- p - v / 4`` of given parameters, gradients and states."""
+    plan = native_plan("momentum", params)
     return lambda params, grads, states: plan.step(params, grads, states, [(0.5, 1.0, 0.25)], 1.0)
 
 
 def test_states_that_move_or_shrink_are_noticed_in_the_very_same_tuple():
     p, g = np.ones(10), np.ones(10)
     v = np.zeros(10)
-    states, step = (v,), momentum_plan([p])
+    states, step = (v,), momentum_step([p])
     assert step((p,), (g,), states)
     for size in (5, 1_000_000):  # where it was, and elsewhere
         v.resize(size, refcheck=False)
@@ -205,16 +209,35 @@ def test_states_that_move_or_shrink_are_noticed_in_the_very_same_tuple():
 
 def test_known_states_keep_their_order_in_memory():
     p, g, states = np.ones((3, 4)), np.ones((3, 4)), (np.zeros(12).reshape(3, 4),)
-    step = momentum_plan([p])
+    step = momentum_step([p])
     assert step((p,), (g,), states) and step((p,), (g,), states)
     assert not step((np.asfortranarray(p),), (np.asfortranarray(g),), states)
     assert step((p,), (g,), states)
 
 
+def test_known_states_are_not_mistaken_for_others_at_their_address():
+    memory = np.zeros((3, 3), order="F")
+    p, g, step = (np.ones((3, 3), order="F"),), (np.ones((3, 3), order="F"),), momentum_step([memory])
+    views = (memory.T,)
+    assert step((p[0].T,), (g[0].T,), views)
+    assert step(p, g, (memory,))
+    assert not step(p, g, views)
+
+
+def test_addresses_of_known_states_are_read_at_every_step():
+    p, g, memory = (np.ones(4),), (np.ones(4),), np.zeros(8)
+    view, step = memory[2:6], momentum_step([p[0]])
+    states = (view,)
+    assert step(p, g, states)
+    view.__setstate__((1, view.shape, view.dtype, False, np.zeros(4).tobytes()))  # a view no longer, and elsewhere
+    assert step(p, g, states)
+    assert np.all(memory[2:6] == 1) and np.all(view == 1)
+
+
 def test_known_states_are_found_again_after_others_were_refused():
     params, grads = (np.ones(4), np.ones(4)), (np.ones(4), np.ones(4))
     ours, others = np.zeros((2, 4)), np.zeros((2, 4))
-    step, states = momentum_plan(list(params)), tuple(ours)
+    step, states = momentum_step(params), tuple(ours)
     assert step(params, grads, states)
     assert not step(params, grads, (others[0], others[1][:3]))
     assert step(params, grads, states)
