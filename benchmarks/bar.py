@@ -131,6 +131,12 @@ def ours(rule, shapes, threads):
     return lambda: opt.step(g)
 
 
+def native_adam(p, g, m, v, threads):
+    """Adam's native call by itself."""
+    plan = c.plan([(RULES["adam"], "none", 0.0, False, [p])], [0], threads)
+    return partial(plan.step, (p,), (g,), (m, v), [ADAM], 1.0)
+
+
 def torch_parameters(params, grads):
     parameters = [torch.from_numpy(x) for x in params]
     for parameter, g in zip(parameters, grads, strict=True):
@@ -255,10 +261,8 @@ def kernel_rows(rounds):
             x = [y[-y.__array_interface__["data"][0] % 64 // 4 + offset :][:n] for y in x]
             for y in x:
                 y[...] = np.abs(arrays([n])[0]) + 0.1
-            plan = c.plan([(RULES["adam"], "none", 0.0, False, [x[0]])], [0], 1)
-            arguments = (x[0],), (x[1],), (x[2], x[3]), [ADAM], 1.0
             limit = c.root_and_divide(np.ones(n, np.float32), np.ones(n, np.float32))
-            return {"kernel": lambda: plan.step(*arguments), "limit": limit}
+            return {"kernel": native_adam(*x, threads=1), "limit": limit}
 
         times = rounds_of(make, rounds)
         ratios = ratio(times, "kernel", "limit")
@@ -372,10 +376,8 @@ def clipping_rows(sizes, rounds):
 def disturbed_rows(rounds):
     def pair(n):
         """The same arrays on one and on two threads, through the native call, so that nothing else differs."""
-        p, g, m, v = *arrays([n, n]), np.zeros(n, np.float32), np.zeros(n, np.float32)
-        arguments = (p,), (g,), (m, v), [ADAM], 1.0
-        plans = {threads: c.plan([(RULES["adam"], "none", 0.0, False, [p])], [0], threads) for threads in (1, 2)}
-        return {threads: partial(plan.step, *arguments) for threads, plan in plans.items()}
+        shared = *arrays([n, n]), np.zeros(n, np.float32), np.zeros(n, np.float32)
+        return {threads: native_adam(*shared, threads) for threads in (1, 2)}
 
     for n in (10_000, 100_000, 1_000_000):
         times: dict[int, list[float]] = {1: [], 2: []}
