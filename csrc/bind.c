@@ -184,7 +184,7 @@ static int bind_all(bound *b, PyObject *params, PyObject *grads, PyObject *state
     plan->known = ALL;
     if (owners)
         Py_CLEAR(b->views);
-    else if (!b->views)
+    else if (!b->views && count > 1) /* one array's are read as quickly, and need not be kept alive */
         b->views = Py_NewRef(states);
     return 1;
 }

@@ -93,3 +93,8 @@ const char *fo_compiler(void);
  * 2 avx512). */
 int32_t fo_cpu_isa(void);
 int32_t fo_x86_isa(uint32_t max_leaf, uint32_t leaf1_ecx, uint32_t leaf7_ebx, uint64_t xcr0);
+
+/* cpu.c: how this thread rounds and whether it keeps subnormal numbers. */
+typedef uint64_t fo_float_mode;
+fo_float_mode fo_float_mode_set_default(void); /* round to nearest, subnormals kept; returns what was there */
+void fo_float_mode_restore(fo_float_mode mode);

@@ -21,11 +21,6 @@ fo_kernel *fo_kernel_for(int32_t rule, int storage);
 typedef void fo_square_kernel(double grad_scale, double k, int64_t n, const void *g, double *sums);
 fo_square_kernel *fo_square_kernel_for(int storage);
 
-/* cpu.c */
-typedef uint64_t fo_float_mode;
-fo_float_mode fo_float_mode_set_default(void); /* round to nearest, subnormals kept; returns what was there */
-void fo_float_mode_restore(fo_float_mode mode);
-
 /* pool.c: calls task(context, i) for every i below `count`, on up to `threads` threads, each in the default float mode.
  * `bytes` is the traffic of the whole. */
 void fo_pool_run(fo_pace pace[2], int threads, double bytes, int64_t count, void (*task)(void *context, int64_t i),

@@ -73,7 +73,7 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t entry_count,
         if (gradient && gradient < plan->least_gradient)
             plan->least_gradient = gradient;
     }
-    int64_t size = elements / (threads * 8);
+    int64_t size = elements / ((int64_t)threads * 8);
     size = size < 8192 ? 8192 : size > 65536 ? 65536 : size;
     plan->chunk_count = cut(plan, size, 0, 0);
     plan->chunk_entry = malloc((size_t)(plan->chunk_count + 1) * sizeof *plan->chunk_entry);

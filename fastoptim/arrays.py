@@ -16,21 +16,21 @@ Array = np.ndarray
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def check_parameter(name: str, p: Any) -> None:
+def check_parameter(name: str, p: Any, role: str = "parameter") -> None:
     """TypeError or ValueError unless `p` is an array that a step can update in place."""
     if not isinstance(p, np.ndarray) or isinstance(p, np.ma.MaskedArray):
-        raise TypeError(f"parameter {name!r}: expected a NumPy array, got {type(p).__name__}")
-    check_dtype(name, p.dtype)
+        raise TypeError(f"{role} {name!r}: expected a NumPy array, got {type(p).__name__}")
+    check_dtype(name, p.dtype, role)
     if not p.flags.writeable:
-        raise ValueError(f"parameter {name!r} is read-only")
+        raise ValueError(f"{role} {name!r} is read-only")
     if overlaps_itself(p):
-        raise ValueError(f"parameter {name!r}: several of its elements lie at the same address")
+        raise ValueError(f"{role} {name!r}: several of its elements lie at the same address")
 
 
-def check_dtype(name: str, dtype: np.dtype) -> None:
+def check_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
     """TypeError unless `dtype` is native float32 or float64."""
     if dtype not in DTYPES:
-        raise TypeError(f"parameter {name!r}: expected native float32 or float64, got dtype {dtype.str!r}")
+        raise TypeError(f"{role} {name!r}: expected native float32 or float64, got dtype {dtype.str!r}")
 
 
 def check_companion(name: str, role: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> Array:

@@ -7,24 +7,26 @@ from typing import Any
 
 from . import rules
 from .backends import Backend, resolve
+from .interrupts import deferred
 from .optimizers import flag, norm_limit, real
 from .threads import resolve_threads
 from .trees import Structure
 
 
-def _checked(grads: Any, backend: str, written: bool) -> tuple[Backend, list[Any]]:
+def _checked(grads: Any, backend: str, written: bool) -> tuple[Backend, dict[str, Any]]:
+    """The backend, and name -> gradient of those that are not None."""
     structure = Structure(grads)
     leaves = structure.leaves(grads)
     chosen = resolve(backend, tuple(leaf for leaf in leaves if leaf is not None))
-    checked = []
+    checked = {}
     for name, g in zip(structure.names, leaves, strict=True):
         if g is None:
             continue
         if written:
-            chosen.check_parameter(f"{name} (gradient)", g)
+            chosen.check_parameter(name, g, "gradient")
         else:
             g = chosen.check_companion(name, "gradient", g, *_described(chosen, name, g))
-        checked.append(g)
+        checked[name] = g
     return chosen, checked
 
 
@@ -33,7 +35,7 @@ def _described(backend: Backend, name: str, g: Any) -> tuple[tuple[int, ...], An
         shape, dtype = backend.describe(g)
     except AttributeError:
         raise TypeError(f"gradient {name!r}: expected an array, got {type(g).__name__}") from None
-    backend.check_dtype(name, dtype)
+    backend.check_dtype(name, dtype, "gradient")
     return shape, dtype
 
 
@@ -64,7 +66,7 @@ def grad_norm(grads: Any, *, grad_scale: float = 1.0, backend: str = "auto", thr
     5.0
     """
     chosen, checked = _checked(grads, backend, written=False)
-    return chosen.norm(checked, real("grad_scale", grad_scale), resolve_threads(threads))
+    return chosen.norm(list(checked.values()), real("grad_scale", grad_scale), resolve_threads(threads))
 
 
 def clip_grad_norm(
@@ -103,12 +105,12 @@ def clip_grad_norm(
     limit = norm_limit(max_norm)
     strict = flag("error_if_nonfinite", error_if_nonfinite)
     chosen, checked = _checked(grads, backend, written=True)
-    chosen.check_disjoint([chosen.span(f"gradient {i}", g) for i, g in enumerate(checked)], ())
-    norm = chosen.norm(checked, 1.0, resolve_threads(threads))
+    chosen.check_disjoint([chosen.span(f"gradient {name!r}", g) for name, g in checked.items()], ())
+    norm = chosen.norm(list(checked.values()), 1.0, resolve_threads(threads))
     if strict and not math.isfinite(norm):
         raise ValueError(f"the gradient norm is {norm}")
     factor = rules.clip_factor(norm, limit)
     if factor != 1.0:
-        for g in checked:
-            chosen.multiply(g, factor)
+        with deferred():
+            chosen.multiply(list(checked.values()), factor)
     return norm

@@ -40,6 +40,13 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _auto() -> str:
+    try:
+        return os.environ.get("FASTOPTIM_BACKEND") or backends.best_for_host()[0]
+    except (ImportError, ValueError) as error:
+        return f"error: {error}"
+
+
 def info() -> dict[str, Any]:
     """Backends found, instruction set chosen, threads, compiler and flags, GPU, versions; JSON-ready.
 
@@ -47,7 +54,7 @@ def info() -> dict[str, Any]:
     -------
     dict
         ``backends`` maps each name to its details, or to ``{"missing": reason}``; ``auto`` is what "auto" takes for
-        NumPy arrays.
+        NumPy arrays, or the error that it raises.
     """
     found: dict[str, Any] = {}
     for name in backends.BACKENDS:
@@ -55,7 +62,7 @@ def info() -> dict[str, Any]:
         found[name] = {"missing": reason} if reason else backends.get_backend(name).info()
     return {
         "fastoptim": __version__,
-        "auto": next(name for name in backends.BACKENDS if "missing" not in found[name]),
+        "auto": _auto(),
         "backends": found,
         "threads": {"default": resolve_threads(None), "usable cores": usable_cores()},
         "processor": processor(),

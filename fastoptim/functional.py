@@ -13,6 +13,7 @@ import numpy as np
 
 from .arrays import DTYPES
 from .backends import Backend, Run, resolve
+from .interrupts import deferred
 from .optimizers import Policy, adam_policy, flag, real, sgd_policy
 from .threads import resolve_threads
 
@@ -26,12 +27,14 @@ def _plan(backend: Backend, policy: Policy, p: Any, threads: int) -> Any | None:
     """The native plan for arrays like `p`, kept from the last call; None where only the checked way is left."""
     if type(p) is not np.ndarray or p.dtype not in DTYPES:
         return None
-    key = (backend.name, policy[:4], p.shape, p.dtype, threads)
+    key = (backend.name, policy.rule, policy.decay, policy.maximize, p.shape, p.dtype, threads)
     kept: dict[Any, Any] = _plans.__dict__.setdefault("kept", {})
     if key not in kept:
         if len(kept) >= 256:
             kept.clear()
         kept[key] = backend.plan([(*policy[:4], [p])], [0], threads)
+    if kept[key] is not None and policy.decay != "none":
+        kept[key].set_decay([policy.decay_coefficient])
     return kept[key]
 
 
@@ -62,8 +65,9 @@ def _apply(
         [form.g],
         [form.states],
     )
-    backend.apply([run], scale, threads)
-    form.write_back()
+    with deferred():
+        backend.apply([run], scale, threads)
+        form.write_back()
 
 
 def sgd(

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
+from copy import deepcopy
 from functools import partial
 from operator import itemgetter
 from threading import get_ident
@@ -21,12 +20,13 @@ import numpy as np
 
 from . import arrays, rules
 from .backends import Run, StepInfo, resolve
+from .interrupts import deferred
 from .rules import RULES, Rule
 from .threads import resolve_threads
 from .trees import Structure, leaves_of
 
 APPLIED = StepInfo(True, None)
-BUSY = "this optimizer is being stepped by another thread"
+BUSY = "this optimizer is being stepped by another thread (or was, when this process was forked)"
 
 
 # --- Hyper-parameters ---------------------------------------------------------------------------------------------
@@ -38,8 +38,10 @@ def real(name: str, value: Any, low: float = -math.inf, below: float = math.inf)
         number = float(value + 0)  # also refuses strings, which float() reads
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a real number, got {value!r}") from error
-    if not low <= number < below:  # also refuses NaN
-        limit = f">= {low:g}" if math.isinf(below) else f"in [{low:g}, {below:g})"
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
+    if not (math.isfinite(number) and low <= number < below):
+        limit = f">= {low:g} and finite" if math.isinf(below) else f"in [{low:g}, {below:g})"
         raise ValueError(f"{name} must be {'finite' if math.isinf(low) else limit}, got {number}")
     return number
 
@@ -160,18 +162,19 @@ class ParamGroup(dict):
     changes: list[int]  # counts those of all groups of an optimizer
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key not in self or key == "names":
-            raise KeyError(f"parameter groups let {sorted(self.keys() - {'names'})} be set, not {key!r}")
-        if key == "params":
-            value = list(value)
-            if len(value) != len(self["names"]):
-                raise ValueError(f"params: expected {len(self['names'])} arrays, got {len(value)}")
-        super().__setitem__(key, value)
-        self.changes[0] += 1
+        self.update({key: value})
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        for key, value in dict(*args, **kwargs).items():
-            self[key] = value
+        new = dict(*args, **kwargs)
+        for key in new:
+            if key not in self or key == "names":
+                raise KeyError(f"parameter groups let {sorted(self.keys() - {'names'})} be set, not {key!r}")
+        if "params" in new:
+            new["params"] = ParamList(new["params"])
+            if len(new["params"]) != len(self["names"]):
+                raise ValueError(f"params: expected {len(self['names'])} arrays, got {len(new['params'])}")
+        super().update(new)
+        self.changes[0] += 1
 
     def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override,misc]
         self.update(other)
@@ -193,21 +196,36 @@ def _restore_group(items: dict) -> ParamGroup:
     return group
 
 
-class ParamGroups(list):
-    """`Optimizer.param_groups`: a list that grows by `Optimizer.add_param_group` alone."""
+class _FixedList(list):
+    _why: str
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("param_groups grows by add_param_group alone; change the entries of its groups instead")
+        raise TypeError(self._why)
 
     append = extend = insert = pop = remove = clear = sort = reverse = _refuse  # type: ignore[assignment]
     __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:
-        return _restore_groups, (list(self),)
+        return type(self), (list(self),)
 
 
-def _restore_groups(groups: list[ParamGroup]) -> ParamGroups:
-    return ParamGroups(groups)
+class ParamGroups(_FixedList):
+    """`Optimizer.param_groups`: a list that grows by `Optimizer.add_param_group` alone."""
+
+    _why = "param_groups grows by add_param_group alone; change the entries of its groups instead"
+
+
+class ParamList(_FixedList):
+    """ "params" of a group: each array may be replaced by another; their number and order stay."""
+
+    _why = "arrays of a group can be replaced, not added, removed or moved; add_param_group adds some"
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(index, slice):
+            value = list(value)
+            if len(value) != len(self[index]):
+                self._refuse()
+        list.__setitem__(self, index, value)
 
 
 # --- Bookkeeping --------------------------------------------------------------------------------------------------
@@ -305,31 +323,16 @@ class _Plan:
         return self.native.step(params, leaves, self.states, self.rows or self.coefficients(), scale)
 
 
-@contextlib.contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Keep Ctrl-C from landing in the middle of a step: it is delivered right after."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        yield
-        return
-    seen: list[Any] = []
-    handler = signal.signal(signal.SIGINT, lambda *args: seen.append(args))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if seen and callable(handler):
-            handler(*seen[0])
-
-
 # --- The optimizers -----------------------------------------------------------------------------------------------
 
 
 class Optimizer:
     """Base of the optimizers: parameter groups, states, the step as a transaction.
 
-    Subclasses name their hyper-parameters (`_names`) and turn them into a `Policy` (`_policy`).
+    Subclasses name their hyper-parameters (`_names`) and turn them into a `Policy` (`_policy`) for one of `_rules`.
     """
 
+    _rules: tuple[str, ...]
     _names: tuple[str, ...]
     _policy: Callable[..., Policy]
 
@@ -405,21 +408,23 @@ class Optimizer:
         leaves = list(structure.leaves(params))
         if not leaves:
             raise ValueError("a parameter group holds no parameters")
-        if any(isinstance(leaf, np.memmap) for leaf in leaves) and not hasattr(self._backend, "budget"):
-            self._offload()
-        prefix = f"{len(self._groups)}." if (self._grouped if prefixed is None else prefixed) else ""
-        names = [prefix + name for name in structure.names]
-        known = {parameter.name for parameter in self._parameters}
+        names, number = list(structure.names), len(self._groups)
+        if self._grouped if prefixed is None else prefixed:
+            known = {parameter.name for parameter in self._parameters}
+            while not known.isdisjoint(names := [f"{number}.{name}" for name in structure.names]):
+                number += 1  # an ungrouped model may have names of this form
         for name, leaf in zip(names, leaves, strict=True):
-            if name in known:
-                raise ValueError(f"two parameters have the name {name!r}")
             self._backend.check_parameter(name, leaf)
         span = self._backend.span
         spans = [span(f"parameter {name!r}", leaf) for name, leaf in zip(names, leaves, strict=True)]
         spans += [span(f"parameter {q.name!r}", q.group["params"][q.index]) for q in self._parameters]
         self._backend.check_disjoint(spans, ())
-        entry = _restore_group({"params": leaves, "names": names} | self._defaults | dict(group, params=leaves))
+        entry = _restore_group(
+            {"params": None, "names": names} | self._defaults | dict(group, params=ParamList(leaves))
+        )
         type(self)._policy(*self._read(entry))
+        if any(isinstance(leaf, np.memmap) for leaf in leaves) and not hasattr(self._backend, "budget"):
+            self._offload()
         entry.changes = self._changes
         list.append(self._groups, entry)
         self._structures.append(structure)
@@ -458,8 +463,9 @@ class Optimizer:
 
     @threads.setter
     def threads(self, value: int | None) -> None:
-        self._threads = resolve_threads(value)
-        self._sync()
+        with self._locked():
+            self._threads = resolve_threads(value)
+            self._sync()
 
     # --- the step
 
@@ -483,7 +489,8 @@ class Optimizer:
             Clip: gradients are multiplied by ``min(1, max_norm / (norm + 1e-6))``, where `norm` is the Euclidean norm
             of all gradients after `grad_scale`, in float64.
         skip_nonfinite : bool
-            Leave everything as it was if a gradient holds a NaN or an infinity (after `grad_scale`).
+            Leave everything as it was if a gradient holds a NaN or an infinity (after `grad_scale`), or if the norm of
+            them all is beyond float64.
 
         Returns
         -------
@@ -542,7 +549,7 @@ class Optimizer:
                     [form.states for form in forms],
                 )
             )
-        with _interrupts_deferred():
+        with deferred():
             info = backend.transaction(
                 runs, [g for _, g in checked if g is not None], grad_scale, max_norm, skip, self._threads
             )
@@ -574,8 +581,6 @@ class Optimizer:
         states: dict[int, tuple[Any, ...]] = {}
         for cohort in plan.cohorts:
             states.update(zip(cohort.positions, cohort.states, strict=True))
-            if len(cohort.params) != len(cohort.group["names"]):
-                raise ValueError(f"params: expected {len(cohort.group['names'])} arrays, got {len(cohort.params)}")
         for position, (parameter, g) in enumerate(zip(self._parameters, leaves, strict=True)):
             name = parameter.name
             p = parameter.group["params"][parameter.index]
@@ -661,7 +666,10 @@ class Optimizer:
     def _group_leaves(self, grads: Any) -> tuple[Any, ...]:
         structures = self._structures
         if not isinstance(grads, Sequence) or len(grads) != len(structures):
-            raise ValueError(f"grads: expected a sequence with one entry for each of the {len(structures)} groups")
+            raise ValueError(
+                f"grads: expected a sequence with one entry for each of the {len(structures)} groups, such as "
+                "[gradients of group 0, gradients of group 1]"
+            )
         return tuple(
             leaf
             for structure, entry in zip(structures, grads, strict=True)
@@ -704,7 +712,7 @@ class Optimizer:
                 name: {k: v if k == "step" else copy(v) for k, v in entry.items()} for name, entry in self.state.items()
             },
             "param_groups": [
-                {"params": list(group["names"])} | {name: group[name] for name in self._names}
+                {"params": list(group["names"])} | {name: deepcopy(group[name]) for name in self._names}
                 for group in self.param_groups
             ],
         }
@@ -725,7 +733,7 @@ class Optimizer:
         if kind != type(self).__name__:
             raise ValueError(f"state dict is of {kind}, this optimizer is {type(self).__name__}")
         names = [list(group["names"]) for group in self._groups]
-        if [list(group["params"]) for group in groups] != names:
+        if [isinstance(group, Mapping) and list(group.get("params", ())) for group in groups] != names:
             raise ValueError("state dict has other parameter groups or names than this optimizer")
         if set(entries) != {name for group in names for name in group}:
             raise ValueError("state dict has states for other parameters than this optimizer")
@@ -733,17 +741,21 @@ class Optimizer:
             if set(group) != {"params", *self._names}:
                 raise ValueError(f"state dict: a group has {sorted(set(group) - {'params'})}, expected {self._names}")
             type(self)._policy(*self._read(group))
-        slots = {name for rule in RULES.values() for name in rule.states}
+        slots = [set(RULES[name].states) for name in self._rules]
         loaded = []
         for parameter in self._parameters:
             entry = dict(entries[parameter.name])
             t = entry.pop("step", None)
-            if isinstance(t, bool) or not isinstance(t, (int, np.integer)) or t < 0:
-                raise ValueError(f"state of parameter {parameter.name!r}: step must be an int >= 0, got {t!r}")
+            if isinstance(t, bool) or not isinstance(t, (int, np.integer)) or not 0 <= t < 1 << 63:
+                raise ValueError(
+                    f"state of parameter {parameter.name!r}: step must be an int from 0 to 2**63, got {t!r}"
+                )
+            if t and (missing := set.intersection(*slots) - entry.keys()):
+                raise ValueError(f"state of parameter {parameter.name!r} lacks {sorted(missing)}")
             p = parameter.group["params"][parameter.index]
             states = {}
             for slot, value in entry.items():
-                if slot not in slots:
+                if slot not in set.union(*slots):
                     raise ValueError(f"state of parameter {parameter.name!r}: unknown name {slot!r}")
                 value = arrays.check_companion(parameter.name, slot, value, parameter.shape, parameter.dtype)
                 states[slot] = self._backend.zeros_like(p)
@@ -753,7 +765,7 @@ class Optimizer:
         for parameter, (t, states) in zip(self._parameters, loaded, strict=True):
             parameter.t, parameter.states = t, states
         for entry, group in zip(self._groups, groups, strict=True):
-            entry.update({name: group[name] for name in self._names})
+            entry.update({name: deepcopy(group[name]) for name in self._names})
 
     def save(self, path: Any) -> None:
         """Write parameters, states, step counts and hyper-parameters to a checkpoint file."""
@@ -794,8 +806,8 @@ class Optimizer:
 
 
 def _listed(params: Any) -> Any:
-    """`params`, or its items if it can be walked only once."""
-    return list(params) if isinstance(params, Iterator) else params
+    """`params`, or its items if it can be walked only once or is the values of a dict."""
+    return list(params) if isinstance(params, (Iterator, ValuesView)) else params
 
 
 class SGD(Optimizer):
@@ -858,6 +870,7 @@ class SGD(Optimizer):
     array([0.5, 1.5])
     """
 
+    _rules = ("sgd", "momentum", "nesterov")
     _names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "momentum_mode")
     _policy = staticmethod(sgd_policy)
 
@@ -933,6 +946,7 @@ class Adam(Optimizer):
     0.9
     """
 
+    _rules = ("adam", "amsgrad")
     _names = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "eps_mode")
     _policy = staticmethod(adam_policy)
 
@@ -985,6 +999,25 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
-        **options: Any,
+        *,
+        maximize: bool = False,
+        eps_mode: str = "torch",
+        backend: str = "auto",
+        threads: int | None = None,
+        state_dir: Any = None,
+        memory_budget: int | str | None = None,
     ):
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            eps_mode=eps_mode,
+            backend=backend,
+            threads=threads,
+            state_dir=state_dir,
+            memory_budget=memory_budget,
+        )

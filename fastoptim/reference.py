@@ -44,6 +44,12 @@ def update(
             target[...] = result
 
 
+def multiply(x: Array, factor: float) -> None:
+    """``x <- factor * x`` in place, with the factor rounded to the dtype of `x`."""
+    with _quiet():
+        x *= x.dtype.type(factor)
+
+
 def block_sums(g: Array, grad_scale: float, k: float) -> Array:
     """Sums of ``(k * (grad_scale * g))**2``, one float64 for each block of `g` (1-d, contiguous)."""
     T = g.dtype.type

@@ -6,6 +6,9 @@ import math
 import os
 import sys
 from functools import cache
+from typing import Any
+
+MOST = 1024  # what the pool of the C backend serves
 
 
 def usable_cores() -> int:
@@ -31,19 +34,19 @@ def _quota() -> int:
 def _from_environment() -> int | None:
     text = os.environ.get("FASTOPTIM_NUM_THREADS")
     if text:
-        if not text.strip().isdigit() or int(text) < 1:
-            raise ValueError(f"FASTOPTIM_NUM_THREADS must be a positive integer, got {text!r}")
+        if not text.strip().isdecimal() or not 1 <= int(text) <= MOST:
+            raise ValueError(f"FASTOPTIM_NUM_THREADS must be an integer from 1 to {MOST}, got {text!r}")
         return int(text)
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP allows one number per nesting level
-    return int(first) if first.isdigit() and int(first) > 0 else None
+    return min(int(first), MOST) if first.isdecimal() and int(first) > 0 else None
 
 
-def resolve_threads(threads: int | None) -> int:
+def resolve_threads(threads: Any) -> int:
     """`threads`, else FASTOPTIM_NUM_THREADS, else OMP_NUM_THREADS, else the usable cores."""
     if threads is None:
-        return _from_environment() or usable_cores()
-    if isinstance(threads, bool) or not isinstance(threads, int):
+        return _from_environment() or min(usable_cores(), MOST)
+    if isinstance(threads, bool) or not hasattr(threads, "__index__"):
         raise TypeError(f"threads must be an int or None, got {type(threads).__name__}")
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    return threads
+    if not 1 <= threads <= MOST:
+        raise ValueError(f"threads must be from 1 to {MOST}, got {threads}")
+    return int(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -167,6 +168,33 @@ def test_without_the_extension_one_warning_and_the_same_numbers():
     backend, _, value = done.stdout.split()
     assert backend in ("numba", "numpy")
     assert value == python(STEP.format(backend="c")).stdout.split()[2]
+
+
+def test_forced_kernels_without_the_extension_are_an_error():
+    done = python(WITHOUT_C + STEP.format(backend="auto"), FASTOPTIM_ISA="avx2")
+    assert done.returncode != 0 and "FASTOPTIM_ISA=avx2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "auto"),
+    [
+        ({}, "c"),
+        ({"FASTOPTIM_BACKEND": "numpy"}, "numpy"),
+        ({"FASTOPTIM_ISA": "mmx"}, "error: FASTOPTIM_ISA: instruction set 'mmx'"),
+    ],
+)
+def test_info_says_what_auto_takes_or_why_it_cannot(environment, auto):
+    done = python("import fastoptim as fo, json; print(json.dumps(fo.info()))", **environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["auto"].startswith(auto)
+    assert ("missing" in found["backends"]["c"]) == auto.startswith("error")
+
+
+@pytest.mark.parametrize("threads", ["0", "two", "²", "1025"])
+def test_a_forced_number_of_threads_is_understood_or_refused(threads):
+    done = python("import fastoptim as fo; fo.grad_norm([])", FASTOPTIM_NUM_THREADS=threads)
+    assert done.returncode != 0 and "FASTOPTIM_NUM_THREADS must be an integer from 1 to 1024" in done.stderr
 
 
 def test_require_c_makes_a_missing_extension_an_error():

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import signal
+import weakref
+
 import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim import rules
+from fastoptim import reference, rules
+from fastoptim.backends import get_backend
+from fastoptim.backends.c import lib
+from fastoptim.backends.numpy_backend import TILE
 
 from .cases import DTYPES, same_bits
 
@@ -103,13 +110,13 @@ def test_clip_grad_norm_refuses_before_it_writes():
     a, b = np.full(3, 5.0), np.array([np.nan])
     with pytest.raises(ValueError, match="norm is nan"):
         fo.clip_grad_norm([a, b], 1.0, error_if_nonfinite=True)
-    with pytest.raises(ValueError, match="overlap"):
-        fo.clip_grad_norm([a, a], 1.0)
+    with pytest.raises(ValueError, match="gradient 'v' and gradient 'w' overlap"):
+        fo.clip_grad_norm({"v": a, "w": a}, 1.0)
     with pytest.raises(ValueError, match="max_norm"):
         fo.clip_grad_norm([a], -1.0)
     read_only = np.ones(3)
     read_only.flags.writeable = False
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError, match="gradient '1' is read-only"):
         fo.clip_grad_norm([a, read_only], 1.0)
     assert np.all(a == 5)
     fo.clip_grad_norm([a, b], 1.0)
@@ -121,3 +128,95 @@ def test_clip_limits(max_norm):
     g = np.array([3.0, 4.0])
     assert fo.clip_grad_norm(g, max_norm) == 5.0
     assert np.linalg.norm(g) == pytest.approx(min(5.0, max_norm), rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_clipping_is_exact_whatever_the_modes_of_floating_point(backend):
+    a, b = np.array([3.0, 1e-40], np.float32), np.array([4.0, 1e-308])
+    wanted = [x * x.dtype.type(rules.clip_factor(5.0, 1.0)) for x in (a, b)]
+    with np.errstate(all="raise"):  # 1e-308 becomes subnormal
+        fo.clip_grad_norm([x := a.copy(), y := b.copy()], 1.0, backend=backend)
+        assert same_bits(x, wanted[0]) and same_bits(y, wanted[1])
+    mode = lib.fo_float_mode_set_default()
+    lib.fo_float_mode_restore(mode | 0x8040 if get_backend("c").isa != "neon" else 1 << 24)  # flush to zero
+    try:
+        flushed = np.float32(1e-40) * np.float32(1) == 0
+        if backend == "c":
+            fo.clip_grad_norm([a, b], 1.0, backend=backend)
+        else:
+            with pytest.raises(FloatingPointError, match="subnormal"):
+                fo.clip_grad_norm([a, b], 1.0, backend=backend)
+    finally:
+        lib.fo_float_mode_restore(mode)
+    assert flushed
+    if backend == "c":
+        assert same_bits(a, wanted[0]) and same_bits(b, wanted[1])
+    else:
+        assert a[0] == 3 and b[0] == 4, "refused after something was written"
+
+
+def interrupting(function):
+    """`function`, with Ctrl-C pressed at the end of each call."""
+
+    def call(*args, **kwargs):
+        function(*args, **kwargs)
+        signal.raise_signal(signal.SIGINT)
+
+    return call
+
+
+def test_ctrl_c_waits_until_all_is_written(monkeypatch):
+    p, g = np.zeros(2 * TILE), np.ones(2 * TILE)
+    monkeypatch.setattr(reference, "update", interrupting(reference.update))
+    with pytest.raises(KeyboardInterrupt):
+        fo.functional.sgd(p, g, lr=1.0, backend="numpy")
+    assert np.all(p == -1)
+    monkeypatch.setattr(reference, "multiply", interrupting(reference.multiply))
+    grads = [np.full(1, 3.0), np.full(1, 4.0)]
+    with pytest.raises(KeyboardInterrupt):
+        fo.clip_grad_norm(grads, 0.0)
+    assert grads[0][0] == grads[1][0] == 0
+
+
+def test_ctrl_c_after_the_arrays_of_one_dtype_waits_for_the_others(monkeypatch):
+    """Numba runs one job for each dtype; both run, and the step is counted."""
+    numba = get_backend("numba")
+    params = [np.zeros(3), np.zeros(3, np.float32)]
+    opt = fo.SGD(params, lr=1.0, backend="numba")
+    grads = [np.ones(3), np.ones(3, np.float32)]
+    opt.step(grads)
+    monkeypatch.setattr(numba._pool, "run", interrupting(numba._pool.run))
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(grads)
+    assert all(np.all(p == -2) for p in params)
+    assert {entry["step"] for entry in opt.state.values()} == {2}
+
+
+def test_a_schedule_needs_one_plan(monkeypatch):
+    """AdamW's decay changes with its rate."""
+    made = []
+    c = get_backend("c")
+    plan = c.plan
+    monkeypatch.setattr(c, "plan", lambda *args: made.append(args) or plan(*args))
+    arrays, params = [np.ones(77), np.ones(77), np.zeros(77), np.zeros(77)], np.ones(77)
+    opt = fo.AdamW(params, weight_decay=0.5, backend="numpy")
+    for step in range(1, 6):
+        opt.lr = 0.1 / step
+        opt.step(arrays[1])
+        fo.functional.adam(*arrays, step=step, lr=0.1 / step, weight_decay=0.5, decoupled=True, backend="c")
+    assert len(made) == 1
+    assert same_bits(arrays[0], params)
+
+
+def test_nothing_keeps_the_callers_arrays_alive():
+    class Array(np.ndarray):
+        """One that can be referred to weakly."""
+
+    buffer = Array(300)
+    buffer[:] = 1
+    p, m, v = (np.asarray(buffer[i : i + 100]) for i in (0, 100, 200))
+    fo.functional.adam(p, np.ones(100), m, v, step=1, backend="c")
+    alive = weakref.ref(buffer)
+    del buffer, p, m, v
+    gc.collect()
+    assert alive() is None

@@ -22,7 +22,7 @@ PACKAGE = Path(fo.__file__).parent
 LAYERS = (
     ("__init__",),
     ("rules",),
-    ("trees", "threads", "arrays"),
+    ("trees", "threads", "arrays", "interrupts"),
     ("reference", "lowering"),
     ("backends.base", "backends.remembering", "backends.cuda_simulator"),
     ("backends.c", "backends.numba_cpu", "backends.numpy_backend", "backends.cuda"),

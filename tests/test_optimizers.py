@@ -315,6 +315,12 @@ def test_state_dict_that_does_not_fit_is_refused_and_changes_nothing():
         "dtype": broken(lambda d: d["state"]["0"].update(exp_avg=np.ones(3))),
         "step must be": broken(lambda d: d["state"]["0"].update(step=-1)),
         "unknown name": broken(lambda d: d["state"]["0"].update(velocity=np.ones(3, np.float32))),
+        "unknown name 'momentum_buffer'": broken(
+            lambda d: d["state"]["0"].update(momentum_buffer=np.ones(3, np.float32))
+        ),
+        r"lacks \['exp_avg'\]": broken(lambda d: d["state"]["1"].pop("exp_avg")),
+        "parameter '0': step must be": broken(lambda d: d["state"]["0"].update(step=10**400)),
+        "groups or names": broken(lambda d: d["param_groups"][0].pop("params")),
         "lr": broken(lambda d: d["param_groups"][0].update(lr=-1.0)),
     }
     for message, bad in cases.items():
@@ -357,9 +363,71 @@ def test_group_lists_and_dicts_refuse_what_no_step_would_read():
         group["params"] = [np.zeros(2), np.zeros(2)]
     with pytest.raises(AttributeError):
         opt.param_groups = []
-    group["params"].append(np.zeros(2))
-    with pytest.raises(ValueError, match="expected 1 arrays"):
-        opt.step([np.zeros(2)])
+    with pytest.raises(KeyError, match="learning_rate"):
+        group.update(lr=0.5, learning_rate=1.0)
+    assert opt.lr == 0.1, "half an update was taken"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a, b: a.append(np.zeros(1)),
+        lambda a, b: b.append(a.pop()),
+        lambda a, b: a.extend([np.zeros(1)]),
+        lambda a, b: a.__setitem__(slice(None), a[:1]),
+        lambda a, b: a.__delitem__(0),
+        lambda a, b: a.reverse(),
+    ],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_arrays_of_groups_do_not_move_about(change, backend):
+    """Moved from one group to another, they were once stepped with each other's gradients and rates."""
+    params = [np.zeros(1), np.zeros(1), np.zeros(1)]
+    groups = [{"params": params[:2], "lr": 1.0}, {"params": params[2:], "lr": 10.0}]
+    opt = fo.SGD(groups, backend=backend)
+    with pytest.raises(TypeError, match="not added, removed or moved"):
+        change(*(group["params"] for group in opt.param_groups))
+    new = np.full(1, 5.0)
+    opt.param_groups[0]["params"][1] = new
+    opt.param_groups[1]["params"][:] = params[2:]
+    opt.step([[np.ones(1), np.ones(1)], [np.ones(1)]])
+    assert [p[0] for p in (*params, new)] == [-1.0, 0.0, -10.0, 4.0]
+
+
+def test_a_group_added_to_nested_parameters_finds_a_free_name():
+    opt = fo.SGD([[np.zeros(1), np.zeros(1)], [np.zeros(1)]], lr=1.0)
+    opt.add_param_group({"params": [np.zeros(1)], "lr": 2.0})
+    opt.step([[[np.ones(1), np.ones(1)], [np.ones(1)]], [np.ones(1)]])
+    assert list(opt.state) == ["0.0", "0.1", "1.0", "2.0"]
+    assert opt.param_groups[1]["params"][0][0] == -2.0
+
+
+def test_values_of_a_dict_are_parameters():
+    weights = {"w": np.zeros(2), "b": np.zeros(1)}
+    opt = fo.SGD(weights.values(), lr=1.0)
+    opt.step([np.ones(2), np.ones(1)])
+    assert weights["w"][0] == weights["b"][0] == -1.0
+
+
+def test_threads_cannot_be_set_while_another_thread_steps():
+    opt = fo.Adam(np.zeros(3), backend="numpy", threads=1)
+    opt._turn["thread"] = -1  # as during the step of another thread
+    with pytest.raises(RuntimeError, match="another thread"):
+        opt.threads = 2
+    opt._turn.clear()
+    opt.threads = np.int64(2)
+    assert opt.threads == 2
+
+
+def test_a_state_dict_shares_nothing_with_its_optimizer():
+    betas = [0.9, 0.999]
+    opt = fo.Adam(np.zeros(3), betas=betas)
+    saved = opt.state_dict()
+    betas[0] = 0.5
+    assert opt.param_groups[0]["betas"][0] == 0.5 and saved["param_groups"][0]["betas"][0] == 0.9
+    opt.load_state_dict(saved)
+    saved["param_groups"][0]["betas"][0] = 0.1
+    assert opt.param_groups[0]["betas"] == [0.9, 0.999]
 
 
 def test_lr_of_groups():

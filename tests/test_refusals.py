@@ -276,6 +276,8 @@ NAN = float("nan")
 BAD_HYPER = [
     (fo.SGD, {"lr": -0.1}, "lr"),
     (fo.SGD, {"lr": NAN}, "lr"),
+    (fo.SGD, {"lr": 10**400}, "lr must be >= 0 and finite"),
+    (fo.SGD, {"dampening": -(10**400)}, "dampening"),
     (fo.SGD, {"lr": "fast"}, "lr"),
     (fo.SGD, {"lr": None}, "lr"),
     (fo.SGD, {"momentum": 1.0}, "momentum"),
@@ -316,6 +318,7 @@ def test_bad_hyper_parameters(cls, hyper, name):
     "options",
     [
         {"grad_scale": NAN},
+        {"grad_scale": -float("inf")},
         {"grad_scale": "1"},
         {"grad_scale": None},
         {"max_norm": -1.0},
@@ -340,8 +343,14 @@ def test_bad_construction():
         fo.SGD(np.ones(2), backend="gpu")
     with pytest.raises(ValueError, match="threads"):
         fo.SGD(np.ones(2), threads=0)
+    for threads in (2**29, 2**31, 2**64):  # the first once divided by 0 in C
+        with pytest.raises(ValueError, match="threads must be from 1 to 1024"):
+            fo.SGD(np.ones(2), threads=threads)
+    fo.SGD(np.ones(2), threads=1024, backend="c").step(np.ones(2))
     with pytest.raises(TypeError, match="threads"):
         fo.SGD(np.ones(2), threads=1.5)
+    with pytest.raises(TypeError, match=r"AdamW.*learning_rate"):
+        fo.AdamW(np.ones(2), learning_rate=0.1)
     with pytest.raises(ValueError, match="beta"):
         fo.Adam([{"params": np.ones(2), "beta": 0.5}])
     with pytest.raises(ValueError, match="two parameters have the name"):

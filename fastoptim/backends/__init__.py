@@ -34,28 +34,38 @@ def available(name: str) -> str | None:
     """None if the backend works here, else the reason why it does not."""
     try:
         get_backend(name)
-    except (ImportError, RuntimeError, OSError) as error:
+    except (ImportError, RuntimeError, OSError, ValueError) as error:  # ValueError: FASTOPTIM_ISA
         return str(error)
     return None
 
 
-@cache
-def _best_host_backend() -> str:
+def best_for_host() -> tuple[str, str | None]:
+    """What "auto" takes for NumPy arrays, and why it is not C; an error if the environment wants C."""
     try:
         get_backend("c")
-        return "c"
+        return "c", None
     except ImportError as error:
         if os.environ.get("FASTOPTIM_REQUIRE_C") == "1":
             raise
-        name = "numba" if available("numba") is None else "numpy"
-        warnings.warn(f"{error}; using the {name} backend: same numbers, slower", RuntimeWarning, stacklevel=5)
-        return name
+        if isa := os.environ.get("FASTOPTIM_ISA"):
+            raise ImportError(f"FASTOPTIM_ISA={isa} chooses among kernels in C, but {error}") from error
+        return "numba" if available("numba") is None else "numpy", str(error)
+
+
+@cache
+def _best_host_backend() -> str:
+    name, reason = best_for_host()
+    if reason:
+        warnings.warn(f"{reason}; using the {name} backend: same numbers, slower", RuntimeWarning, stacklevel=5)
+    return name
 
 
 def resolve(name: str, leaves: tuple[Any, ...]) -> Backend:
     """The backend that `name` means for these parameters; FASTOPTIM_BACKEND speaks where `name` is "auto"."""
     if name == "auto":
         name = os.environ.get("FASTOPTIM_BACKEND", "") or "auto"
+        if name not in ("auto", *BACKENDS):
+            raise ValueError(f"FASTOPTIM_BACKEND must be one of {['auto', *BACKENDS]}, got {name!r}")
     if name == "auto":
         on_device = any(hasattr(leaf, "__cuda_array_interface__") for leaf in leaves)
         name = "cuda" if on_device else _best_host_backend()

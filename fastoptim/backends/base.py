@@ -103,9 +103,11 @@ class Backend(ABC):
         """Fill a state from a NumPy array of its shape and dtype."""
         x[...] = value
 
-    def multiply(self, x: Any, factor: float) -> None:
-        """``x *= factor``, with the factor rounded to the dtype of `x`."""
-        x *= x.dtype.type(factor)
+    def multiply(self, xs: Sequence[Any], factor: float) -> None:
+        """``x *= factor`` for each array, with the factor rounded to its dtype."""
+        arrays.check_subnormals()
+        for x in xs:
+            reference.multiply(x, factor)
 
     def check_disjoint(self, written: Iterable[arrays.Span], read: Iterable[arrays.Span]) -> None:
         arrays.check_disjoint(written, read)

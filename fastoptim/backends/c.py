@@ -119,7 +119,10 @@ class CBackend(Backend):
             raise ImportError("the C extension of fastoptim cannot read tuples of this Python; please report this")
         wanted = os.environ.get("FASTOPTIM_ISA", "")
         if wanted:
-            self.set_isa(wanted)
+            try:
+                self.set_isa(wanted)
+            except ValueError as error:
+                raise ValueError(f"FASTOPTIM_ISA: {error}") from None
 
     # --- instruction sets
 
@@ -157,6 +160,13 @@ class CBackend(Backend):
         plan = CPlan([(0, "none", 0.0, False, grads)], [0], threads)
         _applied(plan.sum_squares(tuple(grads), grad_scale, k) is not None)
         return plan.block_sums()
+
+    def multiply(self, xs: Sequence[Any], factor: float) -> None:
+        mode = lib.fo_float_mode_set_default()
+        try:
+            super().multiply(xs, factor)
+        finally:
+            lib.fo_float_mode_restore(mode)
 
     # --- yardsticks for benchmarks
 

@@ -735,12 +735,13 @@ class CudaBackend(Backend):
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         return self._sums(grads, grad_scale, (float(k),), tree=False)[0]
 
-    def multiply(self, x: Any, factor: float) -> None:
-        form = self.stage(x, x, ())
-        with self._lock, self._on(_streams([form.p])) as (_, stream):
-            kernel, s = self.kernel("multiply", form.p.dtype), _rounded((factor,), form.p.dtype)[0]
-            self._launch(kernel, self._elements(form.p.size), stream, form.p.address, form.p.size, s)
-        form.write_back()
+    def multiply(self, xs: Sequence[Any], factor: float) -> None:
+        for x in xs:
+            form = self.stage(x, x, ())
+            with self._lock, self._on(_streams([form.p])) as (_, stream):
+                kernel, s = self.kernel("multiply", form.p.dtype), _rounded((factor,), form.p.dtype)[0]
+                self._launch(kernel, self._elements(form.p.size), stream, form.p.address, form.p.size, s)
+            form.write_back()
 
     def move(self, stream: Any, address: int, strides: Sequence[int], shadow: np.ndarray, back: bool = False) -> None:
         """Copy the elements of an array of any layout to dense memory at `address`, or `back` from there."""
@@ -771,10 +772,10 @@ class CudaBackend(Backend):
         shadow, _ = self.view("array", x)
         return shadow.shape, shadow.dtype
 
-    def check_parameter(self, name: str, p: Any) -> None:  # type: ignore[override]
-        shadow, _ = self.view(f"parameter {name!r}", p)
-        arrays.check_parameter(name, shadow)
-        _check_aligned(f"parameter {name!r}", shadow)
+    def check_parameter(self, name: str, p: Any, role: str = "parameter") -> None:  # type: ignore[override]
+        shadow, _ = self.view(f"{role} {name!r}", p)
+        arrays.check_parameter(name, shadow, role)
+        _check_aligned(f"{role} {name!r}", shadow)
 
     def check_companion(self, name: str, role: str, x: Any, shape: tuple[int, ...], dtype: Any) -> Any:  # type: ignore[override]
         shadow, _ = self.view(f"{role} of parameter {name!r}", x)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from operator import is_
 from typing import Any, Protocol
 
+from ..interrupts import deferred
 from ..rules import Rule
 
 
@@ -62,8 +63,9 @@ class RememberingPlan:
             (-scale if maximize else scale, decay_coefficient, *k)
             for (_, _, maximize, _), decay_coefficient, k in zip(self._heads, self._decay, coefficients, strict=True)
         ]
-        self._backend.launch(self._prepared, scalars, self._threads)
-        self._counter[0] += 1
+        with deferred():
+            self._backend.launch(self._prepared, scalars, self._threads)
+            self._counter[0] += 1
         return True
 
     def _bind(self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], faces: list) -> bool:

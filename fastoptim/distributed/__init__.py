@@ -18,7 +18,8 @@ import numpy as np
 
 from .. import arrays, rules
 from ..backends import StepInfo
-from ..optimizers import Optimizer, ParamGroups, _interrupts_deferred, step_options
+from ..interrupts import deferred
+from ..optimizers import Optimizer, ParamGroups, step_options
 from ..reference import tree_sum
 from ..rules import NORM_BLOCK
 from ..threads import _from_environment
@@ -257,7 +258,7 @@ class ShardedOptimizer(States):
             except Exception as exception:
                 error = exception
             present = self._channel.agree(error, "this step", said, absent) == 0
-            with _interrupts_deferred():
+            with deferred():
                 info = self._transaction(params, flats, present, scale, limit, skip)
                 if info.applied:
                     for target, copy in copies:
