@@ -103,3 +103,18 @@ def test_no_steps_and_complex_parameters():
     with pytest.raises(TypeError, match="expected real parameters"):
         adapter.adam(lambda x, i: x, np.ones(2) * 1j)
     assert adapter.rmsprop is own.rmsprop
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_what_has_no_real_answer_is_refused(name):
+    """autograd's own would go on with complex numbers, with a step size for each parameter, or with NaN."""
+    optimize = getattr(adapter, name)
+    start = np.ones(2)
+    with pytest.raises(TypeError, match="expected real numbers"):
+        optimize(lambda x, i: x + 1j, start, num_iters=1)
+    for step_size in (np.array([0.1, 0.2]), "0.1", None):
+        with pytest.raises(TypeError, match="must be a real number"):
+            optimize(lambda x, i: x, start, num_iters=1, step_size=step_size)
+    with pytest.raises(ValueError, match="must be finite"):
+        optimize(lambda x, i: x, start, num_iters=1, step_size=float("nan"))
+    assert (start == 1).all()

@@ -176,6 +176,28 @@ def test_what_is_not_taken_goes_to_scikit_learn(updates):
             assert results(estimator) == results(plain)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("cls", [SGDOptimizer, AdamOptimizer])
+def test_gradients_of_other_shapes_are_left_to_scikit_learn(cls, dtype):
+    """As many elements in another shape, and fewer, which scikit-learn broadcasts or refuses."""
+
+    def outcome(g):
+        params = [np.ones(2, dtype), np.arange(6, dtype=dtype).reshape(2, 3)]
+        optimizer = cls(params, 0.1)
+        try:
+            optimizer.update_params(params, [np.ones(2, dtype), g])
+        except ValueError:
+            return "refused", [p.tolist() for p in params]
+        return [p.tolist() for p in params]
+
+    for shape in ((3, 2), (1, 3), (3,)):
+        g = np.arange(np.prod(shape), dtype=dtype).reshape(shape)
+        expected = outcome(g)
+        with adapter.accelerate():
+            assert outcome(g) == expected
+        assert (expected[0] == "refused") == (shape == (3, 2))
+
+
 def test_fast_float32_stays_close(updates):
     """All of Adam in float32: the first step is within a few units in the last place, the accuracy stays."""
     single = X.astype(np.float32)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import copy
 import doctest
 import pickle
+import re
+import signal
 import threading
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import fastoptim as fo
 from fastoptim.adapters import cs231n, dicts, numpy_ml, objects, per_array
 from fastoptim.adapters._update import Update, update_array
+from fastoptim.backends.numpy_backend import NumpyBackend
+from fastoptim.optimizers import BUSY
 
 RNG = np.random.default_rng(0)
 P0 = {"W": RNG.normal(size=(13, 7)), "b": RNG.normal(size=7)}
@@ -258,8 +265,6 @@ def test_numpy_ml_adam_and_its_schedule():
 
 @pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray])
 def test_per_array_has_the_bits_of_the_classes(layout):
-    import fastoptim as fo
-
     ours = [layout(P0["W"].copy()) for _ in range(3)]
     theirs = [P0["W"].copy() for _ in range(3)]
     states = [[np.zeros((13, 7)) for _ in range(n)] for n in range(3)]
@@ -283,10 +288,191 @@ def test_per_array_refuses():
         per_array.update(p, p)
     with pytest.raises(ValueError, match="expected shape"):
         per_array.update(p, np.ones(4))
+    with pytest.raises(ValueError, match="momentum_mode must be one of"):
+        per_array.update(p, p * 2, p * 0, momentum_mode="bogus")
+    with pytest.raises(ValueError, match="eps_mode must be one of"):
+        per_array.update(p, p * 2, p * 0, p * 0, t=1, eps_mode="bogus")
+    for t in (1.5, 2.0, np.float64(3), float("nan"), "1", 0, -1):
+        with pytest.raises(ValueError, match="integer t >= 1"):
+            per_array.update(p, p * 2, p * 0, p * 0, t=t)
+    for betas in ((0.9,), (0.9, 0.99, 0.999)):
+        with pytest.raises(ValueError, match="values to unpack"):
+            per_array.update(p, p * 2, p * 0, p * 0, t=1, betas=betas)
     assert (p == 1).all()
 
 
+def test_per_array_takes_numbers_of_numpy_for_what_they_are():
+    """Coefficients come of them in float64, also where NumPy's own arithmetic would be float32's."""
+    single = np.float32([1e-3, 0.9, 0.999])
+    results = []
+    for lr, beta1, beta2 in (single, single.tolist()):
+        p = P0["b"].copy()
+        per_array.update(p, P0["b"] * 2, p * 0, p * 0, t=np.int64(3), lr=lr, betas=(beta1, beta2))
+        results.append(p.tobytes())
+    assert results[0] == results[1]
+
+
 # --- what all of them share -----------------------------------------------------------------------------------------
+
+
+def of_dicts(kind):
+    """``step(p, g)`` of one optimizer, which returns what `p` has become."""
+
+    def make(**options):
+        optimizer = getattr(dicts, kind)(**options)
+
+        def step(p, g):
+            params = {"w": p}
+            optimizer.update(params, {"w": g})
+            return params["w"]
+
+        return step
+
+    return make
+
+
+def of_objects(kind):
+    def make(**options):
+        parameter = SimpleNamespace(data=None, grad=None)
+        optimizer = getattr(objects, kind)(**options).setup([parameter])
+
+        def step(p, g):
+            parameter.data, parameter.grad = p, SimpleNamespace(data=g)
+            optimizer.update()
+            return parameter.data
+
+        return step
+
+    return make
+
+
+def of_cs231n(rule):
+    def make(lr=1e-3, **options):
+        config = {"learning_rate": lr, **options}
+        return lambda p, g: rule(p, g, config)[0]
+
+    return make
+
+
+def of_numpy_ml(kind):
+    def make(**options):
+        optimizer = kind(**options)
+        return lambda p, g: optimizer(p, g, "w")
+
+    return make
+
+
+def of_per_array(states):
+    def make(lr=1e-3):
+        return lambda p, g: per_array.update(p, g, *(np.zeros_like(p) for _ in range(states)), lr=lr, t=1)
+
+    return make
+
+
+STYLES = {
+    **{f"dicts.{kind}": of_dicts(kind) for kind in dicts.__all__},
+    **{f"objects.{kind}": of_objects(kind) for kind in objects.__all__ if kind != "Adam"},
+    "objects.Adam": lambda lr=1e-3, **options: of_objects("Adam")(alpha=lr, **options),
+    **{f"cs231n.{rule}": of_cs231n(getattr(cs231n, rule)) for rule in cs231n.__all__},
+    **{f"numpy_ml.{kind}": of_numpy_ml(getattr(numpy_ml, kind)) for kind in numpy_ml.__all__},
+    **{f"per_array.{states}": of_per_array(states) for states in range(3)},
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_is_no_gradient_is_refused(style):
+    odd = [
+        None,
+        1 + 1j,
+        "1",
+        np.datetime64(3, "s"),
+        np.ma.array(1.0, np.float32, mask=True),
+        np.ma.array(1.0, mask=True),
+    ]
+    for value in odd:
+        p = np.full((), 0.5)
+        with warnings.catch_warnings(), pytest.raises(TypeError):  # and no mere warning
+            warnings.simplefilter("ignore")
+            STYLES[style]()(p, value)
+        assert p == 0.5
+    for g in (np.ones(2, complex), ["1", "2"], [1.0, None], np.ma.array([1, 2], np.float32, mask=[1, 0])):
+        p = np.full(2, 0.5)
+        with warnings.catch_warnings(), pytest.raises(TypeError, match="expected real numbers"):
+            warnings.simplefilter("ignore")
+            STYLES[style]()(p, g)
+        assert (p == 0.5).all()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_other_real_gradients_are_cast(style):
+    g = np.array([2.0, -3.0])
+    expected = STYLES[style]()(np.ones(2), g)
+    for same in (g.tolist(), g.astype(int), g.astype(np.float16), g.astype(">f4"), g.astype(np.longdouble)):
+        assert STYLES[style]()(np.ones(2), same).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_refused_call_leaves_nothing_behind(style):
+    """After parameters or gradients that are refused, what is right is stepped as if for the first time."""
+    p, g = np.linspace(-1, 1, 6).reshape(2, 3), np.ones((2, 3))
+    expected = STYLES[style]()(p.copy(), g)
+    step = STYLES[style]()
+    for bad_p, bad_g in ((p.astype(int), g), (np.ones((3, 2), np.float32), g), (p.copy(), g.T), (p > 0, g)):
+        before = bad_p.copy()
+        with pytest.raises((TypeError, ValueError)):
+            step(bad_p, bad_g)
+        assert (bad_p == before).all()
+    assert step(p.copy(), g).tobytes() == expected.tobytes()
+
+
+def test_a_refused_call_leaves_configurations_and_caches_alone():
+    config = {}
+    for rule in (cs231n.sgd, cs231n.sgd_momentum, cs231n.adam):
+        with pytest.raises(TypeError, match="expected native float32 or float64"):
+            rule(np.ones(2, int), np.ones(2), config)
+        assert config == {}
+    for optimizer in (numpy_ml.SGD(), numpy_ml.Adam()):
+        with pytest.raises(ValueError, match="expected shape"):
+            optimizer(np.ones(2), np.ones(3), "w")
+        assert optimizer.cache == {}
+    optimizer = dicts.Adam()
+    with pytest.raises(ValueError, match=r"gradient of parameter 'b': expected shape \(7,\)"):
+        optimizer.update(copy.deepcopy(P0), GRADS[0] | {"b": np.ones(8)})
+    assert optimizer.m == optimizer.v == {}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_hyper_parameters_that_make_no_sense_are_refused(style):
+    bad = [("lr", value) for value in (None, "0.1", 1j, float("nan"), [0.1], np.array([0.1]))]
+    if style.lower().endswith("adam"):
+        names = ("decay1", "decay2") if style.startswith("numpy_ml") else ("beta1", "beta2")
+        bad += [(name, value) for name in names for value in (1.0, 1.5, -0.5, float("nan"), "0.9", None)]
+    elif style in ("dicts.Momentum", "dicts.Nesterov", "objects.MomentumSGD", "cs231n.sgd_momentum", "numpy_ml.SGD"):
+        bad += [("momentum", value) for value in (None, "0.9", float("nan"))]
+    if style.startswith("numpy_ml"):
+        bad += [("clip_norm", value) for value in (float("nan"), -1.0, "1")]
+    for name, value in bad:
+        p = np.ones(2)
+        with pytest.raises((TypeError, ValueError), match=r"must be|invalid"):
+            STYLES[style](**{name: value})(p, np.ones(2))
+        assert (p == 1).all()
+
+
+def test_cs231n_counts_whole_steps():
+    for t in (1.5, float("nan"), -1):
+        config = {"t": t}
+        with pytest.raises(ValueError, match="integer t >= 1"):
+            cs231n.adam(np.ones(2), np.ones(2), config)
+        assert list(config) == ["t"]
+    count = np.array(3)
+    _, config = cs231n.adam(np.ones(2), np.ones(2), {"t": count})
+    assert config["t"] == 4 and count == 3
+
+
+def test_numpy_ml_refuses_masked_parameters():
+    for optimizer in (numpy_ml.SGD(), numpy_ml.Adam()):
+        with pytest.raises(TypeError, match="parameter 'w': expected real numbers, got MaskedArray"):
+            optimizer(np.ma.array(np.ones(2), mask=[1, 0]), np.ones(2), "w")
 
 
 def test_one_update_takes_lists_that_change():
@@ -303,6 +489,53 @@ def test_one_update_takes_lists_that_change():
             assert (q == new_p).all() and (w == new_v).all()
     with pytest.raises(ValueError, match="expected 1 gradients and 1 states, got 1 and 0"):
         update((np.ones(2),), (np.ones(2),), (), (0.9, 0.1, -1.0))
+
+
+def test_two_threads_cannot_step_one_optimizer_at_once(monkeypatch):
+    """The second is refused while the first is held inside its step."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(NumpyBackend):
+        def apply(self, *arguments):
+            inside.set()
+            assert go_on.wait(60)
+            super().apply(*arguments)
+
+    monkeypatch.setattr("fastoptim.adapters._update.resolve", lambda *arguments: Slow())
+    optimizer, params, others = dicts.SGD(lr=1.0), {"w": np.zeros(3)}, {"w": np.zeros(3)}
+    thread = threading.Thread(target=optimizer.update, args=(params, {"w": np.ones(3)}))
+    thread.start()
+    assert inside.wait(60)
+    try:
+        refused = []
+
+        def second():
+            with pytest.raises(RuntimeError, match=re.escape(BUSY)):
+                optimizer.update(others, {"w": np.ones(3)})
+            refused.append(True)
+
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(5)
+        assert refused
+    finally:
+        go_on.set()
+        thread.join()
+    optimizer.update(others, {"w": np.full(3, 2.0)})
+    assert (params["w"] == -1).all() and (others["w"] == -2).all()
+
+
+def test_ctrl_c_waits_for_arrays_that_are_copied_back(monkeypatch):
+    class Interrupted(NumpyBackend):
+        def apply(self, *arguments):
+            super().apply(*arguments)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("fastoptim.adapters._update.resolve", lambda *arguments: Interrupted())
+    params = {"a": np.zeros(6)[::2], "b": np.zeros(3)}
+    with pytest.raises(KeyboardInterrupt):
+        dicts.SGD(lr=1.0).update(params, {"a": np.ones(3), "b": np.ones(3)})
+    assert (params["a"] == -1).all() and (params["b"] == -1).all()
 
 
 def test_threads_do_not_share_what_is_native():
@@ -325,3 +558,21 @@ def test_threads_do_not_share_what_is_native():
 def test_examples():
     result = doctest.testmod(per_array)
     assert result.attempted > 0 and result.failed == 0
+
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "adapters.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_has_its_blocks():
+    assert len(BLOCKS) >= 7 and all("# after" in code or "adapters import" in code for code in BLOCKS)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.splitlines()[-1][:40])
+def test_every_block_of_the_page_runs_alone(code, tmp_path, monkeypatch):
+    for needed in re.findall(r"^from (sklearn|autograd|thinc)\b", code, re.MULTILINE):
+        pytest.importorskip(needed, reason=f"{needed} is not installed: its block of docs/adapters.md goes untested")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ten epochs do not converge
+        exec(compile(code, "docs/adapters.md", "exec"), {"__name__": "page"})

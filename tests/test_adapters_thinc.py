@@ -111,6 +111,50 @@ def test_the_rest_is_left_to_thinc(monkeypatch):
     assert fused
 
 
+def outcome(module, kind, w, g, average=None, **options):
+    """Everything that one call leaves; for a refused call the type of the error."""
+    w, g, optimizer = w.copy(), g.copy(), getattr(module, kind)(0.1, **options)
+    if average is not None:
+        optimizer.averages[0, "W"] = average = average.copy(order="K")
+    try:
+        optimizer((0, "W"), w, g)
+    except Exception as error:
+        return type(error)
+    return [x.tolist() for x in (w, g, optimizer.averages[0, "W"])]
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+def test_other_shapes_and_averages_are_left_to_thinc(kind):
+    w, transposed = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert outcome(adapter, kind, w, transposed) == outcome(own, kind, w, transposed)
+    assert outcome(adapter, "SGD", w, transposed) is ValueError
+    for average in (np.zeros((2, 3), np.float32, order="F"), np.zeros((2, 3)), np.zeros((3, 2), np.float32)):
+        got, expected = (outcome(m, kind, w, w, average) for m in (adapter, own))
+        if expected is ValueError:
+            assert got is ValueError
+        else:
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
+            assert np.any(got[2])
+
+
+def test_a_refused_call_changes_nothing():
+    rng = np.random.default_rng(0)
+    for options in ({}, {"L2": 0.1, "L2_is_weight_decay": False}, {"grad_clip": 0.01, "L2": 0.1}):
+        for kind in ("SGD", "Adam"):
+            for locked in ("w", "g", None):
+                optimizer = getattr(adapter, kind)(0.1, **options)
+                w, g = (rng.normal(size=4).astype(np.float32) for _ in range(2))
+                if locked is None:
+                    g = w  # overlaps
+                else:
+                    {"w": w, "g": g}[locked].flags.writeable = False
+                before = w.tobytes(), g.tobytes()
+                with pytest.raises(ValueError, match=r"read-only|overlap"):
+                    optimizer((0, "W"), w, g)
+                assert (w.tobytes(), g.tobytes()) == before
+                assert not (optimizer.nr_update or optimizer.mom1 or optimizer.mom2 or optimizer.averages)
+
+
 def test_it_is_copied_and_pickled_in_the_middle():
     once = adapter.Adam(0.01)
     expected = calls(once)

@@ -33,19 +33,27 @@ class Collection:
         self._states = states
 
     def step(
-        self, keys: Sequence[Hashable], values: Sequence[Any], grads: Sequence[Any], coefficients: tuple[float, ...]
+        self,
+        keys: Sequence[Hashable],
+        values: Sequence[Any],
+        grads: Sequence[Any],
+        coefficients: tuple[float, ...],
+        names: Sequence[Any],
     ) -> list[Any]:
-        """Update; returns what the values have become: the same arrays, or new numbers."""
+        """Update; returns what the values have become: the same arrays, or new numbers. Errors use `names`."""
         params = [as_array(value) for value in values]
-        for key, p in zip(keys, params, strict=True):
+        for name, p in zip(names, params, strict=True):
             if not isinstance(p, np.ndarray):
-                raise TypeError(f"parameter {key!r}: expected a NumPy array or a number, got {type(p).__name__}")
-        kept = []
+                raise TypeError(f"parameter {name!r}: expected a NumPy array or a number, got {type(p).__name__}")
+        gradients = tuple(as_dtype_of(p, g, name) for p, g, name in zip(params, grads, names, strict=True))
+        made: list[dict[Hashable, Any]] = [{} for _ in self._states]  # kept once a step has taken them
+        used = []
         for key, p in zip(keys, params, strict=True):
-            for states in self._states:
+            for states, new in zip(self._states, made, strict=True):
                 if key not in states:
-                    states[key] = np.zeros_like(p)
-                kept.append(states[key])
-        gradients = tuple(as_dtype_of(p, g) for p, g in zip(params, grads, strict=True))
-        self._update(tuple(params), gradients, tuple(kept), coefficients)
+                    new[key] = np.zeros_like(p)
+                used.append(new[key] if key in new else states[key])
+        self._update(tuple(params), gradients, tuple(used), coefficients, names=names)
+        for states, new in zip(self._states, made, strict=True):
+            states.update(new)
         return [as_given(p, value) for p, value in zip(params, values, strict=True)]

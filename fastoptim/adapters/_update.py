@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from .. import rules
 from ..backends import Run, resolve
+from ..interrupts import deferred
+from ..optimizers import BUSY, real
 from ..rules import RULES
 from ..threads import resolve_threads
 
@@ -45,6 +50,7 @@ class Update:
         self._backend = resolve(backend, ())
         self._threads = resolve_threads(threads)
         self._native: Any = None
+        self._busy = threading.Lock()  # a native plan serves one thread at a time
 
     def __reduce__(self) -> Any:  # what is native is made anew
         return _make_update, self._arguments
@@ -56,15 +62,21 @@ class Update:
         states: tuple[Any, ...],
         coefficients: tuple[float, ...],
         scale: float = 1.0,
+        names: Sequence[Any] = (),
     ) -> None:
         """One step. `states` are those of the first parameter, then those of the second, and so on.
 
-        Raises TypeError or ValueError, with nothing changed, for arrays that do not go together.
+        Raises TypeError or ValueError, with nothing changed, for arrays that do not go together, and RuntimeError while
+        another thread is in here. Errors call parameters by `names`, or by their numbers.
         """
-        native = self._native
-        if native is not None and native.step(params, grads, states, [coefficients], scale):
-            return
-        self._checked(params, grads, states, coefficients, scale)
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError(BUSY)
+        try:
+            native = self._native
+            if native is None or not native.step(params, grads, states, [coefficients], scale):
+                self._checked(params, grads, states, coefficients, scale, names)
+        finally:
+            self._busy.release()
 
     def _checked(
         self,
@@ -73,6 +85,7 @@ class Update:
         states: tuple[Any, ...],
         coefficients: tuple[float, ...],
         scale: float,
+        names: Sequence[Any],
     ) -> None:
         backend, slots = self._backend, self._rule.states
         if len(grads) != len(params) or len(states) != len(params) * len(slots):
@@ -82,7 +95,7 @@ class Update:
             )
         written, read, forms = [], [], []
         for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-            name = str(i)
+            name = names[i] if names else str(i)
             own = states[i * len(slots) : (i + 1) * len(slots)]
             backend.check_parameter(name, p)
             shape, dtype = backend.describe(p)
@@ -100,9 +113,10 @@ class Update:
             return
         staged = [backend.stage(*form) for form in forms]
         plain = [s.p for s in staged], [s.g for s in staged], [s.states for s in staged]
-        backend.apply([Run(*self._row, coefficients, self._maximize, *plain)], scale, self._threads)
-        for s in staged:
-            s.write_back()
+        with deferred():
+            backend.apply([Run(*self._row, coefficients, self._maximize, *plain)], scale, self._threads)
+            for s in staged:
+                s.write_back()
 
 
 def _make_update(
@@ -137,9 +151,27 @@ def update_array(
     update((p,), (as_dtype_of(p, g),), states, coefficients, scale)
 
 
-def as_dtype_of(p: Any, g: Any) -> Any:
-    """`g` as an array of the dtype of `p`."""
-    return g if isinstance(g, np.ndarray) and g.dtype == p.dtype else np.asarray(g, p.dtype)
+def real_array(what: str, x: Any) -> np.ndarray:
+    """`x` as an array; TypeError unless it holds real numbers, which NumPy's casts do not ask for."""
+    array = np.asarray(x)
+    if array.dtype.kind not in "biuf" or isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{what}: expected real numbers, got {type(x).__name__} (dtype {array.dtype.name})")
+    return array
+
+
+def as_dtype_of(p: Any, g: Any, name: Any = "0") -> Any:
+    """`g`, the gradient of `p`, as an array of the dtype of `p`; TypeError unless it holds real numbers."""
+    if isinstance(g, np.ndarray) and g.dtype == p.dtype:
+        return g
+    return real_array(f"gradient of parameter {name!r}", g).astype(p.dtype, copy=False)
+
+
+def adam_coefficients(t: Any, lr: Any, beta1: Any, beta2: Any, eps: Any, mode: str = "torch") -> tuple[float, ...]:
+    """The law's, of whatever the caller passed; TypeError or ValueError for what is no step of Adam."""
+    if not hasattr(t, "__index__") or operator.index(t) < 1:
+        raise ValueError(f"Adam needs the number of the step, an integer t >= 1, got {t!r}")
+    beta1, beta2 = real("beta1", beta1, 0.0, 1.0), real("beta2", beta2, 0.0, 1.0)
+    return rules.adam_coefficients(operator.index(t), real("lr", lr), beta1, beta2, real("eps", eps), mode)
 
 
 def plain_floats(*arrays: Any) -> bool:

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import rules
-from ._update import Update
+from ..optimizers import real
+from ._update import Update, adam_coefficients, as_dtype_of
 
 try:
     from autograd.misc.optimizers import rmsprop, unflatten_optimizer
@@ -46,7 +46,7 @@ def _descend(
         if callback:
             callback(x, i, g)
         x = np.array(x, np.float64)  # the old one belongs to whoever was handed it
-        update((x,), (np.asarray(g, np.float64),), kept, coefficients(i))
+        update((x,), (as_dtype_of(x, g),), kept, coefficients(i))
     return x
 
 
@@ -58,6 +58,8 @@ def sgd(
 
     ``v <- mass * v - (1 - mass) * g; x <- x + step_size * v``
     """
+    real("step_size", step_size)  # only looked at: they keep their dtypes, for autograd's bits
+    real("mass", mass)
     update = Update("momentum", maximize=True)
     return _descend(grad, x, callback, num_iters, update, 1, lambda i: (mass, 1.0 - mass, -step_size))
 
@@ -76,6 +78,6 @@ def adam(
     """Adam; `grad` has the signature ``grad(x, i)``. Equations under `fastoptim.Adam`."""
 
     def coefficients(i: int) -> tuple[float, ...]:
-        return rules.adam_coefficients(i + 1, step_size, b1, b2, eps)
+        return adam_coefficients(i + 1, step_size, b1, b2, eps)
 
     return _descend(grad, x, callback, num_iters, Update("adam"), 2, coefficients)

@@ -15,19 +15,29 @@ from typing import Any
 
 import numpy as np
 
-from .. import rules
-from ._update import update_array
+from ..optimizers import real
+from ._update import adam_coefficients, update_array
 
 __all__ = ["adam", "sgd", "sgd_momentum"]
 
 Config = MutableMapping[str, Any]
 
 
+def _entries(w: Any, config: Config, defaults: dict[str, Any], *states: str) -> dict[str, Any]:
+    """`config` with what it lacks; it is filled in itself once a step has succeeded."""
+    entries = {**defaults, **config}
+    for name in states:
+        if entries.get(name) is None:
+            entries[name] = np.zeros_like(w)
+    return entries
+
+
 def sgd(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Config]:
     """``w <- w - learning_rate * dw``; config: learning_rate (1e-2)."""
     config = {} if config is None else config
-    config.setdefault("learning_rate", 1e-2)
-    update_array("sgd", w, dw, (), (config["learning_rate"],))
+    entries = _entries(w, config, {"learning_rate": 1e-2})
+    update_array("sgd", w, dw, (), (real("learning_rate", entries["learning_rate"]),))
+    config.update(entries)
     return w, config
 
 
@@ -37,27 +47,20 @@ def sgd_momentum(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Co
     config: learning_rate (1e-2), momentum (0.9), velocity.
     """
     config = {} if config is None else config
-    config.setdefault("learning_rate", 1e-2)
-    config.setdefault("momentum", 0.9)
-    if config.get("velocity") is None:
-        config["velocity"] = np.zeros_like(w)
-    coefficients = (config["momentum"], config["learning_rate"], -1.0)
-    update_array("momentum", w, dw, (config["velocity"],), coefficients, maximize=True)
+    entries = _entries(w, config, {"learning_rate": 1e-2, "momentum": 0.9}, "velocity")
+    coefficients = (*(real(name, entries[name]) for name in ("momentum", "learning_rate")), -1.0)
+    update_array("momentum", w, dw, (entries["velocity"],), coefficients, maximize=True)
+    config.update(entries)
     return w, config
 
 
 def adam(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Config]:
     """Adam; config: learning_rate (1e-3), beta1 (0.9), beta2 (0.999), epsilon (1e-8), m, v, t (0)."""
     config = {} if config is None else config
-    for name, value in (("learning_rate", 1e-3), ("beta1", 0.9), ("beta2", 0.999), ("epsilon", 1e-8), ("t", 0)):
-        config.setdefault(name, value)
-    for name in ("m", "v"):
-        if config.get(name) is None:
-            config[name] = np.zeros_like(w)
-    t = config["t"] + 1
-    coefficients = rules.adam_coefficients(
-        t, config["learning_rate"], config["beta1"], config["beta2"], config["epsilon"]
-    )
-    update_array("adam", w, dw, (config["m"], config["v"]), coefficients)
-    config["t"] = t
+    defaults = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "t": 0}
+    entries = _entries(w, config, defaults, "m", "v")
+    entries["t"] = entries["t"] + 1
+    coefficients = adam_coefficients(*(entries[name] for name in ("t", "learning_rate", "beta1", "beta2", "epsilon")))
+    update_array("adam", w, dw, (entries["m"], entries["v"]), coefficients)
+    config.update(entries)
     return w, config

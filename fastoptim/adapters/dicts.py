@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from .. import rules
+from ..optimizers import real
 from ._collection import Collection
+from ._update import adam_coefficients
 
 __all__ = ["SGD", "Adam", "Momentum", "Nesterov"]
 
@@ -25,7 +26,7 @@ def _step(collection: Collection, params: MutableMapping, grads: Mapping, coeffi
     if missing:
         raise KeyError(f"no gradients for {missing}")
     before = [params[key] for key in keys]
-    after = collection.step(keys, before, [grads[key] for key in keys], coefficients)
+    after = collection.step(keys, before, [grads[key] for key in keys], coefficients, keys)
     for key, old, new in zip(keys, before, after, strict=True):
         if new is not old:
             params[key] = new
@@ -40,7 +41,7 @@ class SGD:
 
     def update(self, params: MutableMapping, grads: Mapping) -> None:
         """Update every entry of `params` by that of `grads`."""
-        _step(self._collection, params, grads, (self.lr,))
+        _step(self._collection, params, grads, (real("lr", self.lr),))
 
 
 class Momentum:
@@ -55,7 +56,7 @@ class Momentum:
 
     def update(self, params: MutableMapping, grads: Mapping) -> None:
         """Update every entry of `params` by that of `grads`."""
-        _step(self._collection, params, grads, (self.momentum, self.lr, -1.0))
+        _step(self._collection, params, grads, (real("momentum", self.momentum), real("lr", self.lr), -1.0))
 
 
 class Nesterov(Momentum):
@@ -65,7 +66,8 @@ class Nesterov(Momentum):
 
     def update(self, params: MutableMapping, grads: Mapping) -> None:
         """Update every entry of `params` by that of `grads`."""
-        _step(self._collection, params, grads, (self.momentum, self.lr, -1.0, self.momentum, self.lr))
+        mu, lr = real("momentum", self.momentum), real("lr", self.lr)
+        _step(self._collection, params, grads, (mu, lr, -1.0, mu, lr))
 
 
 class Adam:
@@ -80,6 +82,6 @@ class Adam:
 
     def update(self, params: MutableMapping, grads: Mapping) -> None:
         """Update every entry of `params` by that of `grads`."""
-        coefficients = rules.adam_coefficients(self.iter + 1, self.lr, self.beta1, self.beta2, 1e-7, "hat")
+        coefficients = adam_coefficients(self.iter + 1, self.lr, self.beta1, self.beta2, 1e-7, "hat")
         _step(self._collection, params, grads, coefficients)
         self.iter += 1

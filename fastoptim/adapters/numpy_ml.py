@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import rules
-from ._update import update_array
+from ..optimizers import real
+from ._update import adam_coefficients, real_array, update_array
 
 __all__ = ["SGD", "Adam"]
 
@@ -37,8 +37,12 @@ class _Optimizer:
     def _scale(self, grad: Any) -> float:
         if self.clip_norm is None:
             return 1.0
-        norm = float(np.linalg.norm(grad))
-        return self.clip_norm / norm if norm > self.clip_norm else 1.0
+        norm, limit = float(np.linalg.norm(grad)), real("clip_norm", self.clip_norm, 0.0)
+        return limit / norm if norm > limit else 1.0
+
+
+def _copy(param: Any, name: str) -> np.ndarray:
+    return np.array(real_array(f"parameter {name!r}", param))
 
 
 class SGD(_Optimizer):
@@ -56,12 +60,13 @@ class SGD(_Optimizer):
 
     def __call__(self, param: Any, param_grad: Any, param_name: str, cur_loss: Any = None) -> Any:
         """The updated copy of `param`."""
-        new = np.array(param)
-        if param_name not in self.cache:
-            self.cache[param_name] = {"velocity": np.zeros_like(new)}
-        coefficients = (self.momentum, self._rate(cur_loss), 1.0)
-        states = (self.cache[param_name]["velocity"],)
-        update_array("momentum", new, param_grad, states, coefficients, scale=self._scale(param_grad))
+        new = _copy(param, param_name)
+        entry = self.cache.get(param_name)
+        if entry is None:
+            entry = {"velocity": np.zeros_like(new)}
+        coefficients = (real("momentum", self.momentum), real("lr", self._rate(cur_loss)), 1.0)
+        update_array("momentum", new, param_grad, (entry["velocity"],), coefficients, scale=self._scale(param_grad))
+        self.cache[param_name] = entry
         return new
 
     update = __call__
@@ -84,15 +89,16 @@ class Adam(_Optimizer):
 
     def __call__(self, param: Any, param_grad: Any, param_name: str, cur_loss: Any = None) -> Any:
         """The updated copy of `param`."""
-        new = np.array(param)
-        if param_name not in self.cache:
-            self.cache[param_name] = {"t": 0, "mean": np.zeros_like(new), "var": np.zeros_like(new)}
-        entry = self.cache[param_name]
+        new = _copy(param, param_name)
+        entry = self.cache.get(param_name)
+        if entry is None:
+            entry = {"t": 0, "mean": np.zeros_like(new), "var": np.zeros_like(new)}
         t = entry["t"] + 1
-        coefficients = rules.adam_coefficients(t, self._rate(cur_loss), self.decay1, self.decay2, self.eps)
+        coefficients = adam_coefficients(t, self._rate(cur_loss), self.decay1, self.decay2, self.eps)
         states = (entry["mean"], entry["var"])
         update_array("adam", new, param_grad, states, coefficients, scale=self._scale(param_grad))
         entry["t"] = t
+        self.cache[param_name] = entry
         return new
 
     update = __call__

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import rules
+from ..optimizers import real
 from ._collection import Collection
+from ._update import adam_coefficients
 
 __all__ = ["SGD", "Adam", "MomentumSGD"]
 
@@ -67,7 +68,8 @@ class _Optimizer:
         self._known.update((id(p), p) for p in params)
         grads = [_values(p.grad) for p in params]
         before = [p.data for p in params]
-        after = self._collection.step([id(p) for p in params], before, grads, self._coefficients())
+        keys, names = [id(p) for p in params], range(len(params))
+        after = self._collection.step(keys, before, grads, self._coefficients(), names)
         for p, old, new in zip(params, before, after, strict=True):
             if new is not old:
                 p.data = new
@@ -96,7 +98,7 @@ class SGD(_Optimizer):
         self._collection = Collection("sgd", ())
 
     def _coefficients(self) -> tuple[float, ...]:
-        return (self.lr,)
+        return (real("lr", self.lr),)
 
 
 class MomentumSGD(_Optimizer):
@@ -109,7 +111,7 @@ class MomentumSGD(_Optimizer):
         self._collection = Collection("momentum", (self.vs,), maximize=True)
 
     def _coefficients(self) -> tuple[float, ...]:
-        return (self.momentum, self.lr, -1.0)
+        return (real("momentum", self.momentum), real("lr", self.lr), -1.0)
 
 
 class Adam(_Optimizer):
@@ -130,4 +132,4 @@ class Adam(_Optimizer):
     step = update
 
     def _coefficients(self) -> tuple[float, ...]:
-        return rules.adam_coefficients(self.t + 1, self.alpha, self.beta1, self.beta2, self.eps, "hat")
+        return adam_coefficients(self.t + 1, self.alpha, self.beta1, self.beta2, self.eps, "hat")

@@ -5,8 +5,8 @@
     update(p, g, v, lr=1e-2, momentum=0.9)    # momentum
     update(p, g, lr=1e-2)                     # gradient descent
 
-Convention: fastoptim's (torch's), as in `fastoptim.functional`, which checks its hyper-parameters, takes more of them,
-and costs some ten microseconds more a call.
+Convention: fastoptim's (torch's), as in `fastoptim.functional`, which takes more hyper-parameters and costs some
+microseconds more a call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 from .. import rules
-from ._update import update_array
+from ..optimizers import choice, real
+from ._update import adam_coefficients, update_array
 
 __all__ = ["update"]
 
@@ -49,7 +50,7 @@ def update(
     Raises
     ------
     TypeError, ValueError
-        Arrays that do not go together, or no `t` for Adam; nothing was changed.
+        Arrays that do not go together, a hyper-parameter that makes no sense, or no `t` for Adam; nothing was changed.
 
     Examples
     --------
@@ -59,16 +60,17 @@ def update(
     >>> update(p, np.array([2.0]), m, v, t=1, lr=0.1).round(6)
     array([0.9])
     """
+    lr = real("lr", lr)
+    choice("momentum_mode", momentum_mode, rules.MOMENTUM_MODES)
+    choice("eps_mode", eps_mode, rules.EPS_MODES)
     if not states:
         update_array("sgd", p, g, (), (lr,))
     elif len(states) == 1:
-        coefficients = rules.momentum_coefficients(lr=lr, momentum=momentum, mode=momentum_mode)
-        update_array("momentum", p, g, states, coefficients)
+        mu = real("momentum", momentum)
+        update_array("momentum", p, g, states, rules.momentum_coefficients(lr=lr, momentum=mu, mode=momentum_mode))
     elif len(states) == 2:
-        if t is None or t < 1:
-            raise ValueError(f"Adam needs the number of the step, t >= 1, got {t!r}")
-        coefficients = rules.adam_coefficients(t, lr, *betas, eps, eps_mode)
-        update_array("adam", p, g, states, coefficients)
+        beta1, beta2 = betas
+        update_array("adam", p, g, states, adam_coefficients(t, lr, beta1, beta2, eps, eps_mode))
     else:
         raise TypeError(f"expected no state, one (momentum) or two (Adam), got {len(states)}")
     return p

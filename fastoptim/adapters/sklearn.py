@@ -20,8 +20,8 @@ within one unit in its last place plus two in that of the step.
 
 The optimizer (`_optimizer` of a fitted estimator) keeps scikit-learn's attributes (`ms`, `vs`, `t`, `velocities`,
 `learning_rate`), which may be replaced at any time. State arrays that the adapter has made change in place: copy them
-to keep their values. What the fused updates do not take (gradients of another dtype than the weights, as float64 sample
-weights give in float32) goes to scikit-learn's own code.
+to keep their values. What the fused updates do not take (gradients of another shape or dtype than the weights, as
+float64 sample weights give in float32) goes to scikit-learn's own code.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -84,6 +85,12 @@ def _books_of(optimizer: Any) -> _Books:
     return books
 
 
+def _plain(params: Any, *others: Any) -> bool:
+    """Whether all are plain floats, and each list in `others` has an array of the right shape for every parameter."""
+    shapes = [p.shape for p in params]
+    return plain_floats(*params, *chain(*others)) and all([x.shape for x in xs] == shapes for xs in others)
+
+
 def _in_float32(params: Any, *hyper_parameters: Any) -> bool:
     """Whether Python numbers meet float32 arrays; NumPy's own scalars would turn them into float64."""
     return params[0].dtype == np.float32 and not any(isinstance(x, np.generic) for x in hyper_parameters)
@@ -91,7 +98,7 @@ def _in_float32(params: Any, *hyper_parameters: Any) -> bool:
 
 def _update_sgd(self: SGDOptimizer, params: Any, grads: Any) -> None:
     """``update_params`` of SGDOptimizer. With negated gradients and c = -1 the velocities have scikit-learn's sign."""
-    fits = plain_floats(*params, *grads, *self.velocities) and (
+    fits = _plain(params, grads, self.velocities) and (
         params[0].dtype == np.float64 or _in_float32(params, self.momentum, self.learning_rate)
     )
     if not fits:
@@ -107,7 +114,7 @@ def _update_sgd(self: SGDOptimizer, params: Any, grads: Any) -> None:
 
 def _update_adam(self: AdamOptimizer, params: Any, grads: Any) -> None:
     """``update_params`` of AdamOptimizer."""
-    fits = plain_floats(*params, *grads, *self.ms, *self.vs) and (
+    fits = _plain(params, grads, self.ms, self.vs) and (
         params[0].dtype == np.float64 or _in_float32(params, self.beta_1, self.beta_2, self.epsilon)
     )
     if not fits:

@@ -11,7 +11,7 @@ clipped by its own norm and zeroed after use; eps-hat Adam, ``W <- W - lr sqrt(1
 eps)``; weight decay comes after the update, ``W <- W - lr L2 W``; averages follow the parameters. Schedules, moments
 (`mom1`, `mom2`), `averages` and counts are thinc's attributes. Parameters stay within float32 rounding of thinc's
 (its kernel multiplies by the rate after the division, and its BLAS may fuse a multiplication and an addition).
-What is not a contiguous float32 NumPy array, and RAdam, is left to thinc.
+What are not contiguous float32 NumPy arrays of one shape, and RAdam, is left to thinc.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Optimizer(optimizers.Optimizer):
     __slots__ = ()
 
     def __call__(self, key: Any, weights: Any, gradient: Any, *, lr_scale: float = 1.0) -> Any:
-        if not self._takes(weights, gradient):
+        if not self._takes(key, weights, gradient):
             return super().__call__(key, weights, gradient, lr_scale=lr_scale)
         if len(gradient) < 1:
             return weights, gradient
@@ -46,11 +46,13 @@ class Optimizer(optimizers.Optimizer):
             return super().__call__(key, weights, gradient, lr_scale=lr_scale)
         rate, decay = lr_scale * self.learn_rate(step, **arguments), self.L2(step, **arguments)
         limit = self.grad_clip(step, **arguments)
-        self.nr_update[key] += 1
-        t = self.nr_update[key]
+        if not gradient.flags.writeable or np.may_share_memory(weights, gradient):
+            raise ValueError("the gradient is read-only or overlaps the weights, and it would be zeroed after use")
+        t = self.nr_update.get(key, 0) + 1
         w, g = weights.reshape(-1), gradient.reshape(-1)
 
         if decay and not self.L2_is_weight_decay:
+            g = g.copy()  # the update may yet be refused
             g += decay * w
         scale = 1.0
         if limit:
@@ -58,17 +60,17 @@ class Optimizer(optimizers.Optimizer):
             if norm >= limit:
                 scale = float(limit / norm)
         if b1 > 0.0:
-            moments: Any
-            for moments in (self.mom1, self.mom2):
-                if key not in moments:
-                    moments[key] = np.zeros(w.size, np.float32)
+            moments = (self.mom1, self.mom2)
+            states: Any = tuple(m[key] if key in m else np.zeros(w.size, np.float32) for m in moments)
             hat = self.learn_rate(step, **arguments) * (1.0 - b2**t) ** 0.5 / (1.0 - b1**t) * lr_scale
             c1, c2 = (float(np.float32(1.0) - np.float32(b)) for b in (b1, b2))  # as thinc's kernel has them
             coefficients = (b1, c1, b2, c2, hat, 1.0, self.eps(step, **arguments))
-            update_array("adam", w, g, (self.mom1[key], self.mom2[key]), coefficients, scale=scale)
+            update_array("adam", w, g, states, coefficients, scale=scale)
+            self.mom1[key], self.mom2[key] = states
         else:
             update_array("sgd", w, g, (), (rate,), scale=scale)
-        g.fill(0.0)
+        self.nr_update[key] = t
+        gradient.fill(0.0)
         if decay and self.L2_is_weight_decay:  # w - c * (0 + 1 * w)
             update_array("sgd", w, g, (), (rate * decay,), decay="coupled", decay_coefficient=1.0)
         averages: Any = self.averages
@@ -80,9 +82,11 @@ class Optimizer(optimizers.Optimizer):
             update_array("sgd", average, w, (), (forget,), decay="coupled", decay_coefficient=1.0, maximize=True)
         return weights, gradient
 
-    def _takes(self, weights: Any, gradient: Any) -> bool:
+    def _takes(self, key: Any, weights: Any, gradient: Any) -> bool:
+        average = (self.averages or {}).get(key, weights)
         return not self.use_radam and all(
-            type(x) is np.ndarray and x.dtype == np.float32 and x.flags.c_contiguous for x in (weights, gradient)
+            type(x) is np.ndarray and x.dtype == np.float32 and x.flags.c_contiguous and x.shape == weights.shape
+            for x in (weights, gradient, average)
         )
 
 
