@@ -150,7 +150,7 @@ static int bind_states(PyObject *const *state, fo_entry *entry, int are_known, i
 }
 
 /* Binds everything; 0 if an array is not as expected or overlaps another. */
-static int bind_all(bound *b, PyObject *params, PyObject *grads, PyObject *states)
+static int bind_all(bound *b, int views_are_known, PyObject *params, PyObject *grads, PyObject *states)
 {
     fo_plan *plan = b->plan;
     int64_t count = plan->entry_count, state_count = plan->state_count, s = 0;
@@ -159,8 +159,6 @@ static int bind_all(bound *b, PyObject *params, PyObject *grads, PyObject *state
     PyObject *const *param = items_of(params), *const *grad = items_of(grads), *const *state = items_of(states);
     int known = plan->known, moved = 0, grad_moved = 0, owners = 0;
     plan->known = NOTHING;
-    if (b->views != states)
-        Py_CLEAR(b->views);
     for (int64_t e = 0; e < count; e++) {
         fo_entry *entry = &plan->entries[e];
         int order = ORDERS;
@@ -170,7 +168,7 @@ static int bind_all(bound *b, PyObject *params, PyObject *grads, PyObject *state
             fetch_ahead(state, s + i, state_count);
         moved |= bind(param[e], entry, 0, &order);
         grad_moved |= bind(grad[e], entry, 1, &order);
-        moved |= bind_states(state + s, entry, b->views != 0, &order, &owners);
+        moved |= bind_states(state + s, entry, views_are_known, &order, &owners);
         if ((moved | grad_moved) < 0 || !order)
             return 0;
         s += entry->slots - 2;
@@ -182,9 +180,7 @@ static int bind_all(bound *b, PyObject *params, PyObject *grads, PyObject *state
     if ((known < WRITTEN && !sort_written(plan)) || (known < ALL && some_gradient_overlaps(plan)))
         return 0;
     plan->known = ALL;
-    if (owners)
-        Py_CLEAR(b->views);
-    else if (!b->views && count > 1) /* one array's are read as quickly, and need not be kept alive */
+    if (!owners && count > 1) /* one array's are read as quickly, and need not be kept alive */
         b->views = Py_NewRef(states);
     return 1;
 }
@@ -223,13 +219,17 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
         return PyErr_Format(PyExc_TypeError, "step takes params, grads, states, coefficients and scale");
     fo_plan *plan = b->plan;
     double scale = PyFloat_AsDouble(args[4]);
-    if (!read_coefficients(plan, args[3]) || !bind_all(b, args[0], args[1], args[2])) {
+    PyObject *views = b->views; /* given up at the end: what goes with it may run code that steps this very plan */
+    b->views = 0;
+    PyObject *result = 0;
+    if (!read_coefficients(plan, args[3]) || !bind_all(b, views == args[2], args[0], args[1], args[2])) {
         PyErr_Clear();
-        Py_RETURN_FALSE;
+        result = Py_NewRef(Py_False);
+        goto done;
     }
     PyObject *number = PyLong_FromLongLong(PyLong_AsLongLong(PyList_GetItem(b->counter, 0)) + 1);
     if (!number)
-        return 0;
+        goto done;
     if (plan->step_bytes < RELEASE_BYTES) {
         fo_plan_apply(plan, scale);
     } else {
@@ -239,7 +239,10 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
     }
     /* Counted here, so that Ctrl-C right after the step finds it counted. */
     PyList_SetItem(b->counter, 0, number);
-    Py_RETURN_TRUE;
+    result = Py_NewRef(Py_True);
+done:
+    Py_XDECREF(views);
+    return result;
 }
 
 static PyObject *sum_squares(PyObject *capsule, PyObject *const *args, Py_ssize_t count)

@@ -123,6 +123,8 @@ class Staged(NamedTuple):
 
 def flat(x: Array) -> Array:
     """`x` in C order, one-dimensional and aligned; a copy only where the layout asks for one."""
+    if type(x) is not np.memmap:  # which knows its file; kernels take no other subclass
+        x = np.asarray(x)
     return np.require(x, requirements=("C", "A")).reshape(-1)
 
 

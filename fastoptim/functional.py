@@ -214,8 +214,8 @@ def adam(
     """
     if isinstance(step, bool) or not hasattr(step, "__index__"):
         raise TypeError(f"step must be an int, got {type(step).__name__}")
-    if step < 1:
-        raise ValueError(f"step counts from 1, got {step}")
+    if not 1 <= step < 1 << 63:
+        raise ValueError(f"step counts from 1 and is below 2**63, got {step}")
     policy = adam_policy(
         lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, flag("decoupled", decoupled)
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C waits while arrays are being written."""
+"""Signals wait while arrays are being written."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+
+# Whose handlers, if they are Python functions, may raise or look at arrays; some platforms lack some. That of SIGINT is
+# put back last, since it raises as soon as it is there.
+_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK", "SIGINT")
+    if hasattr(signal, name)
+)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Keep Ctrl-C from landing in the middle of a step: it is delivered right after."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        yield
-        return
-    seen: list[Any] = []
-    handler = signal.signal(signal.SIGINT, lambda *args: seen.append(args))
+    """Keep handlers in Python, that of Ctrl-C above all, from running in the middle of a step: they run right after."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # where handlers run
+        handlers = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+    seen: list[int] = []
     try:
+        for number in handlers:
+            signal.signal(number, lambda number, frame: seen.append(number))
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        if seen and callable(handler):
-            handler(*seen[0])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(seen):
+            signal.raise_signal(number)

@@ -26,7 +26,10 @@ from .threads import resolve_threads
 from .trees import Structure, leaves_of
 
 APPLIED = StepInfo(True, None)
-BUSY = "this optimizer is being stepped by another thread (or was, when this process was forked)"
+BUSY = (
+    "this optimizer is in the middle of a step: of another thread, of a caller further up, or since this process was "
+    "forked during one"
+)
 
 
 # --- Hyper-parameters ---------------------------------------------------------------------------------------------
@@ -242,6 +245,18 @@ class _Parameter:
         self.states: dict[str, Any] = {}
         self.t = 0
 
+    def array(self, backend: Any) -> Any:
+        """The array as the group has it now; TypeError or ValueError if it is not what it was."""
+        p = self.group["params"][self.index]
+        backend.check_parameter(self.name, p)
+        shape, dtype = backend.describe(p)
+        if shape != self.shape or dtype != self.dtype:
+            raise ValueError(
+                f"parameter {self.name!r} was replaced: expected shape {self.shape} and dtype "
+                f"{self.dtype.name}, got {shape} and {dtype.name}"
+            )
+        return p
+
 
 class _Cohort:
     """Parameters of one group with one step count: one set of coefficients serves them all."""
@@ -375,8 +390,9 @@ class Optimizer:
 
     def _prepare(self) -> None:
         """What is made anew in a copy."""
-        # Who steps: dicts are atomic, quicker than locks, and Ctrl-C at a bad moment locks out no thread but others.
-        self._turn: dict[str, int] = {}
+        # Who is at work here comes first, as a list with a thread. Lists are atomic and quicker than locks, and Ctrl-C
+        # can land nowhere between a token's being appended and the block that removes it.
+        self._turn: list[list[int]] = []
         self._read = itemgetter(*self._names)
         self._changes = [0]
         self._plan: _Plan | None = None
@@ -504,10 +520,11 @@ class Optimizer:
         RuntimeError
             Another thread is stepping this optimizer.
         """
-        thread = get_ident()
-        if self._turn.setdefault("thread", thread) != thread:
-            raise RuntimeError(BUSY)
+        own, turn = [get_ident()], self._turn
         try:
+            turn.append(own)
+            if turn[0] is not own:
+                raise RuntimeError(BUSY)
             plan = self._plan
             if plan is None or plan.version != self._changes[0]:
                 plan = self._current_plan()
@@ -517,7 +534,7 @@ class Optimizer:
                 return APPLIED
             return self._step_checked(plan, leaves, *step_options(grad_scale, max_norm, skip_nonfinite))
         finally:
-            self._turn.clear()
+            turn.remove(own)
 
     def _step_checked(
         self, plan: _Plan, leaves: tuple[Any, ...], grad_scale: float, max_norm: float | None, skip: bool
@@ -583,16 +600,12 @@ class Optimizer:
             states.update(zip(cohort.positions, cohort.states, strict=True))
         for position, (parameter, g) in enumerate(zip(self._parameters, leaves, strict=True)):
             name = parameter.name
-            p = parameter.group["params"][parameter.index]
-            backend.check_parameter(name, p)
-            shape, dtype = backend.describe(p)
-            if shape != parameter.shape or dtype != parameter.dtype:
-                raise ValueError(
-                    f"parameter {name!r} was replaced: expected shape {parameter.shape} and dtype "
-                    f"{parameter.dtype.name}, got {shape} and {dtype.name}"
-                )
+            p = parameter.array(backend)
             written.append(backend.span(f"parameter {name!r}", p))
-            written += [backend.span(f"a state of parameter {name!r}", state) for state in states[position]]
+            for state in states[position]:
+                backend.check_parameter(name, state, "a state of parameter")
+                backend.check_companion(name, "a state", state, parameter.shape, parameter.dtype)
+                written.append(backend.span(f"a state of parameter {name!r}", state))
             if g is not None:
                 g = backend.check_companion(name, "gradient", g, parameter.shape, parameter.dtype)
                 read.append(backend.span(f"gradient of parameter {name!r}", g))
@@ -631,8 +644,7 @@ class Optimizer:
         cohorts: dict[Any, _Cohort] = {}
         missing: dict[str, list[Any]] = {}
         for parameter in self._parameters:
-            p = parameter.group["params"][parameter.index]
-            self._backend.check_parameter(parameter.name, p)
+            p = parameter.array(self._backend)
             for name in policies[id(parameter.group)].rule.states:
                 if name not in parameter.states:
                     missing.setdefault(name, []).append(p)
@@ -656,12 +668,16 @@ class Optimizer:
         self._plan = _Plan(self._groups, list(cohorts.values()), counter, native)
         return self._plan
 
-    def _sync(self) -> None:
-        """Hand states and step counts back to the parameters, and forget the plan."""
+    def _settle(self) -> None:
+        """Hand states and step counts back to the parameters."""
         if self._plan is not None:
             for cohort in self._plan.cohorts:
                 cohort.settle()
-            self._plan = None
+
+    def _sync(self) -> None:
+        """`_settle`, and forget the plan."""
+        self._settle()
+        self._plan = None
 
     def _group_leaves(self, grads: Any) -> tuple[Any, ...]:
         structures = self._structures
@@ -677,14 +693,16 @@ class Optimizer:
         )
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        thread = get_ident()
-        if self._turn.setdefault("thread", thread) != thread:
-            raise RuntimeError(BUSY)
+    def _locked(self, reading: bool = False) -> Iterator[None]:
+        """The turn; who only reads may also be called from within a step, by the handler of a signal for example."""
+        own, turn = [get_ident()], self._turn
         try:
+            turn.append(own)
+            if turn[0] is not own and not (reading and turn[0] == own):
+                raise RuntimeError(BUSY)
             yield
         finally:
-            self._turn.clear()
+            turn.remove(own)
 
     # --- states
 
@@ -692,16 +710,15 @@ class Optimizer:
     def state(self) -> Mapping[str, Mapping[str, Any]]:
         """Name of a parameter -> ``{"step": int, name of a state: array, ...}``.
 
-        The mapping is read-only (`load_state_dict` replaces states); the arrays are the live ones.
+        The mapping is read-only (`load_state_dict` replaces states); the arrays are the live ones. Their values may be
+        changed; their flags, dtype and strides belong to the optimizer.
         """
-        if self._plan is not None:
-            for cohort in self._plan.cohorts:
-                cohort.settle()
+        self._settle()
         return MappingProxyType({q.name: MappingProxyType({"step": q.t, **q.states}) for q in self._parameters})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters, as copies: step counts, states in their exact dtypes, hyper-parameters."""
-        with self._locked():
+        with self._locked(reading=True):
             return self._snapshot(self._backend.host_copy)
 
     def _snapshot(self, copy: Callable[[Any], Any]) -> dict[str, Any]:
@@ -781,9 +798,12 @@ class Optimizer:
 
     # --- copies
 
+    def __copy__(self) -> Any:
+        raise TypeError("a shallow copy would share groups and states with this optimizer; use copy.deepcopy")
+
     def __getstate__(self) -> dict[str, Any]:
-        with self._locked():
-            self._sync()
+        with self._locked(reading=True):
+            self._settle()
             state = self.__dict__.copy()
         for transient in ("_turn", "_read", "_changes", "_plan"):
             del state[transient]

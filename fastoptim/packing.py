@@ -52,7 +52,8 @@ def pack(params: Any) -> Any:
         arrays.check_dtype(name, x.dtype)
     order = sorted(range(len(leaves)), key=lambda i: _ORDER[leaves[i].dtype])
     ordered = [leaves[i] for i in order]
-    if len(arrays.runs_side_by_side(ordered)) <= len({x.dtype for x in ordered}):
+    plain = all(type(x) is np.ndarray and x.flags.c_contiguous for x in ordered)
+    if plain and len(arrays.runs_side_by_side(ordered)) <= len({x.dtype for x in ordered}):
         return structure.rebuild(leaves)
     buffer = np.empty(sum(x.nbytes for x in ordered) + arrays.CACHE_LINE, np.uint8)
     start = -buffer.__array_interface__["data"][0] % arrays.CACHE_LINE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import weakref
 
@@ -155,12 +156,12 @@ def test_clipping_is_exact_whatever_the_modes_of_floating_point(backend):
         assert a[0] == 3 and b[0] == 4, "refused after something was written"
 
 
-def interrupting(function):
-    """`function`, with Ctrl-C pressed at the end of each call."""
+def interrupting(function, number=signal.SIGINT):
+    """`function`, with Ctrl-C pressed (or another signal sent) at the end of each call."""
 
     def call(*args, **kwargs):
         function(*args, **kwargs)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
     return call
 
@@ -220,3 +221,66 @@ def test_nothing_keeps_the_callers_arrays_alive():
     del buffer, p, m, v
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="LOUD: this platform has no SIGALRM")
+def test_handlers_of_other_signals_wait_too(monkeypatch):
+    """Time limits are often made of a handler that raises."""
+
+    def ring(number, frame):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        p, g = np.zeros(2 * TILE), np.ones(2 * TILE)
+        monkeypatch.setattr(reference, "update", interrupting(reference.update, signal.SIGALRM))
+        opt = fo.SGD(p, lr=1.0, backend="numpy")
+        with pytest.raises(TimeoutError):
+            opt.step(g)
+        assert np.all(p == -1) and opt.state["0"]["step"] == 1
+        assert signal.getsignal(signal.SIGALRM) is ring
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="LOUD: this platform has no fork")
+def test_a_signal_without_a_handler_still_ends_the_process(monkeypatch):
+    monkeypatch.setattr(reference, "update", interrupting(reference.update))
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        fo.functional.sgd(np.zeros(1), np.ones(1), lr=1.0, backend="numpy")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGINT
+
+
+def test_code_that_runs_when_known_states_go_may_step_too():
+    """States that are replaced may take memory with them whose finaliser makes a step of its own with the same plan."""
+    plan = get_backend("c").plan([(rules.RULES["adam"], "none", 0.0, False, [np.ones(8)] * 2)], [0], 1)
+    coefficients = [rules.adam_coefficients(1, 0.1, 0.9, 0.999, 1e-8, "torch")]
+    memory = np.zeros((4, 8))
+    nested = []
+
+    def step(*states):
+        return plan.step((np.ones(8), np.ones(8)), (np.ones(8), np.ones(8)), states, coefficients, 1.0)
+
+    class Memory(bytearray):
+        def __del__(self):
+            nested.append(step(*memory))
+
+    assert step(np.frombuffer(Memory(64)), *memory[1:])
+    integers = memory[0].view(np.int64)
+    integers[:] = 7
+    assert not step(integers, *memory[1:]), "integers were taken for a known state"
+    assert nested == [True]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_subclasses_of_arrays_have_a_norm(backend):
+    class Array(np.ndarray):
+        pass
+
+    g = np.array([3.0, 4.0]).view(Array)
+    assert fo.grad_norm(g, backend=backend) == 5.0
+    p = np.zeros(2)
+    assert fo.SGD(p, lr=1.0, backend=backend).step(g, max_norm=1.0).grad_norm == 5.0

@@ -411,12 +411,93 @@ def test_values_of_a_dict_are_parameters():
 
 def test_threads_cannot_be_set_while_another_thread_steps():
     opt = fo.Adam(np.zeros(3), backend="numpy", threads=1)
-    opt._turn["thread"] = -1  # as during the step of another thread
+    opt._turn.append([-1])  # as during the step of another thread
     with pytest.raises(RuntimeError, match="another thread"):
         opt.threads = 2
     opt._turn.clear()
     opt.threads = np.int64(2)
     assert opt.threads == 2
+
+
+class Meddling(dict):
+    """Gradients that do something while a step reads them, as the handler of a signal may."""
+
+    def __init__(self, grads, work):
+        super().__init__(grads)
+        self.work = work
+
+    def __getitem__(self, key):
+        self.work()
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("read", [copy.deepcopy, pickle.dumps, lambda o: o.state_dict()])
+def test_reading_an_optimizer_within_its_step_loses_nothing(read, backend):
+    params, grads = {"w": np.zeros(3)}, {"w": np.ones(3)}
+    opt = fo.Adam(params, lr=0.1, backend=backend)
+    seen = []
+    for _ in range(3):
+        opt.step(Meddling(grads, lambda: seen.append(read(opt))))
+    assert opt.state["w"]["step"] == 3 and len(seen) == 3
+    twin = {"w": np.zeros(3)}
+    plain = fo.Adam(twin, lr=0.1, backend=backend)
+    for _ in range(3):
+        plain.step(grads)
+    assert same_bits(params["w"], twin["w"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda o: o.step({"w": np.ones(3)}),
+        lambda o: setattr(o, "threads", 1),
+        lambda o: o.load_state_dict(o.state_dict()),
+        lambda o: o.add_param_group({"params": np.ones(1)}),
+    ],
+    ids=["step", "threads", "load_state_dict", "add_param_group"],
+)
+def test_an_optimizer_cannot_be_changed_within_its_step(change):
+    params = {"w": np.zeros(3)}
+    opt = fo.SGD(params, lr=1.0)
+    with pytest.raises(RuntimeError, match="in the middle of a step"):
+        opt.step(Meddling({"w": np.ones(3)}, lambda: change(opt)))
+    assert np.all(params["w"] == 0)
+    opt.step({"w": np.ones(3)})
+    assert np.all(params["w"] == -1) and opt.state["w"]["step"] == 1
+
+
+def test_a_shallow_copy_is_refused():
+    """It shared the groups, whose changes the first optimizer then no longer saw."""
+    with pytest.raises(TypeError, match="deepcopy"):
+        copy.copy(fo.SGD(np.zeros(1)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("wrong", [np.ones(1), np.ones(3, np.float32)], ids=["shape", "dtype"])
+def test_states_are_not_made_for_an_array_that_is_refused(wrong, backend):
+    p, g = np.ones(3), np.ones(3)
+    opt = fo.Adam(p, lr=0.1, backend=backend)
+    opt.param_groups[0]["params"][0] = wrong
+    with pytest.raises(ValueError, match="parameter '0' was replaced"):
+        opt.step(g)
+    opt.param_groups[0]["params"][0] = p
+    opt.step(g)
+    twin = np.ones(3)
+    fo.Adam(twin, lr=0.1, backend="numpy").step(g)
+    assert same_bits(p, twin)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_that_was_made_read_only_is_refused_before_anything_is_written(backend):
+    p, g = np.ones(3), np.ones(3)
+    opt = fo.Adam(p, lr=0.1, backend=backend)
+    opt.step(g)
+    before = copy.deepcopy((p, opt.state_dict()))
+    opt.state["0"]["exp_avg_sq"].flags.writeable = False
+    with pytest.raises(ValueError, match="a state of parameter '0' is read-only"):
+        opt.step(g)
+    assert repr((p, opt.state_dict())) == repr(before)
 
 
 def test_a_state_dict_shares_nothing_with_its_optimizer():

@@ -98,3 +98,12 @@ def test_what_cannot_be_packed_is_named():
 def test_examples():
     result = doctest.testmod(packing)
     assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize(
+    "odd", [np.ones((4, 6))[::2].T, np.asfortranarray(np.ones((2, 3)))], ids=["strided", "Fortran"]
+)
+def test_one_odd_array_is_packed_too(odd):
+    packed = fo.pack({"w": odd, "b": np.zeros(3, np.float32)})
+    assert all(x.flags.c_contiguous for x in packed.values()) and np.array_equal(packed["w"], odd)
+    assert packed["w"].base is packed["b"].base is not None

@@ -382,6 +382,7 @@ def test_functional_refuses_before_it_writes():
         lambda: fo.functional.adam(p, g, m, m, step=1),
         lambda: fo.functional.adam(p, p, m, v, step=1),
         lambda: fo.functional.adam(p, g, m, v, step=0),
+        lambda: fo.functional.adam(p, g, m, v, step=10**400),
         lambda: fo.functional.adam(p, g, m, v, step=1.0),
         lambda: fo.functional.adam(p, g, m, v.astype(np.float32), step=1),
         lambda: fo.functional.adam(p, g, m, v[:2], step=1),

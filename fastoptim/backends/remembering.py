@@ -79,7 +79,8 @@ class RememberingPlan:
                 rows = []
                 for member, (p, g) in zip(members, entries):  # noqa: B905 - the next list goes on where this one ends
                     own = [next(rest) for _ in rule.states]
-                    backend.check_parameter("p", p)
+                    for x in (p, *own):
+                        backend.check_parameter("written", x)
                     for x in (p, g, *own):
                         backend.check_companion("p", "array", x, member.shape, member.dtype)
                     form = backend.stage_without_copy(p, g, own)
