@@ -1,4 +1,4 @@
-"""Every snippet of the guide runs, and prints what the guide says it prints; so does the demo."""
+"""Every snippet of the guides runs, and prints what they say it prints; so does the demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastoptim import cli, demo
 
 pytest.importorskip("sklearn", reason='the guide needs scikit-learn: pip install "fastoptim[examples]"')
 
-GUIDE = Path(__file__).resolve().parent.parent / "docs" / "guide.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 
@@ -40,20 +40,23 @@ def differs(printed, expected):
 def run(code, namespace):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        exec(compile(code, str(GUIDE), "exec"), namespace)
+        exec(compile(code, "guide", "exec"), namespace)
     return out.getvalue()
 
 
-def test_every_snippet_runs_and_prints_what_it_says(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("guide", "least"), [("guide.md", 14), ("optimizers.md", 6)])
+def test_every_snippet_runs_and_prints_what_it_says(guide, least, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "guide"}
     count = 0
-    for code, expected in snippets(GUIDE.read_text()):
+    for code, expected in snippets((DOCS / guide).read_text()):
         printed = run(code, namespace)
         assert expected is not None, f"nothing is said about what this prints:\n{code}"
         assert not differs(printed, expected), f"{code}\nprints\n{printed}\nnot\n{expected}"
         count += 1
-    assert count >= 14
+    assert count >= least
+    if guide != "guide.md":
+        return
     assert cli.main(["plot", "run.jsonl"]) == 0
     assert (tmp_path / "run.png").exists()
 
@@ -61,7 +64,7 @@ def test_every_snippet_runs_and_prints_what_it_says(tmp_path, monkeypatch):
 def test_the_exercise_is_answered_on_a_real_run():
     """The run does fall and then jump from step to step, and the remedies do what the guide says."""
     namespace = {"__name__": "guide"}
-    code = [code for code, _ in snippets(GUIDE.read_text()) if "def logistic" in code or "halved" in code]
+    code = [code for code, _ in snippets((DOCS / "guide.md").read_text()) if "def logistic" in code or "halved" in code]
     run("import numpy as np\nimport fastoptim as fo\n" + "\n".join(code), namespace)
     losses, finding = namespace["losses"], namespace["finding"]
     assert losses[40:60].min() < 0.3 * losses[0]
