@@ -34,22 +34,22 @@ struct kernels {
 
 #if defined(__x86_64__)
 
-#define TARGET
+#define WIDE
+#define NARROW
 #define ISA(x) x##_baseline
 #include "kernels.inc"
-#undef TARGET
-#undef ISA
 
-#define TARGET __attribute__((target("avx2")))
+#define WIDE __attribute__((target("avx2")))
+#define NARROW WIDE
 #define ISA(x) x##_avx2
 #include "kernels.inc"
-#undef TARGET
-#undef ISA
 
 #if defined(__clang__)
-#define TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl"), min_vector_width(512)))
+#define NARROW __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl"), min_vector_width(256)))
+#define WIDE __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl"), min_vector_width(512)))
 #else
-#define TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")))
+#define NARROW __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=256")))
+#define WIDE __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")))
 #endif
 #define ISA(x) x##_avx512
 #include "kernels.inc"
@@ -59,7 +59,8 @@ static const char *const isa_names[] = {"baseline", "avx2", "avx512", 0};
 
 #else
 
-#define TARGET
+#define WIDE
+#define NARROW
 #define ISA(x) x##_only
 #include "kernels.inc"
 
@@ -97,7 +98,7 @@ static const struct {
     const char *name;
     int32_t states, coefficients;
 } rule_table[RULE_COUNT] = {
-#define ROW(rule, states, coefficients) {#rule, states, coefficients},
+#define ROW(rule, states, coefficients, vectors) {#rule, states, coefficients},
     FO_RULES(ROW) FO_YARDSTICKS(ROW)
 #undef ROW
 };

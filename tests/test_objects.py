@@ -30,6 +30,8 @@ INEXACT = re.compile(
 )
 # Registers that a vector loop of an instruction set uses, and those that would be a leak into it.
 VECTORS = {"baseline": "%xmm", "avx2": "%ymm", "avx512": "%zmm", "only": r"v\d+\.(4s|2d)"}
+# Rules whose AVX-512 kernels take the narrower vectors.
+NARROW = set(re.findall(r"X\((\w+), \d+, \d+, NARROW\)", (CSRC / "rule_table.h").read_text()))
 LEAKS = {"baseline": "%[yz]mm", "avx2": r"%zmm|%[xy]mm(1[6-9]|[23]\d)|%k[0-7]", "avx512": "(?!)", "only": "(?!)"}
 KERNEL = re.compile(r"(\w+)_(float|double)_(baseline|avx2|avx512|only)\b.*")
 PACKED = {
@@ -73,11 +75,12 @@ def complaints(found):
                 wrong.append(f"{name}: {mnemonic} {operands} is not of {isa}")
         if rule in RULES and "." not in name:  # not of the parts that a compiler splits off
             source = inspect.getsource(RULES[rule].function)
+            vectors = VECTORS["avx2" if isa == "avx512" and rule in NARROW else isa]
             for operator, pattern in PACKED.items():
                 suffix = "4s|ps" if dtype == "float" else "2d|pd"
                 packed = any(
                     re.fullmatch(pattern, mnemonic)
-                    and re.search(VECTORS[isa], operands)
+                    and re.search(vectors, operands)
                     and re.search(suffix, mnemonic + operands)
                     for mnemonic, operands in code
                 )
@@ -137,7 +140,7 @@ def small(tmp_path):
     shutil.copytree(CSRC, folder)
     states, coefficients = len(RULES["adam"].states), len(RULES["adam"].coefficients)
     (folder / "rule_table.h").write_text(
-        f"#define FO_RULES(X) X(adam, {states}, {coefficients})\n#define FO_YARDSTICKS(X)\n"
+        f"#define FO_RULES(X) X(adam, {states}, {coefficients}, WIDE)\n#define FO_YARDSTICKS(X)\n"
     )
     compiler, objdump = tool("gcc", "gcc"), tool("objdump", "binutils")
     return lambda *more: complaints(
