@@ -30,25 +30,12 @@ import torch
 
 import fastoptim as fo
 from fastoptim.backends import get_backend
+from fastoptim.bench.cases import GPT2_SMALL
 from fastoptim.bench.statistics import loses, summarise
 from fastoptim.rules import RULES
 
 LR = np.float32(1e-3)
 ADAM = (0.9, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)  # coefficients of the rule
-GPT2_SMALL = [
-    (50257, 768),
-    (1024, 768),
-    *[
-        shape
-        for _ in range(12)
-        for shape in (
-            *((768,), (768,), (768, 2304), (2304,), (768, 768), (768,)),
-            *((768,), (768,), (768, 3072), (3072,), (3072, 768), (768,)),
-        )
-    ],
-    (768,),
-    (768,),
-]
 
 c = get_backend("c")
 rows: list[dict] = []

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from .data import positional
 from .diagnosis import diagnose
-from .optimizers import flag, real
+from .optimizers import count, flag, real
 from .sandbox import LossAndGrad, Sandbox
 from .trees import Structure
 
@@ -111,7 +112,7 @@ def recommend(
     Raises
     ------
     TypeError, ValueError
-        Bad arguments.
+        Bad arguments, or gradients from which nothing can be told: all zero, or not finite.
 
     Notes
     -----
@@ -144,14 +145,11 @@ def recommend(
         if answer is not None:
             flag(name, answer)
     lr = None if lr is None else real("lr", lr, 0.0)
-    if isinstance(batches, bool) or not hasattr(batches, "__index__"):
-        raise TypeError(f"batches must be an int, got {batches!r}")
-    if batches < 2:
-        raise ValueError(f"batches must be at least 2, got {batches}")
+    batches = count("batches", batches, 2)
     figures: dict[str, float] = {}
     if loss_and_grad is not None:
         with Sandbox(loss_and_grad, params, data, "sgd", batch_size, rng, generators, buffers) as sandbox:
-            figures = _measure(sandbox, batches)
+            figures = _measure(sandbox, Structure(params), batches)
     elif params is not None or data is not None:
         raise TypeError("to measure, all of loss_and_grad, params and data are needed")
     reasons: list[str] = []
@@ -244,37 +242,51 @@ def _calm(
     return factor
 
 
-def _measure(sandbox: Sandbox, count: int) -> dict[str, float]:
-    """Gradient scales, sparsity and noise at the present parameters."""
+def _measure(sandbox: Sandbox, structure: Structure, count: int) -> dict[str, float]:
+    """Gradient scales, sparsity and noise at the present parameters, whose structure is given."""
+    params = structure.leaves(sandbox.params)
+
+    def gradient(batch: Any) -> list[np.ndarray]:  # None is no gradient: zeros
+        leaves = zip(structure.leaves(sandbox.evaluate(batch)[1]), params, strict=True)
+        return [np.zeros(p.size) if g is None else np.array(g, np.float64).ravel() for g, p in leaves]
+
     batches = sandbox.batches
     if batches is None or len(batches) == 1:
-        return {"spread": _spread([_flat(sandbox.evaluate(sandbox.next_batch())[1])])}
-    gradients: list[list[np.ndarray]] = []
+        gradients = [gradient(sandbox.next_batch())]
+        _vectors(gradients)
+        return {"spread": _spread(gradients)}
+    gradients = []
     while len(gradients) < count:
         whole = batches.next_size() == batches.batch_size
         batch = sandbox.next_batch()
         if whole:  # the estimate of the noise needs batches of one size
-            gradients.append(_flat(sandbox.evaluate(batch)[1]))
-    vectors = np.array([np.concatenate(arrays) for arrays in gradients])
+            gradients.append(gradient(batch))
+    vectors = _vectors(gradients)
     ever = (vectors != 0).any(axis=0)
     figures = {
         "spread": _spread(gradients),
-        "sparsity": float(np.mean(vectors[:, ever] == 0)) if ever.any() else 0.0,
+        "sparsity": float(np.mean(vectors[:, ever] == 0)),
         "noise_scale": _noise_scale(vectors, batches.batch_size),
         "batch_size": float(batches.batch_size),
     }
-    norms = [_norm(sandbox.evaluate(example)[1]) for example in _examples(batch)]
-    if norms and np.median(norms) > 0.0:
+    parts = [positional(part) for part in batches.parts(batch)]
+    examples = [
+        batches.assemble([part[i : i + 1] for part in parts]) for i in range(min(_EXAMPLES, batches.batch_size))
+    ]
+    norms = [math.sqrt(sum(float(g @ g) for g in gradient(example))) for example in examples]
+    if np.median(norms) > 0.0:
         figures["example_spread"] = float(max(norms) / np.median(norms))
     return figures
 
 
-def _flat(grads: Any) -> list[np.ndarray]:
-    return [np.array(g, np.float64).ravel() for g in Structure(grads).leaves(grads) if g is not None]
-
-
-def _norm(grads: Any) -> float:
-    return math.sqrt(sum(float(g @ g) for g in _flat(grads)))
+def _vectors(gradients: list[list[np.ndarray]]) -> np.ndarray:
+    """Each gradient as one vector; ValueError if nothing can be told from them."""
+    vectors = np.array([np.concatenate(arrays) for arrays in gradients])
+    if not np.isfinite(vectors).all():
+        raise ValueError("gradients are not finite at these parameters: nothing can be told from them")
+    if not vectors.any():
+        raise ValueError("all gradients are zero at these parameters: nothing can be told from them")
+    return vectors
 
 
 def _spread(gradients: list[list[np.ndarray]]) -> float:
@@ -299,12 +311,3 @@ def _noise_scale(vectors: np.ndarray, size: int) -> float:
     signal = (count * large - small) / (count - 1)
     limit = 10.0 * count * size
     return noise / signal if signal * limit > noise else limit
-
-
-def _examples(batch: Any) -> Iterator[Any]:
-    """The first examples of a batch, each a batch of its own."""
-    structure = Structure(batch)
-    leaves = structure.leaves(batch)
-    for i in range(min(_EXAMPLES, *map(len, leaves))):
-        example = structure.rebuild([leaf[i : i + 1] for leaf in leaves])
-        yield tuple(example) if isinstance(batch, tuple) else example

@@ -14,6 +14,7 @@ of the file's size.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -28,6 +29,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
+from .interrupts import deferred
 
 if TYPE_CHECKING:
     from .optimizers import Optimizer
@@ -79,7 +81,7 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         if isinstance(value, np.ma.MaskedArray) or _dtype_name(value.dtype) is None:
             raise TypeError(f"{path}: a checkpoint cannot hold {type(value).__name__} of dtype {value.dtype}")
-        name = path
+        name = path if path != "__metadata__" else path + "'"  # which is safetensors' own
         while name in arrays:
             name += "'"
         arrays[name] = np.asarray(value)
@@ -159,12 +161,12 @@ def write(path: Any, tree: Any, *, kind: str, keep_previous: bool = True) -> Non
     kind : str
         What it is ("optimizer", "training"): `read` asks for it.
     keep_previous : bool
-        Whether the file that is replaced stays as ``<name>.previous``.
+        Whether the file that is replaced stays as ``<name>.previous``. One that is damaged takes no checkpoint's place.
 
     Raises
     ------
     TypeError, ValueError
-        `tree` holds something that a checkpoint cannot hold; nothing was touched.
+        `tree` holds something that a checkpoint cannot hold, or `path` is a folder; nothing was touched.
     OSError
         The disk is full, the folder is missing, ...; the target is as it was.
     """
@@ -173,14 +175,27 @@ def write(path: Any, tree: Any, *, kind: str, keep_previous: bool = True) -> Non
     ordered = sorted(arrays.items(), key=lambda item: -item[1].itemsize)  # keeps every array aligned within the file
     header = _header(text, ordered, kind)
     target = os.path.realpath(os.fspath(path))
+    check_target(target)
     with _temporary(target) as (file, temporary):
         _write_file(file, header, [array for _, array in ordered])
+        written = _identity(file)
         if os.name == "nt":  # an open file cannot be renamed there
             file.close()
         if keep_previous:
             _keep_previous(target, temporary)
         os.replace(temporary, target)
+    _whole[target] = written
     _sync_folder(os.path.dirname(target))
+
+
+def check_target(path: Any) -> None:
+    """Raise what would keep `write` from putting a file there, as far as that can be told beforehand."""
+    target = os.path.realpath(os.fspath(path))
+    if not os.path.isdir(os.path.dirname(target)):
+        raise FileNotFoundError(errno.ENOENT, "the folder for a checkpoint is missing", os.path.dirname(target))
+    for name in (target, previous_path(target)):
+        if os.path.exists(name) and not os.path.isfile(name):
+            raise ValueError(f"{name} is a folder or device: a checkpoint would take its place")
 
 
 def previous_path(path: Any) -> str:
@@ -278,10 +293,35 @@ def _remove_if_abandoned(path: str) -> None:
         os.unlink(path)
 
 
+# Files that this process has written or read whole, so that saving over them need not read them again.
+_whole: dict[str, tuple[int, int, int]] = {}
+
+
+def _identity(file: IO[bytes] | str) -> tuple[int, int, int]:
+    status = os.stat(file if isinstance(file, str) else file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _is_whole(path: str) -> bool:
+    """Whether a file's checksum matches its content."""
+    try:
+        if _whole.get(path) != _identity(path):
+            with _open(path) as file:
+                _checked_header(file)
+    except (OSError, CheckpointError):
+        return False
+    return True
+
+
 def _keep_previous(target: str, temporary: str) -> None:
-    """Make `target`'s content available as the previous checkpoint, without ever taking `target` away."""
+    """Make `target`'s content available as the previous checkpoint, without ever taking `target` away.
+
+    Unless it is damaged and there is a previous one: until `target` is replaced, that may be the only good one.
+    """
     previous = previous_path(target)
-    if not os.path.exists(target) or (os.path.exists(previous) and os.path.samefile(target, previous)):
+    if not os.path.exists(target):
+        return
+    if os.path.exists(previous) and (os.path.samefile(target, previous) or not _is_whole(target)):
         return
     spare = f"{temporary[: -len('.tmp')]}_.tmp"
     try:
@@ -315,9 +355,13 @@ def read(path: Any, *, kind: str | tuple[str, ...]) -> Any:
     OSError
         There is no file, or it may not be read.
     """
+    target = os.path.realpath(os.fspath(path))
+    _whole.pop(target, None)
     with _open(path) as file:
         try:
-            return _read(file, (kind,) if isinstance(kind, str) else kind)
+            tree = _read(file, (kind,) if isinstance(kind, str) else kind)
+            _whole[target] = _identity(file)
+            return tree
         except CheckpointError as error:
             raise CheckpointError(f"{os.fspath(path)}: {error}") from error
         except _MALFORMED as error:
@@ -354,7 +398,8 @@ def _open(path: Any) -> Iterator[IO[bytes]]:
         os.close(descriptor)
 
 
-def _read(file: IO[bytes], kinds: tuple[str, ...]) -> Any:
+def _checked_header(file: IO[bytes]) -> tuple[bytes, int]:
+    """The header and the file's size, after its checksum was compared."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     length = int.from_bytes(start, "little")
@@ -364,6 +409,12 @@ def _read(file: IO[bytes], kinds: tuple[str, ...]) -> Any:
     if len(header) != length or not header.startswith(_PREFIX):
         raise CheckpointError("not a checkpoint of fastoptim")
     _verify(file, start, header, size)
+    return header, size
+
+
+def _read(file: IO[bytes], kinds: tuple[str, ...]) -> Any:
+    header, size = _checked_header(file)
+    length = len(header)
     entries = json.loads(header, object_pairs_hook=_unique, parse_constant=_no_constant)
     metadata = entries.pop("__metadata__")
     if not all(isinstance(value, str) for value in metadata.values()) or metadata["format"] != "fastoptim":
@@ -448,7 +499,7 @@ def _no_constant(text: str) -> Any:
 
 def save_optimizer(optimizer: Optimizer, path: Any) -> None:
     """Write parameters, states, step counts and hyper-parameters of `optimizer`; what ``optimizer.save`` does."""
-    with optimizer._locked():
+    with optimizer._locked(reading=True):
         write(path, optimizer_tree(optimizer), kind="optimizer")
 
 
@@ -473,7 +524,17 @@ def load_optimizer(optimizer: Optimizer, path: Any) -> None:
 def optimizer_tree(optimizer: Optimizer) -> dict[str, Any]:
     """The tree of an optimizer that the caller has locked, or that nobody else steps: live arrays, not copies."""
     params = {name: to_host(p) for name, p in _named_parameters(optimizer)}
-    return {"params": params, "optimizer": optimizer._snapshot(to_host)}
+    snapshot = optimizer._snapshot(to_host)
+    for group in snapshot["param_groups"]:
+        group |= {name: _plain(value) for name, value in group.items()}
+    return {"params": params, "optimizer": snapshot}
+
+
+def _plain(value: Any) -> Any:
+    """A hyper-parameter without arrays, which loading refuses: numbers and lists of them instead."""
+    if isinstance(value, (list, tuple)):
+        return (tuple if isinstance(value, tuple) else list)(map(_plain, value))
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def restore_optimizer(optimizer: Optimizer, tree: Any) -> None:
@@ -490,9 +551,10 @@ def restore_optimizer(optimizer: Optimizer, tree: Any) -> None:
                 raise CheckpointError("a hyper-parameter is an array")
         for name, p in named:
             optimizer._backend.check_parameter(name, p)
-        optimizer._load(state)
-    for name, p in named:
-        assign(p, saved[name])
+        with deferred():
+            optimizer._load(state)
+            for name, p in named:
+                assign(p, saved[name])
 
 
 # --- Slices: what several processes write, each its part, before one of them commits the whole ------------------------
@@ -620,9 +682,31 @@ def check_arrays(expected: Mapping[str, Any], saved: Any) -> None:
     for name, p in expected.items():
         device = getattr(p, "__cuda_array_interface__", None)
         shape, dtype = (p.shape, p.dtype) if device is None else (device["shape"], np.dtype(device["typestr"]))
+        dtype = dtype.newbyteorder("=")  # as files are read
         x = saved[name]
         if not isinstance(x, np.ndarray) or x.dtype != dtype or x.shape != tuple(shape):
             raise CheckpointError(f"parameter {name!r} is not of shape {tuple(shape)} and dtype {dtype}")
+
+
+def check_assignable(expected: Mapping[str, Any], saved: Mapping[str, np.ndarray]) -> None:
+    """ValueError if one of the arrays is read-only and holds other values than the saved ones."""
+    for name, p in expected.items():
+        if not _is_settled(p, saved[name]):
+            raise ValueError(f"parameter {name!r} is read-only, and its values differ")
+
+
+def _is_settled(p: Any, x: np.ndarray) -> bool:
+    """Whether nothing is in the way of assigning `x` to `p`: a read-only array must hold these values already."""
+    return not isinstance(p, np.ndarray) or p.flags.writeable or p.tobytes() == np.asarray(x, p.dtype).tobytes()
+
+
+def check_holdable(expected: Mapping[str, Any]) -> None:
+    """TypeError unless a checkpoint can hold each of these parameters."""
+    for name, p in expected.items():
+        if isinstance(p, np.ndarray):
+            _encode(p, f"parameter {name!r}", {})
+        elif not hasattr(p, "__cuda_array_interface__"):
+            raise TypeError(f"parameter {name!r}: a checkpoint cannot hold a {type(p).__name__}; make it an array")
 
 
 def _holds_array(value: Any) -> bool:
@@ -649,9 +733,10 @@ def to_host(x: Any) -> np.ndarray:
 
 
 def assign(p: Any, x: np.ndarray) -> None:
-    """``p[...] = x`` for an array on the host or on a device."""
+    """``p[...] = x`` for an array on the host or on a device; a read-only one may hold these values already."""
     if isinstance(p, np.ndarray):
-        p[...] = x
+        if p.flags.writeable or not _is_settled(p, x):
+            p[...] = x
         return
     from numba import cuda
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from operator import index
 from sys import getrefcount
 from typing import Any
 
 import numpy as np
 
-from .optimizers import flag
+from .optimizers import count, flag
 
 Array = np.ndarray
 
@@ -31,7 +31,8 @@ def minibatches(
     data : array, or tuple, list or mapping of arrays
         All of one length along the first axis; a batch has the same structure. Memory maps are read where they are
         used. An object of your own will do for an array: it needs ``len(x)`` and ``x[where]``, which is asked for a
-        slice if batches are in order and for an int64 index array if they are shuffled.
+        slice if batches are in order and for an int64 index array if they are shuffled. What has ``iloc`` (pandas) is
+        read by that: by position, never by label.
     batch_size : int or None
         Examples per batch, from 1 (one example per step) to all; None, or more than there are, means all.
     shuffle : bool
@@ -95,19 +96,15 @@ class Minibatches:
         rng: int | np.random.Generator = 0,
         drop_last: bool = False,
     ):
-        columns, self._assemble = _columns(data)
-        self.examples = _common_length(columns)
-        if batch_size is not None:
-            if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__"):
-                raise TypeError(f"batch_size must be an int or None, got {batch_size!r}")
-            if batch_size < 1:
-                raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.batch_size = self.examples if batch_size is None else min(index(batch_size), self.examples)
+        self._columns, self.assemble = _columns(data)
+        self._several = isinstance(data, (Mapping, tuple, list))
+        self.examples = _common_length(self._columns)
+        self.batch_size = self.examples if batch_size is None else min(count("batch_size", batch_size), self.examples)
         self.drop_last = flag("drop_last", drop_last)
         self.shuffle = flag("shuffle", shuffle)
         self.rng = _generator(rng)
         self._shuffled = self.shuffle and self.batch_size < self.examples
-        self._readers = [_reader(name, column, self.batch_size, self._shuffled) for name, column in columns]
+        self._readers = self._make_readers()
         self._end = self.examples - (self.examples % self.batch_size if self.drop_last else 0)
         self._share = (0, 1)
         self._order: Array | None = None
@@ -125,23 +122,30 @@ class Minibatches:
 
     def next_batch(self) -> Any:
         """The next batch, going on to the next epoch where one ends."""
-        start, end = self.cursor, self._end
+        start, end, order, before = self.cursor, self._end, self._order, None
         if start == 0 and self._shuffled:
-            self._order = self.rng.permutation(self.examples)
+            before = self.rng.bit_generator.state
+            order = self.rng.permutation(self.examples)
         stop = start + self.batch_size
         if stop < end:
-            self.cursor = stop
+            epoch, cursor = self.epoch, stop
         else:
             stop = end
-            self.epoch += 1
-            self.cursor = 0
+            epoch, cursor = self.epoch + 1, 0
         rank, size = self._share
         if size > 1:
             part = (stop - start) // size
             start += rank * part
             stop = start + part
-        where = slice(start, stop) if self._order is None else self._order[start:stop]
-        return self._assemble([read(where) for read in self._readers])
+        where = slice(start, stop) if order is None else order[start:stop]
+        try:
+            batch = self.assemble([read(where) for read in self._readers])
+        except BaseException:  # the position stays, so that a column that raised once loses no batch
+            if before is not None:
+                self.rng.bit_generator.state = before
+            raise
+        self.cursor, self.epoch, self._order = cursor, epoch, order
+        return batch
 
     def next_size(self) -> int:
         """How many examples the next batch will have, with the shares of all processes."""
@@ -160,6 +164,22 @@ class Minibatches:
         if shortest < size:
             raise ValueError(f"a batch of {shortest} examples cannot be shared by {size} processes; set drop_last=True")
         self._share = (rank, size)
+
+    def _make_readers(self) -> list[Callable[[Any], Any]]:
+        return [_reader(name, column, self.batch_size, self._shuffled) for name, column in self._columns]
+
+    def in_order(self) -> Minibatches:
+        """The same data with a position of its own: every example once, in order, in batches of the same size."""
+        view = copy.copy(self)
+        view.shuffle = view._shuffled = view.drop_last = False
+        view._readers = view._make_readers()
+        view._end, view._share, view._order = self.examples, (0, 1), None
+        view.epoch = view.cursor = 0
+        return view
+
+    def parts(self, batch: Any) -> list[Any]:
+        """The columns that a batch is put together from by `assemble`."""
+        return [part for _, part in _columns(batch)[0]] if self._several else [batch]
 
     # --- the position
 
@@ -252,7 +272,7 @@ def _common_length(columns: list[tuple[str, Any]]) -> int:
 def _reader(name: str, column: Any, batch_size: int, shuffled: bool) -> Callable[[Any], Any]:
     """``read(where)`` for one column; `where` is an index array if batches are shuffled, else a slice."""
     if type(column) not in (np.ndarray, np.memmap):
-        return partial(_checked, name, column)
+        return partial(_checked, name, positional(column))
     plain = np.asarray(column)
     if not shuffled:
         return partial(_view, plain)
@@ -275,6 +295,11 @@ def _reader(name: str, column: Any, batch_size: int, shuffled: bool) -> Callable
         return take(where, 0, buffer[: len(where)], "clip")
 
     return gather
+
+
+def positional(column: Any) -> Any:
+    """What takes rows of `column` by position: pandas' own ``[]`` looks up labels."""
+    return getattr(column, "iloc", column)
 
 
 def _view(column: Array, where: slice) -> Array:

@@ -128,7 +128,10 @@ def diagnose(
     flag("anchor", anchor)
     momentum = real("momentum", momentum, 0.0, 1.0)
     lr = None if lr is None else real("lr", lr, 0.0)
-    y = np.array(losses, dtype=np.float64)
+    y = np.asarray(losses)
+    if y.dtype.kind not in "biuf":  # float64 would read strings, and drop imaginary parts
+        raise TypeError(f"losses must be real numbers, got dtype {y.dtype}")
+    y = y.astype(np.float64)
     if y.ndim != 1:
         raise ValueError(f"losses must be one-dimensional, got shape {y.shape}")
     finite = np.isfinite(y)

@@ -14,7 +14,7 @@ import numpy as np
 from .arrays import DTYPES
 from .backends import Backend, Run, resolve
 from .interrupts import deferred
-from .optimizers import Policy, adam_policy, flag, real, sgd_policy
+from .optimizers import Policy, adam_policy, count, flag, real, sgd_policy
 from .threads import resolve_threads
 
 __all__ = ["adam", "momentum", "sgd"]
@@ -212,13 +212,9 @@ def adam(
     >>> p.round(6)
     array([0.9])
     """
-    if isinstance(step, bool) or not hasattr(step, "__index__"):
-        raise TypeError(f"step must be an int, got {type(step).__name__}")
-    if not 1 <= step < 1 << 63:
-        raise ValueError(f"step counts from 1 and is below 2**63, got {step}")
     policy = adam_policy(
         lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, flag("decoupled", decoupled)
     )
     options = {"grad_scale": grad_scale, "backend": backend, "threads": threads}
     states = (m, v) if vmax is None else (m, v, vmax)
-    _apply(policy, policy.coefficients(int(step), False), p, g, states, options)
+    _apply(policy, policy.coefficients(count("step", step), False), p, g, states, options)

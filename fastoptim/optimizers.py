@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from copy import deepcopy
 from functools import partial
-from operator import itemgetter
+from operator import index, itemgetter
 from threading import get_ident
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -46,6 +46,18 @@ def real(name: str, value: Any, low: float = -math.inf, below: float = math.inf)
     if not (math.isfinite(number) and low <= number < below):
         limit = f">= {low:g} and finite" if math.isinf(below) else f"in [{low:g}, {below:g})"
         raise ValueError(f"{name} must be {'finite' if math.isinf(low) else limit}, got {number}")
+    return number
+
+
+def count(name: str, value: Any, low: int = 1) -> int:
+    """`value` as an int with ``low <= value < 2**63``; TypeError or ValueError that names it."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    number = index(value)
+    if number < low:
+        raise ValueError(f"{name} must be at least {low}, got {number}")
+    if number >= 1 << 63:
+        raise ValueError(f"{name} must be below 2**63")
     return number
 
 

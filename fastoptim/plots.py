@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .optimizers import SGD, Adam, AdamW, Optimizer, real
+from .optimizers import SGD, Adam, AdamW, Optimizer, count, real
 from .probe import ProbeResult, RangeTest
 from .trees import Structure
 
@@ -91,7 +92,8 @@ def read_log(path: str | os.PathLike[str]) -> Curve:
     Raises
     ------
     ValueError
-        It is not such a log; the message says in which line. A last line that was cut off is left out.
+        It is not such a log; the message says in which line. A last line that was cut off is left out; in ``.csv`` that
+        is every last line without a line end, as it may end within a number.
     """
     path = Path(path)
     rows = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path))
@@ -130,15 +132,16 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            try:
-                step = int(row["step"])
-                yield {"kind": "step", "step": step, "loss": float(row["loss"]), "lr": float(row["lr"])}
-                if row["validation_loss"]:
-                    yield {"kind": "validation", "step": step, "loss": float(row["validation_loss"])}
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path.name}, line {number}: not a line of a training log ({error})") from error
+    text = path.read_text(encoding="utf-8")
+    file = io.StringIO(text[: text.rfind("\n") + 1])
+    for number, row in enumerate(csv.DictReader(file), 2):
+        try:
+            step = int(row["step"])
+            yield {"kind": "step", "step": step, "loss": float(row["loss"]), "lr": float(row["lr"])}
+            if row["validation_loss"]:
+                yield {"kind": "validation", "step": step, "loss": float(row["validation_loss"])}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path.name}, line {number}: not a line of a training log ({error})") from error
 
 
 def _curve(run: Any) -> Curve:
@@ -345,24 +348,22 @@ class UpdateRatios:
     """
 
     def __init__(self, params: Any, every: int = 1):
-        if isinstance(every, bool) or not isinstance(every, int):
-            raise TypeError(f"every must be an int, got {every!r}")
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
         structure = Structure(params)
-        self.names, self._arrays, self.every = structure.names, structure.leaves(params), every
+        self.names, self._arrays, self.every = structure.names, structure.leaves(params), count("every", every)
         self.steps: list[int] = []
         self.ratios: list[list[float]] = []
-        self._before: list[np.ndarray] | None = [np.array(p) for p in self._arrays]
+        self._before: list[np.ndarray] | None = None
+
+    def begin(self, loop: Any) -> None:
+        """Before the first step, and after a checkpoint was restored: take the weights as they are."""
+        self._before = [np.array(p) for p in self._arrays] if loop.steps % self.every == 0 else None
 
     def __call__(self, loop: Any) -> None:
         if self._before is not None:
             pairs = zip(self._arrays, self._before, strict=True)
             self.ratios.append([_ratio(np.asarray(p, np.float64), before) for p, before in pairs])
             self.steps.append(loop.steps - 1)
-            self._before = None
-        if loop.steps % self.every == 0:
-            self._before = [np.array(p) for p in self._arrays]
+        self.begin(loop)
 
 
 def _ratio(p: np.ndarray, before: np.ndarray) -> float:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from operator import index
 from typing import Any
 
 import numpy as np
 
 from .diagnosis import MINIMUM, Diagnosis, diagnose
-from .optimizers import Optimizer, real
+from .optimizers import Optimizer, count, real
 from .sandbox import LossAndGrad, Sandbox
 
 _SERIES = (1.0, 2.0, 5.0)  # rates are tried on the grid 1, 2, 5, 10, 20, 50, ...
@@ -146,8 +145,9 @@ def probe_lr(
     data : arrays, `Minibatches` or None
         As for `fastoptim.fit`. Iterators that can be read only once are refused, for they could not be put back.
     optimizer : {"adam", "adamw", "sgd", "momentum"}, class, or an optimizer
-        A class or function is called with ``(params, lr=...)``. An optimizer is probed from its present states, on
-        copies of it; groups with rates of their own keep their ratios to the first group, whose rate is meant.
+        A class or function is called with ``(params, lr=...)``, and first with ``(params)`` for its default where `lr`
+        is not given. An optimizer is probed from its present states, on copies of it; groups with rates of their own
+        keep their ratios to the first group, whose rate is meant.
     lr : float, optional
         Where to start, > 0; default: the optimizer's own.
     steps : int
@@ -193,10 +193,11 @@ def probe_lr(
     >>> result.lr, result.interval
     (0.01, (0.005, 0.02))
     """
-    steps, max_probes = _count("steps", steps, MINIMUM), _count("max_probes", max_probes, 1)
-    confirm = None if confirm is None else _count("confirm", confirm, steps + 1)
-    with Sandbox(loss_and_grad, params, data, optimizer, batch_size, rng, generators, buffers) as sandbox:
-        start = sandbox.default_lr if lr is None else real("lr", lr)
+    steps, max_probes = count("steps", steps, MINIMUM), count("max_probes", max_probes)
+    confirm = None if confirm is None else count("confirm", confirm, steps + 1)
+    lr = None if lr is None else real("lr", lr, 0.0)
+    with Sandbox(loss_and_grad, params, data, optimizer, batch_size, rng, generators, buffers, lr) as sandbox:
+        start = sandbox.default_lr if lr is None else lr
         if not start > 0.0:
             raise ValueError(f"lr must be > 0 to start from, got {start}")
         if anchor is None:
@@ -275,7 +276,7 @@ def lr_range_test(
     >>> bool(0.01 < test.steepest < 2.0 < test.blow_up)
     True
     """
-    steps, low, high = _count("steps", steps, MINIMUM), real("low", low), real("high", high)
+    steps, low, high = count("steps", steps, MINIMUM), real("low", low), real("high", high)
     smoothing, stop = real("smoothing", smoothing, 0.0, 1.0), real("stop", stop)
     if not 0.0 < low < high:
         raise ValueError(f"expected 0 < low < high, got {low} and {high}")
@@ -285,7 +286,7 @@ def lr_range_test(
     losses: list[float] = []
     smoothed: list[float] = []
     mean, best, blow_up = 0.0, math.inf, math.nan
-    with Sandbox(loss_and_grad, params, data, optimizer, batch_size, rng, generators, buffers) as sandbox:
+    with Sandbox(loss_and_grad, params, data, optimizer, batch_size, rng, generators, buffers, low) as sandbox:
         for lr, loss in zip(schedule, sandbox.train(schedule), strict=False):
             losses.append(loss)
             mean = smoothing * mean + (1.0 - smoothing) * loss
@@ -337,14 +338,6 @@ def _judge(lr: float, losses: np.ndarray, momentum: float) -> Probe:
 
 
 # --- The search ---------------------------------------------------------------------------------------------------
-
-
-def _count(name: str, value: Any, low: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}")
-    return index(value)
 
 
 def _rate(k: int) -> float:

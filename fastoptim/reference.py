@@ -46,8 +46,7 @@ def update(
 
 def multiply(x: Array, factor: float) -> None:
     """``x <- factor * x`` in place, with the factor rounded to the dtype of `x`."""
-    with _quiet():
-        x *= x.dtype.type(factor)
+    x *= x.dtype.type(factor)
 
 
 def block_sums(g: Array, grad_scale: float, k: float) -> Array:

@@ -9,7 +9,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import FunctionType, MethodType, ModuleType, TracebackType
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,7 @@ class Sandbox:
         rng: int | np.random.Generator | None,
         generators: Iterable[Any],
         buffers: Any,
+        lr: float | None = None,
     ):
         if not callable(loss_and_grad):
             raise TypeError(f"loss_and_grad must be callable, got {type(loss_and_grad).__name__}")
@@ -91,7 +92,7 @@ class Sandbox:
             self.batches = data
         else:
             self.batches = Minibatches(data, 32 if batch_size is None else batch_size, rng=0 if rng is None else rng)
-        self._loss_and_grad, self._params = loss_and_grad, params
+        self._loss_and_grad, self.params = loss_and_grad, params
         leaves = [*Structure(params).leaves(params), *Structure(buffers).leaves(buffers)]
         if isinstance(optimizer, Optimizer):
             leaves += [p for group in optimizer.param_groups for p in group["params"]]
@@ -109,7 +110,7 @@ class Sandbox:
             found.append(self.batches.rng)
         self._generators = list({id(generator): generator for generator in found}.values())
         self._interrupts = _Interrupts()
-        groups = self._new_optimizer(None).param_groups
+        groups = self._new_optimizer(lr).param_groups
         self.default_lr = float(groups[0]["lr"])
         self._ratios = [group["lr"] / self.default_lr if self.default_lr else 1.0 for group in groups]
         self.momentum = float(groups[0]["momentum"] if "momentum" in groups[0] else groups[0]["betas"][0])
@@ -147,7 +148,7 @@ class Sandbox:
         self._interrupts.open()
         try:
             with np.errstate(all="ignore"):
-                loss, grads = self._loss_and_grad(self._params, batch)
+                loss, grads = self._loss_and_grad(self.params, batch)
         finally:
             self._interrupts.close()
         return float(loss), grads
@@ -175,23 +176,20 @@ class Sandbox:
         for _ in range(steps):
             self.batches.next_batch()
         first = self.batches.next_batch()
-        structure = Structure(first)
-        columns = [[leaf] for leaf in structure.leaves(first)]
-        if all(isinstance(column[0], np.ndarray) for column in columns):
+        columns = [[part] for part in self.batches.parts(first)]
+        if all(type(column[0]) is np.ndarray for column in columns):  # joining others may lose their masks
             wanted = min(ANCHOR_EXAMPLES, self.batches.examples)
             while sum(len(part) for part in columns[0]) < wanted:
-                for column, leaf in zip(columns, structure.leaves(self.batches.next_batch()), strict=True):
-                    column.append(leaf)
-        joined = [np.concatenate(column) if len(column) > 1 else column[0] for column in columns]
-        batch = structure.rebuild(joined)
-        return tuple(batch) if isinstance(first, tuple) else batch
+                for column, part in zip(columns, self.batches.parts(self.batches.next_batch()), strict=True):
+                    column.append(part)
+        return self.batches.assemble([np.concatenate(column) if len(column) > 1 else column[0] for column in columns])
 
     def _new_optimizer(self, lr: float | None) -> Optimizer:
         if isinstance(self._optimizer, Optimizer):
             shared = {id(p): p for group in self._optimizer.param_groups for p in group["params"]}
             return copy.deepcopy(self._optimizer, shared)
         make = OPTIMIZERS[self._optimizer] if isinstance(self._optimizer, str) else self._optimizer
-        return make(self._params) if lr is None else make(self._params, lr=lr)
+        return make(self.params) if lr is None else make(self.params, lr=lr)
 
 
 # --- Random generators --------------------------------------------------------------------------------------------
@@ -231,9 +229,12 @@ def _generators_within(root: Any) -> list[Any]:
                 with contextlib.suppress(ValueError):  # not assigned yet
                     inner.append(cell.cell_contents)
             inner += [*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
-            inner += [item.__globals__[name] for name in item.__code__.co_names if name in item.__globals__]
+            names = _names_within(item.__code__)
+            inner += [item.__globals__[name] for name in names if name in item.__globals__]
         elif isinstance(item, MethodType):
             inner += [item.__func__, item.__self__]
+        elif isinstance(item, BuiltinMethodType):  # `draw = generator.random`, of Python's generators
+            inner.append(item.__self__)
         elif isinstance(item, functools.partial):
             inner += [item.func, *item.args, *item.keywords.values()]
         elif isinstance(item, Mapping):
@@ -245,3 +246,11 @@ def _generators_within(root: Any) -> list[Any]:
             inner += [type(item).__call__] if callable(item) and hasattr(type(item).__call__, "__code__") else []
         queue += [(thing, depth + 1) for thing in inner]
     return found
+
+
+def _names_within(code: CodeType) -> Iterator[str]:
+    """Names that a function uses, with those of the functions, comprehensions and generators inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_within(constant)

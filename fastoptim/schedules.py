@@ -5,6 +5,8 @@ that step, so the first step uses ``schedule(0)``. Every schedule is defined for
 last rate, unless its equation says otherwise. In torch's terms ``schedule(k)`` is the rate after ``k`` calls of
 ``scheduler.step()``; in Optax's it is ``schedule(k)``.
 
+A rate that grows beyond all numbers (``gamma > 1``) is infinite, which optimizers refuse.
+
 Schedules are immutable, comparable and picklable, print as the call that made them, and cost less than a microsecond.
 `Plateau` alone has a state. Any callable from an int to a float may stand where a schedule is expected.
 
@@ -18,12 +20,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from operator import index
 from typing import Any
 
-from .optimizers import choice, flag, real
+from .optimizers import choice, count, flag, real
 
 __all__ = [
     "Plateau",
@@ -85,14 +87,21 @@ def _text(value: Any) -> str:
     return repr(value)
 
 
-def _count(name: str, value: Any, low: int) -> int:
-    """`value` as an int of at least `low`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    number = index(value)
-    if number < low:
-        raise ValueError(f"{name} must be at least {low}, got {number}")
-    return number
+def parts_of(schedules: Iterable[Any]) -> list[Any]:
+    """`schedules` and the schedules that they are made of, each object once."""
+    found: dict[int, Any] = {}
+
+    def visit(item: Any) -> None:
+        if isinstance(item, tuple):
+            for part in item:
+                visit(part)
+        elif callable(item):
+            found[id(item)] = item
+            if isinstance(item, Schedule):
+                visit(tuple(value for _, value in item._arguments))
+
+    visit(tuple(schedules))
+    return list(found.values())
 
 
 def _schedule(name: str, value: Any) -> Callable[[int], float]:
@@ -125,14 +134,14 @@ def step_decay(lr: float, step_size: int, gamma: float = 0.1) -> Schedule:
     """
     arguments = {
         "lr": real("lr", lr, 0.0),
-        "step_size": _count("step_size", step_size, 1),
+        "step_size": count("step_size", step_size, 1),
         "gamma": real("gamma", gamma, 0.0),
     }
     return Schedule("step_decay", _step_decay, arguments)
 
 
 def _step_decay(step: int, lr: float, step_size: int, gamma: float) -> float:
-    return lr * gamma ** (step // step_size)
+    return _decayed(lr, gamma, step // step_size)
 
 
 def multistep(lr: float, milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
@@ -141,13 +150,13 @@ def multistep(lr: float, milestones: Sequence[int], gamma: float = 0.1) -> Sched
     >>> [round(multistep(1.0, [30, 80])(step), 4) for step in (29, 30, 79, 80)]
     [1.0, 0.1, 0.1, 0.01]
     """
-    counts = tuple(sorted(_count("every milestone", m, 0) for m in milestones))
+    counts = tuple(sorted(count("every milestone", m, 0) for m in milestones))
     arguments = {"lr": real("lr", lr, 0.0), "milestones": counts, "gamma": real("gamma", gamma, 0.0)}
     return Schedule("multistep", _multistep, arguments)
 
 
 def _multistep(step: int, lr: float, milestones: tuple[int, ...], gamma: float) -> float:
-    return lr * gamma ** bisect_right(milestones, step)
+    return _decayed(lr, gamma, bisect_right(milestones, step))
 
 
 def exponential(lr: float, gamma: float) -> Schedule:
@@ -160,7 +169,14 @@ def exponential(lr: float, gamma: float) -> Schedule:
 
 
 def _exponential(step: int, lr: float, gamma: float) -> float:
-    return lr * gamma**step
+    return _decayed(lr, gamma, step)
+
+
+def _decayed(lr: float, gamma: float, times: int) -> float:
+    try:
+        return lr * gamma**times
+    except OverflowError:  # a product that is too large is infinite; a power that is too large raises
+        return math.inf if lr else 0.0
 
 
 def linear(lr: float, final_lr: float, steps: int) -> Schedule:
@@ -174,7 +190,7 @@ def linear(lr: float, final_lr: float, steps: int) -> Schedule:
     arguments = {
         "lr": real("lr", lr, 0.0),
         "final_lr": real("final_lr", final_lr, 0.0),
-        "steps": _count("steps", steps, 1),
+        "steps": count("steps", steps, 1),
     }
     return Schedule("linear", _linear, arguments)
 
@@ -193,7 +209,7 @@ def polynomial(lr: float, steps: int, power: float = 1.0, final_lr: float = 0.0)
     """
     arguments = {
         "lr": real("lr", lr, 0.0),
-        "steps": _count("steps", steps, 1),
+        "steps": count("steps", steps, 1),
         "power": real("power", power, 0.0),
         "final_lr": real("final_lr", final_lr, 0.0),
     }
@@ -219,7 +235,7 @@ def cosine(lr: float, steps: int, final_lr: float = 0.0) -> Schedule:
     """
     arguments = {
         "lr": real("lr", lr, 0.0),
-        "steps": _count("steps", steps, 1),
+        "steps": count("steps", steps, 1),
         "final_lr": real("final_lr", final_lr, 0.0),
     }
     return Schedule("cosine", _cosine, arguments)
@@ -239,8 +255,8 @@ def cosine_restarts(lr: float, period: int, multiplier: int = 1, final_lr: float
     """
     arguments = {
         "lr": real("lr", lr, 0.0),
-        "period": _count("period", period, 1),
-        "multiplier": _count("multiplier", multiplier, 1),
+        "period": count("period", period, 1),
+        "multiplier": count("multiplier", multiplier, 1),
         "final_lr": real("final_lr", final_lr, 0.0),
     }
     return Schedule("cosine_restarts", _cosine_restarts, arguments)
@@ -278,7 +294,7 @@ def one_cycle(
     >>> [round(one_cycle(1.0, 100)(step), 4) for step in (0, 29, 99)]
     [0.04, 1.0, 0.0]
     """
-    steps = _count("steps", steps, 2)
+    steps = count("steps", steps, 2)
     arguments = {
         "max_lr": real("max_lr", max_lr, 0.0),
         "steps": steps,
@@ -334,7 +350,7 @@ def inverse_sqrt(lr: float, timescale: int) -> Schedule:
     >>> [inverse_sqrt(1.0, 100)(step) for step in (0, 300)]
     [1.0, 0.5]
     """
-    arguments = {"lr": real("lr", lr, 0.0), "timescale": _count("timescale", timescale, 1)}
+    arguments = {"lr": real("lr", lr, 0.0), "timescale": count("timescale", timescale, 1)}
     return Schedule("inverse_sqrt", _inverse_sqrt, arguments)
 
 
@@ -361,9 +377,9 @@ def warmup_stable_decay(
     """
     arguments = {
         "lr": real("lr", lr, 0.0),
-        "steps": _count("steps", steps, 1),
-        "warmup_steps": _count("warmup_steps", warmup_steps, 0),
-        "decay_steps": _count("decay_steps", decay_steps, 1),
+        "steps": count("steps", steps, 1),
+        "warmup_steps": count("warmup_steps", warmup_steps, 0),
+        "decay_steps": count("decay_steps", decay_steps, 1),
         "final_lr": real("final_lr", final_lr, 0.0),
         "decay": choice("decay", decay, ("linear", "cosine", "sqrt")),
     }
@@ -406,7 +422,7 @@ def warmup(schedule: Callable[[int], float], steps: int, start_factor: float = 0
     """
     arguments = {
         "schedule": _schedule("schedule", schedule),
-        "steps": _count("steps", steps, 0),
+        "steps": count("steps", steps, 0),
         "start_factor": real("start_factor", start_factor, 0.0),
     }
     return Schedule("warmup", _warmup, arguments)
@@ -428,7 +444,7 @@ def join(schedules: Sequence[Callable[[int], float]], boundaries: Sequence[int])
     [1.0, 0.5, 0.25]
     """
     parts = tuple(_schedule(f"schedules[{i}]", schedule) for i, schedule in enumerate(schedules))
-    edges = tuple(_count("every boundary", b, 0) for b in boundaries)
+    edges = tuple(count("every boundary", b, 0) for b in boundaries)
     if not parts or len(edges) != len(parts) - 1:
         raise ValueError(f"expected one boundary fewer than schedules, got {len(edges)} for {len(parts)}")
     if any(a >= b for a, b in pairwise(edges)):
@@ -463,7 +479,7 @@ class Plateau:
 
     `update` is told the metric, once per epoch or validation; after more than `patience` calls without an improvement
     the rate is multiplied by `factor`. `fit` calls it with the validation loss, or without validation with the mean
-    training loss of each epoch.
+    training loss of each epoch: from the first one on, also where it stands inside another schedule.
 
     Parameters
     ----------
@@ -509,10 +525,10 @@ class Plateau:
         self.lr = real("lr", lr, 0.0)
         self.mode = choice("mode", mode, ("min", "max"))
         self.factor = real("factor", factor, 0.0, 1.0)
-        self.patience = _count("patience", patience, 0)
+        self.patience = count("patience", patience, 0)
         self.threshold = real("threshold", threshold, 0.0)
         self.threshold_mode = choice("threshold_mode", threshold_mode, ("rel", "abs"))
-        self.cooldown = _count("cooldown", cooldown, 0)
+        self.cooldown = count("cooldown", cooldown, 0)
         self.min_lr = real("min_lr", min_lr, 0.0)
         self.eps = real("eps", eps, 0.0)
         self.best = math.inf if mode == "min" else -math.inf
@@ -557,7 +573,7 @@ class Plateau:
         lr, best = real("lr", state["lr"], 0.0), state["best"]
         if not isinstance(best, (int, float)) or best != best:
             raise ValueError(f"state of Plateau: best must be a number, got {best!r}")
-        bad, cooling = _count("bad", state["bad"], 0), _count("cooling", state["cooling"], 0)
+        bad, cooling = count("bad", state["bad"], 0), count("cooling", state["cooling"], 0)
         self.lr, self.best, self.bad, self.cooling = lr, float(best), bad, cooling
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import math
@@ -10,22 +11,23 @@ import os
 import sys
 import warnings
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from operator import index
 from typing import Any
 
 import numpy as np
 
 from . import __version__
 from . import checkpoint as checkpoints
+from .arrays import DTYPES
 from .checkpoint import CheckpointError
 from .data import Minibatches
 from .diagnosis import MINIMUM, Diagnosis
 from .diagnosis import diagnose as read_curve
-from .optimizers import SGD, Adam, AdamW, Optimizer, flag, real, step_options
-from .schedules import Schedule
+from .interrupts import deferred
+from .optimizers import SGD, Adam, AdamW, Optimizer, count, flag, real, step_options
+from .schedules import constant, parts_of
 from .trees import Structure
 
 # The names that `fit` knows optimizers by.
@@ -39,6 +41,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 # Steps before the first diagnosis, and the factor to the next: a diagnosis costs about as much as ten small steps.
 # Floats, as "never" is one: so a checkpoint has the same bytes whether training was resumed before it or not.
 _FIRST_DIAGNOSIS, _NEXT_DIAGNOSIS = 300.0, 4.0
+
+_TAIL = 1 << 20  # bytes at the end of a log within which its last two lines stand
 
 
 class TrainingWarning(UserWarning):
@@ -107,29 +111,32 @@ def fit(
     max_norm, skip_nonfinite
         As for ``optimizer.step``.
     validation : callable or data
-        ``validation(params)`` returns a loss or a mapping of figures with "loss" among them; arrays instead are
-        evaluated with `loss_and_grad` in batches, in order, and averaged over examples.
+        ``validation(params)`` returns a loss or a mapping of figures with "loss" among them; arrays or `Minibatches`
+        instead are evaluated with `loss_and_grad` in batches, every example once, in order, from a position of their
+        own, and averaged over examples.
     validate_every : int
         Steps between validations; default: after every epoch. There is one at the end, too, unless a callback ended
         training.
     early_stopping : int
         End after so many validations in a row that did not lower the best validation loss by more than `min_delta`.
     restore_best : bool
-        At the end put the parameters of the best validation back.
+        At the end put the parameters of the best validation back. To be resumed, a run must have had it from the start.
     callbacks : sequence of callables
         Called after every step with the `Loop`, which they may read and may `Loop.stop`. If one has ``state_dict`` and
-        ``load_state_dict``, its state is part of the checkpoint.
+        ``load_state_dict``, its state is part of the checkpoint. If one has ``begin``, that is called with the `Loop`
+        before the first step, after a checkpoint was restored.
     checkpoint : path
         Where to save the whole state of training; with `validation`, the best so far also goes to
         ``<name>.best<suffix>``. See `fastoptim.checkpoint` for what is guaranteed.
     checkpoint_every : int
         Steps between checkpoints; default: after every epoch. There is always one at the end.
     resume : bool or path
-        True: go on from `checkpoint` if it exists, else begin. A path: go on from that file. The result has the same
-        bits as if training had not been interrupted, on any backend.
+        True: go on from `checkpoint`, or, with a warning, from ``<name>.previous`` if that is all there is or
+        `checkpoint` is damaged; begin if there is neither. A path: go on from that file or its previous one. The result
+        has the same bits as if training had not been interrupted, on any backend.
     log : path
-        ``.jsonl`` (JSON lines) or ``.csv``: one line per step and validation. A resumed run continues the log where its
-        checkpoint was taken.
+        ``.jsonl`` (JSON lines) or ``.csv``: one line per step and validation, in a new file. A resumed run continues
+        the log where its checkpoint was taken, and refuses the log of another run.
     progress : bool
         A progress bar by tqdm on the standard error. Default: if that is a terminal.
     diagnose : bool
@@ -192,18 +199,18 @@ def fit(
         batches,
         _optimizer(optimizer, params, backend, threads),
         lr=lr,
-        epochs=_count("epochs", epochs),
-        steps=_count("steps", steps),
-        accumulate=_count("accumulate", accumulate) or 1,
+        epochs=_optional_count("epochs", epochs),
+        steps=_optional_count("steps", steps),
+        accumulate=count("accumulate", accumulate),
         step_options=step_options(1.0, max_norm, skip_nonfinite)[1:],
         validation=_validation(validation, loss_and_grad, batches),
-        validate_every=_count("validate_every", validate_every),
-        early_stopping=_count("early_stopping", early_stopping),
+        validate_every=_optional_count("validate_every", validate_every),
+        early_stopping=_optional_count("early_stopping", early_stopping),
         min_delta=real("min_delta", min_delta, 0.0),
         restore_best=flag("restore_best", restore_best),
         callbacks=tuple(callbacks),
         checkpoint=checkpoint,
-        checkpoint_every=_count("checkpoint_every", checkpoint_every),
+        checkpoint_every=_optional_count("checkpoint_every", checkpoint_every),
         diagnose=flag("diagnose", diagnose),
     )
     return loop._run(resume, log, progress)
@@ -404,8 +411,8 @@ class Loop:
             raise ValueError("early_stopping, restore_best and validate_every need validation")
         if checkpoint is None and checkpoint_every is not None:
             raise ValueError("checkpoint_every needs checkpoint")
-        if isinstance(batches, _NoData) and steps is None:
-            raise ValueError("without data there are no epochs: give steps")
+        if isinstance(batches, _NoData) and (steps is None or epochs is not None):
+            raise ValueError("without data there are no epochs: give steps alone")
         for callback in callbacks:
             if not callable(callback):
                 raise TypeError(f"callbacks must be callable, got {type(callback).__name__}")
@@ -420,6 +427,7 @@ class Loop:
         self.metrics: dict[str, float] | None = None
         self._loss_and_grad = loss_and_grad
         self._schedules = _schedules(lr, optimizer)
+        self._rates = parts_of(self._schedules or ())
         self._last_step = math.inf if steps is None else steps
         self._last_epoch = math.inf if epochs is None else epochs
         self._accumulator = _Accumulator(accumulate) if accumulate > 1 else None
@@ -435,6 +443,12 @@ class Loop:
         self._callbacks = callbacks
         self._checkpoint = None if checkpoint is None else os.fspath(checkpoint)
         self._checkpoint_every = checkpoint_every
+        if self._checkpoint is not None:
+            checkpoints.check_target(self._checkpoint)
+            if validation is not None:
+                checkpoints.check_target(_best_path(self._checkpoint))
+        if self._checkpoint is not None or restore_best:
+            checkpoints.check_holdable(dict(self._frozen()))
         self._diagnose = diagnose
         self._warned: list[str] = []
         self._next_diagnosis: float = _FIRST_DIAGNOSIS if diagnose else math.inf
@@ -460,20 +474,28 @@ class Loop:
     # --- the loop
 
     def _run(self, resume: Any, log: Any, progress: bool | None) -> FitResult:
-        offset = self._resume(resume)
+        bar = _bar_class(progress)
+        path = None if log is None else _log_path(log, self._rank == 0)
+        offset = self._resume(resume, path)
         with contextlib.ExitStack() as stack:
-            if log is not None and self._rank == 0:
-                self._log = stack.enter_context(_Log(log, offset, self._describe, self._warn))
-            self._bar = stack.enter_context(_progress_bar(progress if self._rank == 0 else False, self._total()))
-            if self._bar is not None:
+            if path is not None and self._rank == 0:
+                self._log = stack.enter_context(_Log(path, offset, self._describe, self._warn))
+            if bar is not None and self._rank == 0:
+                self._bar = stack.enter_context(bar(total=self._total(), unit="step", dynamic_ncols=True))
                 self._bar.update(self.steps)
+            for callback in self._callbacks:
+                if hasattr(callback, "begin"):
+                    callback.begin(self)
             self._check_end()
             self._plan_events()
             self._train()
         if self._restore_best and self._best_params is not None:
-            for name, p in _named(self.params):
-                if name in self._best_params:
-                    checkpoints.assign(p, self._best_params[name])
+            best = self._best_params
+            named = {name: p for name, p in _named(self.params) if name in best}
+            checkpoints.check_assignable(named, best)
+            with deferred():
+                for name, p in named.items():
+                    checkpoints.assign(p, best[name])
         return FitResult(
             self.params,
             self.optimizer,
@@ -633,7 +655,7 @@ class Loop:
         self._update_plateaus(lambda: metrics["loss"])
 
     def _update_plateaus(self, loss: Callable[[], float]) -> None:
-        for schedule in self._schedules or ():
+        for schedule in self._rates:
             if hasattr(schedule, "update"):
                 schedule.update(float(loss()))
 
@@ -713,7 +735,7 @@ class Loop:
             "batches": self.batches.state_dict(),
             "schedules": {
                 "text": self._rate_text(),
-                "states": [schedule.state_dict() for schedule in _stateful(self._schedules)],
+                "states": [schedule.state_dict() for schedule in _stateful(self._rates)],
             },
             "callbacks": [callback.state_dict() for callback in _stateful(self._callbacks)],
             "frozen": {name: checkpoints.to_host(p) for name, p in self._frozen()},
@@ -731,8 +753,8 @@ class Loop:
         stepped = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         return [(name, p) for name, p in _named(self.params) if id(p) not in stepped]
 
-    def _resume(self, resume: Any) -> int | None:
-        """Restore the state that `resume` asks for; returns where the log went on."""
+    def _resume(self, resume: Any, log: str | None) -> int | None:
+        """Restore the state that `resume` asks for; returns where the log goes on."""
         if isinstance(resume, bool):
             if not resume:
                 return None
@@ -748,9 +770,9 @@ class Loop:
                 raise
             return None
         with checkpoints.malformed(f"{path}: the state of training"):
-            return self._restore(path, tree)
+            return self._restore(path, tree, log)
 
-    def _restore(self, path: str, tree: Any) -> int | None:
+    def _restore(self, path: str, tree: Any, log: str | None) -> int | None:
         state = tree["loop"]
         steps, epoch = _saved_count(state["steps"]), _saved_count(state["epoch"])
         if _saved_count(state["accumulate"]) != self._accumulate:
@@ -761,35 +783,50 @@ class Loop:
         best_loss, best_params = float(best["loss"]), best["params"]
         if best_params is not None:
             checkpoints.check_arrays(dict(_named(self.params)), best_params)
+        elif self._restore_best and best_step is not None:
+            raise CheckpointError(
+                "it was written without restore_best=True, so the best parameters so far are not in it; go on without "
+                f"it, or take them from {_best_path(path)}"
+            )
         next_diagnosis, warned = float(state["next_diagnosis"]), [str(verdict) for verdict in state["warned"]]
         offset = None if state["log"] is None else _saved_count(state["log"])
+        problem = None
+        if log is not None and self._rank == 0 and offset is not None and not _is_empty(log):
+            problem = _log_problem(log, offset, steps - 1, float(history.loss[-1]))
+        if self._size > 1:  # all raise, or none
+            problem = self._comm.bcast(problem)
+        if problem is not None:
+            raise CheckpointError(problem)
         frozen = self._frozen()
         checkpoints.check_arrays(dict(frozen), state["frozen"])
+        checkpoints.check_assignable(dict(frozen), state["frozen"])
         own_file = state["optimizer_file"]
         if (own_file is not None) != _saves_itself(self.optimizer):
             raise CheckpointError("it was written with another kind of optimizer (sharded or not)")
-        parts = [*_stateful(self._schedules), *_stateful(self._callbacks)]
+        parts = [*_stateful(self._rates), *_stateful(self._callbacks)]
         saved_parts, rate_text = [*state["schedules"]["states"], *state["callbacks"]], state["schedules"]["text"]
         if len(parts) != len(saved_parts):
             raise CheckpointError("it was written with other schedules or callbacks")
         before = [self.batches.state_dict(), *(part.state_dict() for part in parts)]
-        try:
-            for part, saved in zip([self.batches, *parts], [state["batches"], *saved_parts], strict=True):
-                part.load_state_dict(saved)
-            if own_file is None:
-                with self.optimizer._locked():
-                    checkpoints.restore_optimizer(self.optimizer, tree)
-            else:
-                self.optimizer.load(os.path.join(os.path.dirname(path), os.path.basename(own_file)))
-        except BaseException:
-            for part, saved in zip([self.batches, *parts], before, strict=True):
-                part.load_state_dict(saved)
-            raise
-        for name, p in frozen:
-            checkpoints.assign(p, state["frozen"][name])
+        with deferred():
+            try:
+                for part, saved in zip([self.batches, *parts], [state["batches"], *saved_parts], strict=True):
+                    part.load_state_dict(saved)
+                if own_file is None:
+                    with self.optimizer._locked():
+                        checkpoints.restore_optimizer(self.optimizer, tree)
+                else:
+                    self.optimizer.load(os.path.join(os.path.dirname(path), os.path.basename(own_file)))
+            except BaseException:
+                for part, saved in zip([self.batches, *parts], before, strict=True):
+                    part.load_state_dict(saved)
+                raise
+            for name, p in frozen:
+                checkpoints.assign(p, state["frozen"][name])
         self._seen_epoch = self.batches.epoch
         self.steps, self.epoch, self.history = steps, epoch, history
-        self._best_step, self._best_loss, self._best_params = best_step, best_loss, best_params
+        self._best_step, self._best_loss = best_step, best_loss
+        self._best_params = best_params if self._restore_best else None  # nobody would keep them up to date
         self._bad_validations, self._warned = bad_validations, warned
         if self._diagnose:
             self._next_diagnosis = (
@@ -850,12 +887,18 @@ class _Accumulator:
         for i, (name, g) in enumerate(zip(self._structure.names, self._structure.leaves(grads), strict=True)):
             if g is None:
                 continue
-            if not isinstance(g, (np.ndarray, np.generic)):
+            if not isinstance(g, (np.ndarray, np.generic)) or isinstance(g, np.ma.MaskedArray):
                 raise TypeError(f"gradient {name!r}: accumulate needs NumPy arrays, got {type(g).__name__}")
-            total = self._sums[i]
-            if total is None or total.shape != g.shape:
+            total, mean = self._sums[i], self._means[i]
+            if total is None:
+                if g.dtype not in DTYPES:
+                    raise TypeError(f"gradient {name!r}: expected float32 or float64, got dtype {g.dtype.str!r}")
                 total = self._sums[i] = np.empty(g.shape)
                 self._means[i] = np.empty(g.shape, g.dtype)
+            elif g.dtype != mean.dtype:
+                raise TypeError(f"gradient {name!r}: dtype {mean.dtype} in one minibatch, {g.dtype} in another")
+            elif g.shape != mean.shape:
+                raise ValueError(f"gradient {name!r}: shape {mean.shape} in one minibatch, {g.shape} in another")
             if self._fresh[i]:
                 np.multiply(g, weight, out=total, dtype=np.float64)
                 self._fresh[i] = False
@@ -878,15 +921,11 @@ class _Log:
     """Lines about steps and validations; what is past a checkpoint is cut off when training resumes from it."""
 
     def __init__(
-        self, path: Any, offset: int | None, describe: Callable[[], dict[str, Any]], warn: Callable[[str], None]
+        self, path: str, offset: int | None, describe: Callable[[], dict[str, Any]], warn: Callable[[str], None]
     ):
-        path = os.fspath(path)
-        suffix = os.path.splitext(path)[1].lower()
-        if suffix not in (".jsonl", ".csv"):
-            raise ValueError(f"log must end in .jsonl or .csv, got {path!r}")
-        self._csv = suffix == ".csv"
-        if offset is not None and (not os.path.exists(path) or os.path.getsize(path) < offset):
-            warn(f"{path} is missing or too short to be continued; it begins anew")
+        self._csv = _is_csv(path)
+        if offset is not None and _is_empty(path):
+            warn(f"{path} is missing or empty, so it cannot be continued; it begins anew")
             offset = None
         self._file = open(path, "wb" if offset is None else "r+b")  # noqa: SIM115 (__exit__ closes it)
         if offset is None:
@@ -926,27 +965,65 @@ class _Log:
         return self._file.tell()
 
 
+def _log_path(log: Any, writes: bool) -> str:
+    """The log's path; ValueError or FileNotFoundError if who writes cannot open a log there."""
+    path = os.fspath(log)
+    if os.path.splitext(path)[1].lower() not in (".jsonl", ".csv"):
+        raise ValueError(f"log must end in .jsonl or .csv, got {path!r}")
+    if writes and os.path.isdir(path):
+        raise ValueError(f"log must be a file, {path!r} is a folder")
+    folder = os.path.dirname(os.path.abspath(path))
+    if writes and not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "the folder for the log is missing", folder)
+    return path
+
+
+def _is_csv(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() == ".csv"
+
+
+def _is_empty(path: str) -> bool:
+    return not os.path.exists(path) or os.path.getsize(path) == 0
+
+
+def _log_problem(path: str, offset: int, step: int, loss: float) -> str | None:
+    """Why a log cannot be continued at `offset`: it must have a line that ends there, and this last step before it."""
+    with open(path, "rb") as file:
+        file.seek(max(0, offset - _TAIL))
+        tail = file.read(min(offset, _TAIL))
+    last: Any = None
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        if len(tail) == min(offset, _TAIL) and tail.endswith(b"\n"):
+            lines = tail.splitlines()
+            if _is_csv(path):
+                cells = lines[-1].split(b",")
+                last = int(cells[0]), float(cells[2])
+            else:  # a validation may be behind the step
+                row = json.loads(lines[-1] if b'"kind": "step"' in lines[-1] else lines[-2])
+                last = row["step"], math.nan if row["loss"] is None else row["loss"]
+                loss = loss if math.isfinite(loss) else math.nan
+    if repr(last) == repr((step, loss)):
+        return None
+    return f"{path} is not the log of that run, or was cut since: move it away, or log to another file"
+
+
 def _json(value: float) -> float | None:
     """JSON has no NaN and no infinity; null stands for them."""
     return value if math.isfinite(value) else None
 
 
-@contextlib.contextmanager
-def _progress_bar(progress: bool | None, total: float | None) -> Iterator[Any]:
-    """A tqdm bar, or None: by default where the standard error is no terminal or tqdm is not installed."""
+def _bar_class(progress: bool | None) -> Any:
+    """tqdm, or None: by default where the standard error is no terminal or tqdm is not installed."""
     wanted = sys.stderr is not None and sys.stderr.isatty() if progress is None else flag("progress", progress)
     if not wanted:
-        yield None
-        return
+        return None
     try:
         from tqdm import tqdm
     except ImportError as error:
         if progress:
             raise ImportError('progress=True needs tqdm: pip install "fastoptim[train]"') from error
-        yield None
-        return
-    with tqdm(total=total, unit="step", dynamic_ncols=True) as bar:
-        yield bar
+        return None
+    return tqdm
 
 
 def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | None) -> Any:
@@ -956,6 +1033,10 @@ def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | 
         return OPTIMIZERS[optimizer](params, backend=backend or "auto", threads=threads)
     if backend is not None or threads is not None:
         raise ValueError("backend and threads belong to an optimizer that is given by its name")
+    if isinstance(optimizer, type):
+        raise TypeError(
+            f"optimizer must be a name or an optimizer, got a class: make one, {optimizer.__name__}(params)"
+        )
     if not all(hasattr(optimizer, name) for name in ("step", "param_groups", "save", "load")):
         raise TypeError(f"optimizer must be a name or an optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, Optimizer):
@@ -979,13 +1060,7 @@ def _schedules(lr: Any, optimizer: Any) -> tuple[Callable[[int], float], ...] | 
     parts = tuple(lr) if several else (lr,)
     if several and len(parts) != len(optimizer.param_groups):
         raise ValueError(f"lr: expected one or {len(optimizer.param_groups)} (one per group), got {len(parts)}")
-    return tuple(part if callable(part) else _constant(real("lr", part, 0.0)) for part in parts)
-
-
-def _constant(rate: float) -> Schedule:
-    from .schedules import constant
-
-    return constant(rate)
+    return tuple(part if callable(part) else constant(part) for part in parts)
 
 
 def _validation(
@@ -996,7 +1071,7 @@ def _validation(
         return None
     if not callable(validation):
         held_out = (
-            validation
+            validation.in_order()
             if isinstance(validation, Minibatches)
             else Minibatches(validation, max(batches.batch_size, 256), shuffle=False)
         )
@@ -1022,15 +1097,8 @@ def _validation(
     return call
 
 
-def _count(name: str, value: Any) -> int | None:
-    """`value` as an int of at least 1, or None."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return index(value)
+def _optional_count(name: str, value: Any) -> int | None:
+    return None if value is None else count(name, value)
 
 
 def _saved_count(value: Any) -> int:

@@ -8,12 +8,14 @@ import sys
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
 
 import fastoptim as fo
+from fastoptim.backends import available, get_backend
 from fastoptim.distributed import ShardedOptimizer, agreement
 from fastoptim.rules import NORM_BLOCK
 from fastoptim.threads import usable_cores
@@ -98,6 +100,16 @@ def construction():
     agreement.__version__ = version
     with raises(odd(RuntimeError, ValueError), "lr must be >= 0", *odd([last, "building the optimizer"], [])):
         sharded(parameters(), lr=odd(0.01, -1.0))
+    with raises(odd(RuntimeError, ValueError), "FASTOPTIM_NUM_THREADS", *odd([last], [])):
+        before = os.environ["FASTOPTIM_NUM_THREADS"]
+        os.environ["FASTOPTIM_NUM_THREADS"] = odd("1", "x")
+        try:
+            sharded(parameters())
+        finally:
+            os.environ["FASTOPTIM_NUM_THREADS"] = before
+    del os.environ["FASTOPTIM_NUM_THREADS"]
+    assert sharded(parameters(), threads=odd(None, 2)).threads == odd(max(1, usable_cores() // SIZE), 2)
+    os.environ["FASTOPTIM_NUM_THREADS"] = before
     with raises(TypeError, "kind must be"):
         sharded(parameters(), kind=dict)
     with raises(TypeError, "comm must be"):
@@ -151,6 +163,45 @@ def steps():
     assert not info.applied and np.isnan(info.grad_norm) and same(params, twins)
     opt.step(poisoned, max_norm=1.0)
     assert np.isnan(params["w"]).all()
+
+
+def modes():
+    """NumPy that raises, and a thread that flushes subnormals to zero, change nothing; or all ranks refuse."""
+    tiny = np.finfo(np.float32).smallest_subnormal
+    g = np.full(2 * NORM_BLOCK, 1e-39, np.float32)
+    g[-4:] = odd([1, np.inf, 3e38, tiny], [1, -np.inf, 3e38, 0])
+
+    def step(backend, deterministic, reduction):
+        """What a step makes of sums and means that overflow, vanish or are subnormal."""
+        p = {"w": np.zeros(2 * NORM_BLOCK, np.float32)}
+        opt = sharded(p, fo.SGD, lr=1.0, backend=backend, deterministic=deterministic, reduction=reduction)
+        with np.errstate(all="raise"):
+            opt.step({"w": g})
+        return p["w"]
+
+    def flushing(mode):
+        return mode | 0x8040 if get_backend("c").isa != "neon" else 1 << 24
+
+    for deterministic, reduction in product((False, True), ("mean", "sum")):
+        wanted = step("numpy", deterministic, reduction)
+        if SIZE == 2:
+            with np.errstate(all="ignore"):
+                total = np.array([2e-39, 2, np.nan, np.inf, tiny], np.float32)
+                total /= np.float32(2 if reduction == "mean" else 1)
+            assert np.array_equal(-wanted[-5:], total, equal_nan=True), wanted[-5:]
+        if available("c"):
+            continue
+        from fastoptim.backends.c import lib
+
+        mode = lib.fo_float_mode_set_default()
+        try:
+            lib.fo_float_mode_restore(odd(mode, flushing(mode)))
+            found = step("c", deterministic, reduction)
+            with raises(odd(RuntimeError, FloatingPointError)):
+                step("numpy", deterministic, reduction)
+        finally:
+            lib.fo_float_mode_restore(mode)
+        assert np.array_equal(found.view(np.uint32), wanted.view(np.uint32)), (found[-5:], wanted[-5:])
 
 
 def clipping():
@@ -300,8 +351,7 @@ def busy():
         with opt._locked():
             refused = other.submit(train, opt, params, 1).exception()
         assert isinstance(refused, RuntimeError) and "another thread" in str(refused)
-        entered = opt._locked()
-        entered.__enter__()  # and never left
+        opt._locked().__enter__()  # and never left
         train(opt, params, 1)
         other.submit(train, opt, params, 1, 1).result()
     train(plain, twins, 2)

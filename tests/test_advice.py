@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ def test_nothing_is_left_behind(data):
         features, target = batch
         features = features * (dropout.random(20) > 0.5)
         w += 1.0  # badly behaved
-        return 0.0, features.T @ (features @ w - target)
+        return 0.0, features.T @ (features @ np.nan_to_num(w) - target)
 
     w = np.full(20, np.nan)
     w[0] = 1.0
@@ -193,7 +194,52 @@ def test_without_minibatches_only_scales_are_measured():
     advice = fo.recommend(lambda x, batch: (0.0, np.array([1.0, 10.0])), np.zeros(2), None, time_to_tune=True)
     assert set(advice.figures) == {"spread"}
     assert advice.optimizer == "momentum"
-    assert fo.recommend(lambda x, batch: (0.0, np.zeros(2)), np.zeros(2), None).figures == {"spread": 1.0}
+
+
+@pytest.mark.parametrize("examples", [None, np.arange(100.0)])
+@pytest.mark.parametrize(("value", "text"), [(0.0, "all gradients are zero"), (np.nan, "not finite"), (None, "zero")])
+def test_gradients_that_tell_nothing_give_no_advice(examples, value, text):
+    gradient = None if value is None else np.full(2, value)
+    with pytest.raises(ValueError, match=text):
+        fo.recommend(lambda x, batch: (0.0, gradient), np.zeros(2), examples)
+
+
+def test_a_gradient_of_none_counts_as_zeros(data):
+    calls = iter(range(10**6))
+
+    def measure(missing):
+        def loss_and_grad(params, batch):
+            features, target = batch
+            error = features @ params["a"] - target
+            sometimes = np.ones((2, 2)) if len(target) == 32 and next(calls) % 2 else missing
+            return 0.0, {"a": features.T @ error, "b": sometimes, "frozen": None if missing is None else np.zeros(5)}
+
+        params = {"a": np.zeros(data[0].shape[1]), "b": np.zeros((2, 2)), "frozen": np.zeros(5)}
+        return fo.recommend(loss_and_grad, params, data)
+
+    assert measure(None) == measure(np.zeros((2, 2)))
+
+
+class Pair(NamedTuple):
+    x: np.ndarray
+    y: np.ndarray
+
+
+def test_examples_have_the_structure_of_the_data(data):
+    loss_and_grad, w, _ = linear(*data)
+
+    def by_name(w, batch):
+        return loss_and_grad(w, (batch.x, batch.y))
+
+    assert fo.recommend(by_name, w, Pair(*data)) == fo.recommend(loss_and_grad, w, data)
+
+
+def test_examples_are_taken_by_position(data):
+    pandas = pytest.importorskip("pandas")
+    loss_and_grad, w, (x, y) = linear(*data)
+    labelled = pandas.Series(y, index=np.linspace(0.0, 1.0, len(y)))
+    by_array = lambda w, batch: loss_and_grad(w, (batch[0], np.asarray(batch[1])))  # noqa: E731
+    assert fo.recommend(by_array, w, (x, labelled)) == fo.recommend(loss_and_grad, w, (x, y))
 
 
 @pytest.mark.parametrize(

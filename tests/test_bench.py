@@ -6,6 +6,7 @@ import copy
 import importlib
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -129,12 +130,31 @@ def test_threshold_grows_with_spread_and_drift():
 
 
 def test_a_loss_is_below_one_beyond_its_spread():
-    assert statistics.loses([0.8, 0.85, 0.9])
-    assert not statistics.loses([0.8, 0.95, 1.1])
-    assert not statistics.loses([0.985, 0.995, 0.996])
-    assert report.verdict([0.8, 0.85, 0.9]) == "loss"
-    assert report.verdict([0.9, 1.0, 1.1]) == "tie"
-    assert report.verdict([1.2, 1.3, 1.4]) == "win"
+    assert statistics.loses([0.8, 0.85, 0.85, 0.9])
+    assert not statistics.loses([0.8, 0.9, 1.0, 1.1])
+    assert not statistics.loses([0.985, 0.995, 0.995, 0.996])
+    assert report.verdict([0.8, 0.85, 0.85, 0.9]) == "loss"
+    assert report.verdict([0.9, 1.0, 1.0, 1.1]) == "tie"
+    assert report.verdict([1.2, 1.3, 1.3, 1.4]) == "win"
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_few_rounds_have_no_noise_to_compare_with(document, rounds):
+    assert statistics.threshold(rounds * [1.0], 9 * [2.0]) == math.inf
+    assert not statistics.loses(rounds * [0.5])
+    assert report.verdict(rounds * [0.5]) == report.verdict(rounds * [2.0]) == "tie"
+    slowed = copy.deepcopy(document)
+    for entry in slowed["cases"]:
+        for result in entry["results"].values():
+            for key in ("seconds", "speedup_of_focus"):
+                result[key] = result[key][:rounds]
+        entry["results"]["c"]["seconds"] = [2 * s for s in entry["results"]["c"]["seconds"]]
+    found, drift = compare.changes(document, slowed)
+    assert found and not any(change.significant for change in found)
+    ours = sum(change.ours for change in found)
+    assert f"{ours} of them have fewer than 4 rounds" in compare.to_text(document, slowed, found, drift)
+    rows = list(report.View(slowed).compared())
+    assert f"{len(rows)} of these comparisons have fewer than 4 rounds" in report.to_markdown(slowed)
 
 
 # --- Cases --------------------------------------------------------------------------------------------------------
@@ -209,6 +229,80 @@ def test_lists_clipping_and_training_are_checked_too(name, case):
     assert timed["seconds"] > 0
     if case.section == "training":
         assert 0 < timed["update_seconds"] < timed["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("reference", cases.size_case("adam", 1000, 1)),
+        ("reference", cases.list_case(1, "fresh")),
+        ("torch-fused", cases.clip_case(1000, 1)),
+        ("thinc", cases.size_case("adam", 1000, 1)),
+    ],
+)
+def test_whoever_is_timed_warms_up_first(name, case):
+    for module in SUBJECTS[name].requires:
+        pytest.importorskip(module, reason=f"{module} is not installed")
+    timer = worker.Bench(SUBJECTS[name])
+    timer.ready(case, 0.0, False)
+    step, prepare = timer.loops["step"]
+    steps = []
+    timer.loops["step"] = lambda: steps.append(step()), prepare
+    for repeats, untimed in ((1, 2), (16, 2), (64, 8)):
+        steps.clear()
+        timer.repeats["step"] = repeats
+        assert timer.run("step")["seconds"] > 0
+        assert len(steps) == repeats + untimed
+
+
+NEW_RULE = """
+import importlib.util, json, sys
+from pathlib import Path
+from fastoptim import rules
+from fastoptim.bench import cases, worker
+from fastoptim.bench.subjects import SUBJECTS
+
+path = Path(sys.argv[1])
+path.write_text('''
+from numpy import where
+
+def signsgd(p, g, h, c, zero, one):
+    h = where(g > zero, one, where(g < zero, zero - one, zero))
+    p = p - c * h
+    return p, h
+''')
+spec = importlib.util.spec_from_file_location("new_rule", path)
+module = importlib.util.module_from_spec(spec)
+sys.modules["new_rule"] = module
+spec.loader.exec_module(module)
+rules.RULES["signsgd"] = rules._row(module.signsgd, "sign")
+assert {case.name for case in cases.full_cases(2) if case.rule == "signsgd"} > {"size/signsgd/float32/1e5/2 threads"}
+answers = {}
+for name in sys.argv[2:]:
+    timer = worker.Bench(SUBJECTS[name])
+    case = cases.size_case("signsgd", 1000, 1)
+    answers[name] = worker.answer(timer, {"do": "ready", "case": case.to_json(), "block_seconds": 0.0, "check": True})
+    if answers[name]["ok"]:
+        answers[name] |= worker.answer(timer, {"do": "run", "loop": "step"})
+print(json.dumps(answers))
+"""
+
+
+def test_a_rule_that_was_added_to_the_table_is_timed(tmp_path):
+    names = [name for name, row in SUBJECTS.items() if name != "c" and all(map(find_spec, row.requires))]
+    done = subprocess.run(
+        [sys.executable, "-c", NEW_RULE, str(tmp_path / "new_rule.py"), *names],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name, answer in json.loads(done.stdout).items():
+        if SUBJECTS[name].family == "fastoptim":
+            assert "equal to the last bit" in answer["check"] and answer["seconds"] > 0
+        else:
+            assert answer["reason"] == "has no signsgd"
 
 
 def test_the_training_network_has_the_right_gradient():
@@ -554,6 +648,38 @@ def test_who_stays_behind_when_the_machine_speeds_up_is_slower(document):
     assert "1 slower, 0 faster" in compare.to_text(document, quick_day, found, drift)
 
 
+@pytest.mark.parametrize("changed", ["own", "torch", "jax", "numpy"])
+def test_a_program_that_changed_is_no_measure_of_the_machine(document, changed):
+    """The user's own code, and a library in another version, may be faster for reasons of their own."""
+    before = copy.deepcopy(document)
+    before["machine"]["versions"] |= {"torch": "2.12", "jaxlib": "0.4", "numpy": "2.1", "numexpr": "2.10"}
+    after = rerun(before, 5)
+    if changed == "own":
+        movers = ["own"]
+        before["cases"] = [entry for entry in before["cases"] if "own" in entry["results"]]
+        for entry in before["cases"]:
+            entry["results"] = {key: entry["results"][key] for key in ("c", "own")}
+    else:
+        movers = {
+            "torch": ["torch-fused", "torch-default", "torch-foreach"],
+            "jax": ["jax", "optax"],
+            "numpy": ["numpy-in-place", "numpy-naive", "numexpr", "thinc", "sklearn"],
+        }[changed]
+        after["machine"]["versions"][{"jax": "jaxlib"}.get(changed, changed)] = "9.9"
+    kept = {"c", *movers}
+    for run in (before, after):
+        for entry in run["cases"]:
+            entry["results"] = {key: result for key, result in entry["results"].items() if key in kept}
+    for entry in after["cases"]:
+        for name in movers:
+            if name in entry["results"]:
+                entry["results"][name]["seconds"] = [s / 2 for s in entry["results"][name]["seconds"]]
+    found, drift = compare.changes(before, after)
+    assert drift is None
+    assert not any(change.significant for change in found if change.ours)
+    assert "Too few rows of unchanged libraries" in compare.to_text(before, after, found, drift)
+
+
 def test_few_rounds_explain_more():
     rounds = [0.95, 1.0, 1.05, 1.0]
     assert statistics.threshold(rounds, rounds) > 1.5 * statistics.threshold(4 * rounds, 4 * rounds)
@@ -595,6 +721,9 @@ def test_compare_refuses_other_files(document, tmp_path, capsys):
         ("{}", "does not hold results"),
         ("[1", "is not JSON"),
         (json.dumps(document | {"schema_version": 99}), "schema version 99"),
+        (json.dumps({"schema": document["schema"]}), "schema version None"),
+        (json.dumps({key: document[key] for key in ("schema", "schema_version")}), "lacks mode, machine"),
+        (json.dumps({key: value for key, value in document.items() if key != "cases"}), "lacks cases"),
         (json.dumps(document | {"cases": []}), "no case in common"),
     ):
         other.write_text(text)
@@ -757,6 +886,71 @@ def test_ticks():
     assert charts._ticks(0.0, 1.05, False) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert charts.number(1e7) == "10M"
     assert charts.number(0.5) == "0.5"
+
+
+# --- The check on a GPU -------------------------------------------------------------------------------------------
+
+GPU_CHECK = """
+import json, os, sys
+from pathlib import Path
+
+sys.path.insert(0, "benchmarks")
+sys.modules["_cffi_backend"] = None  # the machine with the GPU need not have what the C extension needs
+import gpu_check
+
+def cut_short(*arguments):
+    raise TimeoutError
+
+def cut_short_later(*arguments):
+    yield cut_short()
+
+one_a_rule = list({variant.rule.name: variant for variant in gpu_check.VARIANTS}.values())
+checks = list(gpu_check.check_kernels(gpu_check.get_backend("cuda"), (5,), gpu_check.ordinary, 0, one_a_rule))
+assert len(checks) == 2 * len(gpu_check.rules.RULES) and not sum(differing for *_, differing in checks)
+
+result = {"bits": {"differing": 0}, "lists": [], "sizes": []}
+for name, factors in (("tied", (1.02, 0.995, 0.99, 0.98)), ("lost", (0.9, 0.91, 0.92, 0.93))):
+    times = {"torch_fused": list(factors), "ours": [1.0] * 4}
+    result["lists"].append({"list": name, "torch_over_ours": gpu_check.against(times, "torch_fused")})
+print(">", json.dumps(gpu_check.bars(result)))
+
+gpu_check.check_bits = lambda *arguments: {"checks": 7, "differing": 0}
+for stage, stop in (("time_first_use", cut_short), ("time_lists", cut_short_later)):
+    usual = getattr(gpu_check, stage)
+    setattr(gpu_check, stage, stop)
+    try:
+        gpu_check.main(["--quick", "--json", sys.argv[1]])
+    except TimeoutError:
+        print(">", Path(sys.argv[1]).read_text().replace("\\n", ""))
+    setattr(gpu_check, stage, usual)
+
+os.environ["PATH"] = ""
+gpu_check.SIMULATED = False
+print(">", json.dumps(gpu_check.environment()["nvidia_smi"]))
+"""
+
+
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason='NOT TESTED: gpu_check; pip install "fastoptim[cuda]"')
+def test_gpu_check_keeps_what_it_has_and_needs_neither_cffi_nor_nvidia_smi(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", GPU_CHECK, str(tmp_path / "new" / "gpu.json")],
+        cwd=Path(__file__).resolve().parent.parent,
+        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line[2:]) for line in done.stdout.splitlines() if line.startswith("> ")]
+    met, bits_only, up_to_lists, smi = lines
+    assert met == {
+        "0 differing bits": True,
+        "tied: no slower than torch fused": True,
+        "lost: no slower than torch fused": False,
+    }
+    assert set(bits_only) == {"simulated", "environment", "bits"} and bits_only["bits"]["checks"] == 7
+    assert len(up_to_lists["sizes"]) == 3 and up_to_lists["lists"] == []
+    assert smi == []
 
 
 # --- The README's numbers -----------------------------------------------------------------------------------------

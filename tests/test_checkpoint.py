@@ -165,6 +165,31 @@ def test_trees_keep_values_types_dtypes_and_orders(tmp_path):
     assert math.isnan(checkpoint.read(tmp_path / "t.ckpt", kind="test"))
 
 
+def test_the_name_that_safetensors_keeps_for_itself(tmp_path):
+    path = tmp_path / "a.ckpt"
+    for key in ("__metadata__", "__metadata__'"):
+        tree = {key: np.arange(3.0), "__metadata__" + "'" * 2: 1}
+        checkpoint.write(path, tree, kind="test")
+        again = checkpoint.read(path, kind="test")
+        assert list(again) == list(tree) and np.array_equal(again[key], tree[key])
+
+
+def test_hyper_parameters_may_be_arrays(tmp_path):
+    optimizer = fo.Adam(np.ones(2), lr=np.array(0.1), betas=np.array([0.8, 0.9]))
+    optimizer.step(np.ones(2))
+    optimizer.save(tmp_path / "a.ckpt")
+    again = fo.Adam(np.ones(2))
+    again.load(tmp_path / "a.ckpt")
+    group = again.param_groups[0]
+    assert type(group["lr"]) is float and group["lr"] == 0.1 and tuple(group["betas"]) == (0.8, 0.9)
+    for each in (optimizer, again):
+        each.step(np.full(2, 0.3))
+    assert optimizer.param_groups[0]["params"][0].tobytes() == again.param_groups[0]["params"][0].tobytes()
+    optimizer = fo.Adam(np.ones(2), betas=(np.array(0.8), 0.9))
+    optimizer.save(tmp_path / "a.ckpt")
+    optimizer.load(tmp_path / "a.ckpt")
+
+
 def test_the_safetensors_library_reads_the_same(tmp_path):
     library = pytest.importorskip("safetensors.numpy")
     params = tree_of_params()
@@ -218,6 +243,55 @@ def test_without_hard_links_it_works_too(tmp_path, monkeypatch):
         checkpoint.write(tmp_path / "a.ckpt", number, kind="test")
     assert checkpoint.read(tmp_path / "a.ckpt", kind="test") == 2
     assert checkpoint.read(checkpoint.previous_path(tmp_path / "a.ckpt"), kind="test") == 1
+
+
+def test_a_damaged_file_takes_no_good_ones_place(tmp_path, monkeypatch):
+    """Neither one that was found damaged nor one that this process has not looked at."""
+    path = tmp_path / "a.ckpt"
+    previous = checkpoint.previous_path(path)
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    for looked_at in (True, False):
+        path.unlink(missing_ok=True)
+        for number in (1, 2):
+            checkpoint.write(path, number, kind="test")
+        times = path.stat()
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        if looked_at:  # the disk's fault, which leaves no other trace
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            assert checkpoint.read_latest(path, kind="test", warn=lambda text: None) == 1
+        else:
+            checkpoint._whole.clear()
+        replace = os.replace
+        for count in range(2):  # interrupted before the first and before the second of what would be two renames
+            calls = iter([replace] * count + [interrupted])
+            monkeypatch.setattr(os, "replace", lambda *arguments, calls=calls: next(calls)(*arguments))
+            with contextlib.suppress(KeyboardInterrupt, StopIteration):
+                checkpoint.write(path, 3, kind="test")
+            monkeypatch.setattr(os, "replace", replace)
+            assert checkpoint.read_latest(path, kind="test", warn=lambda text: None) in (1, 3)
+            assert checkpoint.read(previous, kind="test") == 1
+        checkpoint.write(path, 4, kind="test")
+        assert checkpoint.read(previous, kind="test") == 3  # a good one does
+    (tmp_path / "note").write_text("precious")
+    checkpoint.write(tmp_path / "note", 1, kind="test")
+    assert (tmp_path / "note.previous").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["folder", "pipe", "link", "before"])
+def test_what_is_no_file_is_not_replaced(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("precious")
+    (tmp_path / "before.previous").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.rglob("*"))
+    optimizer = fo.SGD(np.ones(2))
+    with pytest.raises(ValueError, match="is a folder or device"):
+        optimizer.save(tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_links_modes_and_relative_paths(tmp_path, monkeypatch):

@@ -101,6 +101,75 @@ def test_structures_and_kinds(tmp_path):
     assert type(next(iter(fo.minibatches(Pair(x, y), 4)))) is Pair
 
 
+class Labelled(Own):
+    """As pandas does: ``[]`` by label, ``iloc`` by position."""
+
+    def __init__(self, values, labels):
+        super().__init__(values)
+        self.iloc, self.labels = Own(values), labels
+
+    def __getitem__(self, where):
+        return self.values[[list(self.labels).index(i) for i in where]]
+
+
+def test_rows_are_taken_by_position_not_by_label():
+    x, y = columns()
+    order = np.random.default_rng(1).permutation(N)
+    data = [x, y, Labelled(x, order)]
+    for shuffle in (True, False):
+        for _, labels, rows in fo.minibatches(data, 5, shuffle=shuffle):
+            assert np.array_equal(rows, x[labels])
+
+
+def test_pandas():
+    pandas = pytest.importorskip("pandas")
+    x, y = columns()
+    for index in (np.random.default_rng(1).permutation(N), np.linspace(0.0, 1.0, N)):
+        frame = pandas.DataFrame(x, index=index)
+        for shuffle in (True, False):
+            for labels, rows, part in fo.minibatches((y, frame, frame[0]), 5, shuffle=shuffle):
+                assert np.array_equal(rows, x[labels]) and np.array_equal(part, x[labels, 0])
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_column_that_raises_once_loses_no_batch(shuffle):
+    x, y = columns()
+
+    class Flaky(Own):
+        broken = False
+
+        def __getitem__(self, where):
+            if self.broken:
+                self.broken = False
+                raise OSError("the disk is away")
+            return self.values[where]
+
+    flaky = Flaky(y)
+    batches, expected = fo.minibatches((x, flaky), 8, shuffle=shuffle), fo.minibatches((x, y), 8, shuffle=shuffle)
+    for i in range(12):  # more than two epochs, the first and the last batch of one among them
+        before = repr(batches.state_dict())
+        flaky.broken = True
+        with pytest.raises(OSError, match="away"):
+            batches.next_batch()
+        assert repr(batches.state_dict()) == before, i
+        assert np.array_equal(batches.next_batch()[1], expected.next_batch()[1])
+
+
+def test_a_view_in_order_has_a_position_of_its_own():
+    x, y = columns()
+    for data in ((x, y), Pair(x, y), {"x": x, "y": y}):
+        batches = fo.minibatches(data, 8, drop_last=True, rng=3)
+        batches.share(0, 2)
+        batches.next_batch()
+        before = repr(batches.state_dict())
+        view = batches.in_order()
+        for _ in range(2):
+            found = list(view)
+            assert all(type(batch) is type(data) for batch in found)
+            assert np.concatenate([view.parts(batch)[1] for batch in found]).tolist() == list(range(N))
+        assert repr(batches.state_dict()) == before
+
+
 def test_in_order_batches_are_read_only_views():
     x, y = columns()
     for rows, labels in fo.minibatches((x, y), 8, shuffle=False):

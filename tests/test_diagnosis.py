@@ -334,7 +334,10 @@ def test_kendalls_tau_is_that_of_scipy():
     [
         ([1.0] * 9, {}, ValueError, "at least 10 losses, got 9"),
         ([[1.0] * 20], {}, ValueError, r"one-dimensional, got shape \(1, 20\)"),
-        (["a"] * 20, {}, ValueError, "could not convert"),
+        (["a"] * 20, {}, TypeError, "real numbers"),
+        (["1.0"] * 20, {}, TypeError, "real numbers"),
+        ([1.0 + 5.0j] * 20, {}, TypeError, "real numbers"),
+        ([None] * 20, {}, TypeError, "real numbers"),
         ([1.0] * 20, {"momentum": 1.0}, ValueError, "momentum"),
         ([1.0] * 20, {"lr": -1.0}, ValueError, "lr"),
         ([1.0] * 20, {"anchor": 1}, TypeError, "anchor"),

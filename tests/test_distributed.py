@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_the_bits_are_compared_at_all():
 
 
 @needs_mpi
-@pytest.mark.parametrize("name", ["construction", "steps", "clipping", "memory", "busy", "face"])
+@pytest.mark.parametrize("name", ["construction", "steps", "modes", "clipping", "memory", "busy", "face"])
 def test_ranks_agree(name):
     done = mpi.run(2, WORKER, name)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -105,6 +106,7 @@ def test_ranks_agree(name):
 
 @needs_mpi
 def test_one_rank_is_the_plain_optimizer():
+    assert str(signature(fo.distributed.ShardedOptimizer.step)) == str(signature(fo.SGD.step))
     done = mpi.run(1, WORKER, "alone")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "rank 0 done\n"

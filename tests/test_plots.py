@@ -121,6 +121,20 @@ def test_a_loss_that_was_not_finite_leaves_a_gap(tmp_path):
         plots.read_log(log)
 
 
+def test_a_cut_log_gives_the_lines_before_the_cut_and_no_other_numbers(run, tmp_path):
+    for log in run[1:]:
+        whole, text, cut = plots.read_log(log), log.read_text(), tmp_path / f"cut{log.suffix}"
+        for size in range(len(text) - 250, len(text) + 1):
+            cut.write_text(text[:size])
+            curve = plots.read_log(cut)
+            lines = len(curve.steps)
+            assert 35 <= lines <= 40
+            assert np.array_equal(curve.losses, whole.losses[:lines])
+            assert np.array_equal(curve.rates, whole.rates[:lines])
+            checks = len(curve.validation_losses)
+            assert np.array_equal(curve.validation_losses, whole.validation_losses[:checks])
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -240,6 +254,22 @@ def test_update_ratios_are_those_of_the_weights(every, tmp_path):
     for i, name in enumerate(record.names):
         assert np.array_equal(drawn(axis, name), [row[i] for row in record.ratios], equal_nan=True)
     png(plots.update_ratios(record), tmp_path)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_update_ratios_of_a_resumed_run_are_those_of_the_whole_run(every, tmp_path):
+    def fit(steps, **options):
+        w = np.ones(2)
+        record = plots.UpdateRatios(w, np.int64(every))
+        w *= 7.0  # the weights count that training begins with
+        fo.fit(lambda p, batch: (1.0, 2 * p), w, None, "sgd", lr=0.1, steps=steps, callbacks=[record], **options)
+        return dict(zip(record.steps, record.ratios, strict=True))
+
+    path = tmp_path / "a.ckpt"
+    whole, first = fit(13), fit(10, checkpoint=path)
+    second = fit(13, resume=path)
+    assert first | second == whole and min(second) == (10 if every == 1 else 12)
+    assert whole[0] == [pytest.approx(0.2)]
 
 
 def test_every_array_has_a_line_of_its_own():

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -283,6 +284,32 @@ def test_generators_are_found_wherever_the_loss_keeps_them():
 
     found = sandbox._generators_within(functools.partial(Model(), extra=default))
     assert {id(g) for g in found} == {id(g) for g in (closure, default, attribute, inner, keyword, PYTHON_RANDOM)}
+
+
+HIDDEN = [np.random.default_rng(i) for i in range(5)]
+IN_GENERATOR, IN_LAMBDA, IN_CLASS, IN_COMPREHENSION, DEEP = HIDDEN
+DRAW = random.Random(3).random
+
+
+def test_generators_are_found_in_functions_inside_functions():
+    def loss_and_grad(x, batch):
+        class Noise:
+            def __call__(self):
+                return IN_CLASS.normal()
+
+        def outer():
+            def inner():
+                return DEEP.normal()
+
+            return inner()
+
+        noise = sum(IN_GENERATOR.normal() for _ in range(2)) + (lambda: -IN_LAMBDA.normal())() + Noise()() + outer()
+        noise += sum([IN_COMPREHENSION.normal() for _ in range(2)]) + DRAW()
+        return 0.5 * float(x @ x), x + 1e-9 * noise
+
+    before = [generator.bit_generator.state for generator in HIDDEN], DRAW.__self__.getstate()
+    fo.probe_lr(loss_and_grad, np.ones(2), None, "sgd", steps=10, max_probes=2)
+    assert ([generator.bit_generator.state for generator in HIDDEN], DRAW.__self__.getstate()) == before
 
 
 # --- What a candidate is ------------------------------------------------------------------------------------------
@@ -570,6 +597,49 @@ def test_the_range_test_may_end_without_a_finding():
     broken = fo.lr_range_test(lambda x, batch: (math.nan, np.zeros(1)), np.ones(1), None, "sgd", steps=10)
     assert len(broken.losses) == 1
     assert broken.blow_up == 1e-7
+
+
+class Pair(NamedTuple):
+    x: np.ndarray
+    y: np.ndarray
+
+
+@pytest.mark.parametrize("kind", [Pair, lambda x, y: (x, y), lambda x, y: [x, y], lambda x, y: {"x": x, "y": y}])
+def test_the_anchor_has_the_structure_of_the_data(kind):
+    data = kind(np.arange(300.0), np.ones(300))
+    seen = []
+
+    def loss_and_grad(w, batch):
+        assert type(batch) is type(data)
+        column = batch.x if isinstance(batch, Pair) else batch["x"] if isinstance(batch, dict) else batch[0]
+        seen.append(len(column))
+        return 0.5 * float(w @ w), 1.0 * w
+
+    fo.probe_lr(loss_and_grad, np.ones(2), data, "sgd", steps=10, max_probes=2)
+    assert set(seen) == {32, 256, 12} or set(seen) == {32, 256}
+
+
+def test_an_anchor_of_masked_arrays_keeps_its_masks():
+    x = np.ma.masked_array(np.arange(300.0), np.arange(300) % 2 == 0)
+
+    def loss_and_grad(w, batch):
+        assert np.array_equal(np.ma.getmaskarray(batch), batch.data % 2 == 0)
+        return 0.5 * float(w @ w), 1.0 * w
+
+    fo.probe_lr(loss_and_grad, np.ones(2), x, "sgd", steps=10, max_probes=2)
+
+
+def test_a_function_that_needs_a_rate_is_given_one():
+    rates = []
+
+    def make(params, lr):
+        rates.append(lr)
+        return fo.SGD(params, lr=lr)
+
+    result = fo.probe_lr(plain, np.ones(2), None, make, lr=0.01)
+    assert result.lr == fo.probe_lr(plain, np.ones(2), None, "sgd", lr=0.01).lr
+    assert {probe.lr for probe in result.probes} | {0.01} == set(rates)
+    assert len(fo.lr_range_test(plain, np.ones(2), None, make, steps=10).losses) == 10
 
 
 # --- Bad input ----------------------------------------------------------------------------------------------------

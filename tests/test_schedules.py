@@ -7,8 +7,10 @@ import pickle
 import tracemalloc
 import warnings
 
+import numpy as np
 import pytest
 
+import fastoptim as fo
 from fastoptim import schedules as s
 
 STEPS = 1000
@@ -191,6 +193,15 @@ def test_copies_print_and_compare(name):
     assert again == schedule and hash(again) == hash(schedule) and repr(again) == repr(schedule)
     assert eval(repr(schedule), dict(vars(s))) == schedule
     assert schedule != s.constant(0.123)
+
+
+@pytest.mark.parametrize("make", [s.exponential, lambda lr, gamma: s.step_decay(lr, 1, gamma)])
+def test_a_rate_beyond_all_numbers_is_infinite(make):
+    assert make(1.0, 1.5)(5000) == math.inf == make(1e300, 1e300)(1)
+    assert make(0.0, 1.5)(5000) == 0.0
+    assert s.multistep(1.0, range(5000), 1.5)(5000) == math.inf
+    with pytest.raises(ValueError, match="lr must be"):
+        fo.SGD(np.ones(1)).lr = make(1.0, 1.5)(5000)
 
 
 def test_no_schedule_allocates():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -137,6 +138,33 @@ def test_accumulation_keeps_none_gradients_and_no_references():
     assert params["a"].tolist() == [-1.5, -1.5]
     assert params["b"].tolist() == [-0.75, -0.75]
     assert params["c"].tolist() == [0.0, 0.0] and result.optimizer.state["c"]["step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "error", "message"),
+    [
+        (np.ones(1), np.ones(3), ValueError, r"'w': shape \(1,\) in one minibatch, \(3,\) in another"),
+        (np.ones(3), np.ones((3, 1)), ValueError, "'w': shape"),
+        (np.ones(3), np.ones(3, np.float32), TypeError, "'w': dtype float64 in one minibatch, float32 in another"),
+        (np.ones(3), np.ones(3, int), TypeError, "'w': dtype"),
+        (np.ones(3), np.ma.ones(3), TypeError, "'w': accumulate needs NumPy arrays, got MaskedArray"),
+        (np.ma.ones(3), np.ones(3), TypeError, "'w': accumulate needs"),
+        (np.ones(3, int), np.ones(3, int), TypeError, "'w': expected float32 or float64"),
+    ],
+)
+def test_accumulated_gradients_are_all_alike(first, second, error, message):
+    w, gradients = np.ones(3), iter([first, second])
+    with pytest.raises(error, match=message):
+        fo.fit(
+            lambda p, batch: (1.0, {"w": next(gradients)}),
+            {"w": w},
+            np.ones(8),
+            "sgd",
+            steps=1,
+            accumulate=2,
+            batch_size=4,
+        )
+    assert w.tolist() == [1.0] * 3
 
 
 def test_groups_can_have_a_schedule_each_and_frozen_parameters_stay():
@@ -281,6 +309,46 @@ def test_validation_on_data_is_the_mean_over_its_examples():
     result = fo.fit(f, params, data, "sgd", steps=4, batch_size=16, validation=held_out, validate_every=3)
     assert result.history.validation["step"].tolist() == [2, 3]
     assert np.isclose(result.history.validation["loss"][-1], f(params, held_out)[0], rtol=1e-6)
+
+
+def test_validation_by_minibatches_takes_every_example_once_from_a_position_of_its_own():
+    x = np.arange(10.0)
+    f = lambda p, batch: (float(np.mean(batch)), np.zeros(1))  # noqa: E731
+    for options in ({"drop_last": True}, {"shuffle": False, "drop_last": True}, {}):
+        held_out = fo.minibatches(x, 4, **options)
+        held_out.next_batch()
+        before = repr(held_out.state_dict())
+        result = fo.fit(f, np.zeros(1), np.zeros(8), "sgd", epochs=3, batch_size=8, validation=held_out)
+        assert result.history.validation["loss"].tolist() == [4.5] * 3
+        assert repr(held_out.state_dict()) == before
+    batches = fo.minibatches(np.arange(40.0), 4)  # the same object twice
+    result = fo.fit(f, np.zeros(1), batches, "sgd", epochs=3, validation=batches, validate_every=3)
+    assert result.steps == 30 and set(result.history.validation["loss"]) == {19.5}
+
+
+def test_a_plateau_counts_once_wherever_it_stands(tmp_path):
+    def rates(lr, epochs=5, optimizer=None, w=None, **options):
+        w = [np.ones(2), np.ones(2)] if w is None else w
+        f = lambda p, batch: (1.0, [np.zeros(2)] * 2)  # noqa: E731
+        return fo.fit(f, w, np.ones(20), optimizer or "sgd", lr=lr, epochs=epochs, batch_size=10, **options).history.lr
+
+    plateau = lambda: schedules.Plateau(1.0, patience=0)  # noqa: E731
+    plain = rates(plateau())
+    assert plain.tolist() == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    made_of_it = {
+        "warmup": lambda p: schedules.warmup(p, 0),
+        "scale": lambda p: schedules.scale(schedules.constant(1.0), p),
+        "join": lambda p: schedules.join([p, schedules.constant(9.0)], [1000]),
+        "nested": lambda p: schedules.warmup(schedules.scale(p, 1.0), 0),
+    }
+    for name, make in made_of_it.items():
+        assert np.array_equal(rates(make(plateau())), plain), name
+        path = tmp_path / name
+        rates(make(plateau()), 3, checkpoint=path)
+        assert np.array_equal(rates(make(plateau()), resume=path), plain), name
+    w, shared = [np.ones(2), np.ones(2)], plateau()
+    groups = fo.SGD([{"params": w[0]}, {"params": w[1]}])
+    assert np.array_equal(rates([shared, schedules.warmup(shared, 0)], optimizer=groups, w=w), plain)
 
 
 def test_plateau_is_told_the_validation_loss_or_the_epochs_mean():
@@ -528,6 +596,27 @@ def test_the_best_parameters_are_resumed(tmp_path):
     assert run_until(10, resume=tmp_path / "a.ckpt") == whole and whole[1] == 2
 
 
+def test_the_best_parameters_must_be_in_the_checkpoint(tmp_path):
+    path, losses = tmp_path / "a.ckpt", iter([1.0, 0.5, 0.9, 0.8, 2.0, 3.0, 4.0])
+
+    def run_until(steps, **options):
+        w = np.ones(1)
+        options |= {"validation": lambda p: next(losses), "validate_every": 1, "checkpoint": path}
+        return w, lambda: fo.fit(lambda p, batch: (1.0, np.ones(1)), w, None, "sgd", steps=steps, **options)
+
+    run_until(3)[1]()
+    w, fit = run_until(4, resume=True, restore_best=True)
+    with pytest.raises(CheckpointError, match=r"without restore_best=True.*a\.best\.ckpt"):
+        fit()
+    assert w.tolist() == [1.0]
+    # Nor may best parameters stay that a run without restore_best no longer keeps up to date.
+    losses = iter([1.0, 0.9, 0.1])
+    run_until(2, restore_best=True)[1]()
+    run_until(3, resume=True)[1]()
+    with pytest.raises(CheckpointError, match="without restore_best"):
+        run_until(4, resume=True, restore_best=True)[1]()
+
+
 def test_a_resumed_run_does_not_repeat_its_warnings(tmp_path):
     def run_until(steps, **options):
         return fo.fit(lambda p, batch: (1.0 + 1e-9 * p[0], np.ones(2)), np.ones(2), None, "sgd", steps=steps, **options)
@@ -648,8 +737,34 @@ def test_a_log_is_cut_where_training_goes_on(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines[1:]] == list(range(8))
     (tmp_path / "a.jsonl").write_text("")
-    with pytest.warns(TrainingWarning, match="too short to be continued"):
+    with pytest.warns(TrainingWarning, match="cannot be continued"):
         fo.fit(f, params, data, "adam", steps=9, resume=True, **options)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_the_log_of_another_run_is_not_cut(tmp_path, suffix):
+    def fit(steps, log, start=1.0, **options):
+        w = np.full(2, start)
+        f = lambda p, batch: (float(p @ p), 2 * p)  # noqa: E731
+        options |= {"validation": lambda p: 1.0, "validate_every": 2, "log": tmp_path / f"{log}.{suffix}"}
+        fo.fit(f, w, None, "sgd", lr=0.1, steps=steps, **options)
+        return w
+
+    path, own, other = tmp_path / "run.ckpt", tmp_path / f"own.{suffix}", tmp_path / f"other.{suffix}"
+    fit(4, "own", checkpoint=path)
+    cut, whole = own.read_bytes(), own.read_bytes() + b"more"
+    fit(9, "other", 7.0)
+    step = (b"\n3,", b"\n5,") if suffix == "csv" else (b": 3", b": 5")
+    altered = [cut.replace(*step), cut.replace(b"0.524", b"0.624"), cut[:-1] + b" more\n", cut[:-1], cut[:-9], cut[1:]]
+    assert cut not in altered
+    for content in (other.read_bytes(), other.read_bytes()[:50], b"x" * 5000, b"x" * 500 + b"\n", *altered):
+        other.write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"other.{suffix} is not the log"):
+            fit(5, "other", 3.0, resume=path)
+        assert other.read_bytes() == content
+    own.write_bytes(whole)
+    fit(5, "own", resume=path)
+    assert own.read_bytes()[: len(cut)] == cut and own.read_bytes()[len(cut) :].count(b"\n") == 1 + (suffix == "jsonl")
 
 
 def test_frozen_arrays_are_part_of_the_state(tmp_path):
@@ -668,6 +783,74 @@ def test_frozen_arrays_are_part_of_the_state(tmp_path):
         fo.fit(f, params, np.arange(30.0), optimizer, steps=15, resume=cut, **options)
         results.append(bits(params["w"], params["mean"]))
     assert results[0] == results[1]
+
+
+def test_read_only_and_foreign_frozen_arrays(tmp_path):
+    def fit(params, steps, **options):
+        f = lambda p, batch: (float(p["w"] @ p["w"]), {"w": p["w"].copy()})  # noqa: E731
+        optimizer = fo.SGD({"w": params["w"]}, lr=0.1)
+        return fo.fit(f, params, np.ones(20), optimizer, steps=steps, batch_size=10, **options)
+
+    def make(w, frozen, dtype=float):
+        frozen = np.full(2, frozen, dtype)
+        frozen.flags.writeable = False
+        return {"w": np.full(2, w), "frozen": frozen}
+
+    path = tmp_path / "a.ckpt"
+    for dtype in ("<f8", ">f4"):
+        params = make(1.0, 5.0, dtype)
+        fit(params, 3, checkpoint=path, validation=lambda p: 1.0, restore_best=True)
+        again = make(9.0, 5.0, dtype)
+        fit(again, 5, resume=path)
+        assert again["w"][0] == pytest.approx(0.9**5) and again["frozen"].dtype == dtype
+    swapped = {"w": np.ones(2), "frozen": np.zeros(2, ">f4")}  # one that can be written to
+    fit(swapped, 4, resume=path)
+    assert swapped["frozen"].tolist() == [5.0, 5.0]
+    other, batches = make(9.0, 6.0, ">f4"), fo.minibatches(np.ones(20), 10)
+    before = repr(batches.state_dict())
+    with pytest.raises(CheckpointError, match="'frozen' is read-only"):
+        f = lambda p, batch: (1.0, p)  # noqa: E731
+        fo.fit(f, other, batches, fo.SGD({"w": other["w"]}), steps=5, resume=path)
+    assert other["w"].tolist() == [9.0, 9.0] and repr(batches.state_dict()) == before
+    for value, kind in ((np.float64(2.0), "float64"), (np.ma.ones(2), "MaskedArray"), (np.array(["x"]), "ndarray")):
+        params = {"w": np.ones(2), "frozen": value}
+        for options in ({"checkpoint": path}, {"restore_best": True, "validation": lambda p: 1.0}):
+            with pytest.raises(TypeError, match=f"'frozen': a checkpoint cannot hold a? ?{kind}"):
+                fit(params, 3, **options)
+        assert params["w"].tolist() == [1.0, 1.0]
+
+
+def test_ctrl_c_waits_while_a_run_is_restored(tmp_path, monkeypatch):
+    def fit(w, steps, **options):
+        params = {"a": w[0], "b": w[1], "frozen": w[2]}
+        optimizer = fo.Adam({"a": w[0], "b": w[1]}, lr=0.1)
+        f = lambda p, batch: (1.0, {"a": np.ones(2), "b": np.ones(2)})  # noqa: E731
+        return lambda: fo.fit(f, params, None, optimizer, steps=steps, **options), optimizer
+
+    path = tmp_path / "a.ckpt"
+    trained = [np.zeros(2), np.zeros(2), np.full(2, 3.0)]
+    fit(trained, 4, checkpoint=path)[0]()
+    assign = checkpoint.assign
+
+    def interrupted(p, x):
+        signal.raise_signal(signal.SIGINT)
+        assign(p, x)
+
+    monkeypatch.setattr(checkpoint, "assign", interrupted)
+    w = [np.full(2, 9.0) for _ in range(3)]
+    go_on, optimizer = fit(w, 9, resume=path)
+    with pytest.raises(KeyboardInterrupt):
+        go_on()
+    assert bits(*w) == bits(*trained) and optimizer.state["b"]["step"] == 4
+    w = [np.full(2, 9.0) for _ in range(2)]
+    optimizer = fo.Adam({"a": w[0], "b": w[1]})
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.load(path)
+    assert bits(*w) == bits(*trained[:2]) and optimizer.state["a"]["step"] == 4
+    w, losses = [np.zeros(2), np.zeros(2), np.full(2, 3.0)], iter([2.0, 1.0, 3.0])
+    with pytest.raises(KeyboardInterrupt):
+        fit(w, 3, validation=lambda p: next(losses), validate_every=1, restore_best=True)[0]()
+    assert w[0].tolist() == w[1].tolist() == pytest.approx([-0.2, -0.2], rel=1e-6)
 
 
 def test_the_best_checkpoint_is_kept(tmp_path):
@@ -710,6 +893,9 @@ def test_the_best_checkpoint_is_kept(tmp_path):
         ({"steps": 5, "log": "run.txt"}, ValueError, "log"),
         ({"steps": 5, "data": None, "batch_size": 3}, ValueError, "batch_size"),
         ({"epochs": 5, "data": None}, ValueError, "steps"),
+        ({"epochs": 5, "steps": 5, "data": None}, ValueError, "give steps alone"),
+        ({"steps": 5, "optimizer": fo.SGD}, TypeError, r"got a class: make one, SGD\(params\)"),
+        ({"steps": 5, "accumulate": 2.0}, TypeError, "accumulate"),
         ({"steps": 5, "loss_and_grad": 3}, TypeError, "loss_and_grad"),
         ({"steps": 5, "loss_and_grad": lambda p, b: 1.0}, TypeError, "loss_and_grad"),
         ({"steps": 5, "loss_and_grad": lambda p, b: (np.ones(3), p)}, TypeError, "loss_and_grad"),
@@ -722,6 +908,35 @@ def test_bad_arguments_are_refused(options, error, message):
     options = {"loss_and_grad": f, "data": data, "optimizer": "adam"} | options
     with pytest.raises(error, match=message):
         fo.fit(params=params, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"progress": 1}, TypeError, "progress"),
+        ({"log": "run.txt"}, ValueError, "log must end"),
+        ({"log": "folder.csv"}, ValueError, "is a folder"),
+        ({"log": "missing/run.csv"}, FileNotFoundError, "folder for the log"),
+        ({"checkpoint": "missing/a.ckpt"}, FileNotFoundError, "folder for a checkpoint"),
+        ({"checkpoint": "folder.csv"}, ValueError, "is a folder"),
+        ({"checkpoint": "b.ckpt"}, ValueError, r"b\.best\.ckpt is a folder"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_overwritten(options, error, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params, data, f = problem()
+    fo.fit(f, params, data, "adam", steps=2, checkpoint="a.ckpt", log="run.csv")
+    for folder in ("folder.csv", "b.best.ckpt"):
+        (tmp_path / folder).mkdir()
+    before = {path.name: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+    params, data, f = problem(seed=3)
+    old = bits(*leaves(params))
+    for resume in ("a.ckpt", False):
+        with pytest.raises(error, match=message):
+            options = {"log": "run.csv", "validation": lambda p: 1.0} | options
+            fo.fit(f, params, data, "adam", steps=3, resume=resume, **options)
+        assert bits(*leaves(params)) == old
+        assert {path.name: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_an_optimizer_of_other_arrays_is_refused():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,11 +104,18 @@ class Backend(ABC):
         """Fill a state from a NumPy array of its shape and dtype."""
         x[...] = value
 
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Have NumPy compute as kernels do, without warnings; FloatingPointError if this thread flushes subnormals."""
+        arrays.check_subnormals()
+        with np.errstate(all="ignore"):
+            yield
+
     def multiply(self, xs: Sequence[Any], factor: float) -> None:
         """``x *= factor`` for each array, with the factor rounded to its dtype."""
-        arrays.check_subnormals()
-        for x in xs:
-            reference.multiply(x, factor)
+        with self.arithmetic():
+            for x in xs:
+                reference.multiply(x, factor)
 
     def check_disjoint(self, written: Iterable[arrays.Span], read: Iterable[arrays.Span]) -> None:
         arrays.check_disjoint(written, read)

@@ -7,7 +7,8 @@ types and layouts the extension reads and checks by itself (``csrc/bind.c``).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -161,10 +162,12 @@ class CBackend(Backend):
         _applied(plan.sum_squares(tuple(grads), grad_scale, k) is not None)
         return plan.block_sums()
 
-    def multiply(self, xs: Sequence[Any], factor: float) -> None:
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
         mode = lib.fo_float_mode_set_default()
         try:
-            super().multiply(xs, factor)
+            with super().arithmetic():
+                yield
         finally:
             lib.fo_float_mode_restore(mode)
 

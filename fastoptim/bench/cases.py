@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..rules import RULES
 
-GPT2_SMALL = (
-    (1, 50257 * 768),
-    (1, 1024 * 768),
-    (12 * 4 + 2, 768),  # layer norms
-    (12, 768 * 2304),
-    (12, 2304),
-    (12, 768 * 768),
-    (12, 768),
-    (12, 768 * 3072),
-    (12, 3072),
-    (12, 3072 * 768),
-    (12, 768),
+_GPT2_BLOCK = (
+    *((768,), (768,), (768, 2304), (2304,), (768, 768), (768,)),  # layer norm, attention
+    *((768,), (768,), (768, 3072), (3072,), (3072, 768), (768,)),  # layer norm, network
 )
+GPT2_SMALL: tuple[tuple[int, ...], ...] = ((50257, 768), (1024, 768), *(12 * _GPT2_BLOCK), (768,), (768,))
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,9 @@ def list_case(threads: int, gradients: str = "reused") -> Case:
 
 
 def gpt2_case(threads: int) -> Case:
-    return Case("list", "adam", GPT2_SMALL, threads, "GPT-2 small, 148 arrays")
+    counts = Counter(math.prod(shape) for shape in GPT2_SMALL)
+    arrays = tuple((count, elements) for elements, count in counts.items())
+    return Case("list", "adam", arrays, threads, "GPT-2 small, 148 arrays")
 
 
 def clip_case(elements: int, threads: int) -> Case:

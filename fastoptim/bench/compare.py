@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .runner import SCHEMA, SCHEMA_VERSION
-from .statistics import quantile, summarise, threshold
+from .statistics import FEWEST_ROUNDS, quantile, summarise, threshold
+from .subjects import SUBJECTS, distribution
 
 MAD_TO_SIGMA = 1.4826
 FEWEST_CONTROLS = 5
 FEWEST_IN_CASE = 3
+ENGINES = {"torch": (), "jax": ("jaxlib",), "optax": ("jaxlib",)}  # what computes for a family; NumPy for all others
 
 
 class Change(NamedTuple):
@@ -23,7 +25,7 @@ class Change(NamedTuple):
     ours: bool
     before: float
     after: float
-    limit: float  # the relative change that noise explains
+    limit: float  # the relative change that noise explains; infinite where too few rounds tell
     shift: float  # logarithm of how much the others changed in the same case: that was the machine
 
     @property
@@ -45,8 +47,11 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ValueError(f"{path.name} does not hold results of a benchmark run")
-    if document["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"{path.name} has schema version {document['schema_version']}, expected {SCHEMA_VERSION}")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"{path.name} has schema version {document.get('schema_version')}, expected {SCHEMA_VERSION}")
+    missing = [name for name in ("mode", "machine", "subjects", "cases") if name not in document]
+    if missing:
+        raise ValueError(f"{path.name} is not whole: it lacks {', '.join(missing)}")
     return document
 
 
@@ -58,12 +63,21 @@ def _rows(document: dict[str, Any]) -> dict[tuple[str, str], list[float]]:
     }
 
 
+def _unchanged(subject: str, a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether a subject is the same program in both runs, as only another library in one version is sure to be."""
+    row = SUBJECTS.get(subject)
+    if row is None or row.family == "fastoptim":
+        return False
+    packages = {*map(distribution, row.requires), *ENGINES.get(row.family, ("numpy",))}
+    return all(a["machine"]["versions"].get(x) == b["machine"]["versions"].get(x) for x in packages)
+
+
 def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float | None]:
     """Every row that both runs have, and the drift between the runs.
 
-    The *others* (NumPy, torch, ...) are the same programs in both runs, so what moves them is the machine. What they
-    did in a case, in the median, is taken off the changes there; what is left of their changes is the drift, a standard
-    deviation that counts as noise. None if too few of their rows are in both.
+    The *others* (NumPy, torch, ...) in the same version are the same programs in both runs, so what moves them is the
+    machine. What they did in a case, in the median, is taken off the changes there; what is left of their changes is
+    the drift, a standard deviation that counts as noise. None if too few of their rows are in both.
     """
     rows_a, rows_b = _rows(a), _rows(b)
     common = [key for key in rows_a if key in rows_b]
@@ -71,7 +85,7 @@ def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float |
     medians = {key: (summarise(rows_a[key]).median, summarise(rows_b[key]).median) for key in common}
     controls: dict[str, list[float]] = {}
     for (case, subject), (before, after) in medians.items():
-        if families.get(subject, "fastoptim") != "fastoptim":
+        if _unchanged(subject, a, b):
             controls.setdefault(case, []).append(math.log(after / before))
     shifts = {case: quantile(moved, 0.5) for case, moved in controls.items() if len(moved) >= FEWEST_IN_CASE}
     left = [abs(x - shifts.get(case, 0.0)) for case, moved in controls.items() for x in moved]
@@ -97,10 +111,12 @@ def to_text(a: dict[str, Any], b: dict[str, Any], found: list[Change], drift: fl
     lines = [f"A: {_header(a)}", f"B: {_header(b)}"]
     lines += [f"   {name} differs: {x} / {y}" for name, x, y in _differences(a, b)]
     lines.append(f"{len(ours)} rows of fastoptim are in both.")
+    if too_few := sum(math.isinf(c.limit) for c in ours):
+        lines.append(f"{too_few} of them have fewer than {FEWEST_ROUNDS} rounds in a run, too few to be significant.")
     if drift is None:
-        lines.append("Too few rows of other libraries are in both to tell how much the machine itself changed.")
+        lines.append("Too few rows of unchanged libraries are in both to tell how much the machine itself changed.")
     else:
-        lines.append(f"The other libraries drifted by {drift:.1%} (standard deviation), which counts as noise.")
+        lines.append(f"Unchanged libraries drifted by {drift:.1%} (standard deviation), which counts as noise.")
         lines.append("Factors are beyond what they did in the same case; times are as measured.")
     if not significant:
         lines.append("No significant change.")

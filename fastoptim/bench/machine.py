@@ -34,7 +34,7 @@ def _read(path: str) -> str:
         return ""
 
 
-def _output(*command: str) -> str:
+def output(*command: str) -> str:
     """What a command prints, or nothing."""
     if shutil.which(command[0]) is None:
         return ""
@@ -51,7 +51,7 @@ def without_paths(text: str) -> str:
 
 def cpu_model() -> str:
     match = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    return match[1] if match else _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+    return match[1] if match else output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
 
 
 def caches() -> dict[str, int]:
@@ -87,10 +87,10 @@ def level(resident_bytes: int, threads: int, sizes: dict[str, int]) -> str:
 def _commit() -> str:
     here = str(Path(__file__).resolve().parent)
     # An installed package may lie inside somebody else's repository: only one that tracks this file counts.
-    if not _output("git", "-C", here, "ls-files", Path(__file__).name):
+    if not output("git", "-C", here, "ls-files", Path(__file__).name):
         return "not from a repository"
-    commit = _output("git", "-C", here, "rev-parse", "--short=12", "HEAD")
-    changed = _output("git", "-C", here, "status", "--porcelain", "--untracked-files=no", "--", "..", "../../csrc")
+    commit = output("git", "-C", here, "rev-parse", "--short=12", "HEAD")
+    changed = output("git", "-C", here, "status", "--porcelain", "--untracked-files=no", "--", "..", "../../csrc")
     return commit + (" with changes" if changed else "")
 
 
@@ -127,7 +127,7 @@ def describe() -> dict[str, Any]:
         "caches": caches(),
         "memory_bytes": memory_field("MemTotal"),
         "huge_pages": huge_pages[0] if huge_pages else "unknown",
-        "gpu": _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader") or "none",
+        "gpu": output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader") or "none",
         "system": f"{platform.system()} {platform.release()}, {os_release[1] if os_release else platform.version()}",
         "architecture": platform.machine(),
         "versions": versions(),

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import charts, machine
 from .charts import BarRow, Bars, Chart, Lines, Series
-from .statistics import Summary, loses, summarise
+from .statistics import FEWEST_ROUNDS, Summary, loses, summarise
 
 Entry = dict[str, Any]
 YARDSTICKS = {"roof": "roof (same bytes)", "divide": "root and division"}
@@ -153,10 +153,10 @@ class View:
 
 
 def verdict(ratios: list[float]) -> str:
-    """ "loss" where the whole interquartile range is below 1, "tie" where it holds 1, else "win"."""
+    """ "loss" where the whole interquartile range is below 1, "win" where it is above, "tie" else or in few rounds."""
     if loses(ratios):
         return "loss"
-    return "win" if summarise(ratios).q1 > 1 else "tie"
+    return "win" if len(ratios) >= FEWEST_ROUNDS and summarise(ratios).q1 > 1 else "tie"
 
 
 def case_text(entry: Entry) -> str:
@@ -205,6 +205,8 @@ def in_short(view: View) -> list[str]:
         worst_losses = sorted(lost, key=lambda row: row[2])[:5]
         listed = "; ".join(f"{view.title(key)} at {case_text(e)}: {ratio_text(r)}" for e, key, r in worst_losses)
         found.append(f"It loses in {len(lost)} of {len(met)} comparisons, most clearly to {listed}.")
+    if too_few := sum(len(r) < FEWEST_ROUNDS for _, _, r in met):
+        found.append(f"{too_few} of these comparisons have fewer than {FEWEST_ROUNDS} rounds, which show no loss.")
     return found
 
 
@@ -439,17 +441,10 @@ def start_up_table(view: View) -> Table | None:
             ("import_seconds", "import fastoptim, after numpy"),
             ("first_step_seconds", "first Adam and first step, libraries loaded on demand"),
         ):
-            s = summarise(own[key])
-            rows.append(
-                [Cell(text), Cell(seconds_text(s.median)), Cell(f"{seconds_text(s.q1)} to {seconds_text(s.q3)}")]
-            )
+            rows.append(_once(text, own[key]))
     for key, entry in start.items():
         if key != "fastoptim" and key in view.subjects:
-            s = summarise(entry["import_seconds"])
-            text = f"import of {view.title(key)}, CPU time"
-            rows.append(
-                [Cell(text), Cell(seconds_text(s.median)), Cell(f"{seconds_text(s.q1)} to {seconds_text(s.q3)}")]
-            )
+            rows.append(_once(f"import of {view.title(key)}, CPU time", entry["import_seconds"]))
     firsts: dict[str, float] = {}
     for entry in view.select("size", rule="adam", dtype="float32"):
         for key, result in entry["results"].items():

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import rules
 from ..rules import RULES
 from .cases import Case
 
@@ -177,28 +178,54 @@ def distribution(module: str) -> str:
     return {"sklearn": "scikit-learn"}.get(module, module)
 
 
-def _optimizer_of(rule: str) -> dict[str, Any]:
-    """Arguments of `fastoptim.SGD` or `fastoptim.Adam` for a rule of the table."""
-    arguments: dict[str, dict[str, Any]] = {
-        "sgd": {"lr": LR},
-        "momentum": {"lr": LR, "momentum": MOMENTUM},
-        "nesterov": {"lr": LR, "momentum": MOMENTUM, "nesterov": True},
-        "adam": {"lr": LR, "betas": BETAS, "eps": EPS},
-        "amsgrad": {"lr": LR, "betas": BETAS, "eps": EPS, "amsgrad": True},
-    }
-    return arguments[rule]
+# Arguments of SGD or Adam, fastoptim's and torch's, for the rules that these have.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": LR},
+    "momentum": {"lr": LR, "momentum": MOMENTUM},
+    "nesterov": {"lr": LR, "momentum": MOMENTUM, "nesterov": True},
+    "adam": {"lr": LR, "betas": BETAS, "eps": EPS},
+    "amsgrad": {"lr": LR, "betas": BETAS, "eps": EPS, "amsgrad": True},
+}
+
+
+def coefficients(rule: str, t: int, eps_mode: str) -> tuple[float, ...]:
+    """The rule's coefficients in step `t` with the benchmark's hyper-parameters."""
+    if rule == "sgd":
+        return rules.sgd_coefficients(lr=LR)
+    if rule == "momentum":
+        return rules.momentum_coefficients(lr=LR, momentum=MOMENTUM, first=t == 1)
+    if rule == "nesterov":
+        return rules.nesterov_coefficients(lr=LR, momentum=MOMENTUM)
+    if rule in ("adam", "amsgrad"):
+        return rules.adam_coefficients(t=t, lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, mode=eps_mode)
+    return (0.5,) * len(RULES[rule].coefficients)  # no class has it yet, and arithmetic takes as long with any numbers
 
 
 # --- fastoptim ----------------------------------------------------------------------------------------------------
 
 
-def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
-    from .. import Adam
-    from ..backends import get_backend
-    from ..optimizers import SGD
+def _optimizer(case: Case, params: list[Array], backend: str) -> Any:
+    """SGD or Adam for the case's rule, or a class that the table alone makes up."""
+    from ..optimizers import SGD, Adam, Optimizer, Policy
 
-    cls = Adam if case.rule in ("adam", "amsgrad") else SGD
-    opt = cls(params, **_optimizer_of(case.rule), backend=backend, threads=case.threads)
+    arguments = OPTIMIZERS.get(case.rule)
+    if arguments is not None:
+        cls = Adam if "betas" in arguments else SGD
+        return cls(params, **arguments, backend=backend, threads=case.threads)
+
+    class OfTheTable(Optimizer):
+        _rules, _names = (case.rule,), ("rule", "coefficients")
+        _policy = staticmethod(lambda rule, k: Policy(RULES[rule], "none", 0.0, False, lambda t, first: k))
+
+    return OfTheTable(
+        params, {"rule": case.rule, "coefficients": coefficients(case.rule, 1, "")}, backend, case.threads
+    )
+
+
+def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
+    from ..backends import get_backend
+
+    opt = _optimizer(case, params, backend)
     options: dict[str, Any] = {} if case.max_norm is None else {"max_norm": case.max_norm}
     current, prepare = _rotating(gradients)
     stepper = Stepper(partial(opt.step, current, **options), lambda: params, prepare)
@@ -246,8 +273,8 @@ def _rotating(gradients: list[list[Array]]) -> tuple[list[Array], Callable[[int]
     return current, prepare
 
 
-def _only(case: Case, *rules: str, clip: bool = False) -> None:
-    if case.rule not in rules:
+def _only(case: Case, *known: str, clip: bool = False) -> None:
+    if case.rule not in known:
         raise Unsupported(f"has no {case.rule}")
     if case.max_norm is not None and not clip:
         raise Unsupported("has no clipping")
@@ -376,13 +403,14 @@ def numexpr_evaluate(case: Case, params: list[Array], gradients: list[list[Array
 def _torch(flags: dict[str, bool], case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
     import torch
 
+    _only(case, *OPTIMIZERS, clip=True)
     torch.set_num_threads(case.threads)
     tensors = [torch.from_numpy(p).requires_grad_() for p in params]
     sets = [[torch.from_numpy(g) for g in grads] for grads in gradients]
     for tensor, g in zip(tensors, sets[0], strict=True):
         tensor.grad = g
-    arguments = _optimizer_of(case.rule) | flags
-    cls = torch.optim.Adam if case.rule in ("adam", "amsgrad") else torch.optim.SGD
+    arguments = OPTIMIZERS[case.rule] | flags
+    cls = torch.optim.Adam if "betas" in arguments else torch.optim.SGD
     opt = cls(tensors, **arguments)
     stepper = Stepper(opt.step, lambda: params)
     max_norm = case.max_norm

@@ -21,7 +21,7 @@ import numpy as np
 from .. import reference, rules
 from ..rules import RULES
 from .cases import TRAINING_SIZES, Case
-from .subjects import BETAS, EPS, LR, MOMENTUM, Stepper, Subject, Unsupported, make_stepper
+from .subjects import Stepper, Subject, Unsupported, coefficients, make_stepper
 
 CHECKED_STEPS = 3
 CHECKED_ELEMENTS = 1 << 18  # the law works element by element: of larger arrays, the ends are checked
@@ -31,17 +31,6 @@ FRESH_SETS = 4  # gradient sets that take turns where every step is to get new a
 MOST_REPEATS = 20_000
 
 Array = np.ndarray
-
-
-def coefficients(rule: str, t: int, eps_mode: str) -> tuple[float, ...]:
-    """The rule's coefficients in step `t` with the benchmark's hyper-parameters."""
-    if rule == "sgd":
-        return rules.sgd_coefficients(lr=LR)
-    if rule == "momentum":
-        return rules.momentum_coefficients(lr=LR, momentum=MOMENTUM, first=t == 1)
-    if rule == "nesterov":
-        return rules.nesterov_coefficients(lr=LR, momentum=MOMENTUM)
-    return rules.adam_coefficients(t=t, lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, mode=eps_mode)
 
 
 def clip_factor(case: Case, gradients: list[Array]) -> float:
@@ -216,21 +205,23 @@ class Bench:
         repeats = self.repeats[name]
         if self.network is not None:
             return self._train(step, prepare, repeats)
+        # Another process had the caches, and pages of an idle process may have moved. The roof comes in pairs.
+        untimed = repeats // 16 * 2 or 2
         if prepare is None:
-            # Another process had the caches, and pages of an idle process may have moved. The roof comes in pairs.
-            for _ in repeat(None, repeats // 16 * 2 or 2):
+            for _ in repeat(None, untimed):
                 step()
             start = time.perf_counter()
             for _ in repeat(None, repeats):
                 step()
             return {"seconds": (time.perf_counter() - start) / repeats}
         total = 0.0
-        for _ in repeat(None, repeats):
+        for k in range(-untimed, repeats):
             prepare(self.count)
             self.count += 1
             start = time.perf_counter()
             step()
-            total += time.perf_counter() - start
+            if k >= 0:
+                total += time.perf_counter() - start
         return {"seconds": total / repeats}
 
     def _train(self, step: Callable[[], Any], prepare: Callable[[int], Any] | None, repeats: int) -> dict[str, float]:

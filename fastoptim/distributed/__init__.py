@@ -138,9 +138,10 @@ class ShardedOptimizer(States):
         error: Exception | None = None
         described: dict[str, str] = {}
         self._channel = channel.Channel(self.comm)
-        if threads is None and _from_environment() is None:
-            threads = self._channel.share_of_cores()
+        share = self._channel.share_of_cores()  # asked of all ranks, whichever of them need it
         try:
+            if threads is None and _from_environment() is None:
+                threads = share
             self._whole = plain_optimizer(kind, params, backend, threads, hyper)
             self._options = options(reduction, deterministic, buffer_bytes, overwrite_grads)
             described = description(self._whole, self._options)
@@ -227,7 +228,6 @@ class ShardedOptimizer(States):
     def step(
         self,
         grads: Any,
-        *,
         grad_scale: float = 1.0,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -258,7 +258,7 @@ class ShardedOptimizer(States):
             except Exception as exception:
                 error = exception
             present = self._channel.agree(error, "this step", said, absent) == 0
-            with deferred():
+            with deferred(), self._whole._backend.arithmetic():  # MPI's sums too
                 info = self._transaction(params, flats, present, scale, limit, skip)
                 if info.applied:
                     for target, copy in copies:

@@ -80,20 +80,7 @@ class Slices:
 
     def _parameters(self) -> list[tuple[str, Array]]:
         """Names and arrays of all parameters; TypeError or ValueError if one is not what it was."""
-        result = []
-        for group in self._whole.param_groups:
-            if len(group["params"]) != len(group["names"]):
-                raise ValueError(f"params: expected {len(group['names'])} arrays, got {len(group['params'])}")
-        for parameter in self._whole._parameters:
-            p = parameter.group["params"][parameter.index]
-            arrays.check_parameter(parameter.name, p)
-            if p.shape != parameter.shape or p.dtype != parameter.dtype:
-                raise ValueError(
-                    f"parameter {parameter.name!r} was replaced: expected shape {parameter.shape} and dtype "
-                    f"{parameter.dtype.name}, got {p.shape} and {p.dtype.name}"
-                )
-            result.append((parameter.name, p))
-        return result
+        return [(parameter.name, parameter.array(self._whole._backend)) for parameter in self._whole._parameters]
 
     def _pipeline(self, first: Stage, second: Stage, third: Stage) -> None:
         """Lead all chunks through three stages; while one is in its second, its neighbours are on their way."""
