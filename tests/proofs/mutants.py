@@ -49,7 +49,7 @@ GOLDEN, BITS, ORACLE, RANDOM, THREADS, REFUSALS, OBJECTS, DISPATCH = (
 )
 EMULATED = "tests/test_emulated.py"
 GOLDEN_C = f"{GOLDEN}::test_c_on_every_instruction_set"
-OPTIMIZERS = "tests/test_optimizers.py"
+OPTIMIZERS, FUNCTIONAL = "tests/test_optimizers.py", "tests/test_functional.py"
 
 
 class Mutant(NamedTuple):
@@ -61,6 +61,10 @@ class Mutant(NamedTuple):
     new: str
     tests: tuple[str, ...] = (GOLDEN_C, RANDOM, BITS)
     which: int = 0
+
+
+def planted(file: str, tests: tuple[str, ...], *bugs: tuple[str, str, str] | tuple[str, str, str, int]) -> list[Mutant]:
+    return [Mutant(name, file, old, new, tests, *which) for name, old, new, *which in bugs]
 
 
 LAW, REFERENCE, COEFFICIENTS = "fastoptim/rules.py", "fastoptim/reference.py", (ORACLE, GOLDEN, OPTIMIZERS)
@@ -256,8 +260,9 @@ MUTANTS = (
         "(moved | grad_moved) < 0",
         (*DRIVER, "tests/test_layouts.py"),
     ),
-    Mutant("owners of their memory taken for views", BIND, "if (owners)\n", "if (0)\n", DRIVER),
-    Mutant("other states taken for known ones", BIND, "if (b->views != states)\n", "if (0)\n", DRIVER),
+    Mutant("owners of their memory taken for views", BIND, "if (!owners && count > 1)", "if (count > 1)", DRIVER),
+    Mutant("other states taken for known ones", BIND, "views == args[2]", "views != 0", DRIVER),
+    Mutant("callers' states kept alive", BIND, "if (!owners && count > 1)", "if (!owners)", (FUNCTIONAL,)),
     Mutant(
         "states elsewhere taken for known ones",
         BIND,
@@ -331,6 +336,36 @@ MUTANTS = (
         "self.base + steps + 2",
         COEFFICIENTS,
     ),
+    *planted(
+        "fastoptim/optimizers.py",
+        (OPTIMIZERS, "tests/test_checkpoint.py"),
+        ("a turn within a turn", "            if turn[0] is not own:", "            if turn[0] != own:"),
+        ("anybody reads in the midst of a step", " and not (reading and turn[0] == own)", " and not reading"),
+        ("states not looked at", '                backend.check_parameter(name, state, "a state of parameter")\n', ""),
+        ("states made for another array", "p = parameter.array(self._backend)", "p = parameter.group['params'][0]"),
+        ("a missing state loaded as zeros", "if t and (missing :=", "if False and (missing :="),
+        ("half an update of a group", "for key in new:\n", "for key in ():\n"),
+    ),
+    *planted(
+        "fastoptim/interrupts.py",
+        (FUNCTIONAL,),
+        ("signals handled in the midst", "signal.signal(number, lambda number, frame: seen.append(number))", "pass"),
+        ("signals lost", "signal.raise_signal(number)", "pass"),
+    ),
+    Mutant(
+        "clipping in the caller's mode",
+        "fastoptim/backends/c.py",
+        "        mode = lib.fo_float_mode_set_default()\n",
+        "        mode = lib.fo_float_mode_set_default()\n        lib.fo_float_mode_restore(mode)\n",
+        (FUNCTIONAL,),
+    ),
+    Mutant(
+        "warnings in the midst of clipping",
+        "fastoptim/backends/base.py",
+        'with np.errstate(all="ignore"):',
+        "if True:",
+        (FUNCTIONAL,),
+    ),
 )
 
 # Changes that no test can see, and why; they are built into no figure.
@@ -356,10 +391,6 @@ CHECKPOINT, TRAINING, DATA, SCHEDULES, DIAGNOSIS, PROBE, SANDBOX, PLOTS = (
     f"fastoptim/{name}.py"
     for name in ("checkpoint", "training", "data", "schedules", "diagnosis", "probe", "sandbox", "plots")
 )
-
-
-def planted(file: str, tests: tuple[str, ...], *bugs: tuple[str, str, str] | tuple[str, str, str, int]) -> list[Mutant]:
-    return [Mutant(name, file, old, new, tests, *which) for name, old, new, *which in bugs]
 
 
 TRAINING_MUTANTS = (
@@ -432,8 +463,12 @@ TRAINING_MUTANTS = (
         ("hyper-parameter may be an array", "isinstance(value, (np.ndarray, dict))", "False"),
         ("dtype of parameters not compared", "x.dtype != dtype or x.shape", "x.shape"),
         ("shape of parameters not compared", " or x.shape != tuple(shape)", ""),
-        ("saved while somebody steps", "    with optimizer._locked():\n        write(", "    if True:\n        write("),
-        ("parameters not written back", "    for name, p in named:\n        assign(p, saved[name])\n", ""),
+        (
+            "saved while somebody steps",
+            "    with optimizer._locked(reading=True):\n        write(",
+            "    if True:\n        write(",
+        ),
+        ("parameters not written back", "                assign(p, saved[name])\n", "                pass\n"),
         (
             "slices of the checkpoint before it removed",
             "for path in (target, previous_path(target)):",
@@ -497,7 +532,7 @@ TRAINING_MUTANTS = (
             "        self.steps, self.epoch",
         ),
         ("log not cut", "self._file.truncate(offset)\n            self._file.seek(offset)", "self._file.seek(0, 2)"),
-        ("log shorter than its checkpoint continued", " or os.path.getsize(path) < offset", ""),
+        ("log shorter than its checkpoint continued", "len(tail) == min(offset, _TAIL) and ", ""),
         ("epoch of a step one late in the log", "self._log.step(self, epoch)", "self._log.step(self, self.epoch)"),
         ("schedule one step late", "rate = schedule(steps)", "rate = schedule(max(steps - 1, 0))"),
         ("rate not validated before it is set", 'rate = real("lr", rate, 0.0)', "rate"),
@@ -691,9 +726,10 @@ TRAINING_MUTANTS = (
         ("keyword defaults not searched for generators", ", *(item.__kwdefaults__ or {}).values()]", "]"),
         (
             "globals not searched for generators",
-            "inner += [item.__globals__[name] for name in item.__code__.co_names if name in item.__globals__]",
+            "inner += [item.__globals__[name] for name in names if name in item.__globals__]",
             "pass",
         ),
+        ("functions within not searched for generators", "if isinstance(constant, CodeType):", "if False:"),
     ),
     *planted(
         PLOTS,
@@ -753,7 +789,7 @@ TRAINING_MUTANTS = (
             "return float(np.linalg.norm(p - before)) / size if size",
             "return float(np.linalg.norm(p - before)) / float(np.linalg.norm(p)) if size",
         ),
-        ("ratio of several updates", "            self._before = None\n", "            pass\n"),
+        ("ratio of several updates", " if loop.steps % self.every == 0 else None", ""),
         ("step of a ratio one late", "self.steps.append(loop.steps - 1)", "self.steps.append(loop.steps)"),
         ("ratios of arrays mixed up", "ratios[:, i], style", "ratios[:, 0], style"),
         ("arrays beyond the seventh look like the first", "[i // len(COLOURS) % 4]", "[0]"),
