@@ -184,7 +184,7 @@ def write(path: Any, tree: Any, *, kind: str, keep_previous: bool = True) -> Non
         if keep_previous:
             _keep_previous(target, temporary)
         os.replace(temporary, target)
-    _whole[target] = written
+    _remember(target, written)
     _sync_folder(os.path.dirname(target))
 
 
@@ -302,13 +302,19 @@ def _identity(file: IO[bytes] | str) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def _remember(path: str, identity: tuple[int, int, int]) -> None:
+    if len(_whole) >= 64:  # slices have new names at every save
+        _whole.clear()
+    _whole[path] = identity
+
+
 def _is_whole(path: str) -> bool:
     """Whether a file's checksum matches its content."""
     try:
         if _whole.get(path) != _identity(path):
             with _open(path) as file:
                 _checked_header(file)
-    except (OSError, CheckpointError):
+    except CheckpointError:
         return False
     return True
 
@@ -360,7 +366,7 @@ def read(path: Any, *, kind: str | tuple[str, ...]) -> Any:
     with _open(path) as file:
         try:
             tree = _read(file, (kind,) if isinstance(kind, str) else kind)
-            _whole[target] = _identity(file)
+            _remember(target, _identity(file))
             return tree
         except CheckpointError as error:
             raise CheckpointError(f"{os.fspath(path)}: {error}") from error
@@ -700,11 +706,12 @@ def _is_settled(p: Any, x: np.ndarray) -> bool:
     return not isinstance(p, np.ndarray) or p.flags.writeable or p.tobytes() == np.asarray(x, p.dtype).tobytes()
 
 
-def check_holdable(expected: Mapping[str, Any]) -> None:
-    """TypeError unless a checkpoint can hold each of these parameters."""
+def check_holdable(expected: Mapping[str, Any], in_memory: bool = False) -> None:
+    """TypeError unless a checkpoint can hold each of these parameters, or a copy of each can be kept `in_memory`."""
     for name, p in expected.items():
         if isinstance(p, np.ndarray):
-            _encode(p, f"parameter {name!r}", {})
+            if not in_memory or isinstance(p, np.ma.MaskedArray):
+                _encode(p, f"parameter {name!r}", {})
         elif not hasattr(p, "__cuda_array_interface__"):
             raise TypeError(f"parameter {name!r}: a checkpoint cannot hold a {type(p).__name__}; make it an array")
 

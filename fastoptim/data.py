@@ -96,15 +96,15 @@ class Minibatches:
         rng: int | np.random.Generator = 0,
         drop_last: bool = False,
     ):
-        self._columns, self.assemble = _columns(data)
+        columns, self.assemble = _columns(data)
         self._several = isinstance(data, (Mapping, tuple, list))
-        self.examples = _common_length(self._columns)
+        self.examples = _common_length(columns)
         self.batch_size = self.examples if batch_size is None else min(count("batch_size", batch_size), self.examples)
         self.drop_last = flag("drop_last", drop_last)
         self.shuffle = flag("shuffle", shuffle)
         self.rng = _generator(rng)
         self._shuffled = self.shuffle and self.batch_size < self.examples
-        self._readers = self._make_readers()
+        self._readers = [_reader(name, column, self.batch_size, self._shuffled) for name, column in columns]
         self._end = self.examples - (self.examples % self.batch_size if self.drop_last else 0)
         self._share = (0, 1)
         self._order: Array | None = None
@@ -165,15 +165,12 @@ class Minibatches:
             raise ValueError(f"a batch of {shortest} examples cannot be shared by {size} processes; set drop_last=True")
         self._share = (rank, size)
 
-    def _make_readers(self) -> list[Callable[[Any], Any]]:
-        return [_reader(name, column, self.batch_size, self._shuffled) for name, column in self._columns]
-
     def in_order(self) -> Minibatches:
         """The same data with a position of its own: every example once, in order, in batches of the same size."""
         view = copy.copy(self)
         view.shuffle = view._shuffled = view.drop_last = False
-        view._readers = view._make_readers()
-        view._end, view._share, view._order = self.examples, (0, 1), None
+        view._order = np.arange(self.examples) if self._shuffled else None  # columns are asked for what they know
+        view._end, view._share = self.examples, (0, 1)
         view.epoch = view.cursor = 0
         return view
 

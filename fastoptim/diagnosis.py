@@ -129,6 +129,8 @@ def diagnose(
     momentum = real("momentum", momentum, 0.0, 1.0)
     lr = None if lr is None else real("lr", lr, 0.0)
     y = np.asarray(losses)
+    if y.dtype == object:  # logs have null where a loss was not finite
+        y = np.array([math.nan if loss is None else loss for loss in losses])
     if y.dtype.kind not in "biuf":  # float64 would read strings, and drop imaginary parts
         raise TypeError(f"losses must be real numbers, got dtype {y.dtype}")
     y = y.astype(np.float64)

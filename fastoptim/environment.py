@@ -41,8 +41,12 @@ def _version(package: str) -> str | None:
 
 
 def _auto() -> str:
+    name = os.environ.get("FASTOPTIM_BACKEND") or "auto"
+    if name != "auto":
+        reason = backends.available(name)
+        return f"error: {reason}" if reason else name
     try:
-        return os.environ.get("FASTOPTIM_BACKEND") or backends.best_for_host()[0]
+        return backends.best_for_host()[0]
     except (ImportError, ValueError) as error:
         return f"error: {error}"
 

@@ -23,19 +23,33 @@ __all__ = ["adam", "momentum", "sgd"]
 _plans = local()  # a plan serves one thread at a time
 
 
-def _plan(backend: Backend, policy: Policy, p: Any, threads: int) -> Any | None:
-    """The native plan for arrays like `p`, kept from the last call; None where only the checked way is left."""
+def _step_natively(
+    backend: Backend,
+    policy: Policy,
+    threads: int,
+    p: Any,
+    g: Any,
+    states: tuple[Any, ...],
+    coefficients: tuple[float, ...],
+    scale: float,
+) -> bool:
+    """A step by the native plan for arrays like `p`, kept from the last call; False where it cannot be done so."""
     if type(p) is not np.ndarray or p.dtype not in DTYPES:
-        return None
+        return False
     key = (backend.name, policy.rule, policy.decay, policy.maximize, p.shape, p.dtype, threads)
     kept: dict[Any, Any] = _plans.__dict__.setdefault("kept", {})
-    if key not in kept:
-        if len(kept) >= 256:
-            kept.clear()
-        kept[key] = backend.plan([(*policy[:4], [p])], [0], threads)
-    if kept[key] is not None and policy.decay != "none":
-        kept[key].set_decay([policy.decay_coefficient])
-    return kept[key]
+    plan = kept.pop(key, None)  # the handler of a signal may step meanwhile
+    if plan is None:
+        plan = backend.plan([(*policy[:4], [p])], [0], threads)
+        if plan is None:
+            return False
+    elif policy.decay != "none":
+        plan.set_decay([policy.decay_coefficient])
+    done = plan.step((p,), (g,), states, [coefficients], scale)
+    if len(kept) >= 256:
+        kept.clear()
+    kept[key] = plan
+    return done
 
 
 def _apply(
@@ -43,8 +57,7 @@ def _apply(
 ) -> None:
     scale = real("grad_scale", options["grad_scale"])
     backend, threads = resolve(options["backend"], (p,)), resolve_threads(options["threads"])
-    plan = _plan(backend, policy, p, threads)
-    if plan is not None and plan.step((p,), (g,), states, [coefficients], scale):
+    if _step_natively(backend, policy, threads, p, g, states, coefficients, scale):
         return
     backend.check_parameter("p", p)
     shape, dtype = backend.describe(p)

@@ -2,33 +2,62 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-import threading
-from collections.abc import Iterator
+from threading import current_thread, main_thread
+from typing import Any
 
-# Whose handlers, if they are Python functions, may raise or look at arrays; some platforms lack some. That of SIGINT is
-# put back last, since it raises as soon as it is there.
-_SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK", "SIGINT")
-    if hasattr(signal, name)
-)
+try:  # the functions in C: the public ones turn numbers into enums, which takes ten times as long
+    from _signal import getsignal as _getsignal
+    from _signal import signal as _signal
+except ImportError:
+    _getsignal, _signal = signal.getsignal, signal.signal
+
+_NUMBERS = tuple(map(int, signal.Signals))
 
 
-@contextlib.contextmanager
-def deferred() -> Iterator[None]:
-    """Keep handlers in Python, that of Ctrl-C above all, from running in the middle of a step: they run right after."""
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():  # where handlers run
-        handlers = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
-    seen: list[int] = []
-    try:
-        for number in handlers:
-            signal.signal(number, lambda number, frame: seen.append(number))
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in dict.fromkeys(seen):
-            signal.raise_signal(number)
+class deferred:
+    """Keep handlers in Python, that of Ctrl-C above all, from running in the middle of a step: they run right after.
+
+    >>> with deferred():
+    ...     pass
+    """
+
+    __slots__ = ("_handlers", "_numbers", "_seen")
+
+    def __enter__(self) -> None:
+        found = []
+        if current_thread() is main_thread():  # where handlers run
+            found = [(number, handler) for number in _NUMBERS if callable(handler := _getsignal(number))]
+        self._numbers, self._handlers = [n for n, _ in found], [handler for _, handler in found]
+        self._seen: list[Any] = []
+        try:
+            for number in self._numbers:
+                _signal(number, self._collect)
+        except BaseException:  # a handler that was not replaced yet has raised
+            self._restore()
+            raise
+
+    def _collect(self, *arguments: Any) -> None:
+        self._seen.append(arguments)
+
+    def _restore(self) -> None:
+        try:
+            list(map(_signal, self._numbers, self._handlers))
+        except BaseException:  # a handler that was back already has raised
+            list(map(_signal, self._numbers, self._handlers))
+            raise
+
+    def __exit__(self, *exception: Any) -> None:
+        try:
+            self._restore()
+        finally:
+            self._deliver(dict(zip(self._numbers, self._handlers, strict=True)))
+
+    def _deliver(self, handlers: dict[int, Any]) -> None:
+        """Call each handler that was put off, whatever those before it raise."""
+        if self._seen:
+            number, frame = self._seen.pop(0)
+            try:
+                handlers[number](number, frame)
+            finally:
+                self._deliver(handlers)

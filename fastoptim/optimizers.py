@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from copy import deepcopy
 from functools import partial
 from operator import index, itemgetter
@@ -26,10 +26,7 @@ from .threads import resolve_threads
 from .trees import Structure, leaves_of
 
 APPLIED = StepInfo(True, None)
-BUSY = (
-    "this optimizer is in the middle of a step: of another thread, of a caller further up, or since this process was "
-    "forked during one"
-)
+BUSY = "in the middle of a step already: of another thread, of a caller further up, or since a fork during that step"
 
 
 # --- Hyper-parameters ---------------------------------------------------------------------------------------------
@@ -51,9 +48,11 @@ def real(name: str, value: Any, low: float = -math.inf, below: float = math.inf)
 
 def count(name: str, value: Any, low: int = 1) -> int:
     """`value` as an int with ``low <= value < 2**63``; TypeError or ValueError that names it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    number = index(value)
+    no_bool: Any = None if isinstance(value, bool) else value
+    try:
+        number = index(no_bool)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an int, got {value!r}") from error
     if number < low:
         raise ValueError(f"{name} must be at least {low}, got {number}")
     if number >= 1 << 63:
@@ -152,9 +151,9 @@ def adam_policy(
     return Policy(rule, decay, decay_coefficient, flag("maximize", maximize), coefficients, varies=True)
 
 
-def norm_limit(value: Any) -> float:
-    """`max_norm`, validated: >= 0, and infinity means no limit."""
-    return math.inf if value == math.inf else real("max_norm", value, 0.0)
+def norm_limit(value: Any, name: str = "max_norm") -> float:
+    """An upper bound of a norm, validated: >= 0, and infinity means no limit."""
+    return math.inf if value == math.inf else real(name, value, 0.0)
 
 
 def step_options(grad_scale: Any, max_norm: Any, skip_nonfinite: Any) -> tuple[float, float | None, bool]:
@@ -176,6 +175,10 @@ class ParamGroup(dict):
 
     changes: list[int]  # counts those of all groups of an optimizer
 
+    def count_changes(self, changes: list[int]) -> None:
+        """From now on count changes of the group and of its arrays here."""
+        self.changes = self["params"].changes = changes
+
     def __setitem__(self, key: str, value: Any) -> None:
         self.update({key: value})
 
@@ -188,6 +191,7 @@ class ParamGroup(dict):
             new["params"] = ParamList(new["params"])
             if len(new["params"]) != len(self["names"]):
                 raise ValueError(f"params: expected {len(self['names'])} arrays, got {len(new['params'])}")
+            new["params"].changes = self.changes
         super().update(new)
         self.changes[0] += 1
 
@@ -206,8 +210,8 @@ class ParamGroup(dict):
 
 def _restore_group(items: dict) -> ParamGroup:
     group = ParamGroup()
-    group.changes = [0]
     dict.update(group, items)
+    group.count_changes([0])
     return group
 
 
@@ -235,12 +239,17 @@ class ParamList(_FixedList):
 
     _why = "arrays of a group can be replaced, not added, removed or moved; add_param_group adds some"
 
+    def __init__(self, arrays: Iterable[Any]):
+        super().__init__(arrays)
+        self.changes = [0]  # that of the group, when it has one
+
     def __setitem__(self, index: Any, value: Any) -> None:
         if isinstance(index, slice):
             value = list(value)
             if len(value) != len(self[index]):
                 self._refuse()
         list.__setitem__(self, index, value)
+        self.changes[0] += 1
 
 
 # --- Bookkeeping --------------------------------------------------------------------------------------------------
@@ -273,11 +282,10 @@ class _Parameter:
 class _Cohort:
     """Parameters of one group with one step count: one set of coefficients serves them all."""
 
-    __slots__ = ("base", "counter", "fresh", "group", "members", "params", "policy", "positions", "states")
+    __slots__ = ("base", "counter", "fresh", "group", "members", "policy", "positions", "states")
 
     def __init__(self, group: ParamGroup, policy: Policy, base: int, fresh: bool, counter: list[int]):
-        self.group, self.params = group, group["params"]
-        self.policy = policy
+        self.group, self.policy = group, policy
         self.base, self.counter = base, counter
         self.fresh = fresh  # the states were made for the plan; the parameters own them from the first step on
         self.members: list[_Parameter] = []
@@ -304,15 +312,14 @@ class _Cohort:
 class _Plan:
     """The cohorts of one optimizer in the order in which a step walks them, and how many steps they took together."""
 
-    __slots__ = ("cohorts", "counter", "groups", "native", "reorder", "rows", "single", "states", "varies", "version")
+    __slots__ = ("cohorts", "counter", "native", "params", "reorder", "rows", "states", "varies", "version")
 
-    def __init__(self, groups: Sequence[ParamGroup], cohorts: list[_Cohort], counter: list[int], native: Any):
-        self.groups, self.cohorts, self.counter, self.native = groups, cohorts, counter, native
+    def __init__(self, cohorts: list[_Cohort], counter: list[int], native: Any):
+        self.cohorts, self.counter, self.native = cohorts, counter, native
         self.version = -1  # the count of changes up to which the groups were read; -1 is never up to date
         positions = [position for cohort in cohorts for position in cohort.positions]
         self.reorder = None if positions == list(range(len(positions))) else positions
-        # The usual case: the live list of the only group's parameters, in the order of a step.
-        self.single = cohorts[0].params if len(groups) == 1 and self.reorder is None else None
+        self.params: tuple[Any, ...] = ()  # as the groups had them at that version
         self.states = tuple(array for cohort in cohorts for states in cohort.states for array in states)
         self.rows: list[tuple[float, ...]] | None = None  # the coefficients, while they do not change
         self.varies = any(cohort.policy.varies for cohort in cohorts)
@@ -321,7 +328,7 @@ class _Plan:
         """Take what the groups say now; False if that needs another plan."""
         for cohort in self.cohorts:
             new, old = policies[id(cohort.group)], cohort.policy
-            if new[:2] != old[:2] or new.maximize != old.maximize or cohort.params is not cohort.group["params"]:
+            if new[:2] != old[:2] or new.maximize != old.maximize:
                 return False
         for cohort in self.cohorts:
             cohort.policy = policies[id(cohort.group)]
@@ -340,14 +347,9 @@ class _Plan:
 
     def step(self, leaves: tuple[Any, ...], scale: float) -> bool:
         """One native call; False, with nothing touched, if some array is not plain or not as expected."""
-        if self.single is not None:
-            params = tuple(self.single)
-        else:
-            params = tuple(p for group in self.groups for p in group["params"])
-            if self.reorder is not None:
-                params = tuple(params[i] for i in self.reorder)
-                leaves = tuple(leaves[i] for i in self.reorder)
-        return self.native.step(params, leaves, self.states, self.rows or self.coefficients(), scale)
+        if self.reorder is not None:
+            leaves = tuple(leaves[i] for i in self.reorder)
+        return self.native.step(self.params, leaves, self.states, self.rows or self.coefficients(), scale)
 
 
 # --- The optimizers -----------------------------------------------------------------------------------------------
@@ -402,9 +404,9 @@ class Optimizer:
 
     def _prepare(self) -> None:
         """What is made anew in a copy."""
-        # Who is at work here comes first, as a list with a thread. Lists are atomic and quicker than locks, and Ctrl-C
-        # can land nowhere between a token's being appended and the block that removes it.
-        self._turn: list[list[int]] = []
+        # The thread that is at work here comes first. Lists are atomic and quicker than locks, and Ctrl-C can land
+        # nowhere between a thread's being appended and the block that removes it.
+        self._turn: list[int] = []
         self._read = itemgetter(*self._names)
         self._changes = [0]
         self._plan: _Plan | None = None
@@ -453,7 +455,7 @@ class Optimizer:
         type(self)._policy(*self._read(entry))
         if any(isinstance(leaf, np.memmap) for leaf in leaves) and not hasattr(self._backend, "budget"):
             self._offload()
-        entry.changes = self._changes
+        entry.count_changes(self._changes)
         list.append(self._groups, entry)
         self._structures.append(structure)
         self._parameters += [
@@ -532,10 +534,12 @@ class Optimizer:
         RuntimeError
             Another thread is stepping this optimizer.
         """
-        own, turn = [get_ident()], self._turn
+        thread, turn = get_ident(), self._turn
+        if turn:
+            raise RuntimeError(BUSY)
         try:
-            turn.append(own)
-            if turn[0] is not own:
+            turn.append(thread)
+            if turn[0] != thread:
                 raise RuntimeError(BUSY)
             plan = self._plan
             if plan is None or plan.version != self._changes[0]:
@@ -546,7 +550,7 @@ class Optimizer:
                 return APPLIED
             return self._step_checked(plan, leaves, *step_options(grad_scale, max_norm, skip_nonfinite))
         finally:
-            turn.remove(own)
+            turn.remove(thread)
 
     def _step_checked(
         self, plan: _Plan, leaves: tuple[Any, ...], grad_scale: float, max_norm: float | None, skip: bool
@@ -646,6 +650,7 @@ class Optimizer:
         plan = self._plan
         if plan is None or not plan.adopt(policies):
             plan = self._make_plan(policies)
+        plan.params = tuple(q.group["params"][q.index] for cohort in plan.cohorts for q in cohort.members)
         values = [value for group in self._groups for value in self._read(group)]
         plan.version = version if all(map(_fixed, values)) else -1
         return plan
@@ -677,7 +682,7 @@ class Optimizer:
         native = self._backend.plan(
             [(*cohort.policy[:4], cohort.members) for cohort in cohorts.values()], counter, self._threads
         )
-        self._plan = _Plan(self._groups, list(cohorts.values()), counter, native)
+        self._plan = _Plan(list(cohorts.values()), counter, native)
         return self._plan
 
     def _settle(self) -> None:
@@ -707,14 +712,19 @@ class Optimizer:
     @contextlib.contextmanager
     def _locked(self, reading: bool = False) -> Iterator[None]:
         """The turn; who only reads may also be called from within a step, by the handler of a signal for example."""
-        own, turn = [get_ident()], self._turn
+        thread, turn = get_ident(), self._turn
+        if turn:
+            if not reading or thread not in turn:
+                raise RuntimeError(BUSY)
+            yield
+            return
         try:
-            turn.append(own)
-            if turn[0] is not own and not (reading and turn[0] == own):
+            turn.append(thread)
+            if turn[0] != thread:
                 raise RuntimeError(BUSY)
             yield
         finally:
-            turn.remove(own)
+            turn.remove(thread)
 
     # --- states
 
@@ -827,7 +837,7 @@ class Optimizer:
         self._backend = resolve(state["_backend"], ())
         self._prepare()
         for group in self._groups:
-            group.changes = self._changes
+            group.count_changes(self._changes)
 
     def __repr__(self) -> str:
         groups = "; ".join(

@@ -145,9 +145,9 @@ def probe_lr(
     data : arrays, `Minibatches` or None
         As for `fastoptim.fit`. Iterators that can be read only once are refused, for they could not be put back.
     optimizer : {"adam", "adamw", "sgd", "momentum"}, class, or an optimizer
-        A class or function is called with ``(params, lr=...)``, and first with ``(params)`` for its default where `lr`
-        is not given. An optimizer is probed from its present states, on copies of it; groups with rates of their own
-        keep their ratios to the first group, whose rate is meant.
+        A class or function is called with ``(params, lr=...)``, and first, for its default rate, with ``(params)``; if
+        it has none, `lr` must be given. An optimizer is probed from its present states, on copies of it; groups with
+        rates of their own keep their ratios to the first group, whose rate is meant.
     lr : float, optional
         Where to start, > 0; default: the optimizer's own.
     steps : int

@@ -110,7 +110,12 @@ class Sandbox:
             found.append(self.batches.rng)
         self._generators = list({id(generator): generator for generator in found}.values())
         self._interrupts = _Interrupts()
-        groups = self._new_optimizer(lr).param_groups
+        try:
+            groups = self._new_optimizer(None).param_groups
+        except TypeError:  # a factory that wants a rate
+            if lr is None:
+                raise
+            groups = self._new_optimizer(lr).param_groups
         self.default_lr = float(groups[0]["lr"])
         self._ratios = [group["lr"] / self.default_lr if self.default_lr else 1.0 for group in groups]
         self.momentum = float(groups[0]["momentum"] if "momentum" in groups[0] else groups[0]["betas"][0])

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from functools import cache
+from operator import index
 from typing import Any
 
 MOST = 1024  # what the pool of the C backend serves
@@ -45,8 +46,11 @@ def resolve_threads(threads: Any) -> int:
     """`threads`, else FASTOPTIM_NUM_THREADS, else OMP_NUM_THREADS, else the usable cores."""
     if threads is None:
         return _from_environment() or min(usable_cores(), MOST)
-    if isinstance(threads, bool) or not hasattr(threads, "__index__"):
-        raise TypeError(f"threads must be an int or None, got {type(threads).__name__}")
-    if not 1 <= threads <= MOST:
-        raise ValueError(f"threads must be from 1 to {MOST}, got {threads}")
-    return int(threads)
+    no_bool: Any = None if isinstance(threads, bool) else threads
+    try:
+        number = index(no_bool)
+    except TypeError as error:
+        raise TypeError(f"threads must be an int or None, got {type(threads).__name__}") from error
+    if not 1 <= number <= MOST:
+        raise ValueError(f"threads must be from 1 to {MOST}, got {number}")
+    return number

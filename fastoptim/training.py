@@ -448,7 +448,7 @@ class Loop:
             if validation is not None:
                 checkpoints.check_target(_best_path(self._checkpoint))
         if self._checkpoint is not None or restore_best:
-            checkpoints.check_holdable(dict(self._frozen()))
+            checkpoints.check_holdable(dict(self._frozen()), in_memory=self._checkpoint is None)
         self._diagnose = diagnose
         self._warned: list[str] = []
         self._next_diagnosis: float = _FIRST_DIAGNOSIS if diagnose else math.inf
@@ -486,6 +486,7 @@ class Loop:
             for callback in self._callbacks:
                 if hasattr(callback, "begin"):
                     callback.begin(self)
+            self._agree_to_stop()
             self._check_end()
             self._plan_events()
             self._train()
@@ -592,8 +593,7 @@ class Loop:
             self._log.step(self, epoch)
         for callback in self._callbacks:
             callback(self)
-        if self._size > 1 and self._callbacks:  # one process may have called stop
-            self._reason = next((reason for reason in self._comm.allgather(self._reason) if reason), None)
+        self._agree_to_stop()
         if self.steps >= self._next_diagnosis:
             self._warn_if_unhealthy()
         if self._checkpoint is not None:
@@ -623,6 +623,10 @@ class Loop:
             [self._last_step, self._next_diagnosis]
             + [(self.steps // every + 1) * every for every in periods if every is not None]
         )
+
+    def _agree_to_stop(self) -> None:
+        if self._size > 1 and self._callbacks:  # of which one process's may have called stop
+            self._reason = next((reason for reason in self._comm.allgather(self._reason) if reason), None)
 
     def _check_end(self) -> None:
         if self._reason is None:
@@ -791,7 +795,7 @@ class Loop:
         next_diagnosis, warned = float(state["next_diagnosis"]), [str(verdict) for verdict in state["warned"]]
         offset = None if state["log"] is None else _saved_count(state["log"])
         problem = None
-        if log is not None and self._rank == 0 and offset is not None and not _is_empty(log):
+        if log is not None and self._rank == 0 and not _is_empty(log):
             problem = _log_problem(log, offset, steps - 1, float(history.loss[-1]))
         if self._size > 1:  # all raise, or none
             problem = self._comm.bcast(problem)
@@ -986,8 +990,10 @@ def _is_empty(path: str) -> bool:
     return not os.path.exists(path) or os.path.getsize(path) == 0
 
 
-def _log_problem(path: str, offset: int, step: int, loss: float) -> str | None:
+def _log_problem(path: str, offset: int | None, step: int, loss: float) -> str | None:
     """Why a log cannot be continued at `offset`: it must have a line that ends there, and this last step before it."""
+    if offset is None:
+        return f"the checkpoint was written without a log, and {path} is there: move it away, or log to another file"
     with open(path, "rb") as file:
         file.seek(max(0, offset - _TAIL))
         tail = file.read(min(offset, _TAIL))

@@ -8,6 +8,7 @@ import pickle
 import re
 import signal
 import threading
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -451,6 +452,8 @@ def test_hyper_parameters_that_make_no_sense_are_refused(style):
         bad += [("momentum", value) for value in (None, "0.9", float("nan"))]
     if style.startswith("numpy_ml"):
         bad += [("clip_norm", value) for value in (float("nan"), -1.0, "1")]
+        unlimited, plain = (STYLES[style](clip_norm=limit)(np.ones(2), np.ones(2)) for limit in (np.inf, None))
+        assert (unlimited == plain).all()
     for name, value in bad:
         p = np.ones(2)
         with pytest.raises((TypeError, ValueError), match=r"must be|invalid"):
@@ -576,3 +579,40 @@ def test_every_block_of_the_page_runs_alone(code, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ten epochs do not converge
         exec(compile(code, "docs/adapters.md", "exec"), {"__name__": "page"})
+
+
+def test_small_floats_are_cast():
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="LOUD: ml_dtypes has the small floats")
+    w = np.ones(2, np.float32)
+    dicts.SGD(lr=0.5).update({"w": w}, {"w": np.ones(2, ml_dtypes.bfloat16)})
+    assert (w == 0.5).all()
+    with pytest.raises(TypeError, match="real numbers"):
+        dicts.SGD(lr=0.5).update({"w": w}, {"w": np.zeros(2, "V4")})
+
+
+def test_a_signal_at_any_moment_leaves_an_update_free():
+    """A time limit's handler that raises may strike between any two instructions."""
+
+    def ring(number, frame):
+        raise TimeoutError
+
+    optimizer, w, g = dicts.SGD(lr=0.0), np.ones(2), np.ones(2)
+    before = signal.signal(signal.SIGALRM, ring)
+    rung = 0
+    try:
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 2e-5)
+                for _ in range(100):
+                    optimizer.update({"w": w}, {"w": g})
+            except TimeoutError:
+                rung += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    except TimeoutError:
+        rung += 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    optimizer.update({"w": w}, {"w": g})
+    assert rung > 100

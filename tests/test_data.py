@@ -155,6 +155,21 @@ def test_a_column_that_raises_once_loses_no_batch(shuffle):
         assert np.array_equal(batches.next_batch()[1], expected.next_batch()[1])
 
 
+def test_a_view_in_order_asks_columns_for_what_they_know():
+    class Rows:
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, where):
+            return np.array([int(i) for i in where])  # takes index arrays only
+
+    view = fo.minibatches(Rows(), 4).in_order()
+    assert [batch.tolist() for batch in view] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    view = fo.minibatches(np.arange(10.0), 4).in_order()
+    for batch in (*view, *view):
+        batch -= batch.mean()  # shuffled batches are copies, and so are these
+
+
 def test_a_view_in_order_has_a_position_of_its_own():
     x, y = columns()
     for data in ((x, y), Pair(x, y), {"x": x, "y": y}):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 import weakref
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 import fastoptim as fo
 from fastoptim import reference, rules
 from fastoptim.backends import get_backend
-from fastoptim.backends.c import lib
+from fastoptim.backends.c import CPlan, lib
 from fastoptim.backends.numpy_backend import TILE
+from fastoptim.interrupts import deferred
 
 from .cases import DTYPES, same_bits
 
@@ -156,6 +158,14 @@ def test_clipping_is_exact_whatever_the_modes_of_floating_point(backend):
         assert a[0] == 3 and b[0] == 4, "refused after something was written"
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """As Python handles it when it starts, unless it is started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupting(function, number=signal.SIGINT):
     """`function`, with Ctrl-C pressed (or another signal sent) at the end of each call."""
 
@@ -209,6 +219,26 @@ def test_a_schedule_needs_one_plan(monkeypatch):
     assert same_bits(arrays[0], params)
 
 
+def test_a_call_within_a_call_changes_no_decay(monkeypatch):
+    """The handler of a signal may use the same plan between the setting of its decay and its step."""
+    p, q, g = np.ones(3), np.ones(3), np.ones(3)
+
+    def step(array, decay):
+        fo.functional.sgd(array, g, lr=0.5, weight_decay=decay, backend="c")
+
+    step(p.copy(), 0.1)
+    set_decay = CPlan.set_decay
+
+    def interrupted(plan, coefficients):
+        set_decay(plan, coefficients)
+        monkeypatch.setattr(CPlan, "set_decay", set_decay)
+        step(q, 0.75)
+
+    monkeypatch.setattr(CPlan, "set_decay", interrupted)
+    step(p, 0.25)
+    assert p[0] == 1 - 0.5 * 1.25 and q[0] == 1 - 0.5 * 1.75
+
+
 def test_nothing_keeps_the_callers_arrays_alive():
     class Array(np.ndarray):
         """One that can be referred to weakly."""
@@ -241,6 +271,43 @@ def test_handlers_of_other_signals_wait_too(monkeypatch):
         assert signal.getsignal(signal.SIGALRM) is ring
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="LOUD: this platform has no SIGUSR1")
+@pytest.mark.parametrize("first", ["SIGUSR1", "SIGINT", "SIGUSR2"])
+def test_every_handler_runs_and_is_put_back_whatever_others_raise(first):
+    seen = []
+
+    def handler(number, frame):
+        seen.append(number)
+        if number == signal.SIGUSR1:
+            raise TimeoutError
+
+    numbers = [signal.SIGUSR1, signal.SIGUSR2]
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        with pytest.raises((TimeoutError, KeyboardInterrupt)), deferred():
+            for number in (getattr(signal, first), *numbers, signal.SIGINT):
+                signal.raise_signal(number)
+            assert not seen
+        assert set(seen) == set(numbers)
+        assert [signal.getsignal(number) for number in numbers] == [handler] * 2
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        for number, old in zip(numbers, before, strict=True):
+            signal.signal(number, old)
+
+
+def test_handlers_run_in_the_main_thread_only_so_others_defer_nothing():
+    def work():
+        with deferred():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    found = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [signal.default_int_handler]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="LOUD: this platform has no fork")

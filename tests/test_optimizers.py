@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -411,7 +412,7 @@ def test_values_of_a_dict_are_parameters():
 
 def test_threads_cannot_be_set_while_another_thread_steps():
     opt = fo.Adam(np.zeros(3), backend="numpy", threads=1)
-    opt._turn.append([-1])  # as during the step of another thread
+    opt._turn.append(-1)  # as during the step of another thread
     with pytest.raises(RuntimeError, match="another thread"):
         opt.threads = 2
     opt._turn.clear()
@@ -465,6 +466,39 @@ def test_an_optimizer_cannot_be_changed_within_its_step(change):
     assert np.all(params["w"] == 0)
     opt.step({"w": np.ones(3)})
     assert np.all(params["w"] == -1) and opt.state["w"]["step"] == 1
+
+
+def test_a_refused_caller_never_keeps_the_owner_out():
+    """Who is refused while another thread steps leaves nothing behind that would refuse that thread's next step."""
+    opt = fo.SGD({"w": np.zeros(3)}, lr=1.0)
+    with ThreadPoolExecutor(1) as other:
+
+        def meddle():
+            assert "another thread" in str(other.submit(opt.state_dict).exception())
+            assert len(opt._turn) == 1
+
+        for _ in range(3):
+            opt.step(Meddling({"w": np.ones(3)}, meddle))
+    assert opt.state["w"]["step"] == 3 and not opt._turn
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_arrays_that_are_replaced_are_seen_at_once(backend):
+    """Steps keep the tuple of parameters from one to the next."""
+    groups = [{"params": [np.zeros(1), np.zeros(1)]}, {"params": [np.zeros(1)]}]
+    opt, twin = (x := fo.SGD(groups, lr=1.0, backend=backend)), copy.deepcopy(x)
+    grads = [[np.ones(1), np.ones(1)], [np.ones(1)]]
+    for o in (opt, twin, pickle.loads(pickle.dumps(opt))):
+        for group, i in ((0, 1), (1, 0), (0, 0)):
+            o.step(grads)
+            old, new = o.param_groups[group]["params"][i], np.full(1, 9.0)
+            before = old.copy()
+            o.param_groups[group]["params"][i] = new
+            o.step(grads)
+            assert new[0] == 8 and old[0] == before[0]
+        o.param_groups[0].update(params=[np.zeros(1), np.full(1, 5.0)])
+        o.step(grads)
+        assert [p[0] for p in o.param_groups[0]["params"]] == [-1, 4]
 
 
 def test_a_shallow_copy_is_refused():

@@ -642,6 +642,18 @@ def test_a_function_that_needs_a_rate_is_given_one():
     assert len(fo.lr_range_test(plain, np.ones(2), None, make, steps=10).losses) == 10
 
 
+def test_groups_of_a_function_keep_the_ratios_of_its_default():
+    def make(params, lr=1e-3):
+        return fo.SGD([{"params": [params[0]], "lr": lr}, {"params": [params[1]], "lr": 1e-2}])
+
+    x, y = np.ones(1), np.ones(1)
+    from fastoptim.sandbox import Sandbox
+
+    f = lambda params, batch: (0.0, [np.zeros(1), np.zeros(1)])  # noqa: E731
+    sandbox = Sandbox(f, [x, y], None, make, None, None, (), (), 1e-7)
+    assert sandbox._ratios == [1.0, 10.0]
+
+
 # --- Bad input ----------------------------------------------------------------------------------------------------
 
 

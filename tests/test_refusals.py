@@ -347,8 +347,9 @@ def test_bad_construction():
         with pytest.raises(ValueError, match="threads must be from 1 to 1024"):
             fo.SGD(np.ones(2), threads=threads)
     fo.SGD(np.ones(2), threads=1024, backend="c").step(np.ones(2))
-    with pytest.raises(TypeError, match="threads"):
-        fo.SGD(np.ones(2), threads=1.5)
+    for threads in (1.5, True, "2", np.array(2.5)):
+        with pytest.raises(TypeError, match="threads"):
+            fo.SGD(np.ones(2), threads=threads)
     with pytest.raises(TypeError, match=r"AdamW.*learning_rate"):
         fo.AdamW(np.ones(2), learning_rate=0.1)
     with pytest.raises(ValueError, match="beta"):

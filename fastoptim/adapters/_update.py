@@ -50,7 +50,7 @@ class Update:
         self._backend = resolve(backend, ())
         self._threads = resolve_threads(threads)
         self._native: Any = None
-        self._busy = threading.Lock()  # a native plan serves one thread at a time
+        self._turn: list[int] = []  # the thread that is in here, as in `Optimizer`: a native plan serves one at a time
 
     def __reduce__(self) -> Any:  # what is native is made anew
         return _make_update, self._arguments
@@ -69,14 +69,18 @@ class Update:
         Raises TypeError or ValueError, with nothing changed, for arrays that do not go together, and RuntimeError while
         another thread is in here. Errors call parameters by `names`, or by their numbers.
         """
-        if not self._busy.acquire(blocking=False):
+        thread, turn = threading.get_ident(), self._turn
+        if turn:
             raise RuntimeError(BUSY)
         try:
+            turn.append(thread)
+            if turn[0] != thread:
+                raise RuntimeError(BUSY)
             native = self._native
             if native is None or not native.step(params, grads, states, [coefficients], scale):
                 self._checked(params, grads, states, coefficients, scale, names)
         finally:
-            self._busy.release()
+            turn.remove(thread)
 
     def _checked(
         self,
@@ -154,7 +158,8 @@ def update_array(
 def real_array(what: str, x: Any) -> np.ndarray:
     """`x` as an array; TypeError unless it holds real numbers, which NumPy's casts do not ask for."""
     array = np.asarray(x)
-    if array.dtype.kind not in "biuf" or isinstance(x, np.ma.MaskedArray):
+    small = array.dtype.kind == "V" and array.dtype.type is not np.void  # bfloat16 and kin, of ml_dtypes
+    if not (array.dtype.kind in "biuf" or small) or isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{what}: expected real numbers, got {type(x).__name__} (dtype {array.dtype.name})")
     return array
 

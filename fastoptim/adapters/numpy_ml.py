@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..optimizers import real
+from ..optimizers import norm_limit, real
 from ._update import adam_coefficients, real_array, update_array
 
 __all__ = ["SGD", "Adam"]
@@ -37,7 +37,7 @@ class _Optimizer:
     def _scale(self, grad: Any) -> float:
         if self.clip_norm is None:
             return 1.0
-        norm, limit = float(np.linalg.norm(grad)), real("clip_norm", self.clip_norm, 0.0)
+        norm, limit = float(np.linalg.norm(grad)), norm_limit(self.clip_norm, "clip_norm")
         return limit / norm if norm > limit else 1.0
 
 

@@ -153,7 +153,7 @@ class View:
 
 
 def verdict(ratios: list[float]) -> str:
-    """ "loss" where the whole interquartile range is below 1, "win" where it is above, "tie" else or in few rounds."""
+    """ "loss" or "win" where the whole interquartile range is below or above 1, "tie" elsewhere and in few rounds."""
     if loses(ratios):
         return "loss"
     return "win" if len(ratios) >= FEWEST_ROUNDS and summarise(ratios).q1 > 1 else "tie"
