@@ -38,17 +38,17 @@ def _step_natively(
         return False
     key = (backend.name, policy.rule, policy.decay, policy.maximize, p.shape, p.dtype, threads)
     kept: dict[Any, Any] = _plans.__dict__.setdefault("kept", {})
-    plan = kept.pop(key, None)  # the handler of a signal may step meanwhile
+    plan, decay = kept.pop(key, (None, None))  # the handler of a signal may step meanwhile
     if plan is None:
         plan = backend.plan([(*policy[:4], [p])], [0], threads)
         if plan is None:
             return False
-    elif policy.decay != "none":
+    elif decay != policy.decay_coefficient:
         plan.set_decay([policy.decay_coefficient])
     done = plan.step((p,), (g,), states, [coefficients], scale)
     if len(kept) >= 256:
         kept.clear()
-    kept[key] = plan
+    kept[key] = plan, policy.decay_coefficient
     return done
 
 

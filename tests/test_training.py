@@ -824,7 +824,7 @@ def test_read_only_and_foreign_frozen_arrays(tmp_path):
         params = {"w": np.ones(2), "frozen": value}
         for options in ({"checkpoint": path}, {"restore_best": True, "validation": lambda p: 1.0}):
             if kind == "ndarray" and "restore_best" in options:
-                fit(params, 1, **options)  # copies of strings can be kept, too
+                fit(params | {"w": np.ones(2)}, 1, **options)  # copies of strings can be kept, too
                 continue
             with pytest.raises(TypeError, match=f"'frozen': a checkpoint cannot hold a? ?{kind}"):
                 fit(params, 3, **options)
