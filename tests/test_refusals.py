@@ -188,9 +188,19 @@ def test_an_overlap_is_noticed_when_a_norm_has_read_the_gradient_before():
 
 
 def momentum_step(params):
-    """The native step ``v <- v / 2 + g, p <- p - v / 4`` of given parameters, gradients and states."""
-    plan = native_plan("momentum", params)
-    return lambda params, grads, states: plan.step(params, grads, states, [(0.5, 1.0, 0.25)], 1.0)
+    """The native step ``v <- v / 2 + g, p <- p - v / 4`` of given parameters, gradients and states.
+
+    One more array is stepped beside them, because the states of a single one are not remembered.
+    """
+    plan = native_plan("momentum", [*params, np.ones(2)])
+    more = np.ones((3, 2))
+    longer = {}  # the same tuple of states for the same tuple
+
+    def step(params, grads, states):
+        _, long = longer.setdefault(id(states), (states, (*states, more[2])))
+        return plan.step((*params, more[0]), (*grads, more[1]), long, [(0.5, 1.0, 0.25)], 1.0)
+
+    return step
 
 
 def test_states_that_move_or_shrink_are_noticed_in_the_very_same_tuple():
