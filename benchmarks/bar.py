@@ -32,7 +32,7 @@ import fastoptim as fo
 from fastoptim.backends import get_backend
 from fastoptim.bench.cases import GPT2_SMALL
 from fastoptim.bench.statistics import loses, summarise
-from fastoptim.rules import RULES
+from fastoptim.rules.table import RULES
 
 LR = np.float32(1e-3)
 ADAM = (0.9, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)  # coefficients of the rule

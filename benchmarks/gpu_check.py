@@ -49,13 +49,14 @@ sys.path.insert(0, str(ROOT))
 from numba import config, cuda  # noqa: E402
 
 import fastoptim as fo  # noqa: E402
-from fastoptim import reference, rules  # noqa: E402
+from fastoptim import rules  # noqa: E402
 from fastoptim.backends import Run, get_backend  # noqa: E402
-from fastoptim.backends import cuda as cuda_backend  # noqa: E402
+from fastoptim.backends.cuda import backend as cuda_backend  # noqa: E402
 from fastoptim.bench.cases import GPT2_SMALL  # noqa: E402
 from fastoptim.bench.machine import output  # noqa: E402
 from fastoptim.bench.statistics import loses, summarise  # noqa: E402
-from tests.cases import DTYPES, SIZES, VARIANTS, Variant, expected, ordinary, raw_bits, states_for  # noqa: E402
+from fastoptim.rules import reference  # noqa: E402
+from tests.support.cases import DTYPES, SIZES, VARIANTS, Variant, expected, ordinary, raw_bits, states_for  # noqa: E402
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 COPY_SHARE = 0.93  # of the copy's bandwidth, from 1e8 elements on

@@ -32,7 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.mpi_overlap import table
-from fastoptim.distributed.layout import piece_size
+from fastoptim.distributed.partition import piece_size
 from fastoptim.distributed.slices import IN_FLIGHT
 
 Row = dict[str, Any]

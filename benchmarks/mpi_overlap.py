@@ -41,8 +41,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fastoptim as fo
-from tests import mpi
-from tests.hosts import NotAllowed, two_hosts
+from tests.support import mpi
+from tests.support.hosts import NotAllowed, two_hosts
 
 Row = dict[str, Any]
 

@@ -17,7 +17,7 @@ import time
 import numpy as np
 
 from fastoptim.backends import Run, get_backend
-from fastoptim.rules import RULES
+from fastoptim.rules.table import RULES
 
 BAR, OUT_OF_CACHE = 1.10, 10_000_000
 COEFFICIENTS = {

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastoptim.bench import compare, report
-from fastoptim.bench.report import View, markdown_table, ratio_text, seconds_text, threads_text
+from fastoptim.bench.render import markdown_table
 from fastoptim.bench.statistics import summarise
+from fastoptim.bench.view import View, ratio_text, seconds_text, threads_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("benchmarks/results/cpu/results.json")

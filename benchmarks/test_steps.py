@@ -18,8 +18,8 @@ from fastoptim.backends import available, get_backend
 from fastoptim.bench.cases import Case, clip_case, list_case, size_case, thread_counts
 from fastoptim.bench.subjects import SUBJECTS
 from fastoptim.bench.worker import Bench
-from fastoptim.rules import RULES
-from fastoptim.threads import usable_cores
+from fastoptim.common.threads import usable_cores
+from fastoptim.rules.table import RULES
 
 BACKENDS = {"c": "c", "numba": "numba", "reference": "numpy"}  # subject -> backend
 SIZES = (10**3, 10**5, 10**7)

@@ -6,7 +6,7 @@ import numpy
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ("bind.c", "plan.c", "pool.c", "cpu.c", "kernels.c")
+SOURCES = ("bind.c", "plan.c", "pool.c", "kernels/cpu.c", "kernels/kernels.c")
 
 # No contraction to FMA and no reassociation: they change bits. -fno-math-errno lets sqrt be vectorised, and
 # -fno-trapping-math lets selects be; neither changes a result.
@@ -18,7 +18,7 @@ ffi.set_source(
     "fastoptim._c",
     f'#include "internal.h"\nstatic const char *const fo_flags = "{" ".join(FLAGS)}";',
     sources=[f"{HERE.name}/{name}" for name in SOURCES],  # relative to setup.py, as setuptools wants them
-    depends=[f"{HERE.name}/{path.name}" for path in sorted(HERE.iterdir()) if path.suffix in (".h", ".inc")],
+    depends=[str(path.relative_to(HERE.parent)) for path in sorted(HERE.rglob("*")) if path.suffix in (".h", ".inc")],
     include_dirs=[str(HERE), numpy.get_include()],
     extra_compile_args=list(FLAGS),
     libraries=["pthread", "m"],

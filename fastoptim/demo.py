@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from . import plots, schedules
-from .advice import recommend
-from .probe import probe_lr
-from .training import fit
+from .training.fit import fit
+from .tuning.advice import recommend
+from .tuning.probe import probe_lr
 
 Array = np.ndarray
 

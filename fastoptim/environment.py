@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any
 
 from . import __version__, backends
-from .threads import resolve_threads, usable_cores
+from .common.threads import resolve_threads, usable_cores
 
 PACKAGES = ("numpy", "numba", "cffi", "numba-cuda", "safetensors", "matplotlib", "tqdm", "ml_dtypes", "mpi4py")
 VARIABLES = (

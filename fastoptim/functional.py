@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import DTYPES
+from .arrays.checks import DTYPES
 from .backends import Backend, Run, resolve
-from .interrupts import deferred
-from .optimizers import Policy, adam_policy, count, flag, real, sgd_policy
-from .threads import resolve_threads
+from .common.signals import deferred
+from .common.threads import resolve_threads
+from .common.validation import count, flag, real
+from .optimizers.hyperparameters import Policy, adam_policy, sgd_policy
 
 __all__ = ["adam", "momentum", "sgd"]
 

@@ -20,9 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from .optimizers import SGD, Adam, AdamW, Optimizer, count, real
-from .probe import ProbeResult, RangeTest
-from .trees import Structure
+from .common.trees import Structure
+from .common.validation import count, real
+from .optimizers.adam import Adam, AdamW
+from .optimizers.base import Optimizer
+from .optimizers.sgd import SGD
+from .tuning.probe import ProbeResult, RangeTest
 
 __all__ = [
     "UpdateRatios",

@@ -25,7 +25,7 @@ from itertools import pairwise
 from operator import index
 from typing import Any
 
-from .optimizers import choice, count, flag, real
+from .common.validation import choice, count, flag, real
 
 __all__ = [
     "Plateau",

@@ -87,7 +87,9 @@ print(fo.__file__, opt.backend, float(p[0]).hex())
 def test_the_source_archive_holds_everything_that_a_build_needs(sdist):
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    tracked = {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir() if path.suffix in (".c", ".h", ".inc", ".py")}
+    tracked = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".c", ".h", ".inc", ".py")
+    }
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fastoptim").rglob("*.py")}
     assert len(tracked) > 10 and len(modules) > 10
     assert held >= tracked | modules | {"fastoptim/py.typed", "pyproject.toml", "setup.py", "LICENSE", "README.md"}

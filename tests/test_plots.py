@@ -11,7 +11,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim import cli, plots
-from fastoptim.diagnosis import VERDICTS
+from fastoptim.training.diagnosis import VERDICTS
 
 pytest.importorskip("matplotlib", reason='pictures need matplotlib: pip install "fastoptim[train]"')
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from .. import rules
 from ..backends import Run, resolve
-from ..interrupts import deferred
-from ..optimizers import BUSY, real
-from ..rules import RULES
-from ..threads import resolve_threads
+from ..common.signals import deferred
+from ..common.threads import resolve_threads
+from ..common.validation import real
+from ..optimizers.update import BUSY
+from ..rules.table import RULES
 
 
 class Update:

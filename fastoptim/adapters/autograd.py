@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..optimizers import real
+from ..common.validation import real
 from ._update import Update, adam_coefficients, as_dtype_of
 
 try:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..optimizers import real
+from ..common.validation import real
 from ._update import adam_coefficients, update_array
 
 __all__ = ["adam", "sgd", "sgd_momentum"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from ..optimizers import real
+from ..common.validation import real
 from ._collection import Collection
 from ._update import adam_coefficients
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..optimizers import norm_limit, real
+from ..common.validation import norm_limit, real
 from ._update import adam_coefficients, real_array, update_array
 
 __all__ = ["SGD", "Adam"]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..optimizers import real
+from ..common.validation import real
 from ._collection import Collection
 from ._update import adam_coefficients
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import rules
-from ..optimizers import choice, real
+from ..common.validation import choice, real
 from ._update import adam_coefficients, update_array
 
 __all__ = ["update"]

@@ -16,8 +16,8 @@ __all__ = ["BACKENDS", "Backend", "Run", "StepInfo", "available", "get_backend",
 BACKENDS = {
     "c": ("c", "CBackend"),
     "numba": ("numba_cpu", "NumbaBackend"),
-    "numpy": ("numpy_backend", "NumpyBackend"),
-    "cuda": ("cuda", "CudaBackend"),
+    "numpy": ("numpy_cpu", "NumpyBackend"),
+    "cuda": ("cuda.backend", "CudaBackend"),
 }
 
 

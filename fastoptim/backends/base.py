@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import arrays, reference, rules
-from ..rules import Rule
+from .. import rules
+from ..arrays import checks, layout
+from ..rules import reference
+from ..rules.table import Rule
 
 
 class Run(NamedTuple):
@@ -73,23 +75,23 @@ class Backend(ABC):
         return StepInfo(True, norm)
 
     # --- arrays
-    check_parameter = staticmethod(arrays.check_parameter)
-    check_companion = staticmethod(arrays.check_companion)
-    span = staticmethod(arrays.span)
-    stage = staticmethod(arrays.stage)
-    flat = staticmethod(arrays.flat)
-    zeros_like = staticmethod(arrays.zeros_like)
-    check_dtype = staticmethod(arrays.check_dtype)
+    check_parameter = staticmethod(checks.check_parameter)
+    check_companion = staticmethod(checks.check_companion)
+    span = staticmethod(checks.span)
+    stage = staticmethod(layout.stage)
+    flat = staticmethod(layout.flat)
+    zeros_like = staticmethod(layout.zeros_like)
+    check_dtype = staticmethod(checks.check_dtype)
 
     def zeros_for(self, params: Sequence[Any]) -> list[Any]:
         """`zeros_like` for each; side by side where the parameters lie so, that a step may be one run there."""
         zeros: list[Any] = []
-        for run in arrays.runs_side_by_side(params):
+        for run in layout.runs_side_by_side(params):
             if len(run) == 1:
                 zeros.append(self.zeros_like(run[0]))
                 continue
             joint = np.lib.stride_tricks.as_strided(run[0].reshape(-1), (sum(x.size for x in run),))
-            zeros += arrays.views_side_by_side(self.zeros_like(joint), run)
+            zeros += layout.views_side_by_side(self.zeros_like(joint), run)
         return zeros
 
     def describe(self, x: Any) -> tuple[tuple[int, ...], np.dtype]:
@@ -107,7 +109,7 @@ class Backend(ABC):
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
         """Have NumPy compute as kernels do, without warnings; FloatingPointError if this thread flushes subnormals."""
-        arrays.check_subnormals()
+        checks.check_subnormals()
         with np.errstate(all="ignore"):
             yield
 
@@ -117,8 +119,8 @@ class Backend(ABC):
             for x in xs:
                 reference.multiply(x, factor)
 
-    def check_disjoint(self, written: Iterable[arrays.Span], read: Iterable[arrays.Span]) -> None:
-        arrays.check_disjoint(written, read)
+    def check_disjoint(self, written: Iterable[checks.Span], read: Iterable[checks.Span]) -> None:
+        checks.check_disjoint(written, read)
 
     # --- the way past all that: a backend may take plain arrays by itself
     def plan(self, rows: Sequence[Any], counter: list[int], threads: int) -> Any | None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import rules
-from ..rules import DECAYS, RULES, Rule
+from ..rules.table import DECAYS, RULES, Rule
 from .base import Backend, Run
 
 try:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..threads import usable_cores
+from ..common.threads import usable_cores
 from .cases import full_cases, quick_cases
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    from . import report, runner
+    from ..bench import report, runner, view
 
     parser = argparse.ArgumentParser(
         prog="fastoptim bench",
@@ -68,14 +68,14 @@ def _bench(arguments: list[str]) -> int:
     run = runner.Run(mode, subjects, left_out, sys.stderr)
     run.measure(cases)
     page = report.write(run.document, options.out)
-    for line in report.in_short(report.View(run.document)):
+    for line in report.in_short(view.View(run.document)):
         print(f"- {line}")
     print(f"report: {page}")
     return 130 if run.document.get("interrupted") else 0
 
 
 def _compare(arguments: list[str]) -> int:
-    from . import compare
+    from ..bench import compare
 
     parser = argparse.ArgumentParser(prog="fastoptim bench compare", description="What changed beyond noise.")
     parser.add_argument("a", type=Path, metavar="A.json")

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..rules import RULES
+from ..rules.table import RULES
 
 _GPT2_BLOCK = (
     *((768,), (768,), (768, 2304), (2304,), (768, 768), (768,)),  # layer norm, attention

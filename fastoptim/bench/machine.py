@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import __version__
 from ..backends import BACKENDS, available, get_backend
-from ..threads import usable_cores
+from ..common.threads import usable_cores
 
 LIBRARIES = (
     "numpy", "numba", "llvmlite", "cffi", "torch", "jax", "jaxlib", "optax", "numexpr", "thinc", "scikit-learn",

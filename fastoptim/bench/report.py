@@ -3,167 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from . import charts, machine
-from .charts import BarRow, Bars, Chart, Lines, Series
-from .statistics import FEWEST_ROUNDS, Summary, loses, summarise
-
-Entry = dict[str, Any]
-YARDSTICKS = {"roof": "roof (same bytes)", "divide": "root and division"}
-
-
-# --- A report is a list of blocks ---------------------------------------------------------------------------------
-
-
-@dataclass
-class Heading:
-    text: str
-
-
-@dataclass
-class Paragraph:
-    text: str
-
-
-@dataclass
-class Points:
-    items: list[str]
-
-
-@dataclass
-class Cell:
-    """Text of a table cell; `mark` is "loss", "win" or nothing."""
-
-    text: str
-    mark: str = ""
-
-
-@dataclass
-class Table:
-    header: list[str]
-    rows: list[list[Cell]]
-    caption: str = ""
-    numeric: bool = True  # all columns but the first are numbers
-
-
-@dataclass
-class Figures:
-    charts: list[Chart] = field(default_factory=list)
-
-
-@dataclass
-class Folded:
-    """Blocks that are closed until asked for."""
-
-    title: str
-    blocks: list[Any]
-
-
-Block = Heading | Paragraph | Points | Table | Figures | Folded
-
-
-# --- Numbers as text ----------------------------------------------------------------------------------------------
-
-
-def seconds_text(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
-
-
-def ratio_text(ratio: float) -> str:
-    return f"{ratio:.0f}x" if ratio >= 20 else f"{ratio:.1f}x" if ratio >= 2 else f"{ratio:.2f}x"
-
-
-def threads_text(threads: int) -> str:
-    return f"{threads} thread{'s' if threads > 1 else ''}"
-
-
-def bytes_text(count: float) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
-# --- What the results say -----------------------------------------------------------------------------------------
-
-
-class View:
-    """The results document with the questions that the report asks of it."""
-
-    def __init__(self, document: dict[str, Any]):
-        self.document = document
-        self.focus: str = document["settings"]["focus"]
-        self.subjects: dict[str, Any] = document["subjects"]
-        self.cases: list[Entry] = [entry for entry in document["cases"] if entry["results"]]
-        self.caches: dict[str, int] = document["machine"]["caches"]
-        self.threads = max((entry["threads"] for entry in self.cases), default=1)
-
-    def title(self, key: str) -> str:
-        return self.subjects[key]["title"] if key in self.subjects else YARDSTICKS.get(key, key)
-
-    def peers(self) -> list[str]:
-        return [name for name, subject in self.subjects.items() if subject["family"] != "fastoptim"]
-
-    def ours(self) -> list[str]:
-        return [name for name, subject in self.subjects.items() if subject["family"] == "fastoptim"]
-
-    def select(self, section: str, **wanted: Any) -> list[Entry]:
-        return [
-            entry
-            for entry in self.cases
-            if entry["section"] == section and all(entry[key] == value for key, value in wanted.items())
-        ]
-
-    def seconds(self, entry: Entry, key: str) -> Summary | None:
-        result = entry["results"].get(key)
-        return summarise(result["seconds"]) if result else None
-
-    def ratios(self, entry: Entry, key: str) -> list[float]:
-        """How many times faster than `key` the focus is, one number per round in which both took their turn."""
-        result = entry["results"].get(key)
-        return result["speedup_of_focus"] if result else []
-
-    def level(self, entry: Entry) -> str:
-        return machine.level(entry["resident_bytes"], entry["threads"], self.caches)
-
-    def fraction_of_roof(self, entry: Entry, key: str) -> Summary | None:
-        """Time of the roof over the time of a subject, by rounds."""
-        result, roof = entry["results"].get(key), entry["results"].get("roof")
-        if not result or not roof or len(result["seconds"]) != len(roof["seconds"]):
-            return None
-        return summarise([a / b for a, b in zip(roof["seconds"], result["seconds"], strict=True)])
-
-    def compared(self) -> Iterable[tuple[Entry, str, list[float]]]:
-        """Every row in which the focus met a peer."""
-        peers = self.peers()
-        for entry in self.cases:
-            for key in peers:
-                ratios = self.ratios(entry, key)
-                if ratios:
-                    yield entry, key, ratios
-
-
-def verdict(ratios: list[float]) -> str:
-    """ "loss" or "win" where the whole interquartile range is below or above 1, "tie" elsewhere and in few rounds."""
-    if loses(ratios):
-        return "loss"
-    return "win" if len(ratios) >= FEWEST_ROUNDS and summarise(ratios).q1 > 1 else "tie"
-
-
-def case_text(entry: Entry) -> str:
-    return f"{entry['rule']} {entry['dtype']}, {entry['label']}, {threads_text(entry['threads'])}"
-
-
-# --- The parts of the report --------------------------------------------------------------------------------------
+from ..bench import charts
+from .blocks import Block, Cell, Figures, Folded, Heading, Paragraph, Points, Table
+from .charts import BarRow, Bars, Lines, Series
+from .render import STYLE, _html, _markdown, _subtitle
+from .statistics import FEWEST_ROUNDS, summarise
+from .view import YARDSTICKS, Entry, View, bytes_text, case_text, ratio_text, seconds_text, threads_text, verdict
 
 
 def in_short(view: View) -> list[str]:
@@ -597,77 +447,6 @@ def left_out(view: View) -> list[str]:
     return lines
 
 
-# --- Rendering ----------------------------------------------------------------------------------------------------
-
-STYLE = """
-:root{color-scheme:light dark;--back:#fff;--text:#1b1f24;--soft:#57606a;--line:#d5dae0;--stripe:#f5f7f9;--loss:#c81e1e}
-@media(prefers-color-scheme:dark){:root{--back:#15181c;--text:#e6e6e6;--soft:#9aa4af;--line:#343b43;--stripe:#1d2126;
---loss:#ff6b6b}}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:1.2rem;max-width:1180px;background:var(--back);color:var(--text);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-h1{font-size:1.6rem;line-height:1.25;margin:.2em 0}
-h2{font-size:1.2rem;margin:2em 0 .5em;border-bottom:1px solid var(--line)}
-.soft,caption{color:var(--soft)}.scroll{overflow-x:auto;margin:.8em 0;max-width:100%}
-table{border-collapse:collapse;font-size:.9rem}
-caption{text-align:left;white-space:nowrap;padding:.2em 0;font-weight:600}
-th,td{padding:.28em .6em;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-table.numbers th:not(:first-child),table.numbers td:not(:first-child){text-align:right}
-table.numbers td{white-space:nowrap;font-variant-numeric:tabular-nums}table.numbers th:not(:first-child){min-width:5em}
-td:first-child{font-weight:500}tbody tr:nth-child(even){background:var(--stripe)}
-table.facts td{overflow-wrap:anywhere}
-table.facts td:first-child{white-space:nowrap;overflow-wrap:normal;color:var(--soft)}
-td.loss{color:var(--loss);font-weight:700}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,350px),1fr));gap:1.2rem;margin:1em 0}
-figure{margin:0;max-width:560px}figure svg{width:100%;height:auto;display:block}
-summary{cursor:pointer;font-weight:600;margin:1.5em 0 .5em}li{margin:.25em 0;overflow-wrap:anywhere}
-@media(max-width:520px){body{padding:.8rem;font-size:15px}table{font-size:.8rem}th,td{padding:.25em .3em}
-table.numbers th,table.numbers td{padding:.25em .2em}
-table.facts td:first-child,table.numbers td{white-space:normal}table.numbers{font-size:.74rem}
-table.numbers th:not(:first-child){min-width:0}small{display:block}}
-@media print{:root{--back:#fff;--text:#000;--soft:#444;--line:#bbb;--stripe:#f5f5f5;--loss:#b00000;color-scheme:light}
-body{max-width:none;padding:0;font-size:10.5pt}figure,tr{break-inside:avoid}h2,caption{break-after:avoid}.scroll{overflow:visible}
-table{font-size:8.5pt}.figures{grid-template-columns:1fr 1fr}table.numbers td{white-space:normal}}
-"""
-
-
-def _html_table(table: Table) -> str:
-    kind = "numbers" if table.numeric else "facts"
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-    head = ""
-    if any(table.header):
-        head = f"<thead><tr>{''.join(f'<th>{escape(text)}</th>' for text in table.header)}</tr></thead>"
-    rows = []
-    for row in table.rows:
-        cells = []
-        for cell in row:
-            if cell.mark == "loss":
-                cells.append(f'<td class="loss">{escape(cell.text)} <small>loss</small></td>')
-            else:
-                cells.append(f"<td>{escape(cell.text)}</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return f'<div class="scroll"><table class="{kind}">{caption}{head}<tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def _html(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"<h2>{escape(block.text)}</h2>"
-    if isinstance(block, Paragraph):
-        return f"<p>{escape(block.text)}</p>"
-    if isinstance(block, Points):
-        return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in block.items)}</ul>"
-    if isinstance(block, Table):
-        return _html_table(block)
-    if isinstance(block, Figures):
-        return f'<div class="figures">{"".join(f"<figure>{charts.svg(c)}</figure>" for c in block.charts)}</div>'
-    return f"<details><summary>{escape(block.title)}</summary>{''.join(map(_html, block.blocks))}</details>"
-
-
-def _subtitle(document: dict[str, Any]) -> str:
-    m = document["machine"]
-    return f"fastoptim {m['versions']['fastoptim']} on {m['cpu']} ({m['cores']} cores), {m['date'][:10]}"
-
-
 def to_html(document: dict[str, Any]) -> str:
     """The report as one page that needs nothing else."""
     body = "\n".join(map(_html, blocks(document)))
@@ -681,30 +460,6 @@ def to_html(document: dict[str, Any]) -> str:
         f'<body><h1>How fast are the updates?</h1><p class="soft">{escape(_subtitle(document))}</p>\n{body}\n'
         "</body></html>\n"
     )
-
-
-def _markdown(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"## {block.text}"
-    if isinstance(block, Paragraph):
-        return block.text
-    if isinstance(block, Points):
-        return "\n".join(f"- {item}" for item in block.items)
-    if isinstance(block, Table):
-        return markdown_table(block)
-    if isinstance(block, Figures):
-        return "\n\n".join(f"![{c.title}]({c.slug}.svg)" for c in block.charts)
-    return f"### {block.title}\n\n" + "\n\n".join(map(_markdown, block.blocks))
-
-
-def markdown_table(table: Table) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
-
-    rows = [[f"**{cell.text} (loss)**" if cell.mark == "loss" else cell.text for cell in row] for row in table.rows]
-    rule = "|---|" + ("---:|" if table.numeric else "---|") * (len(table.header) - 1)
-    caption = f"**{table.caption}**\n\n" if table.caption else ""
-    return caption + "\n".join([line(table.header), rule, *map(line, rows)])
 
 
 def to_markdown(document: dict[str, Any]) -> str:

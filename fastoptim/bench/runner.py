@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from ..backends import available
-from . import machine
+from ..bench import machine
 from .cases import Case
 from .statistics import summarise
 from .subjects import ALL_SECTIONS, SUBJECTS, Subject, distribution

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import rules
-from ..rules import RULES
+from ..rules.table import RULES
 from .cases import Case
 
 Array = np.ndarray
@@ -206,7 +206,10 @@ def coefficients(rule: str, t: int, eps_mode: str) -> tuple[float, ...]:
 
 def _optimizer(case: Case, params: list[Array], backend: str) -> Any:
     """SGD or Adam for the case's rule, or a class that the table alone makes up."""
-    from ..optimizers import SGD, Adam, Optimizer, Policy
+    from ..optimizers.adam import Adam
+    from ..optimizers.base import Optimizer
+    from ..optimizers.hyperparameters import Policy
+    from ..optimizers.sgd import SGD
 
     arguments = OPTIMIZERS.get(case.rule)
     if arguments is not None:

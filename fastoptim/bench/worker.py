@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import reference, rules
-from ..rules import RULES
+from .. import rules
+from ..rules import reference
+from ..rules.table import RULES
 from .cases import TRAINING_SIZES, Case
 from .subjects import Stepper, Subject, Unsupported, coefficients, make_stepper
 

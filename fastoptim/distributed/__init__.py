@@ -16,15 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays, rules
+from .. import rules
+from ..arrays import checks, layout
 from ..backends import StepInfo
-from ..interrupts import deferred
-from ..optimizers import Optimizer, ParamGroups, step_options
-from ..reference import tree_sum
-from ..rules import NORM_BLOCK
-from ..threads import _from_environment
+from ..common.signals import deferred
+from ..common.threads import _from_environment
+from ..common.validation import step_options
+from ..optimizers.base import Optimizer
+from ..optimizers.groups import ParamGroups
+from ..rules.norm import NORM_BLOCK
+from ..rules.reference import tree_sum
 from .agreement import description, hyper_texts, options, plain_optimizer, remove_last_group
-from .layout import Part
+from .partition import Part
 from .slices import Array, nothing, plan_of
 from .states import States
 
@@ -123,7 +126,7 @@ class ShardedOptimizer(States):
         **hyper: Any,
     ):
         try:
-            from . import channel
+            from ..distributed import channel
         except (ImportError, RuntimeError) as missing:  # mpi4py without an MPI library raises the latter
             raise ImportError(
                 f'ShardedOptimizer needs mpi4py and an MPI library: pip install "fastoptim[mpi]" ({missing})'
@@ -268,24 +271,24 @@ class ShardedOptimizer(States):
     def _checked(self, grads: Any) -> tuple[list[Array], list[Array | None], list[tuple[Array, Array]]]:
         """Flat parameters and gradients after every check that a step makes, and which parameters are copies."""
         params, leaves = self._parameters(), self._leaves(grads)
-        written: list[arrays.Span] = []
-        read: list[arrays.Span] = []
+        written: list[checks.Span] = []
+        read: list[checks.Span] = []
         checked = []
         for (name, p), g in zip(params, leaves, strict=True):
-            written.append(arrays.span(f"parameter {name!r}", p))
+            written.append(checks.span(f"parameter {name!r}", p))
             if g is not None:
-                g = arrays.check_companion(name, "gradient", g, p.shape, p.dtype)
+                g = checks.check_companion(name, "gradient", g, p.shape, p.dtype)
                 overwritten = self._options["overwrite_grads"] and g.flags.writeable
-                (written if overwritten else read).append(arrays.span(f"gradient of parameter {name!r}", g))
+                (written if overwritten else read).append(checks.span(f"gradient of parameter {name!r}", g))
             checked.append(g)
         for _, entry in self._entries():
-            written += [arrays.span("a state", x) for key, x in entry.items() if key != "step"]
-        arrays.check_disjoint(written, read)
+            written += [checks.span("a state", x) for key, x in entry.items() if key != "step"]
+        checks.check_disjoint(written, read)
         if self.backend != "c":
-            arrays.check_subnormals()
-        flat = [arrays.flat(np.asarray(p)) for _, p in params]
+            checks.check_subnormals()
+        flat = [layout.flat(np.asarray(p)) for _, p in params]
         copies = [(p, copy) for (_, p), copy in zip(params, flat, strict=True) if not np.may_share_memory(p, copy)]
-        return flat, [None if g is None else arrays.flat(np.asarray(g)) for g in checked], copies
+        return flat, [None if g is None else layout.flat(np.asarray(g)) for g in checked], copies
 
     def _leaves(self, grads: Any) -> tuple[Any, ...]:
         whole = self._whole

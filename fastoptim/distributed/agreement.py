@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, arrays
-from ..optimizers import Optimizer, choice, flag
+from .. import __version__
+from ..arrays import layout
+from ..common.validation import choice, flag
+from ..optimizers.base import Optimizer
 
 REDUCTIONS = ("mean", "sum")
 
@@ -47,7 +49,7 @@ def description(whole: Optimizer, options: Mapping[str, Any]) -> dict[str, str]:
     for number, group in enumerate(whole.param_groups):
         said[f"names of group {number}"] = ", ".join(group["names"])
         for name, p in zip(group["names"], group["params"], strict=True):
-            content = hashlib.sha256(arrays.flat(np.asarray(p)).view(np.uint8).data).hexdigest()[:16]
+            content = hashlib.sha256(layout.flat(np.asarray(p)).view(np.uint8).data).hexdigest()[:16]
             said[f"parameter {name!r}"] = f"shape {p.shape}, {p.dtype.name}, content {content}"
     return said
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from ..threads import usable_cores
-from .layout import Chunk
+from ..common.threads import usable_cores
+from .partition import Chunk
 
 Array = np.ndarray
 

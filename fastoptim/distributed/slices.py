@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import arrays
-from ..optimizers import Optimizer
-from .layout import Chunk, Part, chunks, piece_size
+from ..arrays import layout
+from ..optimizers.base import Optimizer
+from .partition import Chunk, Part, chunks, piece_size
 
 if TYPE_CHECKING:
     from .channel import Buffers, Channel
@@ -66,7 +66,7 @@ class Slices:
                 sizes, numbers = [n for _, n in chosen], [i for i, _ in chosen]
                 piece = piece_size(room, held, dtype.itemsize)
                 self._chunks += chunks(number, dtype, sizes, numbers, size, piece)
-        flat = [arrays.flat(np.asarray(p)) for _, p in self._parameters()]
+        flat = [layout.flat(np.asarray(p)) for _, p in self._parameters()]
         for chunk in self._chunks[len(self._pieces) :]:
             parts = chunk.parts[rank]
             views = [flat[part.parameter][part.start : part.stop] for part in parts]

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays, checkpoint, rules
-from ..optimizers import Optimizer
+from .. import rules
+from ..arrays import checks, layout
+from ..checkpoint import format, matching, slices
+from ..optimizers.base import Optimizer
 from .agreement import hyper_texts
-from .layout import Chunk, ranges
+from .partition import Chunk, ranges
 from .slices import Array, Piece, Slices, nothing
 
 SLOTS = tuple(dict.fromkeys(name for rule in rules.RULES.values() for name in rule.states))
@@ -85,7 +87,7 @@ class States(Slices):
         with self._locked():
             channel, target = self._channel, os.path.realpath(os.fspath(path))
             token = channel.broadcast(secrets.token_hex(8))
-            own = checkpoint.slice_path(target, token, channel.rank)
+            own = slices.slice_path(target, token, channel.rank)
             try:
                 self._together("saving a checkpoint", lambda: self._write_slice(own, token))
             except BaseException:
@@ -95,35 +97,35 @@ class States(Slices):
             self._together("saving a checkpoint", lambda: self._write_manifest(target, token))
 
     def _write_slice(self, path: str, token: str) -> None:
-        params, names = [arrays.flat(np.asarray(p)) for _, p in self._parameters()], self._names
+        params, names = [layout.flat(np.asarray(p)) for _, p in self._parameters()], self._names
         parts = []
         for part, entry in self._entries():
             contents = {"parameter": params[part.parameter][part.start : part.stop]}
             contents |= {slot: x for slot, x in entry.items() if slot != "step"}
             parts.append([names[part.parameter], part.start, part.stop, entry["step"], contents])
-        checkpoint.write(path, {"token": token, "parts": parts}, kind="slice", keep_previous=False)
+        format.write(path, {"token": token, "parts": parts}, kind="slice", keep_previous=False)
 
     def _write_manifest(self, target: str, token: str) -> None:
         """Commit the checkpoint that the slices make up, and remove slices that none needs any more; for rank 0."""
         if self._channel.rank != 0:
             return
-        paths = [checkpoint.slice_path(target, token, rank) for rank in range(self._channel.size)]
+        paths = [slices.slice_path(target, token, rank) for rank in range(self._channel.size)]
         missing = [path for path in paths if not os.path.exists(path)]
         if missing:
             raise FileNotFoundError(f"{missing[0]} is not there on rank 0: is the folder one that all hosts share?")
         parameters, names = self._whole._parameters, self._names
-        slices = []
+        written = []
         for rank, path in enumerate(paths):
             spans = [[names[i], *span] for i, span in ranges(self._chunks, rank).items()]
-            slices.append({"file": os.path.basename(path), "parts": spans})
+            written.append({"file": os.path.basename(path), "parts": spans})
         tree = {
             "token": token,
             "params": {q.name: {"shape": list(q.shape), "dtype": q.dtype.name} for q in parameters},
             "optimizer": self._whole._snapshot(lambda x: x) | {"state": {}},
-            "slices": slices,
+            "slices": written,
         }
-        checkpoint.write(target, tree, kind="slices")
-        checkpoint.remove_old_slices(target)
+        format.write(target, tree, kind="slices")
+        slices.remove_old_slices(target)
 
     def load(self, path: Any) -> None:
         """Read a checkpoint that any number of ranks, a plain optimizer or `fit` has written.
@@ -138,15 +140,15 @@ class States(Slices):
 
         def read() -> tuple[Mapping[str, Any], dict[str, dict[str, Any]]]:
             nonlocal params
-            tree = checkpoint.read(path, kind=("slices", "optimizer", "training"))
-            with checkpoint.malformed(f"{os.fspath(path)}: the optimizer's part"):
+            tree = format.read(path, kind=("slices", "optimizer", "training"))
+            with format.malformed(f"{os.fspath(path)}: the optimizer's part"):
                 state_dict = tree["optimizer"]
                 if "slices" in tree:
                     own = {self._names[i]: span for i, span in ranges(self._chunks, self._channel.rank).items()}
-                    checkpoint.check_slices(tree, {q.name: (q.shape, q.dtype) for q in self._whole._parameters})
-                    return state_dict, checkpoint.read_slices(path, tree, own)
+                    slices.check_slices(tree, {q.name: (q.shape, q.dtype) for q in self._whole._parameters})
+                    return state_dict, slices.read_slices(path, tree, own)
                 params = tree["params"]
-                checkpoint.check_arrays(dict(self._parameters()), params)
+                matching.check_arrays(dict(self._parameters()), params)
                 return state_dict, self._cut_states(state_dict)
 
         with self._locked():
@@ -159,7 +161,7 @@ class States(Slices):
 
     def _fill_parameters(self, own: Mapping[str, Mapping[str, Any]]) -> None:
         """Set all parameters from every rank's slice of them."""
-        flat = [arrays.flat(np.asarray(p)) for _, p in self._parameters()]
+        flat = [layout.flat(np.asarray(p)) for _, p in self._parameters()]
         for i, (start, stop) in ranges(self._chunks, self._channel.rank).items():
             flat[i][start:stop] = own[self._names[i]]["parameter"]
         self._gather(flat)
@@ -175,8 +177,8 @@ class States(Slices):
             entry = dict(state_dict["state"][q.name])
             result[q.name] = {"step": entry.pop("step")}
             for slot, x in entry.items():
-                x = arrays.check_companion(q.name, slot, x, q.shape, q.dtype)
-                result[q.name][slot] = arrays.flat(x)[start:stop]
+                x = checks.check_companion(q.name, slot, x, q.shape, q.dtype)
+                result[q.name][slot] = layout.flat(x)[start:stop]
         return result
 
     def _restore(

@@ -27,8 +27,10 @@ from pathlib import Path
 import numpy as np
 
 import fastoptim as fo
-from fastoptim import checkpoint
-from fastoptim.checkpoint import _DIGITS, _PREFIX, CheckpointError
+from fastoptim.checkpoint import format, slices
+from fastoptim.checkpoint.files import CheckpointError
+from fastoptim.checkpoint.format import _DIGITS, _PREFIX
+from fastoptim.optimizers import saving
 
 ADDRESS_SPACE = 1 << 30  # bytes that a load may take beyond what the process has: more is a MemoryError, thus a failure
 
@@ -166,8 +168,8 @@ def make(kind):
 
 def save_slices(optimizer, path):
     """What two processes write that share the optimizer: a slice each, and the file that names them."""
-    token, slices = "0123456789abcdef", []
-    tree = checkpoint.optimizer_tree(optimizer)
+    token, written = "0123456789abcdef", []
+    tree = saving.optimizer_tree(optimizer)
     for rank, spans in enumerate(([("w", 0, 5)], [("w", 5, 12), ("b", 0, 1)])):
         parts = []
         for name, start, stop in spans:
@@ -176,12 +178,12 @@ def save_slices(optimizer, path):
             step = entry.pop("step")
             contents |= {slot: x.reshape(-1)[start:stop] for slot, x in entry.items()}
             parts.append([name, start, stop, step, contents])
-        file = checkpoint.slice_path(str(path), token, rank)
-        checkpoint.write(file, {"token": token, "parts": parts}, kind="slice")
-        slices.append({"file": Path(file).name, "parts": [list(span) for span in spans]})
+        file = slices.slice_path(str(path), token, rank)
+        format.write(file, {"token": token, "parts": parts}, kind="slice")
+        written.append({"file": Path(file).name, "parts": [list(span) for span in spans]})
     params = {name: {"shape": list(x.shape), "dtype": x.dtype.name} for name, x in tree["params"].items()}
-    whole = {"token": token, "params": params, "optimizer": tree["optimizer"] | {"state": {}}, "slices": slices}
-    checkpoint.write(path, whole, kind="slices")
+    whole = {"token": token, "params": params, "optimizer": tree["optimizer"] | {"state": {}}, "slices": written}
+    format.write(path, whole, kind="slices")
 
 
 def originals(folder):

@@ -1,4 +1,4 @@
-"""Write the reference's hashes for variants that ``tests/golden.json`` lacks: python -m tests.proofs.golden_write
+"""Write the reference's hashes for variants that ``golden.json`` lacks: python -m tests.proofs.golden_write
 
 What the file holds is never changed: a hash that no longer comes out is an error, of the code or of the platform.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 
-from tests import golden
-from tests.cases import VARIANTS
+from tests.support import golden
+from tests.support.cases import VARIANTS
 
 
 def main() -> int:

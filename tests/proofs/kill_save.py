@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 
 import fastoptim as fo
-from fastoptim import checkpoint
+from fastoptim.checkpoint import files, format
+from fastoptim.optimizers import saving
 
 SIZE = 100_000  # float32 elements; with Adam's states a file of 1.2 MB
 
@@ -49,10 +50,10 @@ def safe_save(optimizer, path):
 def naive_save(optimizer, path):
     """What a checkpoint writer often is: the same bytes, written straight to the file."""
     arrays = {}
-    tree = checkpoint._encode(checkpoint.optimizer_tree(optimizer), "", arrays)
-    header = checkpoint._header(json.dumps(tree), list(arrays.items()), "optimizer")
+    tree = format._encode(saving.optimizer_tree(optimizer), "", arrays)
+    header = format._header(json.dumps(tree), list(arrays.items()), "optimizer")
     with open(path, "w+b") as file:
-        checkpoint._write_file(file, header, list(arrays.values()))
+        format._write_file(file, header, list(arrays.values()))
 
 
 def saving_child(save, path, shared, number):
@@ -72,7 +73,7 @@ def check(path, completed):
     params, optimizer = make()
     try:
         optimizer.load(path)
-    except (checkpoint.CheckpointError, FileNotFoundError) as error:
+    except (files.CheckpointError, FileNotFoundError) as error:
         return f"{type(error).__name__}: {error}"
     values = {*np.unique(params["w"]).tolist(), float(params["b"]), optimizer.lr}
     if len(values) > 1:

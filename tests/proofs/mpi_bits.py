@@ -26,8 +26,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import fastoptim as fo
-from fastoptim.rules import NORM_BLOCK, RULES
-from tests import mpi
+from fastoptim.rules.norm import NORM_BLOCK
+from fastoptim.rules.table import RULES
+from tests.support import mpi
 
 # Every rule, every convention, both kinds of decay, up and down, through the public classes.
 CASES: list[tuple[type, dict[str, Any]]] = [

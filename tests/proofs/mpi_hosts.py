@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.hosts import NotAllowed, two_hosts
+from tests.support.hosts import NotAllowed, two_hosts
 
 BITS = Path(__file__).with_name("mpi_bits.py")
 

@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import fastoptim as fo
-from tests import mpi
+from tests.support import mpi
 
 LIMIT = 10.0
 EVERY = 2

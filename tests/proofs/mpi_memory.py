@@ -21,8 +21,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import fastoptim as fo
-from fastoptim.rules import NORM_BLOCK
-from tests import mpi
+from fastoptim.rules.norm import NORM_BLOCK
+from tests.support import mpi
 
 BOUND = 1.1
 

@@ -47,9 +47,9 @@ GOLDEN, BITS, ORACLE, RANDOM, THREADS, REFUSALS, OBJECTS, DISPATCH = (
     f"tests/test_{name}.py"
     for name in ("golden", "bits", "oracle", "random_cases", "threads", "refusals", "objects", "dispatch")
 )
-EMULATED = "tests/test_emulated.py"
+EMULATED = "tests/backends/test_emulated.py"
 GOLDEN_C = f"{GOLDEN}::test_c_on_every_instruction_set"
-OPTIMIZERS, FUNCTIONAL = "tests/test_optimizers.py", "tests/test_functional.py"
+OPTIMIZERS, FUNCTIONAL = "tests/optimizers/test_optimizers.py", "tests/optimizers/test_functional.py"
 
 
 class Mutant(NamedTuple):
@@ -117,7 +117,7 @@ MUTANTS = (
     Mutant("line lost before the last", LOOPS, "whole -= 2 * NAME(line)", "whole -= 3 * NAME(line)"),
     Mutant("line beside the end computed twice", LOOPS, "i += NAME(line), whole -= 2", "whole -= 1"),
     Mutant("end one element early", LOOPS, "n - NAME(line), data)", "n - NAME(line) - 1, data)"),
-    Mutant("gradients written", LOOPS, "if (slot != 1)", "if (1)", ("tests/test_layouts.py",)),
+    Mutant("gradients written", LOOPS, "if (slot != 1)", "if (1)", ("tests/arrays/test_layouts.py",)),
     Mutant("decay coefficient in float", LOOPS, "wd = (T)run->decay_coefficient", "wd = (float)run->decay_coefficient"),
     Mutant("coefficients in float", LOOPS, "k[i] = (T)run->coefficients[i]", "k[i] = (float)run->coefficients[i]"),
     Mutant("scale in float", LOOPS, "s = (T)scale", "s = (float)scale"),
@@ -221,7 +221,9 @@ MUTANTS = (
     Mutant("zmm without its upper half", CPU, "zmm = 0xe6", "zmm = 0x66", (DISPATCH,)),
     Mutant("AVX-512 without VL", CPU, " | 1u << 31; /* leaf 7", "; /* leaf 7", (DISPATCH,)),
     Mutant("OSXSAVE not looked at", CPU, "!(leaf1_ecx & osxsave) || ", "", (DISPATCH,)),
-    Mutant("selection beyond the machine", "csrc/kernels.c", "isa > fo_cpu_isa()", "isa > 2", (DISPATCH, EMULATED)),
+    Mutant(
+        "selection beyond the machine", "csrc/kernels/kernels.c", "isa > fo_cpu_isa()", "isa > 2", (DISPATCH, EMULATED)
+    ),
     # What reads the arrays
     Mutant(
         "overlap of parameters not noticed",
@@ -258,7 +260,7 @@ MUTANTS = (
         BIND,
         "(moved | grad_moved) < 0 || !order",
         "(moved | grad_moved) < 0",
-        (*DRIVER, "tests/test_layouts.py"),
+        (*DRIVER, "tests/arrays/test_layouts.py"),
     ),
     Mutant("owners of their memory taken for views", BIND, "if (!owners && count > 1)", "if (count > 1)", DRIVER),
     Mutant("other states taken for known ones", BIND, "views == args[2]", "views != 0", DRIVER),
@@ -338,7 +340,7 @@ MUTANTS = (
     ),
     *planted(
         "fastoptim/optimizers.py",
-        (OPTIMIZERS, "tests/test_checkpoint.py"),
+        (OPTIMIZERS, "tests/checkpoint/test_checkpoint.py"),
         (
             "a turn within a turn",
             "        if turn:\n            raise",

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from fastoptim import reference
 from fastoptim.backends import get_backend
-from tests.cases import DTYPES, SPECIAL, VARIANTS, Variant, bits, on_threads, ordinary, raw_bits, states_for
+from fastoptim.rules import reference
+from tests.support.cases import DTYPES, SPECIAL, VARIANTS, Variant, bits, on_threads, ordinary, raw_bits, states_for
 
 THREADS = (1, 2, 3, 7)
 BORDERS = (8, 16, 32, 64, 128, 1024, 4096, 8192, 12288)

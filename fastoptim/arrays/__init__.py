@@ -1,0 +1,1 @@
+"""Host arrays: what may be handed in, and how odd layouts become plain ones."""

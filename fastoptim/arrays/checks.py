@@ -1,0 +1,120 @@
+"""Host arrays: what may be handed in, and how odd layouts become plain ones.
+
+*Plain* means one-dimensional, contiguous and aligned: what kernels take. Whatever is refused is refused before
+anything was changed, by a TypeError or ValueError that names the parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def check_parameter(name: str, p: Any, role: str = "parameter") -> None:
+    """TypeError or ValueError unless `p` is an array that a step can update in place."""
+    if not isinstance(p, np.ndarray) or isinstance(p, np.ma.MaskedArray):
+        raise TypeError(f"{role} {name!r}: expected a NumPy array, got {type(p).__name__}")
+    check_dtype(name, p.dtype, role)
+    if not p.flags.writeable:
+        raise ValueError(f"{role} {name!r} is read-only")
+    if overlaps_itself(p):
+        raise ValueError(f"{role} {name!r}: several of its elements lie at the same address")
+
+
+def check_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
+    """TypeError unless `dtype` is native float32 or float64."""
+    if dtype not in DTYPES:
+        raise TypeError(f"{role} {name!r}: expected native float32 or float64, got dtype {dtype.str!r}")
+
+
+def check_companion(name: str, role: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """`x` as the array that goes with parameter `name` in the given role ("gradient", "exp_avg", ...)."""
+    if isinstance(x, np.generic) and shape == ():  # NumPy arithmetic turns 0-d arrays into scalars
+        x = np.asarray(x)
+    if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{role} of parameter {name!r}: expected a NumPy array, got {type(x).__name__}")
+    check_match(name, role, x.shape, x.dtype, shape, dtype)
+    return x
+
+
+def check_match(
+    name: str, role: str, shape: tuple[int, ...], dtype: np.dtype, expected_shape: tuple[int, ...], expected_dtype: Any
+) -> None:
+    """TypeError or ValueError unless shape and dtype are the expected ones."""
+    if dtype != expected_dtype:
+        raise TypeError(
+            f"{role} of parameter {name!r}: expected dtype {np.dtype(expected_dtype).name}, got {dtype.str!r}"
+        )
+    if tuple(shape) != tuple(expected_shape):
+        raise ValueError(f"{role} of parameter {name!r}: expected shape {expected_shape}, got {tuple(shape)}")
+
+
+def overlaps_itself(x: Array) -> bool:
+    """Whether two elements of `x` may share memory (as broadcast and some as_strided arrays do)."""
+    if x.flags.c_contiguous or x.flags.f_contiguous or x.size == 0:
+        return False
+    reach = x.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach += stride * (length - 1)
+    return False
+
+
+class Span(NamedTuple):
+    """The bytes between an array's first and last element, with what to call it in an error."""
+
+    low: int
+    high: int
+    label: str
+    array: Any
+    dense: bool
+
+
+def span(label: str, x: Array) -> Span:
+    low, high = np.lib.array_utils.byte_bounds(x)
+    return Span(low, high if x.size else low, label, x, x.flags.c_contiguous or x.flags.f_contiguous)
+
+
+def _share_memory(a: Span, b: Span) -> bool:
+    if a.dense and b.dense:
+        return True
+    try:
+        return np.shares_memory(a.array, b.array, max_work=10**6)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def check_disjoint(
+    written: Iterable[Span], read: Iterable[Span], share: Callable[[Span, Span], bool] = _share_memory
+) -> None:
+    """ValueError if something that is written overlaps anything else."""
+    spans = sorted(
+        [(s.low, s.high, True, s) for s in written if s.low < s.high]
+        + [(s.low, s.high, False, s) for s in read if s.low < s.high],
+        key=lambda entry: entry[0],
+    )
+    for i, (_, high, writes, first) in enumerate(spans):
+        for low, _, also_writes, second in spans[i + 1 :]:
+            if low >= high:
+                break
+            if (writes or also_writes) and share(first, second):
+                raise ValueError(f"{first.label} and {second.label} overlap in memory")
+
+
+_SUBNORMAL = np.float32(1e-40)
+_ONE = np.float32(1)
+
+
+def check_subnormals() -> None:
+    """FloatingPointError if this thread flushes subnormal numbers to zero (some library has set that mode)."""
+    if _SUBNORMAL * _ONE == 0:
+        raise FloatingPointError(
+            "this thread flushes subnormal numbers to zero (a library compiled with -ffast-math sets that mode), "
+            "so results would not be exact; use backend='c', which is immune, or clear the mode"
+        )

@@ -1,0 +1,104 @@
+"""Brings arrays into the form that kernels take, and lays new ones out in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .checks import Array
+
+
+class Staged(NamedTuple):
+    """One parameter's arrays as plain ones, and where results must be copied back to (the odd layouts)."""
+
+    p: Array
+    g: Array
+    states: tuple[Array, ...]
+    copies: tuple[tuple[Array, Array], ...]  # (target, plain copy that a step has updated)
+
+    def write_back(self) -> None:
+        for target, copy in self.copies:
+            target[...] = copy.reshape(target.shape)
+
+
+def flat(x: Array) -> Array:
+    """`x` in C order, one-dimensional and aligned; a copy only where the layout asks for one."""
+    if type(x) is not np.memmap:  # which knows its file; kernels take no other subclass
+        x = np.asarray(x)
+    return np.require(x, requirements=("C", "A")).reshape(-1)
+
+
+def stage(p: Array, g: Array, states: Sequence[Array]) -> Staged:
+    """Plain forms of one parameter's arrays: views where all lie in one order, else copies of the odd ones."""
+    every = (p, g, *states)
+    if all(x.flags.f_contiguous and x.flags.aligned for x in every):
+        views = [np.asarray(x).T.reshape(-1) for x in every]
+        return Staged(views[0], views[1], tuple(views[2:]), ())
+    plain = [flat(np.asarray(x)) for x in every]
+    copies = tuple(
+        (x, copy)
+        for i, (x, copy) in enumerate(zip(every, plain, strict=True))
+        if i != 1 and not np.may_share_memory(x, copy)
+    )
+    return Staged(plain[0], plain[1], tuple(plain[2:]), copies)
+
+
+CACHE_LINE = 64
+CHUNK = 4 << 20  # bytes; from here on the system gives huge pages
+SMALL = CHUNK >> 5
+_chunk = np.empty(0, np.uint8)
+_chunk_lock = threading.Lock()
+
+
+def _room(size: int) -> Array:
+    """Bytes of an array's own; small ones lie side by side, as processors like to read them."""
+    global _chunk
+    if size > SMALL:
+        return np.empty(size, np.uint8)
+    with _chunk_lock:
+        if _chunk.size < size:
+            _chunk = np.empty(CHUNK, np.uint8)
+        room, _chunk = _chunk[:size], _chunk[size:]
+    return room
+
+
+def zeros_like(p: Array) -> Array:
+    """Zeros of the shape, dtype and memory order of `p`, at the same offset within a cache line.
+
+    Kernels run fastest when all streams reach a cache line together. `numpy.empty` asks the system for huge pages
+    where they pay, which `numpy.zeros` does not in every version, so the zeros are written here.
+    """
+    order = "F" if p.flags.f_contiguous and not p.flags.c_contiguous else "C"
+    raw = _room(p.nbytes + CACHE_LINE)
+    offset = (p.__array_interface__["data"][0] - raw.__array_interface__["data"][0]) % CACHE_LINE
+    offset -= offset % p.itemsize
+    zeros = np.ndarray(p.shape, p.dtype, buffer=raw, offset=offset, order=order)  # type: ignore[arg-type]
+    zeros[...] = 0
+    return zeros
+
+
+def runs_side_by_side(xs: Sequence[Any]) -> list[list[Any]]:
+    """`xs` in order, cut wherever an array does not begin where the one before ends, or is of another dtype or odd."""
+    runs: list[list[Any]] = []
+    end = dtype = None
+    for x in xs:
+        plain = type(x) is np.ndarray and x.flags.c_contiguous
+        start = x.__array_interface__["data"][0] if plain else None
+        if plain and runs and start == end and x.dtype == dtype:
+            runs[-1].append(x)
+        else:
+            runs.append([x])
+        end, dtype = (start + x.nbytes, x.dtype) if plain else (None, None)
+    return runs
+
+
+def views_side_by_side(buffer: Array, xs: Sequence[Array], offset: int = 0) -> list[Array]:
+    """C-ordered views of `buffer` (bytes), one behind the other, of the shapes and dtypes of `xs`."""
+    views = []
+    for x in xs:
+        views.append(np.ndarray(x.shape, x.dtype, buffer=buffer, offset=offset))  # type: ignore[call-overload]
+        offset += x.nbytes
+    return views

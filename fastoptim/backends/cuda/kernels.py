@@ -1,0 +1,329 @@
+"""Generates the source of the CUDA kernels from the update rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...rules import lowering
+from ...rules.norm import NORM_BLOCK, NORM_LANES
+from ...rules.table import Rule
+
+THREADS = 256  # per block
+VECTOR_BYTES = 16  # the widest load
+ROWS = 8  # rows of a norm block that are loaded before they are added
+_OPERATIONS = {
+    np.dtype(np.float32): {"mul": "fmul_rn", "add": "fadd_rn", "div": "fdiv_rn", "root": "fsqrt_rn"},
+    np.dtype(np.float64): {"mul": "dmul_rn", "add": "dadd_rn", "div": "ddiv_rn", "root": "dsqrt_rn"},
+}
+_PRELUDE = """\
+import numpy as np
+from numba import cuda
+
+inlined = cuda.jit(device=True, inline="always")
+"""
+_COMPILED = """\
+from llvmlite import ir
+from numba import types
+from numba.cuda import libdevice
+from numba.cuda.extending import intrinsic
+
+{operations}
+dmul, dadd = libdevice.dmul_rn, libdevice.dadd_rn
+
+
+@inlined
+def sub(a, b):  # libdevice has no dsub_rn
+    return add(a, -b)
+
+
+def element(builder, arguments, width):
+    kind = ir.{ir_type}()
+    first = builder.gep(builder.inttoptr(arguments[0], kind.as_pointer(1)), [arguments[1]])
+    return builder.bitcast(first, ir.VectorType(kind, width).as_pointer(1)) if width > 1 else first
+
+
+@intrinsic
+def load(typing, address, i):
+    def build(context, builder, signature, arguments):
+        return builder.load(element(builder, arguments, 1), align={itemsize})
+
+    return types.{dtype}(types.int64, types.int64), build
+
+
+@intrinsic
+def store(typing, address, i, x):
+    def build(context, builder, signature, arguments):
+        builder.store(arguments[2], element(builder, arguments, 1), align={itemsize})
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.{dtype}), build
+
+
+@intrinsic
+def load_vector(typing, address, i):
+    def build(context, builder, signature, arguments):
+        loaded = builder.load(element(builder, arguments, {width}), align={vector_bytes})
+        parts = [builder.extract_element(loaded, ir.IntType(32)(j)) for j in range({width})]
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return types.UniTuple(types.{dtype}, {width})(types.int64, types.int64), build
+
+
+@intrinsic
+def store_vector(typing, address, i, {vector}):
+    def build(context, builder, signature, arguments):
+        value = ir.Constant(ir.VectorType(ir.{ir_type}(), {width}), ir.Undefined)
+        for j in range({width}):
+            value = builder.insert_element(value, arguments[2 + j], ir.IntType(32)(j))
+        builder.store(value, element(builder, arguments, {width}), align={vector_bytes})
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, *[types.{dtype}] * {width}), build
+"""
+_SIMULATED = """\
+from fastoptim.backends.cuda.simulator import add, dadd, div, dmul, memory, mul, root, sub
+
+load, store, load_vector, store_vector = memory(np.dtype("{dtype}"), {width})
+"""
+# `table` holds, from `begin` on: the running total of items of `count` arrays, their sizes, and a row for each.
+_FIND = """\
+@inlined
+def find(table, begin, count, item):
+    low, high = np.int64(0), count - 1
+    while low < high:
+        middle = (low + high) >> 1
+        if table[begin + middle] > item:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+"""
+# `range` with a step would cost a division of 64-bit integers: hence the loops with `while`.
+_UPDATE = """\
+def {name}(table, begin, count, pieces, piece, k):
+{scalars}
+    thread, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
+    number = np.int64(cuda.blockIdx.x)
+    while number < pieces:
+        which = find(table, begin, count, number)
+        before = table[begin + which - 1] if which > 0 else np.int64(0)
+        start = (number - before) * piece
+        stop = min(start + piece, table[begin + count + which])
+        row = begin + 2 * count + which * {streams}
+{addresses}
+        if ({every}) % {vector_bytes} == 0:
+            full = start + ((stop - start) & -{width})
+            i = start + thread * {width}
+            while i < full:
+{vector}
+                i += threads * {width}
+            start = full
+        i = start + thread
+        while i < stop:
+{loads}
+            {targets} = {name}_element({values})
+{stores}
+            i += threads
+        number += np.int64(cuda.gridDim.x)
+"""
+_SUM = """\
+def sum_squares_{n}(table, begin, count, blocks, s, ks, sums, stride):
+    {factors}, = ks
+    shared = cuda.shared.array({threads}, np.float64)
+    thread = np.int64(cuda.threadIdx.x)
+    lane, group = thread & {last_lane}, thread >> {lane_bits}
+    groups = np.int64(cuda.blockDim.x) >> {lane_bits}
+    first = np.int64(cuda.blockIdx.x) * groups
+    while first < blocks:
+        {totals} = {zeros}
+        number = first + group
+        target = np.int64(-1)
+        if number < blocks:
+            which = find(table, begin, count, number)
+            before = table[begin + which - 1] if which > 0 else np.int64(0)
+            row = begin + 2 * count + which * 2
+            address = table[row]
+            target = table[row + 1] + number - before
+            start = (number - before) * {block}
+            stop = min(start + {block}, table[begin + count + which])
+            tiles = start + ((stop - start) & -{tile})
+            i = start + lane
+            while i < tiles:
+{tile_loads}
+{tile_sums}
+                i += {tile}
+            while i < stop:
+                x0 = np.float64(scale(load(address, i), s))
+{row_sums}
+                i += {lanes}
+{combine}
+        first += np.int64(cuda.gridDim.x) * groups
+"""
+_COMBINE = """\
+        shared[thread] = {total}
+        cuda.syncthreads()
+        width = 1
+        while width < {lanes}:
+            if lane & (2 * width - 1) == 0:
+                shared[thread] = dadd(shared[thread], shared[thread + width])
+            cuda.syncthreads()
+            width *= 2
+        if lane == 0 and target >= 0:
+            sums[{j} * stride + target] = shared[thread]
+        cuda.syncthreads()"""
+# One level after another of the pairwise tree, for as many values as a block of threads can hold.
+_TREE = """\
+def tree(values, count, stride, out, out_stride):
+    shared = cuda.shared.array({twice}, np.float64)
+    thread, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
+    row, first = np.int64(cuda.blockIdx.y), np.int64(cuda.blockIdx.x) * 2 * threads
+    left = min(count - first, 2 * threads)
+    i = thread
+    while i < left:
+        shared[i] = values[row * stride + first + i]
+        i += threads
+    cuda.syncthreads()
+    while left > 1:
+        total = 0.0
+        if 2 * thread < left:
+            total = shared[2 * thread]
+            if 2 * thread + 1 < left:
+                total = dadd(total, shared[2 * thread + 1])
+        cuda.syncthreads()
+        if 2 * thread < left:
+            shared[thread] = total
+        cuda.syncthreads()
+        left = (left + 1) >> 1
+    if thread == 0:
+        out[row * out_stride + np.int64(cuda.blockIdx.x)] = shared[0]
+"""
+_PLAIN = """\
+def multiply(address, size, s):
+    for i in range(np.int64(cuda.grid(1)), size, np.int64(cuda.gridsize(1))):
+        store(address, i, scale(load(address, i), s))
+
+
+def fill(address, size, x):
+    for i in range(np.int64(cuda.grid(1)), size, np.int64(cuda.gridsize(1))):
+        store(address, i, x)
+
+
+def move(source, target, table, begin, dimensions, size):
+    # Element by element in C order; the table holds, for each dimension: length, stride of source and of target.
+    for i in range(np.int64(cuda.grid(1)), size, np.int64(cuda.gridsize(1))):
+        rest, a, b = i, np.int64(0), np.int64(0)
+        for d in range(dimensions - 1, -1, -1):
+            at = begin + 3 * d
+            index = rest % table[at]
+            rest = rest // table[at]
+            a += index * table[at + 1]
+            b += index * table[at + 2]
+        store(target, b, load(source, a))
+"""
+
+
+def _indent(depth: int, lines: Sequence[str]) -> str:
+    return "\n".join("    " * depth + line for line in lines)
+
+
+def _update(rule: Rule, decay: str, width: int) -> str:
+    streams, scalars = lowering.arguments(rule)
+    written = [x for x in streams if x != "g"]
+    name = lowering.element_name(rule, decay)
+
+    def call(suffix: str) -> str:
+        return f"{name}_element({', '.join([x + suffix for x in streams] + list(scalars))})"
+
+    vector = [", ".join(f"{x}{j}" for j in range(width)) + f" = load_vector(at_{x}, i)" for x in streams]
+    vector += [", ".join(f"{x}{j}" for x in written) + f", = {call(str(j))}" for j in range(width)]
+    vector += [f"store_vector(at_{x}, i, " + ", ".join(f"{x}{j}" for j in range(width)) + ")" for x in written]
+    return _UPDATE.format(
+        name=name,
+        streams=len(streams),
+        width=width,
+        vector_bytes=VECTOR_BYTES,
+        scalars=_indent(1, [f"{x} = k[{j}]" for j, x in enumerate(scalars)]),
+        addresses=_indent(2, [f"at_{x} = table[row + {j}]" for j, x in enumerate(streams)]),
+        every=" | ".join(f"at_{x}" for x in streams),
+        vector=_indent(4, vector),
+        loads=_indent(3, [f"{x} = load(at_{x}, i)" for x in streams]),
+        targets=", ".join(written) + ("," if len(written) == 1 else ""),
+        values=", ".join([*streams, *scalars]),
+        stores=_indent(3, [f"store(at_{x}, i, {x})" for x in written]),
+    )
+
+
+def _sum_squares(n: int, threads: int) -> str:
+    def add(j: int, x: str) -> list[str]:
+        return [f"y = dmul(k{j}, {x})", f"total{j} = dadd(total{j}, dmul(y, y))"]
+
+    return _SUM.format(
+        n=n,
+        threads=threads,
+        lanes=NORM_LANES,
+        last_lane=NORM_LANES - 1,
+        lane_bits=NORM_LANES.bit_length() - 1,
+        block=NORM_BLOCK,
+        tile=ROWS * NORM_LANES,
+        factors=", ".join(f"k{j}" for j in range(n)),
+        totals=", ".join(f"total{j}" for j in range(n)),
+        zeros=", ".join("0.0" for _ in range(n)),
+        tile_loads=_indent(
+            4, [f"x{r} = np.float64(scale(load(address, i + {r * NORM_LANES}), s))" for r in range(ROWS)]
+        ),
+        tile_sums=_indent(4, [line for r in range(ROWS) for j in range(n) for line in add(j, f"x{r}")]),
+        row_sums=_indent(4, [line for j in range(n) for line in add(j, "x0")]),
+        combine="\n".join(_COMBINE.format(total=f"total{j}", j=j, lanes=NORM_LANES) for j in range(n)),
+    )
+
+
+def source(dtype: np.dtype, threads: int = THREADS, simulated: bool = False) -> str:
+    """The module of kernels for one dtype: for the compiler, or for the simulator."""
+    width = VECTOR_BYTES // dtype.itemsize
+    if simulated:
+        operations = _SIMULATED.format(dtype=dtype.name, width=width)
+    else:
+        operations = _COMPILED.format(
+            dtype=dtype.name,
+            itemsize=dtype.itemsize,
+            width=width,
+            vector_bytes=VECTOR_BYTES,
+            ir_type={4: "FloatType", 8: "DoubleType"}[dtype.itemsize],
+            vector=", ".join(f"x{j}" for j in range(width)),
+            operations="\n".join(f"{name} = libdevice.{function}" for name, function in _OPERATIONS[dtype].items()),
+        )
+    elements = [lowering.element(*variant, suffix="_element") for variant in lowering.variants()]
+    return "\n\n".join(
+        [
+            _PRELUDE,
+            operations,
+            *(f"@inlined\n{text}\n" for text in lowering.law(calls=True) + elements),
+            _FIND,
+            *(_update(*variant, width) for variant in lowering.variants()),
+            *(_sum_squares(n, threads) for n in (1, 3)),
+            _TREE.format(twice=2 * threads),
+            _PLAIN,
+        ]
+    )
+
+
+def signatures(dtype: np.dtype) -> dict[str, tuple[Any, ...]]:
+    """Kernel name -> argument types."""
+    from numba import from_dtype, types
+
+    T, whole = from_dtype(dtype), types.int64
+    table, sums = types.Array(types.int64, 1, "C"), types.Array(types.float64, 1, "C")
+    result: dict[str, tuple[Any, ...]] = {}
+    for rule, decay in lowering.variants():
+        k = types.UniTuple(T, len(lowering.arguments(rule)[1]))
+        result[lowering.element_name(rule, decay)] = (table, whole, whole, whole, whole, k)
+    for n in (1, 3):
+        ks = types.UniTuple(types.float64, n)
+        result[f"sum_squares_{n}"] = (table, whole, whole, whole, T, ks, sums, whole)
+    result["tree"] = (sums, whole, whole, sums, whole)
+    result["multiply"] = result["fill"] = (whole, whole, T)
+    result["move"] = (whole, whole, table, whole, whole, whole)
+    return result

@@ -1,0 +1,216 @@
+"""Parameters and states in files: steps over memory-mapped arrays, in tiles, within a budget of resident memory.
+
+An optimizer whose parameters are `numpy.memmap` arrays, or that is given `state_dir` or `memory_budget`, walks its
+mapped arrays in tiles: the pages of the next tile are asked for (``madvise(MADV_WILLNEED)``) while one is computed, and
+those behind it are let go of (``MADV_DONTNEED``; the kernel writes changed pages back to their files in its own time).
+Resident pages of mapped files stay within the budget, however large the files are; bits are those of any other step.
+
+Before a step every mapping is compared with its file: one that has become shorter is a ValueError, and nothing was
+changed. What cannot be noticed: a file that is cut while the step is running, a medium that fails to deliver a page, or
+a sparse file on a disk that is full; the system then ends the process with SIGBUS. State files are allocated in full
+when they are made, so that for them a full disk is an OSError at that time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import rules
+from ..arrays import checks, layout
+from ..backends import Backend, Run
+
+DEFAULT_BUDGET = 256 << 20
+PAGE = mmap.PAGESIZE
+_UNITS = {"": 1, "B": 1, "K": 1 << 10, "KIB": 1 << 10, "M": 1 << 20, "MIB": 1 << 20, "G": 1 << 30, "GIB": 1 << 30}
+
+
+def budget_in_bytes(value: Any) -> int:
+    """`memory_budget` in bytes: an int, or a string such as "512 MiB"; TypeError or ValueError for others."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer, str)):
+        raise TypeError(f"memory_budget must be a number of bytes or a string such as '512 MiB', got {value!r}")
+    if isinstance(value, str):
+        digits = value.strip().rstrip("KMGiIbBkmg ")
+        unit = value.strip()[len(digits) :].strip().upper()
+        if not digits.isdecimal() or unit not in _UNITS:
+            raise ValueError(f"memory_budget must be a number of bytes or a string such as '512 MiB', got {value!r}")
+        value = int(digits) * _UNITS[unit]
+    if value < 1 << 20:
+        raise ValueError(f"memory_budget must be at least 1 MiB, got {value} bytes")
+    return int(value)
+
+
+def mapping_of(x: Any) -> mmap.mmap | None:
+    """The mapping behind a memmap array or a view of one; None for other arrays."""
+    return getattr(x, "_mmap", None) if isinstance(x, np.memmap) else None
+
+
+def _base(mapping: mmap.mmap) -> int:
+    """Address of the first byte of a mapping."""
+    return np.frombuffer(mapping, np.uint8, 1).__array_interface__["data"][0]
+
+
+def check_file(label: str, x: Any) -> None:
+    """ValueError if the file under a memmap array has become too short for it."""
+    mapping = mapping_of(x)
+    if mapping is None or not x.size:
+        return
+    start = x.offset - x.offset % mmap.ALLOCATIONGRANULARITY  # where the mapping begins in the file
+    end = start + np.lib.array_utils.byte_bounds(x)[1] - _base(mapping)
+    size = mapping.size()
+    if size < end:
+        raise ValueError(f"{label}: {x.filename} was truncated: it has {size} bytes, the array ends at byte {end}")
+
+
+def _advise(arrays_: Iterable[Any], advice: int) -> None:
+    """Give advice about the pages of memmap arrays that share them with their files."""
+    for x in arrays_:
+        mapping = mapping_of(x)
+        if mapping is None or not x.size or x.mode == "c":  # letting go of a private page would lose its changes
+            continue
+        low, high = np.lib.array_utils.byte_bounds(x)
+        base = _base(mapping)
+        start = (low - base) // PAGE * PAGE
+        with contextlib.suppress(OSError):  # advice only
+            mapping.madvise(advice, start, min(high - base, len(mapping)) - start)
+
+
+_WILLNEED, _DONTNEED = getattr(mmap, "MADV_WILLNEED", None), getattr(mmap, "MADV_DONTNEED", None)
+
+
+def _walk(tiles: Sequence[Sequence[Any]], budget: int) -> Iterator[Sequence[Any]]:
+    """The tiles in order, each read ahead while the one before is in use, and let go of after use.
+
+    Where all mapped arrays fit the budget they simply stay.
+    """
+    mapped = sum(x.nbytes for tile in tiles for x in tile if mapping_of(x) is not None)
+    if mapped <= budget or _WILLNEED is None or _DONTNEED is None:
+        yield from tiles
+        return
+    for i, tile in enumerate(tiles):
+        if i + 1 < len(tiles):
+            _advise(tiles[i + 1], _WILLNEED)
+        yield tile
+        _advise(tile, _DONTNEED)
+
+
+class OffloadBackend(Backend):
+    """Another host backend, whose arrays may lie in files.
+
+    Parameters
+    ----------
+    inner : Backend
+        What computes.
+    state_dir : path, optional
+        Folder for the states, one file each; they are scratch files that go when the optimizer does (or the process
+        ends), so that `Optimizer.save` is how to keep them. By default states live in memory.
+    memory_budget : int or str, optional
+        Bound, in bytes or as "512 MiB", for resident pages of mapped files during a step; default 256 MiB.
+    """
+
+    def __init__(self, inner: Backend, state_dir: Any = None, memory_budget: Any = None):
+        if inner.name == "cuda":
+            raise ValueError("state_dir and memory_budget are for host arrays, not for backend='cuda'")
+        self.inner, self.name = inner, inner.name
+        self.budget = DEFAULT_BUDGET if memory_budget is None else budget_in_bytes(memory_budget)
+        self._folder = None if state_dir is None else Path(os.fspath(state_dir))
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    # --- arithmetic, tile by tile
+
+    def _cut(self, *streams: Any) -> list[list[Any]]:
+        """Tiles of plain arrays of one length: three, one in use and its neighbours, fill the budget.
+
+        They end at blocks of the norm, whose sum is then that of the whole.
+        """
+        size = streams[0].size
+        if all(mapping_of(x) is None for x in streams):
+            return [list(streams)] if size else []
+        length = self.budget // (3 * sum(x.itemsize for x in streams))
+        length = max(rules.NORM_BLOCK, length - length % rules.NORM_BLOCK)
+        return [[x[i : i + length] for x in streams] for i in range(0, size, length)]
+
+    def apply(self, runs: Sequence[Run], scale: float, threads: int) -> None:
+        tiles, owners = [], []
+        for run in runs:
+            for p, g, states in zip(run.params, run.grads, run.states, strict=True):
+                cut = self._cut(p, g, *states)
+                tiles += cut
+                owners += [run] * len(cut)
+        for run, tile in zip(owners, _walk(tiles, self.budget), strict=True):
+            self.inner.apply([run._replace(params=tile[:1], grads=tile[1:2], states=[tuple(tile[2:])])], scale, threads)
+
+    def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
+        tiles = [tile for g in grads for tile in self._cut(g)]
+        sums = [self.inner.block_sums(tile, grad_scale, k, threads) for tile in _walk(tiles, self.budget)]
+        return np.concatenate([np.zeros(0), *sums])
+
+    def info(self) -> dict[str, Any]:
+        return self.inner.info()
+
+    # --- arrays
+
+    @staticmethod
+    def span(label: str, x: Any) -> checks.Span:
+        """As for any array; every array of a step passes here before anything is written, so files are checked here."""
+        check_file(label, x)
+        return checks.span(label, x)
+
+    @staticmethod
+    def stage(p: Any, g: Any, states: Sequence[Any]) -> layout.Staged:
+        """As for any array, but views of memmaps stay memmaps."""
+        every = (p, g, *states)
+        if all(x.flags.f_contiguous and x.flags.aligned for x in every):
+            every = tuple(x.T for x in every)
+        elif not all(x.flags.c_contiguous and x.flags.aligned for x in every):
+            return layout.stage(p, g, states)
+        flat = [x.reshape(-1) for x in every]
+        return layout.Staged(flat[0], flat[1], tuple(flat[2:]), ())
+
+    def host_copy(self, x: Any) -> np.ndarray:
+        return np.array(x)
+
+    def zeros_like(self, p: Any) -> Any:
+        return layout.zeros_like(p) if self._folder is None else _zeros_on_disk(self._folder, p)
+
+
+def _zeros_on_disk(folder: Path, p: Any) -> Any:
+    """Zeros of the shape, dtype and memory order of `p` in a new file, which is removed with the array."""
+    if not p.size:
+        return layout.zeros_like(p)
+    handle, path = tempfile.mkstemp(prefix="state-", suffix=".bin", dir=folder)
+    try:
+        try:
+            _allocate(handle, p.nbytes)
+        finally:
+            os.close(handle)
+        order: Any = "F" if p.flags.f_contiguous and not p.flags.c_contiguous else "C"
+        state: Any = np.memmap(path, dtype=p.dtype, mode="r+", shape=p.shape, order=order)
+    except BaseException:
+        os.unlink(path)
+        raise
+    weakref.finalize(state, _remove, path, os.getpid())
+    return state
+
+
+def _allocate(handle: int, size: int) -> None:
+    """Reserve `size` bytes of zeros on the disk, where the system can; OSError if there is no room."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+    else:
+        os.truncate(handle, size)
+
+
+def _remove(path: str, owner: int) -> None:
+    if os.getpid() == owner:  # not from a fork of the process
+        with contextlib.suppress(OSError):
+            os.unlink(path)

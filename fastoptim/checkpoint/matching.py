@@ -1,0 +1,71 @@
+"""Compares what a file holds with the arrays that it goes into, and fills them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    pass
+from .files import CheckpointError
+from .format import _encode
+
+
+def check_arrays(expected: Mapping[str, Any], saved: Any) -> None:
+    """CheckpointError unless `saved` has arrays of the names, shapes and dtypes of `expected`."""
+    if not isinstance(saved, dict) or set(saved) != set(expected):
+        raise CheckpointError("it has other parameters than this model")
+    for name, p in expected.items():
+        device = getattr(p, "__cuda_array_interface__", None)
+        shape, dtype = (p.shape, p.dtype) if device is None else (device["shape"], np.dtype(device["typestr"]))
+        dtype = dtype.newbyteorder("=")  # as files are read
+        x = saved[name]
+        if not isinstance(x, np.ndarray) or x.dtype != dtype or x.shape != tuple(shape):
+            raise CheckpointError(f"parameter {name!r} is not of shape {tuple(shape)} and dtype {dtype}")
+
+
+def check_assignable(expected: Mapping[str, Any], saved: Mapping[str, np.ndarray]) -> None:
+    """ValueError if one of the arrays is read-only and holds other values than the saved ones."""
+    for name, p in expected.items():
+        if not _is_settled(p, saved[name]):
+            raise ValueError(f"parameter {name!r} is read-only, and its values differ")
+
+
+def _is_settled(p: Any, x: np.ndarray) -> bool:
+    """Whether nothing is in the way of assigning `x` to `p`: a read-only array must hold these values already."""
+    return not isinstance(p, np.ndarray) or p.flags.writeable or p.tobytes() == np.asarray(x, p.dtype).tobytes()
+
+
+def check_holdable(expected: Mapping[str, Any], in_memory: bool = False) -> None:
+    """TypeError unless a checkpoint can hold each of these parameters, or a copy of each can be kept `in_memory`."""
+    for name, p in expected.items():
+        if isinstance(p, np.ndarray):
+            if not in_memory or isinstance(p, np.ma.MaskedArray):
+                _encode(p, f"parameter {name!r}", {})
+        elif not hasattr(p, "__cuda_array_interface__"):
+            raise TypeError(f"parameter {name!r}: a checkpoint cannot hold a {type(p).__name__}; make it an array")
+
+
+def to_host(x: Any) -> np.ndarray:
+    """`x` itself, or its copy on the host if it is a device's."""
+    if isinstance(x, np.ndarray):
+        return x
+    if hasattr(x, "copy_to_host"):
+        return x.copy_to_host()
+    from numba import cuda
+
+    return cuda.as_cuda_array(x).copy_to_host()
+
+
+def assign(p: Any, x: np.ndarray) -> None:
+    """``p[...] = x`` for an array on the host or on a device; a read-only one may hold these values already."""
+    if isinstance(p, np.ndarray):
+        if p.flags.writeable or not _is_settled(p, x):
+            p[...] = x
+        return
+    from numba import cuda
+
+    device = p if hasattr(p, "copy_to_device") else cuda.as_cuda_array(p)
+    device[...] = cuda.to_device(np.ascontiguousarray(x))

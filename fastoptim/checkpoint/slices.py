@@ -1,0 +1,106 @@
+"""Reads and checks checkpoints that several processes wrote in slices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    pass
+from .files import CheckpointError, previous_path
+from .format import read
+
+
+def slice_path(target: str, token: str, rank: int) -> str:
+    """Where process number `rank` writes its slice of the checkpoint `target`; `token` is new for each."""
+    return f"{target}.{token}.{rank}"
+
+
+def remove_old_slices(target: str) -> None:
+    """Remove slices that neither the checkpoint `target` nor the one before it is made of."""
+    folder, name = os.path.split(target)
+    keep = set()
+    for path in (target, previous_path(target)):
+        with contextlib.suppress(OSError, CheckpointError):
+            keep |= {entry["file"] for entry in read(path, kind="slices")["slices"]}
+    pattern = re.compile(rf"\.?({re.escape(name)}\.[0-9a-f]{{16}}\.[0-9]+)(\.\w+\.tmp)?")
+    for entry in os.listdir(folder):
+        match = pattern.fullmatch(entry)
+        if match and match[1] not in keep:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(folder, entry))
+
+
+def check_slices(tree: Any, expected: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+    """CheckpointError unless the checkpoint is of parameters with these names, shapes and dtypes."""
+    if set(tree["params"]) != set(expected):
+        raise CheckpointError("it has other parameters than this model")
+    for name, (shape, dtype) in expected.items():
+        saved = tree["params"][name]
+        if saved["dtype"] != dtype.name or tuple(saved["shape"]) != tuple(shape):
+            raise CheckpointError(f"parameter {name!r} is not of shape {tuple(shape)} and dtype {dtype.name}")
+
+
+def read_slices(path: Any, tree: Any, wanted: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, Any]]:
+    """Name of a parameter -> "step", and elements `start` to `stop` of "parameter" and of every state, flat.
+
+    Only the files are read that hold some of what is `wanted`.
+    """
+    folder = os.path.dirname(os.path.realpath(os.fspath(path)))
+    result: dict[str, dict[str, Any]] = {}
+    missing = {name: stop - start for name, (start, stop) in wanted.items()}
+    for entry in tree["slices"]:
+        file = entry["file"]
+        if os.path.basename(file) != file:
+            raise CheckpointError("a slice is not beside it")
+        if not any(name in wanted and _common(wanted[name], (start, stop)) for name, start, stop in entry["parts"]):
+            continue
+        try:
+            content = read(os.path.join(folder, file), kind="slice")
+        except OSError as error:
+            raise CheckpointError(f"its slice {file} is missing or cannot be read") from error
+        if content["token"] != tree["token"]:
+            raise CheckpointError(f"its slice {file} is of another checkpoint")
+        for name, start, stop, step, arrays in content["parts"]:
+            common = name in wanted and _common(wanted[name], (start, stop))
+            if common:
+                dtype = np.dtype(tree["params"][name]["dtype"])
+                _fill_in(result, name, wanted[name], start, common, step, arrays, dtype)
+                missing[name] -= common[1] - common[0]
+    if any(missing.values()) or set(result) != set(wanted):
+        raise CheckpointError("its slices do not make up the whole")
+    return result
+
+
+def _common(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int] | None:
+    """What two ranges share; an empty range shares itself with an empty one."""
+    low, high = max(a[0], b[0]), min(a[1], b[1])
+    return (low, high) if low < high or (a[0] == a[1] and b[0] == b[1]) else None
+
+
+def _fill_in(
+    result: dict[str, dict[str, Any]],
+    name: str,
+    wanted: tuple[int, int],
+    start: int,
+    common: tuple[int, int],
+    step: int,
+    arrays: dict[str, np.ndarray],
+    dtype: np.dtype,
+) -> None:
+    """Copy the common part of a saved range into what was asked for."""
+    if name not in result:
+        blank = {key: np.empty(wanted[1] - wanted[0], dtype) for key in arrays}
+        result[name] = {"step": step, **blank}
+    target = result[name]
+    if target["step"] != step or set(arrays) != set(target) - {"step"}:
+        raise CheckpointError(f"its slices differ in what they say about parameter {name!r}")
+    for key, x in arrays.items():
+        if x.dtype != dtype:
+            raise CheckpointError(f"{key} of parameter {name!r} is not of dtype {dtype.name}")
+        target[key][common[0] - wanted[0] : common[1] - wanted[0]] = x[common[0] - start : common[1] - start]

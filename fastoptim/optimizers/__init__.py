@@ -1,0 +1,5 @@
+"""The optimizers: parameter groups, states, the step, clipping, saving."""
+
+from .adam import Adam, AdamW
+from .base import Optimizer
+from .sgd import SGD

@@ -1,0 +1,137 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from .base import Optimizer
+from .hyperparameters import adam_policy
+
+
+class Adam(Optimizer):
+    """Adam: steps scaled by running means of the gradient and of its square.
+
+    At step t, with ``bc1 = 1 - beta1**t`` and ``bc2 = 1 - beta2**t``::
+
+        m <- beta1 * m + (1 - beta1) * g
+        v <- beta2 * v + (1 - beta2) * g**2
+        p <- p - (lr / bc1) * m / (sqrt(v) / sqrt(bc2) + eps)
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, nesting of these, or list of group dicts
+        Writeable native float32 or float64 arrays; they are updated in place.
+    lr : float
+        Learning rate, >= 0.
+    betas : pair of float
+        Decay rates of the running means, each in [0, 1).
+    eps : float
+        Added to the root, >= 0.
+    weight_decay : float
+        Coupled (L2) weight decay, >= 0; for decoupled decay use `AdamW`.
+    amsgrad : bool
+        Divide by the largest v seen so far instead of v.
+    maximize : bool
+        Ascend instead of descend.
+    eps_mode : {"torch", "hat"}
+        "hat" is ``p <- p - lr * sqrt(bc2) / bc1 * m / (sqrt(v) + eps)`` (scikit-learn, thinc, TensorFlow).
+    backend, threads, state_dir, memory_budget
+        As for `SGD`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter or hyper-parameter is not as described.
+
+    References
+    ----------
+    Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015; Reddi et al., "On the convergence of Adam
+    and beyond", ICLR 2018 (amsgrad).
+
+    Examples
+    --------
+    >>> import numpy as np, fastoptim as fo
+    >>> params = {"w": np.ones((2, 2), np.float32), "b": np.zeros(2, np.float32)}
+    >>> opt = fo.Adam(params, lr=0.1)
+    >>> opt.step({"w": np.ones((2, 2), np.float32), "b": np.ones(2, np.float32)}).applied
+    True
+    >>> round(float(params["w"][0, 0]), 4)
+    0.9
+    """
+
+    _rules = ("adam", "amsgrad")
+    _names = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "eps_mode")
+    _policy = staticmethod(adam_policy)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        eps_mode: str = "torch",
+        backend: str = "auto",
+        threads: int | None = None,
+        state_dir: Any = None,
+        memory_budget: int | str | None = None,
+    ):
+        values = (lr, betas, eps, weight_decay, amsgrad, maximize, eps_mode)
+        defaults = dict(zip(self._names, values, strict=True))
+        super().__init__(params, defaults, backend, threads, state_dir, memory_budget)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: ``p <- p * (1 - lr * weight_decay)`` before the update of `Adam`.
+
+    Parameters are those of `Adam`; `weight_decay` defaults to 1e-2.
+
+    References
+    ----------
+    Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
+
+    Examples
+    --------
+    >>> import numpy as np, fastoptim as fo
+    >>> w = np.ones(3)
+    >>> opt = fo.AdamW(w, lr=0.1, weight_decay=0.5)
+    >>> opt.step(np.zeros(3)).applied, float(w[0])
+    (True, 0.95)
+    """
+
+    _policy = staticmethod(partial(adam_policy, decoupled=True))
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        eps_mode: str = "torch",
+        backend: str = "auto",
+        threads: int | None = None,
+        state_dir: Any = None,
+        memory_budget: int | str | None = None,
+    ):
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            eps_mode=eps_mode,
+            backend=backend,
+            threads=threads,
+            state_dir=state_dir,
+            memory_budget=memory_budget,
+        )

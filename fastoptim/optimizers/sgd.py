@@ -1,0 +1,93 @@
+"""Stochastic gradient descent, with and without momentum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Optimizer
+from .hyperparameters import sgd_policy
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum or Nesterov's momentum on request.
+
+    With ``momentum = mu``::
+
+        v <- mu * v + (1 - dampening) * g        (the first step stores g undamped)
+        p <- p - lr * v                          (nesterov: p <- p - lr * (mu * v + g))
+
+    and ``p <- p - lr * g`` without it; ``weight_decay`` adds ``weight_decay * p`` to g first.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping, nesting of these, or list of group dicts
+        Writeable native float32 or float64 arrays; they are updated in place.
+    lr : float
+        Learning rate, >= 0.
+    momentum : float
+        ``mu`` in [0, 1).
+    dampening : float
+        See the equation.
+    weight_decay : float
+        Coupled (L2) weight decay, >= 0.
+    nesterov : bool
+        Needs momentum > 0 and dampening = 0.
+    maximize : bool
+        Ascend instead of descend.
+    momentum_mode : {"torch", "lr_inside", "damped"}
+        "lr_inside" keeps the rate in the velocity, ``v <- mu v + lr g; p <- p - v`` (scikit-learn, Keras); "damped" is
+        ``v <- mu v + (1 - mu) g`` (HIPS autograd).
+    backend : {"auto", "c", "numba", "numpy", "cuda"}
+        All give the same bits.
+    threads : int, optional
+        Default: FASTOPTIM_NUM_THREADS, else OMP_NUM_THREADS, else the usable cores.
+    state_dir : path, optional
+        Keep the states in files in this folder, which go when the optimizer does; see `fastoptim.offload`.
+    memory_budget : int or str, optional
+        Bound for resident pages of parameters, gradients and states that are `numpy.memmap` arrays, in bytes or as
+        "512 MiB". Default: 256 MiB.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter or hyper-parameter is not as described.
+
+    References
+    ----------
+    Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013. torch.optim.SGD
+    is followed where conventions differ.
+
+    Examples
+    --------
+    >>> import numpy as np, fastoptim as fo
+    >>> w = np.array([1.0, 2.0])
+    >>> opt = fo.SGD(w, lr=0.5)
+    >>> opt.step(np.array([1.0, 1.0])).applied
+    True
+    >>> w
+    array([0.5, 1.5])
+    """
+
+    _rules = ("sgd", "momentum", "nesterov")
+    _names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "momentum_mode")
+    _policy = staticmethod(sgd_policy)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        momentum_mode: str = "torch",
+        backend: str = "auto",
+        threads: int | None = None,
+        state_dir: Any = None,
+        memory_budget: int | str | None = None,
+    ):
+        values = (lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode)
+        defaults = dict(zip(self._names, values, strict=True))
+        super().__init__(params, defaults, backend, threads, state_dir, memory_budget)

@@ -1,0 +1,34 @@
+"""The gradient norm, whose order of summation is fixed, and the clip factor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+
+def clip_factor(norm: float, max_norm: float | None) -> float:
+    """``min(1, max_norm / (norm + 1e-6))``, torch's; a NaN norm gives NaN."""
+    if max_norm is None:
+        return 1.0
+    factor = max_norm / (norm + 1e-6)
+    return 1.0 if factor > 1.0 else factor
+
+
+# Each array is cut into blocks of NORM_BLOCK elements; element i of a block is added, in order, to lane i % NORM_LANES
+# (float64, starting from +0). The lanes are added in pairs (0+1, 2+3, ...), and so on until one is left; then so are
+# the blocks of all arrays, in order, an odd one at the end being carried as it is.
+NORM_BLOCK = 4096
+NORM_LANES = 16
+# A float64 sum of squares that overflows or loses its small elements is taken again on gradients times a power of two.
+NORM_RETRY = 2.0**600
+NORM_TINY = 2.0**-900
+
+
+def norm_from_squares(sum_of_squares: Callable[[float], float]) -> float:
+    """Euclidean norm from ``sum_of_squares(k)``, the sum over all elements ``x`` of ``(k * x)**2`` in float64."""
+    total = sum_of_squares(1.0)
+    if total == math.inf:
+        return math.sqrt(sum_of_squares(1.0 / NORM_RETRY)) * NORM_RETRY
+    if total < NORM_TINY:
+        return math.sqrt(sum_of_squares(NORM_RETRY)) / NORM_RETRY
+    return math.sqrt(total)

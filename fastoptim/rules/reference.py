@@ -1,0 +1,75 @@
+"""The law executed by NumPy: what every other backend must equal, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .. import rules
+from .norm import NORM_BLOCK, NORM_LANES
+from .table import Rule
+
+Array = np.ndarray
+
+
+def _quiet() -> np.errstate:
+    """IEEE 754 says what overflow and the like give; no warning is wanted."""
+    return np.errstate(all="ignore")
+
+
+def update(
+    rule: Rule,
+    p: Array,
+    g: Array,
+    states: Sequence[Array],
+    coefficients: Sequence[float],
+    *,
+    s: float = 1.0,
+    decay: str = "none",
+    decay_coefficient: float = 0.0,
+) -> None:
+    """Apply one step of `rule` in place to `p` and `states`; all arrays have one shape and one dtype."""
+    T = p.dtype.type
+    with _quiet():
+        k = [T(c) for c in coefficients]
+        wd = T(decay_coefficient)
+        new_p = p
+        g = rules.scale(g, T(s))
+        if decay == "coupled":
+            g = rules.coupled(p, g, wd)
+        elif decay == "decoupled":
+            new_p = rules.decoupled(p, wd)
+        results = rule.function(new_p, g, *states, *k)
+        for target, result in zip((p, *states), results, strict=True):
+            target[...] = result
+
+
+def multiply(x: Array, factor: float) -> None:
+    """``x <- factor * x`` in place, with the factor rounded to the dtype of `x`."""
+    x *= x.dtype.type(factor)
+
+
+def block_sums(g: Array, grad_scale: float, k: float) -> Array:
+    """Sums of ``(k * (grad_scale * g))**2``, one float64 for each block of `g` (1-d, contiguous)."""
+    T = g.dtype.type
+    blocks = -(-g.size // NORM_BLOCK)
+    with _quiet():
+        x = np.zeros(blocks * NORM_BLOCK)
+        x[: g.size] = k * rules.scale(g, T(grad_scale)).astype(np.float64)
+        rows = x.reshape(blocks, NORM_BLOCK // NORM_LANES, NORM_LANES)
+        lanes = np.zeros((blocks, NORM_LANES))
+        for row in range(NORM_BLOCK // NORM_LANES):
+            lanes = lanes + rows[:, row] * rows[:, row]
+        while lanes.shape[1] > 1:
+            lanes = lanes[:, 0::2] + lanes[:, 1::2]
+    return lanes[:, 0]
+
+
+def tree_sum(values: Array) -> float:
+    """Sum of `values` by the fixed pairwise tree; 0 for none."""
+    with _quiet():
+        while values.size > 1:
+            even = values.size - values.size % 2
+            values = np.concatenate([values[0:even:2] + values[1:even:2], values[even:]])
+    return float(values[0]) if values.size else 0.0

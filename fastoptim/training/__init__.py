@@ -1,0 +1,5 @@
+"""The training loop and its parts."""
+
+from .fit import fit
+from .history import FitResult, TrainingWarning
+from .loop import Loop

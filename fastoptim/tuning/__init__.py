@@ -1,0 +1,1 @@
+"""Finding a learning rate and choosing an optimizer."""

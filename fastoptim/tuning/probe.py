@@ -1,0 +1,405 @@
+"""Find the learning rate by trying some: `probe_lr` and `lr_range_test`.
+
+Both train for real, in place, and then put everything back to the last bit: parameters, optimizer states, random
+generators and the position in the data, also if the loss function raises or Ctrl-C is pressed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..common.validation import count, real
+from ..optimizers.base import Optimizer
+from ..training.diagnosis import MINIMUM, Diagnosis, diagnose
+from .sandbox import LossAndGrad, Sandbox
+
+_SERIES = (1.0, 2.0, 5.0)  # rates are tried on the grid 1, 2, 5, 10, 20, 50, ...
+_DECADE = len(_SERIES)
+_REACH = 2  # so many neighbours on each side must be worse: a single one may be a mere bump in the way
+_BAD = ("diverged", "oscillating")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One candidate rate and what came of it.
+
+    Attributes
+    ----------
+    lr : float
+        The rate.
+    losses : numpy.ndarray
+        Loss on the anchor batch before the first step and after every step; cut off at the first that is not finite.
+    score : float
+        Mean of the last tenth of `losses`; infinite if one is not finite.
+    diagnosis : Diagnosis
+        Verdict, evidence and remedy.
+    """
+
+    lr: float
+    losses: np.ndarray
+    score: float
+    diagnosis: Diagnosis
+
+    @property
+    def verdict(self) -> str:
+        """The verdict of `diagnosis`."""
+        return self.diagnosis.verdict
+
+    @property
+    def bad(self) -> bool:
+        """Whether the rate is too large."""
+        return self.verdict in _BAD
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What `probe_lr` found.
+
+    Attributes
+    ----------
+    lr : float
+        The best rate found.
+    interval : tuple of float
+        The nearest rates below and above that are worse; 0 or infinity where none was tried.
+    probes : tuple of Probe
+        All candidates, by rate.
+    inconclusive : bool
+        Whether the budget ended before both neighbours of `lr` were known to be worse, or no rate was fit for use.
+    confirmed : tuple of Probe
+        The candidates of the longer horizon, by rate; empty without `confirm`.
+    """
+
+    lr: float
+    interval: tuple[float, float]
+    probes: tuple[Probe, ...]
+    inconclusive: bool
+    confirmed: tuple[Probe, ...] = ()
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        head = f"lr {self.lr:g}, between {low:g} and {high:g}" + (" (inconclusive)" if self.inconclusive else "")
+        lines = [
+            f"  {'*' if probe.lr == self.lr else ' '} {probe.lr:<8g} {probe.score:<12.5g} {probe.verdict}"
+            for probe in self.probes
+        ]
+        return "\n".join([head, "    rate     loss         verdict", *lines])
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What `lr_range_test` saw.
+
+    Attributes
+    ----------
+    rates, losses, smoothed : numpy.ndarray
+        Rate of each step, the loss of its minibatch before that step, and its bias-corrected running mean.
+    steepest : float
+        The rate at which the running mean fell fastest; NaN if it never fell.
+    blow_up : float
+        The rate at which the test ended because the running mean exceeded `stop` times its minimum; NaN if it did not.
+    """
+
+    rates: np.ndarray
+    losses: np.ndarray
+    smoothed: np.ndarray
+    steepest: float
+    blow_up: float
+
+
+def probe_lr(
+    loss_and_grad: LossAndGrad,
+    params: Any,
+    data: Any = None,
+    optimizer: str | Optimizer | Callable[..., Optimizer] = "adam",
+    *,
+    lr: float | None = None,
+    steps: int = 100,
+    max_probes: int = 16,
+    confirm: int | None = None,
+    anchor: Any = None,
+    batch_size: int | None = None,
+    rng: int | np.random.Generator | None = None,
+    generators: Iterable[Any] = (),
+    buffers: Any = (),
+) -> ProbeResult:
+    """Find a learning rate: start, probe briefly, read the curve, adjust, until both neighbours are worse.
+
+    Every candidate starts from the same parameters, optimizer states and random numbers, sees the same minibatches, and
+    is judged by its losses on one fixed batch, the anchor, that follows the minibatches it is trained on. Candidates
+    are 1, 2 or 5 times a power of ten. `fastoptim.diagnose` reads each curve: a rate that diverges or oscillates is
+    divided by 10 (by 100 if it left the numbers at once), one that is too slow is multiplied by 10 (by 100 if nothing
+    moves); around the best the steps become 2 to 2.5. The best rate is the one of the lowest score that neither
+    diverges nor oscillates, and it is accepted when its neighbours on both sides were tried and are worse, two on each
+    side unless the nearer one already is too large or too slow.
+
+    Parameters
+    ----------
+    loss_and_grad : callable
+        ``loss_and_grad(params, batch) -> (loss, grads)``, as for `fastoptim.fit`.
+    params : array or nesting of arrays
+        Trained in place, and put back.
+    data : arrays, `Minibatches` or None
+        As for `fastoptim.fit`. Iterators that can be read only once are refused, for they could not be put back.
+    optimizer : {"adam", "adamw", "sgd", "momentum"}, class, or an optimizer
+        A class or function is called with ``(params, lr=...)``, and first, for its default rate, with ``(params)``; if
+        it has none, `lr` must be given. An optimizer is probed from its present states, on copies of it; groups with
+        rates of their own keep their ratios to the first group, whose rate is meant.
+    lr : float, optional
+        Where to start, > 0; default: the optimizer's own.
+    steps : int
+        Steps per candidate, at least 10.
+    max_probes : int
+        Most candidates to try.
+    confirm : int, optional
+        Try the best rate again for so many steps, with its lower neighbour, and go down as long as that is better:
+        short probes flatter large rates.
+    anchor : batch, optional
+        A batch of your own, for example of validation data. Default: enough of the minibatches that follow for 256
+        examples or one minibatch; without minibatches the loss of the steps themselves.
+    batch_size, rng
+        As for `fastoptim.minibatches` (default 32), where `data` is arrays.
+    generators : iterable
+        Random generators (``numpy.random.Generator`` or ``RandomState``, ``random.Random``) that `loss_and_grad` draws
+        from. Those that it refers to by closure, attribute or global name are found without this, and so are the
+        global ones of NumPy and Python.
+    buffers : array or nesting of arrays
+        Whatever else `loss_and_grad` writes to and should be put back, such as running means.
+
+    Returns
+    -------
+    ProbeResult
+
+    Raises
+    ------
+    TypeError, ValueError
+        Bad arguments; nothing was changed. Whatever `loss_and_grad` raises is passed on, with everything put back.
+
+    Notes
+    -----
+    Costs at most ``max_probes * steps`` steps, each with one more loss for the anchor, and a copy of parameters and
+    states. Ctrl-C is held back while things are put back.
+
+    Examples
+    --------
+    >>> import numpy as np, fastoptim as fo
+    >>> curvature = np.geomspace(1.0, 100.0, 10)
+    >>> def loss_and_grad(x, batch):
+    ...     return 0.5 * np.sum(curvature * x**2), curvature * x
+    >>> result = fo.probe_lr(loss_and_grad, np.ones(10), None, "sgd")  # diverges beyond 2 / 100
+    >>> result.lr, result.interval
+    (0.01, (0.005, 0.02))
+    """
+    steps, max_probes = count("steps", steps, MINIMUM), count("max_probes", max_probes)
+    confirm = None if confirm is None else count("confirm", confirm, steps + 1)
+    lr = None if lr is None else real("lr", lr, 0.0)
+    with Sandbox(loss_and_grad, params, data, optimizer, batch_size, rng, generators, buffers, lr) as sandbox:
+        start = sandbox.default_lr if lr is None else lr
+        if not start > 0.0:
+            raise ValueError(f"lr must be > 0 to start from, got {start}")
+        if anchor is None:
+            anchor = sandbox.anchor(steps)
+        search = _Search(lambda k: _trial(sandbox, _rate(k), steps, anchor), max_probes)
+        best, inconclusive = search.run(_grid_index(start))
+        longer: dict[int, Probe] = {}
+        if confirm is not None and not search.done[best].bad:
+            longer[best] = _trial(sandbox, _rate(best), confirm, anchor)
+            while len(longer) < 4:
+                longer[best - 1] = _trial(sandbox, _rate(best - 1), confirm, anchor)
+                if not _better(longer[best - 1], longer[best]):
+                    break
+                best -= 1
+    low = max((k for k in (*search.done, *longer) if k < best), default=None)
+    high = min((k for k in (*search.done, *longer) if k > best), default=None)
+    return ProbeResult(
+        _rate(best),
+        (0.0 if low is None else _rate(low), math.inf if high is None else _rate(high)),
+        tuple(search.done[k] for k in sorted(search.done)),
+        inconclusive,
+        tuple(longer[k] for k in sorted(longer)),
+    )
+
+
+def lr_range_test(
+    loss_and_grad: LossAndGrad,
+    params: Any,
+    data: Any = None,
+    optimizer: str | Optimizer | Callable[..., Optimizer] = "adam",
+    *,
+    low: float = 1e-7,
+    high: float = 10.0,
+    steps: int = 200,
+    smoothing: float = 0.95,
+    stop: float = 4.0,
+    batch_size: int | None = None,
+    rng: int | np.random.Generator | None = None,
+    generators: Iterable[Any] = (),
+    buffers: Any = (),
+) -> RangeTest:
+    """Train while the rate grows exponentially from `low` to `high`, and watch the loss of the minibatches.
+
+    The usual plot: the loss falls where the rate begins to matter and rises where it becomes too large; a common choice
+    is a rate near the steepest fall. Every step starts where the last one ended, so that what is seen at one rate
+    depends on all smaller ones: `probe_lr` asks the question more carefully.
+
+    Parameters
+    ----------
+    low, high : float
+        First and last rate, ``0 < low < high``.
+    steps : int
+        Steps from `low` to `high`, at least 10.
+    smoothing : float
+        Weight ``beta`` of the past in the running mean ``s <- beta s + (1 - beta) loss``, in [0, 1); divided by
+        ``1 - beta**t`` it is unbiased.
+    stop : float
+        End as soon as the running mean exceeds its minimum so many times (or the loss is not finite), > 1.
+    loss_and_grad, params, data, optimizer, batch_size, rng, generators, buffers
+        As for `probe_lr`; everything is put back here, too.
+
+    Returns
+    -------
+    RangeTest
+
+    References
+    ----------
+    Smith, "Cyclical learning rates for training neural networks", WACV 2017.
+
+    Examples
+    --------
+    >>> import numpy as np, fastoptim as fo
+    >>> def loss_and_grad(x, batch):
+    ...     return 0.5 * np.sum(x**2), 1.0 * x
+    >>> test = fo.lr_range_test(loss_and_grad, np.ones(3), None, "sgd", high=100.0)
+    >>> bool(0.01 < test.steepest < 2.0 < test.blow_up)
+    True
+    """
+    steps, low, high = count("steps", steps, MINIMUM), real("low", low), real("high", high)
+    smoothing, stop = real("smoothing", smoothing, 0.0, 1.0), real("stop", stop)
+    if not 0.0 < low < high:
+        raise ValueError(f"expected 0 < low < high, got {low} and {high}")
+    if not stop > 1.0:
+        raise ValueError(f"stop must be > 1, got {stop}")
+    schedule = np.geomspace(low, high, steps)
+    losses: list[float] = []
+    smoothed: list[float] = []
+    mean, best, blow_up = 0.0, math.inf, math.nan
+    with Sandbox(loss_and_grad, params, data, optimizer, batch_size, rng, generators, buffers, low) as sandbox:
+        for lr, loss in zip(schedule, sandbox.train(schedule), strict=False):
+            losses.append(loss)
+            mean = smoothing * mean + (1.0 - smoothing) * loss
+            smoothed.append(mean / (1.0 - smoothing ** len(losses)))
+            best = min(best, smoothed[-1])
+            if not math.isfinite(loss) or smoothed[-1] > best + (stop - 1.0) * abs(best):
+                blow_up = float(lr)
+                break
+    curve = np.array(smoothed)
+    rates = schedule[: len(curve)]
+    steepest = math.nan
+    if len(curve) > 2:
+        with np.errstate(invalid="ignore"):
+            slope = np.gradient(curve, np.log(rates))
+        slope[~np.isfinite(slope)] = 0.0
+        if slope.min() < -1e-9 * abs(curve[0]):  # more than round-off
+            steepest = float(rates[slope.argmin()])
+    return RangeTest(rates, np.array(losses), curve, steepest, blow_up)
+
+
+def _trial(sandbox: Sandbox, lr: float, steps: int, anchor: Any) -> Probe:
+    """Train at one rate and judge the losses on the anchor batch; None: on the batch that every step sees."""
+    training = sandbox.train([lr] * steps)
+    if anchor is None:
+        losses = list(_until_nonfinite(training))
+        if len(losses) == steps:
+            losses.append(sandbox.evaluate(sandbox.next_batch())[0])
+    else:
+        sandbox.restore()
+        losses = [sandbox.evaluate(anchor)[0]]
+        losses += _until_nonfinite(sandbox.evaluate(anchor)[0] for _ in training)
+    return _judge(lr, np.array(losses), sandbox.momentum)
+
+
+def _until_nonfinite(losses: Iterable[float]) -> Iterator[float]:
+    for loss in losses:
+        yield loss
+        if not math.isfinite(loss):
+            return
+
+
+def _judge(lr: float, losses: np.ndarray, momentum: float) -> Probe:
+    diagnosis = diagnose(losses, anchor=True, momentum=momentum, lr=lr)
+    score = float(np.mean(losses[-max(5, len(losses) // 10) :])) if np.isfinite(losses[-1]) else math.inf
+    return Probe(lr, losses, score, diagnosis)
+
+
+def _rate(k: int) -> float:
+    return float(f"{_SERIES[k % _DECADE]:g}e{k // _DECADE}")
+
+
+def _grid_index(lr: float) -> int:
+    """Where on the grid `lr` lies, or the grid's nearest rate."""
+    near = round(_DECADE * math.log10(lr))
+    return min(range(near - 1, near + 2), key=lambda k: abs(math.log(_rate(k) / lr)))
+
+
+def _better(a: Probe, b: Probe) -> bool:
+    """Whether `a` is the better candidate: any that is fit for use beats one that is not."""
+    if a.bad or b.bad:
+        return (a.bad, a.lr) < (b.bad, b.lr)
+    return (a.score, a.lr) < (b.score, b.lr)
+
+
+class _Search:
+    """Minimum over the grid of rates: decades first, then neighbours."""
+
+    def __init__(self, trial: Callable[[int], Probe], budget: int):
+        self._trial, self._budget = trial, budget
+        self.done: dict[int, Probe] = {}
+
+    def run(self, start: int) -> tuple[int, bool]:
+        """The best index, and whether the search is inconclusive."""
+        k: int | None = start
+        while k is not None and len(self.done) < self._budget:
+            self.done[k] = self._trial(k)
+            k = self._next()
+        best = self._best()
+        return best, k is not None or self.done[best].bad
+
+    def _best(self) -> int:
+        best = next(iter(self.done))
+        for k, probe in self.done.items():
+            if _better(probe, self.done[best]):
+                best = k
+        return best
+
+    def _next(self) -> int | None:
+        """The rate to try next; None if the best has been accepted."""
+        best = self._best()
+        probe = self.done[best]
+        above = min((k for k in self.done if k > best), default=None)
+        below = max((k for k in self.done if k < best), default=None)
+        if probe.bad:  # everything tried is too large
+            far = not math.isfinite(probe.score) or probe.score > 1e3 * abs(probe.losses[0])
+            return best - _DECADE * (2 if far else 1)
+        if above is None:
+            still = abs(probe.diagnosis.evidence["drop"]) < 1e-3 and not probe.diagnosis.evidence["noise"] > 1e-3
+            return best + _DECADE * (2 if still else 1)
+        if below is None:
+            return best - _DECADE
+        if above - best > _DECADE:
+            return best + _DECADE
+        if below is not None and best - below > _DECADE:
+            return best - _DECADE
+        for distance in range(1, _REACH + 1):
+            for k in (best + distance, best - distance):
+                if k not in self.done and not self._hopeless(best, k):
+                    return k
+        return None
+
+    def _hopeless(self, best: int, k: int) -> bool:
+        """Whether a rate between `best` and `k` is known to be too large or too slow already."""
+        between = [self.done[i] for i in range(min(best, k) + 1, max(best, k)) if i in self.done]
+        return any(probe.bad if k > best else probe.verdict == "too slow" for probe in between)

@@ -1,0 +1,156 @@
+"""Train in place and put everything back: parameters, optimizer states, random generators, position in the data."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..common.generators import _GENERATORS, _generator_state, _generators_within, _set_generator_state
+from ..common.signals import _Interrupts
+from ..common.trees import Structure
+from ..optimizers.base import Optimizer
+from ..optimizers.names import OPTIMIZERS
+from ..training.data import Minibatches
+
+LossAndGrad = Callable[[Any, Any], tuple[Any, Any]]
+ANCHOR_EXAMPLES = 256  # the anchor batch has at least as many, if there are as many
+
+
+class Sandbox:
+    """Train in place, and put everything back on leaving the ``with`` block.
+
+    Parameters are as for `probe_lr`.
+    """
+
+    def __init__(
+        self,
+        loss_and_grad: LossAndGrad,
+        params: Any,
+        data: Any,
+        optimizer: str | Optimizer | Callable[..., Optimizer],
+        batch_size: int | None,
+        rng: int | np.random.Generator | None,
+        generators: Iterable[Any],
+        buffers: Any,
+        lr: float | None = None,
+    ):
+        if not callable(loss_and_grad):
+            raise TypeError(f"loss_and_grad must be callable, got {type(loss_and_grad).__name__}")
+        if isinstance(params, Iterator) or isinstance(data, Iterator):
+            raise TypeError("an iterator cannot be put back: pass arrays, minibatches or None")
+        if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {list(OPTIMIZERS)}, a class or an optimizer, got {optimizer!r}")
+        if data is None or isinstance(data, Minibatches):
+            if batch_size is not None or rng is not None:
+                raise ValueError("batch_size and rng say how to cut arrays into minibatches; there are none to cut")
+            self.batches = data
+        else:
+            self.batches = Minibatches(data, 32 if batch_size is None else batch_size, rng=0 if rng is None else rng)
+        self._loss_and_grad, self.params = loss_and_grad, params
+        leaves = [*Structure(params).leaves(params), *Structure(buffers).leaves(buffers)]
+        if isinstance(optimizer, Optimizer):
+            leaves += [p for group in optimizer.param_groups for p in group["params"]]
+        for leaf in leaves:
+            if not isinstance(leaf, np.ndarray):
+                raise TypeError(f"parameters and buffers must be NumPy arrays, got {type(leaf).__name__}")
+        self._arrays = list({id(leaf): leaf for leaf in leaves}.values())
+        self._optimizer = optimizer
+        found = list(generators)
+        for generator in found:
+            if not isinstance(generator, _GENERATORS):
+                raise TypeError(f"generators: expected random generators, got {type(generator).__name__}")
+        found += _generators_within(loss_and_grad)
+        if self.batches is not None:
+            found.append(self.batches.rng)
+        self._generators = list({id(generator): generator for generator in found}.values())
+        self._interrupts = _Interrupts()
+        try:
+            groups = self._new_optimizer(None).param_groups
+        except TypeError:  # a factory that wants a rate
+            if lr is None:
+                raise
+            groups = self._new_optimizer(lr).param_groups
+        self.default_lr = float(groups[0]["lr"])
+        self._ratios = [group["lr"] / self.default_lr if self.default_lr else 1.0 for group in groups]
+        self.momentum = float(groups[0]["momentum"] if "momentum" in groups[0] else groups[0]["betas"][0])
+
+    def __enter__(self) -> Sandbox:
+        self._saved = [array.copy(order="K") for array in self._arrays]
+        self._states = [_generator_state(generator) for generator in self._generators]
+        self._global_states = random.getstate(), np.random.get_state(legacy=False)
+        self._position = None if self.batches is None else self.batches.state_dict()
+        self._interrupts.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.restore()
+        finally:
+            self._interrupts.__exit__()
+
+    def restore(self) -> None:
+        """Put everything back to where it was on entering."""
+        for array, saved in zip(self._arrays, self._saved, strict=True):
+            array[...] = saved
+        if self.batches is not None:
+            self.batches.load_state_dict(self._position)  # type: ignore[arg-type]
+        for generator, state in zip(self._generators, self._states, strict=True):
+            _set_generator_state(generator, state)
+        python_state, numpy_state = self._global_states
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+    def evaluate(self, batch: Any) -> tuple[float, Any]:
+        """Loss and gradients of a batch; here Ctrl-C is heard."""
+        self._interrupts.open()
+        try:
+            with np.errstate(all="ignore"):
+                loss, grads = self._loss_and_grad(self.params, batch)
+        finally:
+            self._interrupts.close()
+        return float(loss), grads
+
+    def next_batch(self) -> Any:
+        """The next minibatch, None without data."""
+        return None if self.batches is None else self.batches.next_batch()
+
+    def train(self, rates: Sequence[float] | np.ndarray) -> Iterator[float]:
+        """One step per rate from the state on entering; yields the loss that each minibatch had before its step."""
+        self.restore()
+        optimizer = self._new_optimizer(float(rates[0]))
+        for lr in rates:
+            loss, grads = self.evaluate(self.next_batch())
+            for group, ratio in zip(optimizer.param_groups, self._ratios, strict=True):
+                group["lr"] = float(lr) * ratio
+            with np.errstate(all="ignore"):
+                optimizer.step(grads)
+            yield loss
+
+    def anchor(self, steps: int) -> Any:
+        """The minibatches that follow those of a trial, joined; None if every step sees all the data."""
+        if self.batches is None or len(self.batches) == 1:
+            return None
+        for _ in range(steps):
+            self.batches.next_batch()
+        first = self.batches.next_batch()
+        columns = [[part] for part in self.batches.parts(first)]
+        if all(type(column[0]) is np.ndarray for column in columns):  # joining others may lose their masks
+            wanted = min(ANCHOR_EXAMPLES, self.batches.examples)
+            while sum(len(part) for part in columns[0]) < wanted:
+                for column, part in zip(columns, self.batches.parts(self.batches.next_batch()), strict=True):
+                    column.append(part)
+        return self.batches.assemble([np.concatenate(column) if len(column) > 1 else column[0] for column in columns])
+
+    def _new_optimizer(self, lr: float | None) -> Optimizer:
+        if isinstance(self._optimizer, Optimizer):
+            shared = {id(p): p for group in self._optimizer.param_groups for p in group["params"]}
+            return copy.deepcopy(self._optimizer, shared)
+        make = OPTIMIZERS[self._optimizer] if isinstance(self._optimizer, str) else self._optimizer
+        return make(self.params) if lr is None else make(self.params, lr=lr)

@@ -1,0 +1,133 @@
+"""The CUDA backend without a GPU: its logic in Numba's simulator, and what it says where it cannot run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim.backends import available
+from fastoptim.backends.cuda import backend as cuda_backend
+from tests.support import ROOT
+from tests.support.cases import VARIANTS
+
+needs_numba_cuda = pytest.mark.skipif(
+    find_spec("numba_cuda") is None, reason='LOUD: numba-cuda is missing: pip install "fastoptim[cuda]"'
+)
+
+
+@needs_numba_cuda
+def test_logic_in_the_simulator():
+    done = simulated("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/support/simulator/cuda_logic.py")
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
+    assert counts["passed"] > 80
+    assert "skipped" not in counts
+
+
+def simulated(*command):
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@needs_numba_cuda
+def test_gpu_check_runs_through_its_logic(tmp_path):
+    done = simulated("benchmarks/gpu_check.py", "--tune", "--json", str(tmp_path / "gpu.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert result["simulated"] is True
+    assert result["bits"]["differing"] == 0
+    assert result["bits"]["checks"] > 4 * len(VARIANTS)
+    assert result["bits"]["elements"] > 50_000
+    assert {row["rule"] for row in result["sizes"]} == {"sgd", "momentum", "adam"}
+    assert set(result["first_use"]) == {"first_step_cold_s", "first_step_cached_s", "warm_step_host_us"}
+    assert len(result["tune"]) == 2
+    assert result["bars"] == {"0 differing bits": True}
+    assert "simulated: the times mean nothing" in done.stdout
+
+
+PLANTED = """
+import sys
+sys.path.insert(0, "benchmarks")
+import gpu_check
+from fastoptim.backends.cuda import simulator
+wrong = simulator.add
+simulator.add = lambda a, b: wrong(a, b) * a.dtype.type(1 + 2e-7)
+gpu_check.VARIANTS = gpu_check.VARIANTS[-2:]
+checks = gpu_check.check_kernels(gpu_check.get_backend("cuda"), (9,), gpu_check.ordinary, 0)
+print(sum(differing for *_, differing in checks))
+"""
+
+
+@needs_numba_cuda
+def test_gpu_check_finds_a_planted_error():
+    done = simulated("-c", PLANTED)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """A backend that is looked for again."""
+    from fastoptim.backends import get_backend
+
+    get_backend.cache_clear()
+    yield monkeypatch
+    get_backend.cache_clear()
+
+
+def test_missing_numba_cuda_is_named(fresh):
+    fresh.setattr(cuda_backend, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'needs numba-cuda: pip install "fastoptim\[cuda\]"'):
+        fo.SGD(np.ones(3), backend="cuda")
+    assert "numba-cuda" in available("cuda")
+
+
+class NoDriver:
+    """numba.cuda on a machine that has no driver, or no GPU."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def is_available(self):
+        return False
+
+    def cuda_error(self):
+        return self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [("\nCUDA driver library\ncannot be found.\n", "CUDA driver library cannot"), (None, "no GPU")]
+)
+def test_missing_driver_or_gpu_is_named_in_one_sentence(error, said):
+    with pytest.raises(RuntimeError) as caught:
+        cuda_backend._require_device(NoDriver(error))
+    message = str(caught.value)
+    assert said in message
+    assert "install NVIDIA's driver" in message
+    assert "\n" not in message
+
+
+@needs_numba_cuda
+def test_here_the_backend_works_or_says_why_not():
+    from numba import cuda
+
+    reason = available("cuda")
+    assert (reason is None) == cuda.is_available()
+    if reason is not None:
+        with pytest.raises(RuntimeError, match="needs an NVIDIA GPU and its driver"):
+            fo.SGD(np.ones(3), backend="cuda")

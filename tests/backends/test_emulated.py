@@ -1,0 +1,193 @@
+"""The kernels on other processors: cross-compiled or emulated, against the golden hashes.
+
+``tests/support/emulated/steps.c`` is linked with the C files of the extension (all but the one that needs Python)
+and runs the jobs of `golden` under qemu's user-mode emulator, with flush-to-zero switched on by others meanwhile.
+"""
+
+from __future__ import annotations
+
+import platform
+import runpy
+import shutil
+import signal
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastoptim.backends.c import RULE_NAMES
+from fastoptim.rules.table import DECAYS
+from tests.support import ROOT, golden
+
+SOURCES = ("plan.c", "pool.c", "kernels/cpu.c", "kernels/kernels.c")
+GOLDEN = golden.load()
+ISAS = ["baseline", "avx2", "avx512"]
+
+if not (ROOT / "csrc").is_dir():
+    pytest.skip("LOUD: no C sources beside the tests", allow_module_level=True)
+
+
+def tool(name: str, package: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"LOUD: {name} is missing; apt-get install {package}")
+    return path
+
+
+def build(compiler: str, target: Path, *flags: str) -> Path:
+    sources = [ROOT / "csrc" / name for name in SOURCES]
+    command = [compiler, *runpy.run_path(str(ROOT / "csrc" / "build_ffi.py"))["FLAGS"], *flags, f"-I{ROOT / 'csrc'}"]
+    command += [
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-o",
+        target,
+        ROOT / "tests/support/emulated/steps.c",
+        *sources,
+        "-pthread",
+        "-lm",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    """The program built for this machine, statically, so that emulating an old processor starts no newer libc code."""
+    if platform.machine() != "x86_64":
+        pytest.skip("LOUD: this machine is not x86-64")
+    return build(tool("gcc", "gcc"), tmp_path_factory.mktemp("native") / "steps", "-static")
+
+
+@pytest.fixture(scope="module")
+def aarch64(tmp_path_factory):
+    compiler = tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross")
+    return build(compiler, tmp_path_factory.mktemp("aarch64") / "steps", "-static")
+
+
+def request(jobs: list[golden.Job]) -> bytes:
+    parts = []
+    for job in jobs:
+        variant = job.variant
+        storage = 0 if job.dtype is np.float32 else 1
+        parts.append(
+            struct.pack(
+                "=6iqdd",
+                RULE_NAMES.index(variant.rule.name),
+                DECAYS.index(variant.decay),
+                variant.maximize,
+                storage,
+                job.threads,
+                len(job.grads),
+                len(job.entries),
+                golden.SCALE,
+                variant.decay_coefficient,
+            )
+        )
+        parts.append(np.array([p.size for p, *_ in job.entries], np.int64).tobytes())
+        parts += [x.tobytes() for entry in job.entries for x in entry]
+        for coefficients, grads in zip(job.coefficients, job.grads, strict=True):
+            parts.append(struct.pack("=8d", *coefficients, *[0.0] * (8 - len(coefficients))))
+            parts += [g.tobytes() for g in grads]
+    return b"".join(parts)
+
+
+def answers(jobs: list[golden.Job], output: bytes) -> list[list[np.ndarray]]:
+    found, at = [], 0
+    for job in jobs:
+        found.append([])
+        for template in [*(x for entry in job.entries for x in entry), np.zeros(1)]:
+            found[-1].append(np.frombuffer(output, template.dtype, template.size, at))
+            at += template.nbytes
+    assert at == len(output)
+    return found
+
+
+def started(command: list, data: bytes = b"") -> tuple[int, str, bytes]:
+    """Exit status, what the program itself said on standard error (qemu warns there too), and its output."""
+    done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=300)
+    lines = done.stderr.decode().strip().splitlines()
+    return done.returncode, "\n".join(line for line in lines if not line.startswith("qemu-")), done.stdout
+
+
+def run(command: list) -> tuple[str, dict[str, str]]:
+    """The instruction set that the program chose, and the hash for every name of the file."""
+    named = list(golden.jobs(GOLDEN))
+    every = [job for _, jobs in named for job in jobs]
+    status, chosen, output = started(command, request(every))
+    assert status == 0, (status, chosen)
+    remaining = iter(answers(every, output))
+    return chosen, {name: golden.hash_of([next(remaining) for _ in jobs]) for name, jobs in named}
+
+
+@pytest.mark.parametrize(
+    ("sanitizers", "optimization"),
+    [("address,undefined", "-O0"), ("thread", "-O1")],  # memory and arithmetic; races between the pool's threads
+    ids=["address,undefined", "thread"],
+)
+def test_sanitizers_find_nothing(tmp_path, sanitizers, optimization):
+    compiler = tool("gcc", "gcc")
+    flags = [optimization, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    (tmp_path / "probe.c").write_text("int main(void) { return 0; }")
+    probe = [compiler, *flags, "-o", tmp_path / "probe", tmp_path / "probe.c"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode or started([tmp_path / "probe"])[0]:
+        pytest.skip(f"LOUD: this compiler or machine has no -fsanitize={sanitizers}; apt-get install gcc libc6-dev")
+    _, hashes = run([build(compiler, tmp_path / "steps", *flags)])
+    assert hashes == GOLDEN["hashes"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_native_build_gives_the_golden_hashes(native, isa):
+    _, best, _ = started([native])
+    if ISAS.index(isa) > ISAS.index(best):
+        status, message, _ = started([native, isa])
+        assert status == 1 and "lacks" in message
+        pytest.skip(f"LOUD: this machine stops at {best}")
+    chosen, hashes = run([native, isa])
+    assert chosen == isa
+    assert hashes == GOLDEN["hashes"]
+
+
+def test_aarch64_gives_the_golden_hashes(aarch64):
+    chosen, hashes = run([tool("qemu-aarch64", "qemu-user"), aarch64])
+    assert chosen == "neon"
+    assert hashes == GOLDEN["hashes"]
+
+
+@pytest.mark.parametrize(
+    ("processor", "isa"),
+    [
+        ("Nehalem", "baseline"),
+        ("SandyBridge", "baseline"),  # AVX, but not AVX2
+        ("Haswell", "avx2"),
+        ("Haswell,-avx2", "baseline"),
+        ("Haswell,-xsave", "baseline"),  # AVX2 whose registers the system does not save
+        ("Skylake-Server,-avx512f", "avx2"),
+    ],
+)
+def test_dispatcher_stays_within_the_emulated_processor(native, processor, isa):
+    command = [tool("qemu-x86_64", "qemu-user"), "-cpu", processor, native]
+    status, chosen, _ = started(command)
+    if isa == "avx2" and (status, chosen) == (0, "baseline"):
+        pytest.skip("LOUD: this qemu does not emulate AVX2; apt-get install qemu-user, version 7.2 or newer")
+    assert (status, chosen) == (0, isa)
+    if processor in ("Nehalem", "Haswell"):
+        assert run(command) == (isa, GOLDEN["hashes"])
+    for better in ISAS[ISAS.index(isa) + 1 :]:
+        status, message, _ = started([*command, better])
+        assert status == 1 and "lacks" in message
+
+
+def test_an_instruction_that_the_emulated_processor_lacks_ends_the_program(tmp_path):
+    """The net that the test above relies on."""
+    if platform.machine() != "x86_64":
+        pytest.skip("LOUD: this machine is not x86-64")
+    qemu, compiler = tool("qemu-x86_64", "qemu-user"), tool("gcc", "gcc")
+    (tmp_path / "leak.c").write_text('int main(void) { __asm__ volatile("vpaddd %ymm0, %ymm0, %ymm0"); return 0; }')
+    subprocess.run([compiler, "-static", "-o", tmp_path / "leak", tmp_path / "leak.c"], check=True)
+    assert started([qemu, "-cpu", "Haswell", tmp_path / "leak"])[0] == 0
+    assert started([qemu, "-cpu", "Nehalem", tmp_path / "leak"])[0] == -signal.SIGILL

@@ -1,0 +1,207 @@
+"""What is compiled for CUDA rounds as the law does: every kernel's PTX, read without a GPU.
+
+A multiply or add without ``.rn`` may be fused by ptxas, ``.ftz`` loses subnormal numbers, ``.approx`` rounds anyhow.
+The machine code that NVIDIA's assembler makes of it is read too, where the disassembler is installed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastoptim.backends.cuda import kernels
+from fastoptim.rules import lowering
+from fastoptim.rules.norm import NORM_LANES
+from fastoptim.rules.table import RULES
+
+pytestmark = pytest.mark.skipif(
+    find_spec("numba_cuda") is None, reason='LOUD: no PTX was read: pip install "fastoptim[cuda]" brings the compiler'
+)
+
+DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
+CAPABILITY = (9, 0)
+INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z]\w*(?:\.\w+)+)", re.MULTILINE)
+
+
+def faults(ptx):
+    """Instructions that may round otherwise than the law."""
+    found = []
+    for name in INSTRUCTION.findall(ptx):
+        operation, *modifiers = name.split(".")
+        floats = {"f32", "f64", "f16", "f16x2", "f32x2", "bf16"} & set(modifiers)
+        if operation in ("fma", "mad") and floats:
+            found.append(name)
+        if {"ftz", "approx"} & set(modifiers):
+            found.append(name)
+        if operation in ("mul", "add", "sub", "div", "sqrt") and floats and "rn" not in modifiers:
+            found.append(name)
+        if operation in ("rcp", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh", "min", "max") and floats:
+            found.append(name)
+    return found
+
+
+def operations(ptx):
+    """How often each arithmetic operation occurs."""
+    return Counter(name.split(".")[0] for name in INSTRUCTION.findall(ptx) if re.search(r"\.rn\.f(32|64)$", name))
+
+
+def compiled(function, signature):
+    from numba import cuda
+
+    ptx, _ = cuda.compile_ptx(function, signature, cc=CAPABILITY)
+    return ptx
+
+
+@cache
+def kernel_ptx(name, dtype):
+    module = lowering.load(f"cuda_{dtype.name}", kernels.source(dtype))
+    return compiled(getattr(module, name), kernels.signatures(dtype)[name])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("name", sorted(kernels.signatures(DTYPES[0])) if find_spec("numba") else [])
+def test_every_kernel_rounds_each_operation_by_itself(name, dtype):
+    ptx = kernel_ptx(name, dtype)
+    assert ".target sm_90" in ptx
+    assert ".visible .entry" in ptx
+    assert faults(ptx) == []
+    assert bool(operations(ptx)) == (name not in ("fill", "move"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
+def test_updates_hold_the_operations_of_the_law_and_wide_loads(rule, dtype):
+    streams = 2 + len(rule.states)
+    width = 16 // dtype.itemsize
+    suffix = {4: "f32", 8: "f64"}[dtype.itemsize]
+    text = lowering.scalar(rule.function, calls=True)
+    for decay, extra in (("none", 0), ("coupled", 1), ("decoupled", 1)):
+        name = lowering.element_name(rule, decay)
+        ptx = kernel_ptx(name, dtype)
+        counts = operations(ptx)
+        copies, rest = divmod(counts["mul"], text.count("mul(") + 1 + extra)
+        assert rest == 0, "some multiply of the law is missing or was added"
+        assert copies > width
+        assert counts["div"] == copies * text.count("div(")
+        assert counts["sqrt"] == copies * text.count("root(")
+        assert counts["add"] + counts["sub"] == copies * (
+            text.count("add(") + text.count("sub(") + (decay == "coupled")
+        )
+        assert ptx.count(f"ld.global.v{width}.{suffix}") % streams == 0
+        assert ptx.count(f"ld.global.v{width}.{suffix}") > 0
+
+
+def test_norm_adds_in_float64_whatever_the_dtype():
+    for dtype in DTYPES:
+        names = INSTRUCTION.findall(kernel_ptx("sum_squares_1", dtype))
+        assert "add.rn.f64" in names
+        assert "add.rn.f32" not in names
+        assert "st.shared.f64" in names
+    assert NORM_LANES == 16, "threads of a block are dealt out to lanes by 16"
+
+
+# --- Machine code -------------------------------------------------------------------------------------------------
+
+NVDISASM = next(
+    (str(path) for folder in sys.path for path in Path(folder).glob("nvidia/cu*/bin/nvdisasm*") if path.is_file()), None
+) or shutil.which("nvdisasm")
+needs_nvdisasm = pytest.mark.skipif(
+    NVDISASM is None, reason="LOUD: no machine code was read: pip install nvidia-cuda-nvdisasm"
+)
+
+
+def machine_code(ptx, folder):
+    """How often each instruction occurs in what the assembler makes of a kernel."""
+    from cuda.bindings import nvjitlink
+
+    link = nvjitlink.create(1, ["-arch=sm_{}{}".format(*CAPABILITY)])
+    text = ptx.encode() + b"\0"
+    nvjitlink.add_data(link, nvjitlink.InputType.PTX, text, len(text), "kernel")
+    nvjitlink.complete(link)
+    code = bytearray(nvjitlink.get_linked_cubin_size(link))
+    nvjitlink.get_linked_cubin(link, code)
+    path = folder / "kernel.cubin"
+    path.write_bytes(code)
+    listing = subprocess.run([NVDISASM, "-c", str(path)], capture_output=True, text=True, check=True).stdout
+    return Counter(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", listing))
+
+
+@needs_nvdisasm
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
+def test_machine_code_has_every_multiply_and_add_of_its_own(rule, dtype, tmp_path):
+    ptx = kernel_ptx(lowering.element_name(rule, "coupled"), dtype)
+    code, counts = machine_code(ptx, tmp_path), operations(ptx)
+    letter = {4: "F", 8: "D"}[dtype.itemsize]
+    iterates = counts["div"] + counts["sqrt"] > 0  # these become sequences of instructions, fused ones among them
+    assert code[f"{letter}MUL"] > 0
+    assert iterates or code[f"{letter}FMA"] == 0
+    if dtype == np.float32 or not iterates:
+        adds = counts["add"] + counts["sub"]
+        assert code[f"{letter}MUL"] * adds == code[f"{letter}ADD"] * counts["mul"], "an operation was fused or lost"
+
+
+@needs_nvdisasm
+def test_fused_machine_code_is_found(tmp_path):
+    from numba import cuda, types
+
+    names = {"cuda": cuda}
+    exec("def kernel(x):\n    x[0] = x[1] * x[2] + x[0]", names)
+    ptx = compiled(names["kernel"], (types.Array(types.float32, 1, "C"),))
+    assert machine_code(ptx, tmp_path)["FFMA"] > 0
+
+
+# --- Planted faults -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statement", "planted"),
+    [
+        ("x[0] = x[1] * x[2]", "mul.f32"),
+        ("x[0] = x[1] + x[2]", "add.f32"),
+        ("x[0] = x[1] - x[2]", "sub.f32"),
+        ("x[0] = x[1] * x[2] + x[0]", "fma.rn.f32"),
+        ("x[0] = libdevice.fast_fdividef(x[1], x[2])", "div.approx"),
+        ("x[0] = libdevice.rsqrtf(x[1])", "rsqrt.approx"),
+    ],
+)
+def test_planted_faults_are_found(statement, planted):
+    from numba import cuda, types
+    from numba.cuda import libdevice
+
+    names = {"cuda": cuda, "libdevice": libdevice}
+    exec(f"def kernel(x):\n    {statement}", names)
+    found = faults(compiled(names["kernel"], (types.Array(types.float32, 1, "C"),)))
+    assert any(name.startswith(planted) for name in found), found
+
+
+def test_planted_plain_multiply_in_the_law_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    scalar = lowering.scalar
+    monkeypatch.setattr(
+        lowering, "scalar", lambda f, calls=False: scalar(f, calls).replace("mul(c2, mul(g, g))", "c2 * mul(g, g)")
+    )
+    text = kernels.source(DTYPES[0])
+    assert "c2 * mul(g, g)" in text
+    module = lowering.load("planted", text)
+    signature = kernels.signatures(DTYPES[0])["adam_none"]
+    assert faults(compiled(module.adam_none, signature)) != []
+
+
+def test_flushing_of_subnormals_is_found():
+    assert faults("\tmul.rn.ftz.f32 \t%f1, %f2, %f3;\n\t@%p1 add.f64 %fd1, %fd2, %fd3;\n") == [
+        "mul.rn.ftz.f32",
+        "add.f64",
+    ]
+    assert (
+        faults("\tmul.wide.s32 %rd1, %r1, 4;\n\tmad.lo.s64 %rd1, %rd2, %rd3, %rd4;\n\tadd.s64 %rd1, %rd2, 1;\n") == []
+    )

@@ -1,0 +1,276 @@
+"""Several processes: the bits of one, errors on every rank, checkpoints that any number of ranks can load.
+
+The ranks' side of these tests is in ``mpi_worker.py``; the whole of it, on up to four ranks, in ``proofs/mpi_*.py``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from inspect import signature
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastoptim as fo
+from fastoptim.distributed.partition import chunks, ranges
+from fastoptim.rules.norm import NORM_BLOCK
+from tests.support import PROOFS, ROOT, mpi
+
+WORKER = ROOT / "tests" / "support" / "mpi_worker.py"
+EXAMPLE = mpi.ROOT / "examples" / "digits_mpi.py"
+
+needs_mpi = pytest.mark.skipif(
+    mpi.mpiexec() is None, reason='NOT TESTED: several processes; pip install "fastoptim[mpi]" brings what is missing'
+)
+
+
+# --- Who owns what ------------------------------------------------------------------------------------------------
+
+some_sizes = st.lists(st.integers(0, 5 * NORM_BLOCK), min_size=1, max_size=8)
+
+
+@settings(deadline=None, max_examples=200)
+@given(sizes=some_sizes, ranks=st.integers(1, 7), blocks=st.integers(1, 9))
+def test_every_element_has_one_owner_and_cuts_lie_between_blocks(sizes, ranks, blocks):
+    numbers = [3 * i for i in range(len(sizes))]
+    found = chunks(0, np.dtype(np.float32), sizes, numbers, ranks, blocks * NORM_BLOCK)
+    owners = {number: np.zeros(size, int) for number, size in zip(numbers, sizes, strict=True)}
+    positions = []
+    for rank in range(ranks):
+        for chunk in found:
+            for number, start, stop in chunk.parts[rank]:
+                owners[number][start:stop] += 1
+                positions.append((number, start))
+                assert start % NORM_BLOCK == 0
+                assert stop % NORM_BLOCK == 0 or stop == owners[number].size
+    assert all((count == 1).all() for count in owners.values())
+    assert positions == sorted(positions) or 0 in sizes  # slices are contiguous, in the order of ranks
+    assert {number for number, _ in positions} == set(numbers)
+    for chunk in found:
+        assert chunk.counts == tuple(sum(part.size for part in own) for own in chunk.parts)
+        assert chunk.displacements == tuple(np.cumsum([0, *chunk.counts[:-1]]))
+        assert max(chunk.counts) <= (blocks + 1) * NORM_BLOCK
+    share = sum(sizes) / ranks
+    for rank in range(ranks):
+        owned = sum(stop - start for start, stop in ranges(found, rank).values())
+        assert abs(owned - share) <= NORM_BLOCK
+
+
+# --- The same bits ------------------------------------------------------------------------------------------------
+
+
+@needs_mpi
+@pytest.mark.parametrize(("ranks", "every", "cases"), [(2, 7, 14), (3, 25, 4)])
+def test_ranks_have_the_bits_of_one_process(ranks, every, cases):
+    done = mpi.run(ranks, PROOFS / "mpi_bits.py", "--worker", "--steps", 8, "--every", every)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{ranks} ranks: {cases} cases of 8 steps" in done.stdout and "0 bits differ" in done.stdout
+
+
+@needs_mpi
+def test_the_bits_are_compared_at_all():
+    """The proof fails where one element of a reduced gradient is another."""
+    planted = (
+        "import sys; sys.argv = ['mpi_bits.py', '--worker', '--steps', '2', '--every', '32']\n"
+        "import runpy, fastoptim.distributed.channel as c\n"
+        "finish = c.Channel.finish_reduce\n"
+        "def flip(self, chunk, buffers):\n"
+        "    own = finish(self, chunk, buffers)\n"
+        "    own[-1:] += 1\n"
+        "    return own\n"
+        "c.Channel.finish_reduce = flip\n"
+        f"runpy.run_path({str(PROOFS / 'mpi_bits.py')!r}, run_name='__main__')\n"
+    )
+    done = mpi.run(2, "-c", planted)
+    assert done.returncode != 0
+    assert "AssertionError: step 0: parameter" in done.stderr
+
+
+# --- One face, and errors on every rank ---------------------------------------------------------------------------
+
+
+@needs_mpi
+@pytest.mark.parametrize("name", ["construction", "steps", "modes", "clipping", "memory", "busy", "face"])
+def test_ranks_agree(name):
+    done = mpi.run(2, WORKER, name)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.split("\n")[:2]) == ["rank 0 done", "rank 1 done"]
+
+
+@needs_mpi
+def test_one_rank_is_the_plain_optimizer():
+    assert str(signature(fo.distributed.ShardedOptimizer.step)) == str(signature(fo.SGD.step))
+    done = mpi.run(1, WORKER, "alone")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "rank 0 done\n"
+
+
+@needs_mpi
+def test_an_exception_on_one_rank_ends_the_job_with_its_traceback():
+    done = mpi.run(2, WORKER, "uncaught", timeout=30)  # the other rank would wait for an hour
+    assert done.returncode != 0
+    assert "planted in the user's own code" in done.stderr and "rank 1 of 2 ends the job" in done.stderr
+
+
+def test_without_mpi4py_one_sentence_says_what_to_install():
+    code = (
+        "import sys; sys.modules['mpi4py'] = None\n"
+        "import numpy as np, fastoptim as fo\n"
+        "fo.distributed.ShardedOptimizer(fo.Adam, np.ones(3))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith("ImportError: ShardedOptimizer needs mpi4py") and 'pip install "fastoptim[mpi]"' in last
+
+
+# --- Checkpoints --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with a checkpoint that two ranks wrote after three steps, the one before it, and a plain one."""
+    folder = tmp_path_factory.mktemp("mpi")
+    done = mpi.run(2, WORKER, "save", folder / "run", 3)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_saved_by_two_loaded_by_any_number(saved, ranks):
+    done = mpi.run(ranks, WORKER, "load", saved / "run", saved / "run", saved / "run.plain")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("done") == ranks
+
+
+@needs_mpi
+def test_saved_by_two_loaded_by_a_plain_optimizer(saved):
+    names = [path.name for path in saved.iterdir()]
+    assert len(names) == len({"run", "run.previous", "run.plain"}) + 2 * 2  # no slices of older checkpoints
+    loaded = []
+    for name in ("run", "run.plain"):
+        params = {
+            "w": np.ones((3, NORM_BLOCK), np.float32),
+            "b": np.ones(40),
+            "f": np.ones((80, 90), np.float32, order="F"),
+            "none": np.ones((0, 3), np.float32),
+        }
+        opt = fo.Adam(params, lr=1.0)
+        opt.load(saved / name)
+        states = opt.state_dict()["state"]
+        loaded.append(
+            [
+                [p.tobytes() for p in params.values()],
+                [[x if key == "step" else x.tobytes() for key, x in entry.items()] for entry in states.values()],
+                opt.lr,
+            ]
+        )
+    assert loaded[0] == loaded[1]
+    with pytest.raises(fo.CheckpointError, match="other parameters"):
+        fo.Adam({"v": np.ones(3)}).load(saved / "run")
+    with pytest.raises(fo.CheckpointError, match="SGD"):
+        fo.SGD({"w": params["w"], "b": params["b"], "f": params["f"], "none": params["none"]}).load(saved / "run")
+
+
+def damage_bit(slices):
+    content = bytearray(slices[1].read_bytes())
+    content[-5] ^= 4
+    slices[1].write_bytes(content)
+
+
+def damage_cut(slices):
+    slices[0].write_bytes(slices[0].read_bytes()[:-1])
+
+
+def damage_missing(slices):
+    slices[1].unlink()
+
+
+def damage_exchanged(slices):
+    shutil.copy(slices[0], slices[1])
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (damage_bit, "checksum"),
+        (damage_cut, "checksum"),
+        (damage_missing, "is missing"),
+        (damage_exchanged, "do not make up the whole"),
+    ],
+)
+def test_a_damaged_slice_is_refused_on_every_rank(saved, tmp_path, damage, text):
+    for path in saved.iterdir():
+        shutil.copy(path, tmp_path)
+    newest = max(saved.glob("run.*.0"), key=lambda path: path.stat().st_mtime_ns).name.removesuffix("0")
+    damage([tmp_path / f"{newest}{rank}" for rank in range(2)])
+    done = mpi.run(2, WORKER, "refuse", tmp_path / "run", text)
+    assert done.returncode == 0, done.stderr[-3000:]
+    params = {"w": np.ones((3, NORM_BLOCK), np.float32), "b": np.ones(40), "f": np.ones((80, 90), np.float32)}
+    params["none"] = np.ones((0, 3), np.float32)
+    with pytest.raises(fo.CheckpointError, match=text):
+        fo.Adam(params).load(tmp_path / "run")
+    assert all((p == 1).all() for p in params.values())
+
+
+@needs_mpi
+def test_a_rank_that_cannot_write_leaves_the_last_checkpoint(tmp_path):
+    done = mpi.run(2, WORKER, "full_folder", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("done") == 2
+
+
+@needs_mpi
+def test_killed_in_mid_step():
+    done = subprocess.run(
+        [sys.executable, PROOFS / "mpi_kill.py", "--trials", "1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 kills" in done.stdout
+
+
+@needs_mpi
+def test_separate_hosts():
+    done = subprocess.run(
+        [sys.executable, PROOFS / "mpi_hosts.py", "--every", "25"], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 77:
+        pytest.skip(f"NOT TESTED: ranks on separate hosts: {done.stdout.strip()}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 bits differ" in done.stdout
+
+
+# --- Training -----------------------------------------------------------------------------------------------------
+
+
+@needs_mpi
+def test_fit_on_two_ranks_is_one_run_and_resumes(tmp_path):
+    for name, epochs in (("whole", (4,)), ("parts", (2, 4))):
+        for count in epochs:
+            done = mpi.run(2, WORKER, "fit", tmp_path / name, count)
+            assert done.returncode == 0, done.stderr[-3000:]
+    whole, parts = (np.load(tmp_path / f"{name}.npz") for name in ("whole", "parts"))
+    assert len(whole["loss"]) == 24 and whole["loss"][-1] < 0.5 * whole["loss"][0]
+    assert all(whole[key].tobytes() == parts[key].tobytes() for key in whole.files)
+    assert (tmp_path / "whole.jsonl").read_text().count('"kind": "step"') == 24
+    done = mpi.run(1, WORKER, "fit", tmp_path / "one", 4)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = np.load(tmp_path / "one.npz")
+    assert np.allclose(one["loss"], whole["loss"], rtol=1e-9) and np.allclose(one["w"], whole["w"], rtol=1e-9)
+
+
+@needs_mpi
+def test_the_example_learns(tmp_path):
+    pytest.importorskip("sklearn", reason="the small digits come with scikit-learn")
+    arguments = ["--data", "sklearn", "--hidden", "32", "--epochs", "6", "--batch", "120", "--lr", "0.01"]
+    done = mpi.run(2, EXAMPLE, *arguments, "--checkpoint", tmp_path / "digits")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "parameters are the same in all processes" in done.stdout
+    accuracy = float(done.stdout.split("test accuracy ")[1].split("%")[0])
+    assert accuracy > 85

@@ -1,0 +1,410 @@
+"""Each bad input at each position of a list: a clear error, every byte and counter unchanged."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim.backends import get_backend
+from fastoptim.rules.table import RULES
+
+BACKENDS = ("c", "numba", "numpy")
+COUNT = 4
+
+
+def parameters():
+    return [np.full((2, 3), float(i + 1), np.float32) for i in range(COUNT)]
+
+
+def gradients():
+    return [np.full((2, 3), 0.5, np.float32) for _ in range(COUNT)]
+
+
+def read_only(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+# name -> (what becomes of gradient i, given parameters, gradients and i; error; words of the message)
+BAD_GRADIENTS = {
+    "shape": (lambda p, g, i: np.zeros((3, 2), np.float32), ValueError, "shape"),
+    "dimensions": (lambda p, g, i: np.zeros(6, np.float32), ValueError, "shape"),
+    "dtype": (lambda p, g, i: np.zeros((2, 3)), TypeError, "float32"),
+    "integers": (lambda p, g, i: np.zeros((2, 3), np.int32), TypeError, "float32"),
+    "byte order": (lambda p, g, i: np.zeros((2, 3), ">f4"), TypeError, ">f4"),
+    "list": (lambda p, g, i: [[0.0] * 3] * 2, TypeError, "expected a NumPy array"),
+    "masked": (lambda p, g, i: np.ma.zeros((2, 3), np.float32), TypeError, "MaskedArray"),
+    "number": (lambda p, g, i: 1.0, TypeError, "float"),
+    "overlaps its parameter": (lambda p, g, i: p[i], ValueError, "overlap"),
+    "overlaps another parameter": (lambda p, g, i: p[(i + 1) % COUNT], ValueError, "overlap"),
+}
+
+
+def snapshot(params, opt):
+    return [p.tobytes() for p in params], repr(opt.state_dict()["state"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("after_a_step", [False, True], ids=["first step", "later step"])
+@pytest.mark.parametrize("position", range(COUNT))
+@pytest.mark.parametrize("case", BAD_GRADIENTS)
+def test_bad_gradient(case, position, after_a_step, backend):
+    make, error, words = BAD_GRADIENTS[case]
+    params = parameters()
+    opt = fo.Adam(params, lr=0.1, backend=backend, threads=2)
+    if after_a_step:
+        opt.step(gradients())
+    before = snapshot(params, opt)
+    grads = gradients()
+    grads[position] = make(params, grads, position)
+    for options in ({}, {"max_norm": 1.0}, {"skip_nonfinite": True, "grad_scale": 0.5}):
+        with pytest.raises(error, match=words) as caught:
+            opt.step(grads, **options)
+        assert f"'{position}'" in str(caught.value), "the message must name the parameter"
+        assert snapshot(params, opt) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("position", range(COUNT))
+def test_gradient_that_overlaps_a_parameter_or_state_in_part(position, backend):
+    room = np.zeros((COUNT, 4, 3), np.float32)
+    params = [room[i, :2] for i in range(COUNT)]
+    opt = fo.Adam(params, lr=0.1, backend=backend)
+    opt.step(gradients())
+    before = snapshot(params, opt)
+    for bad in (room[position, 1:3], opt.state[str(position)]["exp_avg"]):
+        grads = gradients()
+        grads[position] = bad
+        with pytest.raises(ValueError, match="overlap"):
+            opt.step(grads)
+        assert snapshot(params, opt) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_step_that_would_be_skipped_still_refuses(skip, backend):
+    params = parameters()
+    opt = fo.SGD(params, lr=0.1, backend=backend)
+    grads = gradients()
+    grads[0][0, 0] = np.nan
+    grads[2] = params[1]
+    with pytest.raises(ValueError, match="overlap"):
+        opt.step(grads, skip_nonfinite=skip)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("position", range(COUNT))
+def test_bad_parameter_at_construction(position, backend):
+    bad = {
+        "read-only": read_only(np.zeros((2, 3), np.float32)),
+        "float32 or float64": np.zeros((2, 3), np.int64),
+        ">f4": np.zeros((2, 3), ">f4"),
+        "<f2": np.zeros(3, np.float16),
+        "expected a NumPy array": 1.0,
+        "MaskedArray": np.ma.zeros(3),
+        "same address": np.lib.stride_tricks.as_strided(np.zeros(3), (3, 3), (8, 8)),
+        "overlap": None,
+    }
+    for words, p in bad.items():
+        params = parameters()
+        params[position] = params[(position + 1) % COUNT] if p is None else p
+        with pytest.raises((TypeError, ValueError), match=words):
+            fo.SGD(params, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("position", range(COUNT))
+def test_parameter_that_changed_since(position, backend):
+    changes = {
+        "shape": lambda p: np.zeros(6, np.float32),
+        "dtype": lambda p: np.zeros((2, 3)),
+        "read-only": read_only,
+        "overlap": None,
+        "expected a NumPy array": lambda p: None,
+    }
+    for words, change in changes.items():
+        params = parameters()
+        opt = fo.Adam(params, lr=0.1, backend=backend)
+        opt.step(gradients())
+        before = snapshot(params, opt)
+        live = opt.param_groups[0]["params"]
+        live[position] = live[(position + 1) % COUNT] if change is None else change(live[position])
+        with pytest.raises((TypeError, ValueError), match=words) as caught:
+            opt.step(gradients())
+        assert f"'{position}'" in str(caught.value)
+        assert snapshot(params, opt) == before
+
+
+def test_parameter_that_turned_read_only_in_place():
+    params = parameters()
+    opt = fo.SGD(params, lr=0.1, backend="c")
+    opt.step(gradients())
+    params[2].flags.writeable = False
+    before = snapshot(params, opt)
+    with pytest.raises(ValueError, match="'2' is read-only"):
+        opt.step(gradients())
+    assert snapshot(params, opt) == before
+
+
+def test_memory_that_moves_under_a_live_array_is_followed():
+    p = np.ones(10)
+    opt = fo.SGD(p, lr=1.0, backend="c")
+    opt.step(np.ones(10))
+    p.resize(1_000_000, refcheck=False)
+    with pytest.raises(ValueError, match="shape"):
+        opt.step(np.ones(10))
+    p.resize(10, refcheck=False)
+    opt.step(np.ones(10))
+    assert np.all(p == -1)
+
+
+def native_plan(rule, params):
+    return get_backend("c").plan([(RULES[rule], "none", 0.0, False, list(params))], [0], 1)
+
+
+@pytest.mark.parametrize("room", [40, 60])
+def test_a_gradient_between_parameters_is_plain_exactly_where_it_fits(room):
+    """Parameters of 50 and 40 elements with `room` between them; the native call itself says what overlaps."""
+    buffer = np.ones(50 + room + 40, np.float32)
+    params, other = (buffer[:50], buffer[-40:]), np.ones(50, np.float32)
+    plan = native_plan("sgd", params)
+    for start in [*range(50 + room + 1), 0]:
+        fits = 50 <= start <= 10 + room
+        assert plan.step(params, (other, buffer[start : start + 40]), (), [(0.5,)], 1.0) == fits, start
+
+
+def test_an_overlap_is_noticed_when_a_norm_has_read_the_gradient_before():
+    buffer = np.ones(200, np.float32)
+    params, good, bad = (buffer[:100],), (buffer[100:],), (buffer[50:150],)
+    plan = native_plan("sgd", params)
+    assert plan.step(params, good, (), [(0.5,)], 1.0)
+    for grads in (bad, good, bad):
+        plan.sum_squares(grads, 1.0, 1.0)
+        assert plan.step(params, grads, (), [(0.5,)], 1.0) == (grads is good)
+
+
+def momentum_step(params):
+    """The native step ``v <- v / 2 + g, p <- p - v / 4`` of given parameters, gradients and states.
+
+    One more array is stepped beside them, because the states of a single one are not remembered.
+    """
+    plan = native_plan("momentum", [*params, np.ones(2)])
+    more = np.ones((3, 2))
+    longer = {}  # the same tuple of states for the same tuple
+
+    def step(params, grads, states):
+        _, long = longer.setdefault(id(states), (states, (*states, more[2])))
+        return plan.step((*params, more[0]), (*grads, more[1]), long, [(0.5, 1.0, 0.25)], 1.0)
+
+    return step
+
+
+def test_states_that_move_or_shrink_are_noticed_in_the_very_same_tuple():
+    p, g = np.ones(10), np.ones(10)
+    v = np.zeros(10)
+    states, step = (v,), momentum_step([p])
+    assert step((p,), (g,), states)
+    for size in (5, 1_000_000):  # where it was, and elsewhere
+        v.resize(size, refcheck=False)
+        assert not step((p,), (g,), states)
+    v.resize(10, refcheck=False)
+    v[:] = 1
+    assert step((p,), (g,), states)
+    assert np.all(v == 1.5)
+
+
+def test_known_states_keep_their_order_in_memory():
+    p, g, states = np.ones((3, 4)), np.ones((3, 4)), (np.zeros(12).reshape(3, 4),)
+    step = momentum_step([p])
+    assert step((p,), (g,), states) and step((p,), (g,), states)
+    assert not step((np.asfortranarray(p),), (np.asfortranarray(g),), states)
+    assert step((p,), (g,), states)
+
+
+def test_known_states_are_not_mistaken_for_others_at_their_address():
+    memory = np.zeros((3, 3), order="F")
+    p, g, step = (np.ones((3, 3), order="F"),), (np.ones((3, 3), order="F"),), momentum_step([memory])
+    views = (memory.T,)
+    assert step((p[0].T,), (g[0].T,), views)
+    assert step(p, g, (memory,))
+    assert not step(p, g, views)
+
+
+def test_addresses_of_known_states_are_read_at_every_step():
+    p, g, memory = (np.ones(4),), (np.ones(4),), np.zeros(8)
+    view, step = memory[2:6], momentum_step([p[0]])
+    states = (view,)
+    assert step(p, g, states)
+    view.__setstate__((1, view.shape, view.dtype, False, np.zeros(4).tobytes()))  # a view no longer, and elsewhere
+    assert step(p, g, states)
+    assert np.all(memory[2:6] == 1) and np.all(view == 1)
+
+
+def test_known_states_are_found_again_after_others_were_refused():
+    params, grads = (np.ones(4), np.ones(4)), (np.ones(4), np.ones(4))
+    ours, others = np.zeros((2, 4)), np.zeros((2, 4))
+    step, states = momentum_step(params), tuple(ours)
+    assert step(params, grads, states)
+    assert not step(params, grads, (others[0], others[1][:3]))
+    assert step(params, grads, states)
+    assert np.all(ours == 1.5) and np.all(others == 0)
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        lambda g: g[:-1],
+        lambda g: [*g, g[0]],
+        lambda g: dict(enumerate(g)),
+        lambda g: g[0],
+        lambda g: None,
+        lambda g: [g, *g[1:]],
+    ],
+    ids=["too few", "too many", "mapping", "array", "None", "nested"],
+)
+def test_other_structure(structure):
+    params = parameters()
+    opt = fo.SGD(params, lr=0.1, backend="c")
+    opt.step(gradients())
+    before = snapshot(params, opt)
+    with pytest.raises((TypeError, ValueError)):
+        opt.step(structure(gradients()))
+    assert snapshot(params, opt) == before
+
+
+def test_mapping_with_other_names():
+    opt = fo.SGD({"w": np.ones(2), "b": np.ones(1)}, backend="c")
+    with pytest.raises(ValueError, match=r"missing: \['b'\].*unknown: \['c'\]"):
+        opt.step({"w": np.ones(2), "c": np.ones(1)})
+
+
+NAN = float("nan")
+BAD_HYPER = [
+    (fo.SGD, {"lr": -0.1}, "lr"),
+    (fo.SGD, {"lr": NAN}, "lr"),
+    (fo.SGD, {"lr": 10**400}, "lr must be >= 0 and finite"),
+    (fo.SGD, {"dampening": -(10**400)}, "dampening"),
+    (fo.SGD, {"lr": "fast"}, "lr"),
+    (fo.SGD, {"lr": None}, "lr"),
+    (fo.SGD, {"momentum": 1.0}, "momentum"),
+    (fo.SGD, {"momentum": -0.1}, "momentum"),
+    (fo.SGD, {"momentum": NAN}, "momentum"),
+    (fo.SGD, {"dampening": NAN}, "dampening"),
+    (fo.SGD, {"weight_decay": -1.0}, "weight_decay"),
+    (fo.SGD, {"nesterov": True}, "nesterov"),
+    (fo.SGD, {"nesterov": 1, "momentum": 0.9}, "nesterov"),
+    (fo.SGD, {"momentum": 0.9, "momentum_mode": "keras"}, "momentum_mode"),
+    (fo.SGD, {"maximize": "yes"}, "maximize"),
+    (fo.Adam, {"lr": float("inf")}, "lr"),
+    (fo.Adam, {"betas": (1.0, 0.9)}, r"betas\[0\]"),
+    (fo.Adam, {"betas": (0.9, -0.1)}, r"betas\[1\]"),
+    (fo.Adam, {"betas": (0.9, NAN)}, r"betas\[1\]"),
+    (fo.Adam, {"betas": 0.9}, "betas"),
+    (fo.Adam, {"eps": -1e-8}, "eps"),
+    (fo.Adam, {"eps_mode": "tf"}, "eps_mode"),
+    (fo.AdamW, {"weight_decay": NAN}, "weight_decay"),
+]
+
+
+@pytest.mark.parametrize(("cls", "hyper", "name"), BAD_HYPER, ids=lambda x: str(x)[:40])
+def test_bad_hyper_parameters(cls, hyper, name):
+    with pytest.raises((TypeError, ValueError), match=name):
+        cls(np.ones(2), backend="c", **hyper)
+    p = np.ones(2)
+    opt = cls(p, backend="c")
+    opt.step(np.ones(2))
+    before = snapshot([p], opt)
+    opt.param_groups[0].update(hyper)
+    with pytest.raises((TypeError, ValueError), match=name):
+        opt.step(np.ones(2))
+    assert snapshot([p], opt) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"grad_scale": NAN},
+        {"grad_scale": -float("inf")},
+        {"grad_scale": "1"},
+        {"grad_scale": None},
+        {"max_norm": -1.0},
+        {"max_norm": NAN},
+        {"skip_nonfinite": "no"},
+        {"skip_nonfinite": None},
+    ],
+    ids=str,
+)
+def test_bad_step_options(options):
+    p = np.ones(2)
+    opt = fo.SGD(p, backend="c")
+    with pytest.raises((TypeError, ValueError), match=next(iter(options))):
+        opt.step(np.ones(2), **options)
+    assert np.all(p == 1) and opt.state["0"]["step"] == 0
+
+
+def test_bad_construction():
+    with pytest.raises(ValueError, match="no parameters"):
+        fo.SGD([], backend="c")
+    with pytest.raises(ValueError, match="backend"):
+        fo.SGD(np.ones(2), backend="gpu")
+    with pytest.raises(ValueError, match="threads"):
+        fo.SGD(np.ones(2), threads=0)
+    for threads in (2**29, 2**31, 2**64):  # the first once divided by 0 in C
+        with pytest.raises(ValueError, match="threads must be from 1 to 1024"):
+            fo.SGD(np.ones(2), threads=threads)
+    fo.SGD(np.ones(2), threads=1024, backend="c").step(np.ones(2))
+    for threads in (1.5, True, "2", np.array(2.5)):
+        with pytest.raises(TypeError, match="threads"):
+            fo.SGD(np.ones(2), threads=threads)
+    with pytest.raises(TypeError, match=r"AdamW.*learning_rate"):
+        fo.AdamW(np.ones(2), learning_rate=0.1)
+    with pytest.raises(ValueError, match="beta"):
+        fo.Adam([{"params": np.ones(2), "beta": 0.5}])
+    with pytest.raises(ValueError, match="two parameters have the name"):
+        fo.SGD({"a": {"b": np.ones(1)}, "a.b": np.ones(1)})
+    with pytest.raises(TypeError, match="mapping with the key 'params'"):
+        fo.SGD(np.ones(2), backend="c").add_param_group([np.ones(1)])
+
+
+def test_a_failed_add_param_group_changes_nothing():
+    p = np.ones(3)
+    opt = fo.SGD(p, lr=0.5, backend="c")
+    for bad in (
+        {"params": [np.ones(2), p]},
+        {"params": np.ones(2), "lr": -1},
+        {"params": np.ones(2, int)},
+        {"params": []},
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            opt.add_param_group(bad)
+    assert len(opt.param_groups) == 1
+    opt.step(np.ones(3))
+    assert np.all(p == 0.5)
+
+
+def test_functional_refuses_before_it_writes():
+    p, g, m, v = (np.ones(3) for _ in range(4))
+    arrays = copy.deepcopy((p, g, m, v))
+    bad = [
+        lambda: fo.functional.adam(p, g, m, m, step=1),
+        lambda: fo.functional.adam(p, p, m, v, step=1),
+        lambda: fo.functional.adam(p, g, m, v, step=0),
+        lambda: fo.functional.adam(p, g, m, v, step=10**400),
+        lambda: fo.functional.adam(p, g, m, v, step=1.0),
+        lambda: fo.functional.adam(p, g, m, v.astype(np.float32), step=1),
+        lambda: fo.functional.adam(p, g, m, v[:2], step=1),
+        lambda: fo.functional.adam(p, g, m, read_only(v), step=1),
+        lambda: fo.functional.adam(p, g, m, v, step=1, betas=(2, 0.5)),
+        lambda: fo.functional.sgd(p, g.astype(np.float32), lr=0.1),
+        lambda: fo.functional.sgd(p, g, lr=-1),
+        lambda: fo.functional.momentum(p, g, v, lr=0.1, momentum=0.0),
+        lambda: fo.functional.momentum(p, g, p, lr=0.1),
+    ]
+    for call in bad:
+        with pytest.raises((TypeError, ValueError)):
+            call()
+        assert all(np.array_equal(a, b) for a, b in zip((p, g, m, v), arrays, strict=True))

@@ -1,0 +1,195 @@
+"""What the tests walk: every rule of the law with every variant, and inputs that are hard on arithmetic.
+
+A rule that is added to the table is in every test from then on: nothing here names one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from fastoptim import rules
+from fastoptim.rules.norm import NORM_BLOCK
+from fastoptim.rules.reference import update
+from fastoptim.rules.table import DECAYS, RULES, Rule
+
+DTYPES = (np.float32, np.float64)
+
+# Around every border there is: vectors, cache lines, blocks of the norm, chunks of the native kernels.
+SIZES = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    15,
+    16,
+    17,
+    31,
+    33,
+    63,
+    65,
+    127,
+    1000,
+    NORM_BLOCK - 1,
+    NORM_BLOCK,
+    NORM_BLOCK + 1,
+    8191,
+    8193,
+)
+LARGE_SIZES = (3 * 8192 + 5, 65536 - 1, 65536 * 2 + 17)
+
+# Values for the hyper-parameters that a rule's coefficient function asks for: none is neutral.
+HYPER = {
+    "lr": 0.0123,
+    "momentum": 0.87,
+    "dampening": 0.31,
+    "t": 3,
+    "beta1": 0.83,
+    "beta2": 0.977,
+    "eps": 3e-5,
+    "first": False,
+}
+MODES = {
+    "momentum": rules.MOMENTUM_MODES,
+    "nesterov": ("torch", "lr_inside"),
+    "adam": rules.EPS_MODES,
+    "amsgrad": rules.EPS_MODES,
+}
+
+
+def coefficients(rule: Rule, mode: str | None = None, **hyper: object) -> tuple[float, ...]:
+    """Coefficients of `rule` from `HYPER`; plain numbers for a rule without a coefficient function."""
+    function = getattr(rules, f"{rule.name}_coefficients", None)
+    if function is None and rule.name == "amsgrad":
+        function = rules.adam_coefficients
+    if function is None:
+        return tuple(0.7 / (i + 2) for i in range(len(rule.coefficients)))
+    wanted = inspect.signature(function).parameters
+    values = {name: value for name, value in (HYPER | hyper).items() if name in wanted}
+    if mode is not None and "mode" in wanted:
+        values["mode"] = mode
+    return function(**values)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One rule in one convention, with one kind of decay, up or down."""
+
+    rule: Rule
+    mode: str | None
+    decay: str
+    maximize: bool
+
+    @property
+    def label(self) -> str:
+        parts = (self.rule.name, self.mode, self.decay, "up" if self.maximize else "down")
+        return "-".join(part for part in parts if part)
+
+    def coefficients(self, **hyper: object) -> tuple[float, ...]:
+        return coefficients(self.rule, self.mode, **hyper)
+
+    @property
+    def decay_coefficient(self) -> float:
+        return {"none": 0.0, "coupled": 0.0456, "decoupled": 1 - 0.0123 * 0.0456}[self.decay]
+
+
+VARIANTS = [
+    Variant(rule, mode, decay, maximize)
+    for rule in RULES.values()
+    for mode, decay, maximize in product(MODES.get(rule.name, (None,)), DECAYS, (False, True))
+]
+
+SPECIAL = (0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0)
+
+
+def raw_bits(rng: np.random.Generator, n: int, dtype: type) -> np.ndarray:
+    """Random bit patterns (NaNs, infinities, subnormals, huge and tiny numbers), mixed with ordinary numbers."""
+    dtype = np.dtype(dtype)
+    x = rng.integers(0, 256, n * dtype.itemsize, np.uint8).view(dtype)
+    ordinary = rng.random(n) < 0.5
+    x[ordinary] = rng.standard_normal(int(ordinary.sum()))
+    limits = np.finfo(dtype)
+    special = np.array(
+        [*SPECIAL, limits.tiny, limits.smallest_subnormal, -limits.smallest_subnormal, limits.max], dtype
+    )
+    chosen = rng.random(n) < 0.1
+    x[chosen] = rng.choice(special, int(chosen.sum()))
+    return x
+
+
+def ordinary(rng: np.random.Generator, n: int, dtype: type) -> np.ndarray:
+    return rng.standard_normal(n).astype(dtype)
+
+
+def at_offset(x: np.ndarray, offset: int) -> np.ndarray:
+    """A copy of `x` that begins `offset` elements behind a 64-byte boundary."""
+    room = np.empty(x.nbytes + 256, np.uint8)
+    begin = -room.__array_interface__["data"][0] % 64 + offset * x.itemsize
+    copy = room[begin : begin + x.nbytes].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
+
+
+def states_for(rng: np.random.Generator, rule: Rule, n: int, dtype: type, make=ordinary) -> list[np.ndarray]:
+    """Contents for every state; squares are never negative unless bits are raw."""
+    states = [make(rng, n, dtype) for _ in rule.states]
+    if make is ordinary:
+        states = [abs(x) if "sq" in name else x for x, name in zip(states, rule.states, strict=True)]
+    return states
+
+
+def expected(
+    variant: Variant, p: np.ndarray, g: np.ndarray, states: list[np.ndarray], s: float, **hyper: object
+) -> list[np.ndarray]:
+    """Parameter and states after one step of the reference, on copies."""
+    p, states = p.copy(), [x.copy() for x in states]
+    update(
+        variant.rule,
+        p,
+        g,
+        states,
+        variant.coefficients(**hyper),
+        s=-s if variant.maximize else s,
+        decay=variant.decay,
+        decay_coefficient=variant.decay_coefficient,
+    )
+    return [p, *states]
+
+
+def bits(x: np.ndarray) -> bytes:
+    """The bytes of `x` with every NaN written alike: NaN payloads are the hardware's business."""
+    x = np.array(x)
+    x[np.isnan(x)] = np.nan
+    return x.tobytes()
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b)
+
+
+def digest(arrays: list[np.ndarray]) -> str:
+    """A hash that any platform must reproduce (little-endian bytes)."""
+    total = hashlib.sha256()
+    for x in arrays:
+        total.update(bits(np.asarray(x)))
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def on_threads() -> Iterator[None]:
+    """The C backend spreads every job of several chunks over its threads, whether that pays or not."""
+    from fastoptim.backends.c import lib
+
+    lib.fo_pool_always(1)
+    try:
+        yield
+    finally:
+        lib.fo_pool_always(0)

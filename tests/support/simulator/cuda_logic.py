@@ -1,0 +1,393 @@
+"""The CUDA backend's logic, run by Numba's simulator in a process that test_cuda_simulator.py starts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numba import cuda
+
+import fastoptim as fo
+from fastoptim import rules
+from fastoptim.backends import Run, get_backend
+from fastoptim.backends.cuda import backend as cuda_backend
+from fastoptim.backends.cuda import device_arrays
+from fastoptim.backends.cuda import kernels as cuda_kernels
+from fastoptim.backends.cuda import streams as cuda_streams
+from fastoptim.rules import reference
+from tests.support.cases import DTYPES, VARIANTS, expected, ordinary, raw_bits, same_bits, states_for
+
+pytestmark = pytest.mark.simulator
+PIECE = 64  # the smallest that a block of simulated threads takes
+BORDERS = (0, 1, 3, 4, 5, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 7)
+
+
+class Device:
+    """An array that says it lives on the GPU."""
+
+    def __init__(self, x, stream=None, readonly=False):
+        self.host, self.stream, self.readonly = x, stream, readonly
+
+    @property
+    def __cuda_array_interface__(self):
+        face = self.host.__array_interface__
+        return {
+            "shape": face["shape"],
+            "typestr": face["typestr"],
+            "data": (face["data"][0], self.readonly),
+            "strides": face["strides"],
+            "version": 3,
+            "stream": self.stream,
+        }
+
+
+def placed(x, offset):
+    """A copy of `x` that begins `offset` elements behind a border of 16 bytes."""
+    room = np.empty(x.size + 32, x.dtype)
+    begin = -room.__array_interface__["data"][0] % 16 // x.itemsize + offset
+    copy = room[begin : begin + x.size]
+    copy[...] = x
+    return copy
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return get_backend("cuda")
+
+
+@pytest.fixture(params=[128])
+def small_blocks(request, monkeypatch):
+    """A fresh backend whose norm has short blocks, so that small arrays have many."""
+    for module in (cuda_backend, cuda_kernels, reference):
+        monkeypatch.setattr(module, "NORM_BLOCK", request.param)
+    return cuda_backend.CudaBackend()
+
+
+def vectors(backend, arrays):
+    return [backend.flat(Device(x)) for x in arrays]
+
+
+def differing(backend, variant, dtype, sizes, make, offset):
+    rng = np.random.default_rng(offset)
+    rows = []
+    for n in sizes:
+        p, g = make(rng, n, dtype), make(rng, n, dtype)
+        rows.append([placed(x, offset) for x in (p, g, *states_for(rng, variant.rule, n, dtype, make))])
+    wanted = [expected(variant, p, g, states, 0.77) for p, g, *states in rows]
+    wanted = [[p, g.copy(), *states] for (_, g, *_), (p, *states) in zip(rows, wanted, strict=True)]
+    columns = list(zip(*[vectors(backend, row) for row in rows], strict=True))
+    states = list(zip(*columns[2:], strict=True)) if columns[2:] else [()] * len(rows)
+    head = (variant.rule, variant.decay, variant.decay_coefficient, variant.coefficients(), variant.maximize)
+    backend.apply([Run(*head, columns[0], columns[1], states)], 0.77, 1)
+    return [
+        (variant.label, name, x.size)
+        for row, wanted_row in zip(rows, wanted, strict=True)
+        for name, x, w in zip(("p", "g", *variant.rule.states), row, wanted_row, strict=True)
+        if not same_bits(x, w)
+    ]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.label)
+def test_step_equals_reference_on_raw_bits(backend, variant):
+    offset = VARIANTS.index(variant) % 3
+    for dtype in DTYPES:
+        assert differing(backend, variant, dtype, BORDERS[offset::3], raw_bits, offset) == []
+
+
+def test_every_border_aligned_and_not(backend):
+    for offset in (0, 1):
+        for dtype in DTYPES:
+            assert differing(backend, VARIANTS[-1], dtype, BORDERS, ordinary, offset) == []
+
+
+def test_larger_pieces_and_more_pieces_than_blocks(backend, monkeypatch):
+    monkeypatch.setattr(backend, "_blocks", 1)
+    assert backend._piece(10**9) == cuda_backend.PIECE
+    assert differing(backend, VARIANTS[-1], np.float32, (4097, 5000, 3), ordinary, 0) == []
+
+
+@pytest.mark.parametrize("make", [ordinary, raw_bits], ids=lambda f: f.__name__)
+def test_block_sums_equal_reference(small_blocks, make):
+    rng = np.random.default_rng(1)
+    sizes = (0, 1, 15, 17, 128, 129, 300)
+    grads = [make(rng, n, dtype) for n in sizes for dtype in DTYPES]
+    for k in (1.0, rules.NORM_RETRY, 1 / rules.NORM_RETRY):
+        wanted = np.concatenate([reference.block_sums(g, 0.3, k) for g in grads])
+        assert same_bits(small_blocks.block_sums(vectors(small_blocks, grads), 0.3, k, 1), wanted)
+
+
+@pytest.mark.parametrize("small_blocks", [16], indirect=True)
+@pytest.mark.parametrize("blocks", [1, 3, 65, 129])
+def test_tree_equals_reference(small_blocks, blocks):
+    rng = np.random.default_rng(blocks)
+    grads = [rng.standard_normal(16 * blocks - 5).astype(np.float32)]
+    wanted = reference.tree_sum(reference.block_sums(grads[0], 0.3, 1.0))
+    assert small_blocks._sums(vectors(small_blocks, grads), 0.3, (1.0,), tree=True).tolist() == [[wanted]]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e160, 1e-170, 0.0])
+def test_norm_survives_overflow(backend, factor):
+    rng = np.random.default_rng(2)
+    grads = [factor * rng.standard_normal(n) for n in (1, 70)] + [np.float32([3, 4])]
+    numpy = get_backend("numpy")
+    assert backend.norm([Device(g) for g in grads], 0.7, 1) == numpy.norm(grads, 0.7, 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_norm_of_bad_values(backend, bad):
+    for dtype in DTYPES:
+        grads = [np.array([1, bad, 2], dtype), np.zeros(3, dtype)]
+        assert repr(backend.norm([Device(g) for g in grads], 1.0, 1)) == repr(abs(float(bad)))
+    assert backend.norm([], 1.0, 1) == 0.0
+
+
+# --- Through the public face --------------------------------------------------------------------------------------
+
+SHAPES = [(5, 7), (), (0,), (3,), (2, 3, 4)]
+KINDS = {
+    "sgd": lambda p, b: fo.SGD(p, lr=0.1, weight_decay=0.1, maximize=True, backend=b),
+    "momentum": lambda p, b: fo.SGD(p, lr=0.1, momentum=0.9, dampening=0.3, backend=b),
+    "nesterov": lambda p, b: fo.SGD(p, lr=0.1, momentum=0.9, nesterov=True, backend=b),
+    "adam": lambda p, b: fo.Adam(p, lr=0.1, eps_mode="hat", backend=b),
+    "amsgrad": lambda p, b: fo.AdamW(p, lr=0.1, weight_decay=0.1, amsgrad=True, backend=b),
+}
+LAYOUTS = [
+    lambda x: x.copy(),
+    lambda x: np.array(x, order="F"),
+    lambda x: np.repeat(x[..., None], 2, axis=-1)[..., 0],
+    lambda x: x[..., ::-1].copy()[..., ::-1] if x.ndim else x.copy(),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: np.dtype(t).name)
+def test_classes_equal_the_host(kind, dtype):
+    rng = np.random.default_rng(3)
+    start = [rng.standard_normal(shape).astype(dtype) for shape in SHAPES]
+    host = [np.array(x) for x in start]
+    device = [LAYOUTS[i % len(LAYOUTS)](np.array(x)) for i, x in enumerate(start)]
+    ours, theirs = KINDS[kind]([Device(x) for x in device], "auto"), KINDS[kind](host, "numpy")
+    assert ours.backend == "cuda"
+    for t in range(4):
+        grads = [np.array(rng.standard_normal(x.shape), dtype) for x in host]
+        if t == 2:
+            grads[0] = None
+        laid = [None if g is None else LAYOUTS[(i + t) % len(LAYOUTS)](g) for i, g in enumerate(grads)]
+        before = [None if g is None else g.copy() for g in laid]
+        options = {"max_norm": 1.0, "grad_scale": 0.5} if t % 2 else {}
+        info = ours.step([None if g is None else Device(g) for g in laid], **options)
+        assert info == theirs.step(grads, **options)
+        assert all(g is None or same_bits(g, b) for g, b in zip(laid, before, strict=True))
+    for x, w in zip(device, host, strict=True):
+        assert same_bits(np.array(x), w)
+    ours_state, theirs_state = ours.state_dict()["state"], theirs.state_dict()["state"]
+    for name, entry in theirs_state.items():
+        for slot, value in entry.items():
+            assert same_bits(np.array(ours_state[name][slot], float), np.array(value, float)), (name, slot)
+
+
+def test_skip_leaves_everything():
+    p = np.ones(5, np.float32)
+    opt = fo.Adam(Device(p), lr=0.1)
+    opt.step(Device(np.ones(5, np.float32)))
+    before, state = p.copy(), opt.state_dict()["state"]["0"]
+    info = opt.step(Device(np.float32([1, np.inf, 1, 1, 1])), skip_nonfinite=True)
+    assert (info.applied, info.grad_norm) == (False, np.inf)
+    assert same_bits(p, before)
+    after = opt.state_dict()["state"]["0"]
+    assert after["step"] == state["step"] == 1
+    assert same_bits(after["exp_avg"], state["exp_avg"])
+
+
+def test_state_dict_goes_from_device_to_host_and_back():
+    rng = np.random.default_rng(4)
+    p = rng.standard_normal((3, 4)).astype(np.float32)
+    q, r = p.copy(), p.copy()
+    a, b, c = fo.Adam(Device(p), lr=0.1), fo.Adam(q, lr=0.1, backend="numpy"), fo.Adam(Device(r), lr=0.1)
+    for t in range(4):
+        g = rng.standard_normal((3, 4)).astype(np.float32)
+        a.step(Device(g))
+        if t == 2:
+            q[...], r[...] = p, p
+            b.load_state_dict(a.state_dict())
+            c.load_state_dict(b.state_dict())
+    b.step(g)
+    c.step(Device(g))
+    assert same_bits(p, q)
+    assert same_bits(p, r)
+
+
+def test_functional_and_clipping():
+    rng = np.random.default_rng(5)
+    host = [rng.standard_normal((4, 3)) for _ in range(4)]
+    device = [x.copy() for x in host]
+    device[0] = np.asfortranarray(device[0])
+    fo.functional.adam(*(abs(x) for x in host), step=3, backend="numpy")
+    one, other = [abs(x) for x in host], [abs(x) for x in device]
+    fo.functional.adam(*one, step=3, backend="numpy")
+    fo.functional.adam(*map(Device, other), step=3)
+    for x, w in zip(other, one, strict=True):
+        assert same_bits(np.array(x), np.array(w))
+    assert fo.grad_norm([Device(x) for x in device]) == fo.grad_norm(host, backend="numpy")
+    norms = [fo.clip_grad_norm([wrap(x) for x in xs], 0.5) for wrap, xs in ((Device, device), (np.asarray, host))]
+    assert norms[0] == norms[1]
+    for x, w in zip(device, host, strict=True):
+        assert same_bits(np.array(x), np.array(w))
+
+
+def test_arrays_of_numba_pass_without_copies():
+    p, g = cuda.to_device(np.ones((3, 2), np.float32)), cuda.to_device(np.full((3, 2), 2, np.float32))
+    assert fo.SGD(p, lr=0.25, backend="cuda").step(g).applied
+    assert p.copy_to_host().tolist() == [[0.5, 0.5]] * 3
+
+
+def test_groups_and_dtypes_share_one_table_and_few_launches(backend, monkeypatch):
+    launches, uploads = [], []
+    launch, upload = backend._launch, cuda_backend._Table.upload
+    monkeypatch.setattr(backend, "_launch", lambda *a: (launches.append(a[0]), launch(*a)))
+
+    def counted(self, words, stream):
+        known = self._words
+        result = upload(self, words, stream)
+        uploads.append(self._words is not known)
+        return result
+
+    monkeypatch.setattr(cuda_backend._Table, "upload", counted)
+    waits = []
+    monkeypatch.setattr(type(backend.stream(None)), "synchronize", lambda self: waits.append(1))
+    monkeypatch.setattr(backend._cuda, "synchronize", lambda: waits.append(1))
+    params = [np.ones(5, np.float32) for _ in range(9)] + [np.ones(4)]
+    grads = [np.ones_like(p) for p in params]
+    opt = fo.SGD([Device(p) for p in params], lr=0.5, momentum=0.9)
+    opt.step([Device(g) for g in grads])  # makes states, uploads the table
+    for log in (launches, uploads, waits):
+        log.clear()
+    opt.step([Device(g) for g in grads])
+    opt.step([Device(g) for g in grads])
+    assert len(launches) == 2 * 2, "one launch for each dtype"
+    assert uploads == [False, False], "nothing had moved"
+    assert waits == [], "a step without clipping waited"
+    opt.step([Device(g.copy()) for g in grads])
+    assert uploads == [False, False, True]
+    opt.step([Device(g) for g in grads], max_norm=1.0)
+    assert len(waits) == 1, "a step with clipping waits once"
+
+
+def test_bad_input_is_refused_before_anything_changed():
+    p = np.ones((2, 3), np.float32)
+    opt = fo.SGD({"w": Device(p)}, lr=0.0)
+    readonly, wide = Device(p, readonly=True), np.ones(7, np.float32)
+    bad_grads = {
+        "expected an array on the GPU": np.ones((2, 3), np.float32),
+        "expected shape": Device(np.ones((3, 2), np.float32)),
+        "expected dtype": Device(np.ones((2, 3))),
+        "overlap": Device(p[::-1]),
+        "not aligned": Device(np.frombuffer(bytes(25), np.uint8)[1:].view(np.float32).reshape(2, 3)),
+    }
+    good = Device(np.ones((2, 3), np.float32))
+    for _ in range(2):  # before the first step, and after one
+        for message, g in bad_grads.items():
+            for options in ({}, {"max_norm": 1.0}):
+                with pytest.raises((TypeError, ValueError), match=message):
+                    opt.step({"w": g}, **options)
+        opt.step({"w": good})
+    bad_params = {
+        "read-only": readonly,
+        "native float32": Device(p.astype(np.float16)),
+        "expected an array on the GPU": p,
+        "same address": Device(np.lib.stride_tricks.as_strided(wide, (3, 3), (4, 4))),
+    }
+    for message, x in bad_params.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            fo.SGD({"w": x}, lr=0.1, backend="cuda")
+    with pytest.raises(ValueError, match="overlap"):
+        fo.SGD([Device(wide[:4]), Device(wide[3:])], lr=0.1)
+    assert (p == 1).all()
+    assert opt.step({"w": Device(np.ones((2, 3), np.float32))}).applied
+
+
+# --- Streams ------------------------------------------------------------------------------------------------------
+
+
+class Event:
+    log: list = []  # noqa: RUF012
+
+    def __init__(self, timing=True):
+        assert not timing, "events that time are slower"
+
+    def record(self, stream):
+        self.log.append(("record", stream))
+
+    def wait(self, stream):
+        self.log.append(("wait", stream))
+
+
+@pytest.fixture
+def streams(backend, monkeypatch):
+    """Streams are their handles, and events write down what they are told."""
+    monkeypatch.setattr(backend, "stream", lambda handle: handle)
+    monkeypatch.setattr(backend._cuda, "event", Event)
+    Event.log = []
+    return backend
+
+
+def use(backend, *handles):
+    arrays = [backend.flat(Device(np.ones(1), stream=handle)) for handle in handles]
+    with backend._on(device_arrays._streams(arrays)) as (handle, stream):
+        Event.log.append(("work", stream))
+    assert handle == stream
+    return Event.log
+
+
+def test_work_runs_on_the_stream_of_the_arrays(streams):
+    assert use(streams, None, 7, 7) == [("work", 7)]
+
+
+def test_work_without_a_stream_runs_on_the_default_one(streams):
+    assert use(streams, None, None) == [("work", None)]
+
+
+def test_work_waits_for_all_streams_and_they_for_it(streams):
+    assert use(streams, 7, 8) == [("record", 8), ("wait", 7), ("work", 7), ("record", 7), ("wait", 8)]
+
+
+def test_a_given_stream_goes_first(streams):
+    with cuda_streams.on_stream(5):
+        assert use(streams, 7, None) == [("record", 7), ("wait", 5), ("work", 5), ("record", 5), ("wait", 7)]
+    Event.log = []
+    assert use(streams, 7) == [("work", 7)]
+
+
+class Torch:
+    cuda_stream = 11
+
+
+class CuPy:
+    ptr = 12
+
+
+class Numba:
+    def __cuda_stream__(self):
+        return (0, 13)
+
+
+@pytest.mark.parametrize(("stream", "handle"), [(Torch(), 11), (CuPy(), 12), (Numba(), 13), (14, 14), (0, 1)])
+def test_streams_of_other_libraries_are_understood(stream, handle):
+    assert cuda_streams._handle_of(stream) == handle
+
+
+@pytest.mark.parametrize("stream", ["a", 1.5j, True, object()])
+def test_what_is_no_stream_is_refused(stream):
+    with pytest.raises(TypeError, match="stream"), cuda_streams.on_stream(stream):
+        pass
+
+
+def test_the_simulator_itself_cannot_run_the_operations():
+    from numba.cuda import libdevice
+
+    @cuda.jit
+    def kernel(out):
+        out[0] = libdevice.fmul_rn(np.float32(2), np.float32(3))
+
+    out = np.zeros(1, np.float32)
+    kernel[1, 1](out)
+    assert out[0] != 6, "libdevice works here: the stand-ins are no longer needed"

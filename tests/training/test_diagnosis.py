@@ -1,0 +1,353 @@
+"""A diagnosis is right: every verdict is a claim about the run, and the claim is checked against exact dynamics.
+
+Thresholds were chosen on quadratics of 30 dimensions with evenly and geometrically spaced curvatures and on logistic
+regression with 40 and 60 examples. Here curvatures and starts are drawn at random, and the logistic data are others.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim.training.diagnosis import VERDICTS, kendall_tau
+
+RATES = np.geomspace(0.01, 3.0, 9)  # as a share of the exact stability limit
+
+
+def quadratic(condition, size, seed):
+    """Curvatures from 1 / condition to 1 and a start, both random."""
+    rng = np.random.default_rng(seed)
+    curvature = np.concatenate([[1.0, 1.0 / condition], condition ** -rng.random(size - 2)])
+    return curvature, rng.standard_normal(size) / curvature ** rng.choice([0.0, 0.25, 0.5])
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def descend(curvature, start, lr, momentum, steps, sigma=0.0, seed=0):
+    """Exact losses of (noisy) gradient descent with momentum on a quadratic."""
+    rng = np.random.default_rng(seed)
+    x, v, losses = start.copy(), np.zeros_like(start), []
+    for _ in range(steps):
+        losses.append(0.5 * np.sum(curvature * x * x))
+        v = momentum * v + curvature * x + sigma * rng.standard_normal(len(x))
+        x = x - lr * v
+    return np.array(losses)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def expected(curvature, start, lr, steps, sigma):
+    """Expected losses of noisy gradient descent, exactly: E[x**2] <- (1 - lr k)**2 E[x**2] + lr**2 sigma**2."""
+    square, losses = start**2, []
+    for _ in range(steps):
+        losses.append(0.5 * np.sum(curvature * square))
+        square = (1.0 - lr * curvature) ** 2 * square + (lr * sigma) ** 2
+    return np.array(losses)
+
+
+def chance(curvature, start, lr, steps, sigma):
+    """Standard deviation, over runs, of the logarithm of the fall within the second half."""
+    rng = np.random.default_rng(99)
+    x, losses = np.tile(start, (64, 1)), []
+    for _ in range(steps):
+        losses.append(0.5 * np.sum(curvature * x * x, axis=1))
+        x = x - lr * (curvature * x + sigma * rng.standard_normal(x.shape))
+    quarter = steps // 8
+    losses = np.log(losses)
+    return np.std(np.median(losses[steps // 2 :][:quarter], axis=0) - np.median(losses[-quarter:], axis=0))
+
+
+def wrong(verdict, share, losses, faster, chance=lambda: 0.0):
+    """Why a verdict about a run at `share` of the stability limit is wrong; None if it is right.
+
+    `losses` are the exact ones and `faster` those of twice the rate over as many steps; what a run does by `chance` in
+    its second half, within three standard deviations, may be taken for what it does on average.
+    """
+    if share > 1.0:
+        return None if verdict == "diverged" else "it diverges"
+    if verdict in ("diverged", "oscillating"):
+        return "it converges"
+    half, end = losses[len(losses) // 2], np.median(losses[-5:])
+    fall = math.log(half / end)
+    if verdict == "too slow" and not (2 * share < 1.0 and np.median(faster[-5:]) < end and end > 0.4 * losses[0]):
+        return "a larger rate is no better, or the loss has dropped well"
+    if verdict != "too slow" and end > 0.95 * losses[0]:
+        return "it has not dropped at all"
+    if verdict == "healthy" and fall < 0.01 and fall + 3 * chance() < 0.01:
+        return "it does not fall"
+    if verdict == "plateau" and fall > 0.1 and end > 1e-12 * losses[0] and fall - 3 * chance() > 0.1:
+        return "it still falls"
+    return None
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e3, 1e4])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_every_verdict_is_right_on_quadratics_without_noise(condition, momentum):
+    mistakes = []
+    for seed in range(4):
+        curvature, start = quadratic(condition, 20, seed)
+        for steps in (100, 250):
+            for share in RATES:
+                lr = share * 2.0 * (1.0 + momentum)
+                losses = descend(curvature, start, lr, momentum, steps)
+                found = fo.diagnose(losses, anchor=True, momentum=momentum)
+                faster = descend(curvature, start, 2 * lr, momentum, steps)
+                reason = wrong(found.verdict, share, losses, faster)
+                if reason:
+                    mistakes.append((seed, steps, share, reason, str(found)))
+    assert mistakes == []
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e3, 1e4])
+def test_every_verdict_is_right_on_quadratics_with_noise(condition):
+    mistakes = []
+    for seed in range(5):
+        curvature, start = quadratic(condition, 100, seed)
+        for steps in (100, 250):
+            for share in RATES:
+                losses = descend(curvature, start, 2.0 * share, 0.0, steps, sigma=0.1, seed=seed)
+                found = fo.diagnose(losses, anchor=True)
+                exact = expected(curvature, start, 2.0 * share, steps, 0.1)
+                faster = expected(curvature, start, 4.0 * share, steps, 0.1)
+                reason = wrong(
+                    found.verdict, share, exact, faster, partial(chance, curvature, start, 2.0 * share, steps, 0.1)
+                )
+                if reason:
+                    mistakes.append((seed, steps, share, reason, str(found)))
+    assert mistakes == []
+
+
+# --- Cycles and ringing -------------------------------------------------------------------------------------------
+
+
+def logistic(seed, size, examples=100):
+    """Logistic regression on noisy labels: loss and gradient, and the stability limit 2 / curvature at its minimum."""
+    rng = np.random.default_rng(1000 + seed)
+    x = rng.standard_normal((examples, size)) * np.linspace(1.0, 2.0, size)
+    label = np.where(rng.random(examples) < 0.25, -1.0, 1.0) * np.sign(x @ rng.standard_normal(size))
+    signed = x * label[:, None]
+
+    def loss_and_grad(w):
+        margin = signed @ w
+        return np.mean(np.logaddexp(0.0, -margin)), -signed.T @ (0.5 - 0.5 * np.tanh(0.5 * margin)) / examples
+
+    w = np.zeros(size)
+    for _ in range(50):
+        p = 0.5 + 0.5 * np.tanh(0.5 * signed @ w)
+        hessian = (signed * (p * (1.0 - p))[:, None]).T @ signed / examples
+        w = w - np.linalg.solve(hessian, loss_and_grad(w)[1])
+    return loss_and_grad, 2.0 / np.linalg.eigvalsh(hessian)[-1]
+
+
+def train(loss_and_grad, size, lr, momentum, steps):
+    w, v, losses = np.zeros(size), np.zeros(size), []
+    for _ in range(steps):
+        loss, gradient = loss_and_grad(w)
+        losses.append(loss)
+        v = momentum * v + gradient
+        w = w - lr * v
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("size", [2, 5, 10])
+def test_bounded_logistic_cycles_are_called_oscillating(size):
+    verdicts = []
+    for seed in range(5):
+        loss_and_grad, limit = logistic(seed, size)
+        for share in (1.1, 1.5, 2.0, 3.0, 5.0, 10.0):
+            losses = train(loss_and_grad, size, share * limit, 0.0, 1000)
+            assert np.isfinite(losses).all()
+            if np.ptp(losses[-200:]) > 0.01 * losses[-1]:  # it does not converge
+                verdicts += [fo.diagnose(losses[:steps], anchor=True).verdict for steps in (200, 500)]
+    assert len(verdicts) > 30
+    assert verdicts.count("oscillating") >= 0.99 * len(verdicts), verdicts
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_converging_logistic_runs_are_not_called_oscillating(momentum):
+    verdicts = []
+    for seed in range(10):
+        loss_and_grad, limit = logistic(seed, 5)
+        for share in (0.05, 0.1, 0.2, 0.3, 0.5):
+            losses = train(loss_and_grad, 5, share * limit * (1.0 + momentum), momentum, 1000)
+            if np.ptp(losses[100:]) < 1e-3 * losses[-1]:  # settled within the 200 losses that are shown
+                verdicts.append(fo.diagnose(losses[:200], anchor=True, momentum=momentum).verdict)
+    assert len(verdicts) >= 40
+    assert not {"oscillating", "diverged"} & set(verdicts)
+
+
+@pytest.mark.parametrize("momentum", [0.8, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.6, 0.9])
+def test_ringing_that_converges_is_not_called_oscillating(momentum, share):
+    steps = math.ceil(10.0 / (1.0 - momentum))
+    curvature = np.array([1.0])
+    losses = descend(curvature, np.ones(1), share * 2.0 * (1.0 + momentum), momentum, steps)
+    assert np.mean(np.diff(losses) > 0) > 0.05  # it does ring
+    assert fo.diagnose(losses, anchor=True, momentum=momentum).verdict in ("healthy", "plateau")
+    floor = fo.diagnose(losses + 0.5, anchor=True, momentum=momentum)  # as an irreducible loss hides the fall
+    assert floor.verdict in ("healthy", "plateau")
+
+
+# --- Minibatch noise, scales, plain cases -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize(
+    ("curve", "verdict"),
+    [
+        (lambda t: 2.3 * np.exp(-t / 60) + 0.2, "healthy"),
+        (lambda t: 2.0 * np.exp(-t / 10) + 0.3, "plateau"),
+        (lambda t: np.full(len(t), 2.3), "too slow"),
+        (lambda t: 2.3 * np.exp(t / 40), "diverged"),
+    ],
+)
+def test_minibatch_noise_hides_nothing(curve, verdict, noise):
+    found = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        losses = curve(np.arange(200.0)) * np.exp(noise * rng.standard_normal(200))
+        found.append(fo.diagnose(losses).verdict)
+    assert found.count(verdict) >= {0.02: 40, 0.1: 38, 0.3: 36}[noise], found
+
+
+def test_alternation_is_seen_through_minibatch_noise():
+    t = np.arange(200.0)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        losses = (2.0 * np.exp(-t / 10) + 0.5 + 0.2 * (-1.0) ** t) * np.exp(0.1 * rng.standard_normal(200))
+        found = fo.diagnose(losses)
+        assert found.verdict == "oscillating"
+        assert found.evidence["period"] % 2 == 0
+        assert found.lr_factor == 0.5
+
+
+def test_alternation_is_seen_on_a_slope():
+    t = np.arange(200.0)
+    losses = 2.0 * np.exp(-t / 5) + 1.0 + 0.05 * (-1.0) ** t + 0.003 * t
+    assert fo.diagnose(losses, anchor=True).verdict == "oscillating"
+
+
+def test_scale_does_not_matter():
+    losses = descend(*quadratic(1e3, 20, 5), 0.5, 0.0, 100)
+    verdicts = {fo.diagnose(scale * losses, anchor=True).verdict for scale in (1e-30, 1e-3, 1.0, 1e6, 1e30)}
+    assert verdicts == {"healthy"}
+    assert fo.diagnose(losses[::-1], anchor=True).verdict == "diverged"
+    assert fo.diagnose(losses.tolist(), anchor=True) == fo.diagnose(losses, anchor=True)
+
+
+def test_losses_may_be_negative():
+    t = np.arange(100.0)
+    assert fo.diagnose(-3.0 - 5.0 * t / 100).verdict == "healthy"
+    assert fo.diagnose(-3.0 - 1e-4 * t).verdict == "too slow"
+    assert fo.diagnose(-3.0 + 0.1 * t).verdict == "diverged"
+    assert fo.diagnose(-3.0 - 4.0 * (1 - np.exp(-t / 5))).verdict == "plateau"
+
+
+def test_a_loss_of_zero_is_a_plateau():
+    assert fo.diagnose([1.0, 0.1, 0.01, *[0.0] * 50]).verdict == "plateau"
+    assert fo.diagnose(np.zeros(20)).verdict == "too slow"
+    assert fo.diagnose(0.5 ** np.arange(400.0), anchor=True).verdict == "plateau"  # a share of 1e-15 is round-off
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_has_diverged(bad):
+    found = fo.diagnose([1.0, 0.5, bad, 0.2], lr=0.1)
+    assert found.verdict == "diverged"
+    assert found.evidence == {"first_nonfinite": 2.0}
+    assert "0.01" in found.remedy
+    assert found.lr_factor == 0.1
+
+
+def test_the_remedy_is_the_chapters():
+    t = np.arange(100.0)
+    cases = {
+        "diverged": (np.exp(t / 10), 0.1, "divide the learning rate by 10 (try 0.05)"),
+        "oscillating": (
+            2 * np.exp(-t / 5) + 1 + 0.3 * (-1) ** t,
+            0.5,
+            "halve the learning rate, or use momentum or Adam",
+        ),
+        "too slow": (2.3 - 1e-4 * t, 10.0, "multiply the learning rate by 10 (try 5)"),
+        "plateau": (2 * np.exp(-t / 5) + 1, 1.0, "lower the learning rate by a schedule, or stop here"),
+        "healthy": (2 * np.exp(-t / 50), 1.0, "keep the learning rate"),
+    }
+    assert set(cases) == set(VERDICTS)
+    for verdict, (losses, factor, remedy) in cases.items():
+        found = fo.diagnose(losses, lr=0.5)
+        assert found.verdict == verdict
+        assert found.lr_factor == factor
+        assert remedy in found.remedy
+        assert found.remedy.endswith(".")
+        assert verdict in str(found)
+    straight, slower = fo.diagnose(2.3 - 0.6 * t / 100), fo.diagnose(2.3 - 0.1 * t / 100)
+    assert (straight.verdict, straight.lr_factor) == ("too slow", 2.0)
+    assert (slower.verdict, slower.lr_factor) == ("too slow", 10.0)
+    high = fo.diagnose(np.where(t < 5, 1.0, 20 + 5 * (-1) ** t), anchor=True)  # bounded, but far above its start
+    assert (high.verdict, high.lr_factor) == ("oscillating", 0.1)
+    dead = fo.diagnose(np.where(t < 5, 2.0 + t, 1.99), anchor=True)  # a network whose units have all died
+    assert (dead.verdict, dead.lr_factor) == ("diverged", 0.1)
+    risen = fo.diagnose(np.minimum(1.0 + t, 20.0))
+    assert (risen.verdict, risen.lr_factor) == ("diverged", 0.1)
+
+
+def test_gains_that_are_lost_again_are_called_oscillating():
+    losses = np.interp(np.arange(200), [0, 60, 200], [2.3, 0.5, 0.9])  # the peaks do not double, the end is no new high
+    found = fo.diagnose(losses)
+    assert found.verdict == "oscillating"
+    assert "risen by" in found.remedy
+
+
+def test_a_longer_momentum_is_given_more_steps_to_settle():
+    losses = 2.0 - np.arange(100) / 200
+    losses[55:65] += 0.2 * (np.arange(10) % 2)
+    assert fo.diagnose(losses, momentum=0.5).evidence["rises"] > 0.0
+    assert fo.diagnose(losses, momentum=0.97).evidence["rises"] == 0.0  # judged from step 2 / (1 - 0.97) on
+
+
+def test_evidence_is_what_it_says():
+    losses = 4.0 * 0.5 ** (np.arange(100) / 25)
+    evidence = fo.diagnose(losses, anchor=True).evidence
+    assert evidence["start"] == pytest.approx(4.0)
+    assert evidence["end"] == pytest.approx(np.median(losses[-5:]))
+    assert evidence["drop"] == pytest.approx(1 - np.median(losses[-5:]) / 4.0)
+    assert evidence["tail_trend"] == -1.0
+    assert evidence["envelope_trend"] == -1.0
+    assert evidence["rises"] == 0.0
+    assert evidence["noise"] == pytest.approx(0.0, abs=1e-12)
+    cycle = fo.diagnose(1.0 + 0.5 * np.cos(np.arange(120) * 2 * np.pi / 6), anchor=True).evidence
+    assert cycle["period"] == 6
+    assert cycle["cycle"] > 0.9
+
+
+def test_kendalls_tau_is_that_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for seed in range(5):
+        x = np.random.default_rng(seed).standard_normal(50)
+        assert kendall_tau(x) == pytest.approx(stats.kendalltau(np.arange(50), x).statistic, abs=1e-12)
+    assert kendall_tau([1.0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("losses", "options", "error", "text"),
+    [
+        ([1.0] * 9, {}, ValueError, "at least 10 losses, got 9"),
+        ([[1.0] * 20], {}, ValueError, r"one-dimensional, got shape \(1, 20\)"),
+        (["a"] * 20, {}, TypeError, "real numbers"),
+        (["1.0"] * 20, {}, TypeError, "real numbers"),
+        ([1.0 + 5.0j] * 20, {}, TypeError, "real numbers"),
+        ([1.0] * 20, {"momentum": 1.0}, ValueError, "momentum"),
+        ([1.0] * 20, {"lr": -1.0}, ValueError, "lr"),
+        ([1.0] * 20, {"anchor": 1}, TypeError, "anchor"),
+    ],
+)
+def test_bad_input_is_refused(losses, options, error, text):
+    with pytest.raises(error, match=text):
+        fo.diagnose(losses, **options)
+
+
+def test_null_of_a_log_is_no_number():
+    assert fo.diagnose([1.0, 2.0, None]).verdict == "diverged"
+    with pytest.raises(TypeError, match="real numbers"):
+        fo.diagnose([None, "1.0"] * 10)

@@ -1,0 +1,700 @@
+"""The probe finds what can be found, and leaves nothing behind: not on success, not on errors, not on Ctrl-C."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import random
+import re
+import signal
+import sys
+import threading
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim.common import generators
+from fastoptim.training.diagnosis import Diagnosis
+from fastoptim.tuning import sandbox as sandbox_module
+from fastoptim.tuning.probe import Probe, _grid_index, _rate, _Search
+from tests.support import ROOT
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLE = load(ROOT / "benchmarks" / "probe_table.py")
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, also where the tests run in the background, which ignores it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+# --- A model that leaves traces everywhere ------------------------------------------------------------------------
+
+PYTHON_RANDOM = random.Random(5)
+
+
+class World:
+    """Parameters of odd layouts, an optimizer with states, data in mid-epoch, and a loss that draws random numbers."""
+
+    def __init__(self, on_call=lambda world: None):
+        rng = np.random.default_rng(0)
+        self.params = {
+            "w": np.asfortranarray(rng.standard_normal((4, 3))),
+            "b": np.zeros(6)[::2],
+            "s": np.zeros((3, 1), np.float32),
+        }
+        self.buffers = [np.full(3, np.nan), np.zeros(1, np.int64)]
+        self.grads = {name: np.zeros_like(p) for name, p in self.params.items()}
+        groups = [{"params": {"w": self.params["w"]}}, {"params": [self.params["b"], self.params["s"]], "lr": 1e-3}]
+        self.opt = fo.Adam(groups, lr=1e-2)
+        self.batches = fo.minibatches((rng.standard_normal((50, 4)), rng.standard_normal((50, 3))), 8, rng=1)
+        self.noise = np.random.default_rng(2)
+        self.legacy = np.random.RandomState(3)
+        self.calls = 0
+        self.on_call = on_call
+        drawn = np.random.default_rng(4)
+
+        def loss_and_grad(params, batch):
+            self.calls += 1
+            self.on_call(self)
+            x, y = batch
+            dropout = (
+                self.noise.random(4)
+                + drawn.random(4)
+                + self.legacy.random_sample(4)
+                + np.random.random(4)
+                + PYTHON_RANDOM.random()
+                + random.random()
+            )
+            x = x * (dropout > 0.5)
+            error = x @ params["w"] + params["b"] + params["s"][:, 0] - y
+            self.buffers[0][...] = error.mean(axis=0)
+            self.buffers[1] += 1
+            self.grads["w"][...] = x.T @ error / len(x)
+            self.grads["b"][...] = error.mean(axis=0)
+            self.grads["s"][...] = error.mean(axis=0)[:, None]
+            return 0.5 * np.mean(error**2), [{"w": self.grads["w"]}, [self.grads["b"], self.grads["s"]]]
+
+        self.drawn = drawn
+        self.loss_and_grad = loss_and_grad
+        for _ in range(3):
+            self.opt.step(loss_and_grad(self.params, self.batches.next_batch())[1])
+        self.buffers[0][...] = np.array([0x7FF8000000000123] * 3, np.uint64).view(np.float64)  # NaN with a payload
+
+    def fingerprint(self):
+        """Everything that must be as it was, to the last bit."""
+        state = self.opt.state
+        position = self.batches.state_dict()
+        return (
+            [(name, p.tobytes(), p.strides) for name, p in self.params.items()],
+            [b.tobytes() for b in self.buffers],
+            [
+                (name, key, value if key == "step" else (id(value), value.tobytes()))
+                for name in state
+                for key, value in state[name].items()
+            ],
+            [(group["lr"], group["betas"], [id(p) for p in group["params"]]) for group in self.opt.param_groups],
+            {key: repr(value) for key, value in position.items() if key != "permutation"},
+            None if position["permutation"] is None else position["permutation"].tobytes(),
+            [repr(g.bit_generator.state) for g in (self.noise, self.drawn, self.batches.rng)],
+            [repr(g.get_state()[1].tobytes()) + repr(g.get_state()[2:]) for g in (self.legacy, np.random.mtrand._rand)],
+            [random.getstate(), PYTHON_RANDOM.getstate()],
+        )
+
+    def probe(self, **options):
+        options = {"steps": 10, "max_probes": 2, "buffers": self.buffers} | options
+        return fo.probe_lr(self.loss_and_grad, self.params, self.batches, self.opt, **options)
+
+    def sweep(self, **options):
+        options = {"steps": 12, "buffers": self.buffers} | options
+        return fo.lr_range_test(self.loss_and_grad, self.params, self.batches, self.opt, **options)
+
+
+RUNS = {"probe_lr": World.probe, "lr_range_test": World.sweep}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_everything_is_put_back_to_the_last_bit(run):
+    seen = []
+    world = World(lambda world: seen.append(world.fingerprint()))
+    before = world.fingerprint()
+    seen.clear()
+    RUNS[run](world)
+    assert world.fingerprint() == before
+    assert len(seen) >= 12
+    for part in (0, 1, 5, 6, 7, 8):  # the run did touch parameters, buffers, position and generators
+        assert any(during[part] != before[part] for during in seen), part
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_everything_is_put_back_when_a_call_raises(run, error):
+    total = World()
+    start = total.calls
+    RUNS[run](total)
+    calls = total.calls - start
+    assert calls >= 12
+    for k in range(1, calls + 1):
+
+        def raise_at(world, k=k):
+            if world.calls == start + k:
+                raise error("planned")
+
+        world = World(raise_at)
+        before = world.fingerprint()
+        with pytest.raises(error, match="planned"):
+            RUNS[run](world)
+        assert world.calls == start + k
+        assert world.fingerprint() == before
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_everything_is_put_back_on_ctrl_c_at_any_call(run, ctrl_c):
+    handler = signal.getsignal(signal.SIGINT)
+    total = World()
+    start = total.calls
+    RUNS[run](total)
+    for k in range(1, total.calls - start + 1):
+
+        def press_at(world, k=k):
+            if world.calls == start + k:
+                signal.raise_signal(signal.SIGINT)
+
+        world = World(press_at)
+        before = world.fingerprint()
+        with pytest.raises(KeyboardInterrupt):
+            RUNS[run](world)
+        assert world.fingerprint() == before
+        assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_everything_is_put_back_on_ctrl_c_at_any_line(ctrl_c):
+    """Signals between any two lines of the probe, many in a row: also while things are being put back."""
+    files = {sandbox_module.__file__, sys.modules["fastoptim.tuning.probe"].__file__}
+    handler = signal.getsignal(signal.SIGINT)
+
+    def pressed_at(lines):
+        """Run with Ctrl-C pressed at these lines, counted; returns (number of lines, whether it was interrupted)."""
+        world = World()
+        before = world.fingerprint()
+        count = 0
+
+        def trace(frame, event, argument):
+            nonlocal count
+            if frame.f_code.co_filename not in files:
+                return None
+            if event == "line":
+                count += 1
+                if count in lines:
+                    signal.raise_signal(signal.SIGINT)
+            return trace
+
+        interrupted = False
+        previous = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            world.probe(steps=10, max_probes=1)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(previous)
+        assert world.fingerprint() == before, lines
+        assert signal.getsignal(signal.SIGINT) is handler
+        return count, interrupted
+
+    total, interrupted = pressed_at(())
+    assert not interrupted
+    assert total > 500
+    chosen = np.random.default_rng(0).choice(total, 80, replace=False)
+    for line in [*chosen.tolist(), *range(total - 60, total + 1)]:
+        assert pressed_at(range(max(line, 1), line + 15))[1]
+
+
+def test_ctrl_c_between_two_calls_is_heard_before_the_next(ctrl_c):
+    calls = []
+
+    class Data:
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, where):
+            if len(calls) == 5:
+                signal.raise_signal(signal.SIGINT)
+            return np.zeros(len(where))
+
+    def loss_and_grad(w, batch):
+        calls.append(len(batch))
+        return 1.0, np.zeros(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        fo.probe_lr(loss_and_grad, np.zeros(1), Data(), "sgd", steps=10, max_probes=2, batch_size=4)
+    assert len(calls) == 5
+
+
+def test_a_handler_of_your_own_is_called():
+    pressed = []
+    previous = signal.signal(signal.SIGINT, lambda *args: pressed.append(args))
+    try:
+        world = World(lambda world: signal.raise_signal(signal.SIGINT) if world.calls in (5, 20) else None)
+        before = world.fingerprint()
+        world.probe()
+        assert len(pressed) == 2
+        assert world.fingerprint() == before
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def test_it_works_in_a_thread():
+    world = World()
+    before, results = world.fingerprint(), []
+    thread = threading.Thread(target=lambda: results.append(world.probe()))
+    thread.start()
+    thread.join()
+    assert len(results) == 1
+    assert world.fingerprint() == before
+
+
+def test_generators_are_found_wherever_the_loss_keeps_them():
+    closure, default, attribute, inner, keyword = (np.random.default_rng(i) for i in range(5))
+
+    class Model:
+        def __init__(self):
+            self.dropout = {"rate": 0.5, "rng": [attribute]}
+
+        def __call__(self, params, batch, extra=default, *, more=keyword):
+            return closure.random() + helper()
+
+    def helper():
+        return inner.random() + PYTHON_RANDOM.random()
+
+    found = generators._generators_within(functools.partial(Model(), extra=default))
+    assert {id(g) for g in found} == {id(g) for g in (closure, default, attribute, inner, keyword, PYTHON_RANDOM)}
+
+
+HIDDEN = [np.random.default_rng(i) for i in range(5)]
+IN_GENERATOR, IN_LAMBDA, IN_CLASS, IN_COMPREHENSION, DEEP = HIDDEN
+DRAW = random.Random(3).random
+
+
+def test_generators_are_found_in_functions_inside_functions():
+    def loss_and_grad(x, batch):
+        class Noise:
+            def __call__(self):
+                return IN_CLASS.normal()
+
+        def outer():
+            def inner():
+                return DEEP.normal()
+
+            return inner()
+
+        noise = sum(IN_GENERATOR.normal() for _ in range(2)) + (lambda: -IN_LAMBDA.normal())() + Noise()() + outer()
+        noise += sum([IN_COMPREHENSION.normal() for _ in range(2)]) + DRAW()
+        return 0.5 * float(x @ x), x + 1e-9 * noise
+
+    before = [generator.bit_generator.state for generator in HIDDEN], DRAW.__self__.getstate()
+    fo.probe_lr(loss_and_grad, np.ones(2), None, "sgd", steps=10, max_probes=2)
+    assert ([generator.bit_generator.state for generator in HIDDEN], DRAW.__self__.getstate()) == before
+
+
+# --- What a candidate is ------------------------------------------------------------------------------------------
+
+
+def test_every_candidate_sees_the_same_batches_and_the_same_noise():
+    seen = []
+
+    def loss_and_grad(w, batch):
+        noise = rng.standard_normal()
+        seen.append((len(batch), batch.tobytes(), noise))
+        return float(0.5 * np.mean((w - batch) ** 2)), np.array([np.mean(w - batch) + noise])
+
+    rng = np.random.default_rng(0)
+    data = np.random.default_rng(1).standard_normal(2000)
+    result = fo.probe_lr(loss_and_grad, np.zeros(1), data, "sgd", steps=15, max_probes=4, batch_size=4)
+    per_candidate = len(seen) // len(result.probes)
+    assert len(result.probes) == 4
+    assert per_candidate == 15 + 16
+    first = seen[:per_candidate]
+    for i in range(1, 4):
+        assert seen[i * per_candidate : (i + 1) * per_candidate] == first
+    anchors = [entry for entry in first if entry[0] != 4]
+    assert len(anchors) == 16
+    assert len({entry[1] for entry in anchors}) == 1
+    trained = {x for entry in first if entry[0] == 4 for x in np.frombuffer(entry[1])}
+    assert len(trained) == 60
+    assert not trained & set(np.frombuffer(anchors[0][1]))  # the anchor follows what is trained on
+
+
+@pytest.mark.parametrize("instance", [False, True])
+def test_a_curve_is_that_of_the_loop_written_by_hand(instance):
+    problem = TABLE.network("net", *small_digits(), (64, 16, 10), batch_size=16)
+    opt = fo.Adam(problem.params, lr=0.5) if instance else "adam"
+    if instance:  # from states that are there already
+        opt.step(problem.loss_and_grad(problem.params, problem.data)[1])
+    result = fo.probe_lr(
+        problem.loss_and_grad, problem.params, problem.data, opt, lr=2e-3, steps=20, max_probes=1, batch_size=16
+    )
+    chosen = next(probe for probe in result.probes if probe.lr == 2e-3)
+
+    batches = fo.minibatches(problem.data, 16)
+    taken = [tuple(column.copy() for column in batches.next_batch()) for _ in range(36)]
+    anchor = tuple(np.concatenate(columns) for columns in zip(*taken[20:], strict=True))
+    by_hand = fo.Adam(problem.params, lr=2e-3)
+    if instance:
+        by_hand.load_state_dict(opt.state_dict())
+        by_hand.lr = 2e-3
+    losses = [problem.loss_and_grad(problem.params, anchor)[0]]
+    for batch in taken[:20]:
+        by_hand.step(problem.loss_and_grad(problem.params, batch)[1])
+        losses.append(problem.loss_and_grad(problem.params, anchor)[0])
+    assert chosen.losses.tolist() == losses
+    assert chosen.score == np.mean(losses[-5:])
+
+
+def small_digits():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.data[:400] / 16, digits.target[:400]
+
+
+def test_gradients_may_be_handed_over_in_the_same_arrays_every_time():
+    problem = TABLE.network("net", *small_digits(), (64, 16, 10), batch_size=16)
+    grads = {name: np.zeros_like(p) for name, p in problem.params.items()}
+
+    def reusing(params, batch):
+        loss, fresh = problem.loss_and_grad(params, batch)
+        for name, g in fresh.items():
+            grads[name][...] = g
+        return loss, grads
+
+    options = {"steps": 15, "max_probes": 3, "batch_size": 16}
+    a = fo.probe_lr(problem.loss_and_grad, problem.params, problem.data, "adam", **options)
+    b = fo.probe_lr(reusing, problem.params, problem.data, "adam", **options)
+    assert [probe.losses.tolist() for probe in a.probes] == [probe.losses.tolist() for probe in b.probes]
+
+
+def test_groups_keep_the_ratios_of_their_rates():
+    x, y = np.ones(1), np.ones(1)
+    opt = fo.SGD([{"params": [x], "lr": 0.2}, {"params": [y], "lr": 0.02}])
+
+    def loss_and_grad(params, batch):
+        seen.append((float(x[0]), float(y[0])))
+        return float(x[0] + y[0]) + 10.0, [[np.ones(1)], [np.ones(1)]]
+
+    seen = []
+    fo.probe_lr(loss_and_grad, [x, y], None, opt, lr=0.5, steps=10, max_probes=1)
+    assert seen[1] == (0.5, 0.95)
+    assert (opt.param_groups[0]["lr"], opt.param_groups[1]["lr"]) == (0.2, 0.02)
+
+
+def test_an_anchor_of_your_own_is_used():
+    data, validation = np.zeros(100), np.ones(7)
+
+    def loss_and_grad(w, batch):
+        return float(0.5 * np.mean((w - batch) ** 2) + 1.0), np.array([np.mean(w - batch)])
+
+    w = np.full(1, 3.0)
+    result = fo.probe_lr(
+        loss_and_grad, w, data, "sgd", lr=0.1, steps=10, max_probes=1, anchor=validation, batch_size=10
+    )
+    path = 3.0 * 0.9 ** np.arange(11)
+    assert result.probes[0].losses == pytest.approx(0.5 * (path - 1.0) ** 2 + 1.0)
+
+
+# --- What is found ------------------------------------------------------------------------------------------------
+
+SMALL = [TABLE.quadratic(1e2), TABLE.quadratic(1e3), TABLE.rosenbrock(), TABLE.factorisation()]
+
+
+@pytest.mark.parametrize("optimizer", TABLE.OPTIMIZERS)
+@pytest.mark.parametrize("problem", SMALL, ids=lambda problem: problem.name)
+def test_answers_do_not_depend_on_the_start_and_beat_the_default(problem, optimizer):
+    row = TABLE.measure(problem, optimizer)
+    assert row.agrees, row
+    assert row.better, row
+    for result in row.results:
+        assert len(result.probes) <= 16
+        low, high = result.interval
+        assert low < result.lr < high
+        by_rate = {probe.lr: probe for probe in result.probes}
+        for neighbour in (low, high):
+            probe = by_rate[neighbour]
+            assert probe.bad or probe.score >= by_rate[result.lr].score
+        assert high / low < 6.0
+
+
+def search(start, score, verdict=lambda k: "healthy", budget=16):
+    """The search over invented candidates: best index, whether inconclusive, and all candidates in order."""
+
+    def trial(k):
+        evidence = {"drop": 0.5, "noise": 0.0}
+        return Probe(1.0 * k, np.array([1.0]), score(k), Diagnosis(verdict(k), evidence, "", 1.0))
+
+    found = _Search(trial, budget)
+    return *found.run(start), list(found.done)
+
+
+@pytest.mark.parametrize("start", [-9, -2, 0, 1, 12])
+def test_the_search_ends_at_the_minimum(start):
+    best, inconclusive, done = search(start, lambda k: 1.0 + (k - 1) ** 2)
+    assert (best, inconclusive) == (1, False)
+    assert {-1, 0, 1, 2, 3} <= set(done)
+    assert len(done) <= 13
+
+
+def test_the_search_passes_a_bump():
+    best, inconclusive, _ = search(-3, lambda k: 0.5 + abs(k - 2) + (2.0 if k == 1 else 0.0))
+    assert (best, inconclusive) == (2, False)
+
+
+@pytest.mark.parametrize("verdict", ["oscillating", "diverged"])
+def test_a_rate_that_is_too_large_is_not_chosen_for_its_loss(verdict):
+    best, inconclusive, _ = search(0, lambda k: 10.0 - k, lambda k: "healthy" if k < 3 else verdict)
+    assert (best, inconclusive) == (2, False)
+    _, inconclusive, done = search(0, lambda k: 1.0, lambda k: verdict, budget=4)
+    assert inconclusive
+    assert done == [0, -3, -6, -9]
+
+
+def test_rates_are_round_numbers():
+    assert [_rate(k) for k in range(-4, 5)] == [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0]
+    assert [_grid_index(_rate(k)) for k in range(-40, 20)] == list(range(-40, 20))
+    assert [_rate(_grid_index(lr)) for lr in (3e-4, 0.9, 30.0)] == [2e-4, 1.0, 20.0]
+
+
+def test_the_network_that_dies_at_large_rates_is_rescued():
+    from sklearn.datasets import load_digits
+    from threadpoolctl import threadpool_limits
+
+    digits = load_digits()
+    problem = TABLE.network("network, digits", digits.data / 16, digits.target, (64, 64, 10))
+    with threadpool_limits(1):
+        result = fo.probe_lr(
+            problem.loss_and_grad, problem.params, problem.data, problem.optimizer("momentum", None), lr=30.0
+        )
+    dead = [probe for probe in result.probes if probe.lr > 1.0 and np.ptp(probe.losses[-20:]) < 0.2]
+    assert dead  # it does happen: no unit is active any more and nothing moves
+    assert all(probe.bad for probe in dead)
+    assert not result.inconclusive
+    assert 0.02 <= result.lr <= 0.1
+
+
+def test_the_limit_of_gradient_descent_is_respected():
+    for scale in (1e-3, 1.0, 1e3):
+        curvature = scale * np.geomspace(1e-2, 1.0, 10)
+
+        def loss_and_grad(x, batch, curvature=curvature):
+            return 0.5 * np.sum(curvature * x**2), curvature * x
+
+        result = fo.probe_lr(loss_and_grad, np.ones(10), None, "sgd")
+        assert not result.inconclusive
+        assert all(len(probe.losses) == 101 for probe in result.probes)  # before, between and after 100 steps
+        assert 0.4 / scale <= result.lr <= 2.0 / scale
+        assert all((probe.lr > 2.0 / scale) == (probe.verdict == "diverged") for probe in result.probes)
+
+
+def test_the_committed_table_keeps_the_promise():
+    text = (ROOT / "docs" / "probe_table.md").read_text()
+    first, second = re.findall(r"factor of 4 in (\d+) of (\d+) pairs; .* in (\d+) of (\d+)\.", text)
+    agree, pairs, better, _ = map(int, first)
+    assert pairs >= 12
+    assert agree >= 12
+    assert better >= 10
+    assert int(second[0]) >= 12
+    rows = [line for line in text.splitlines() if line.startswith("| quadratic, condition 1000 |")]
+    fresh = TABLE.table([TABLE.measure(SMALL[1], optimizer) for optimizer in TABLE.OPTIMIZERS])[2:5]
+    assert [row.split("|")[1:8] for row in rows] == [row.split("|")[1:8] for row in fresh]
+
+
+def test_the_budget_may_end_without_an_answer():
+    problem = TABLE.quadratic(1e2)
+    result = fo.probe_lr(problem.loss_and_grad, problem.params, None, "sgd", lr=1e-6, max_probes=2)
+    assert result.inconclusive
+    assert len(result.probes) == 2
+    assert "inconclusive" in str(result)
+    nowhere = fo.probe_lr(lambda x, batch: (math.nan, x + 1.0), np.ones(2), None, "adam", max_probes=3)
+    assert nowhere.inconclusive
+    assert [probe.verdict for probe in nowhere.probes] == ["diverged"] * 3
+    assert nowhere.interval[0] == 0.0
+    assert nowhere.probes[0].score == math.inf
+
+
+def test_a_longer_horizon_lowers_a_rate_that_a_short_probe_flatters():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4000, 20))
+    y = x @ rng.standard_normal(20) + 3.0 * rng.standard_normal(4000)
+
+    def loss_and_grad(w, batch):
+        features, target = batch
+        error = features @ w - target
+        return 0.5 * np.mean(error**2), features.T @ error / len(target)
+
+    options = {"steps": 20, "batch_size": 4, "anchor": (x, y)}
+    short = fo.probe_lr(loss_and_grad, np.zeros(20), (x, y), "sgd", **options)
+    longer = fo.probe_lr(loss_and_grad, np.zeros(20), (x, y), "sgd", confirm=400, **options)
+    assert short.confirmed == ()
+    assert longer.lr < short.lr
+    assert len(longer.confirmed) >= 3
+    assert all(len(probe.losses) == 401 for probe in longer.confirmed)
+
+
+def test_the_report_marks_the_chosen_rate():
+    problem = TABLE.quadratic(1e2)
+    result = fo.probe_lr(problem.loss_and_grad, problem.params, None, fo.SGD)
+    lines = str(result).splitlines()
+    assert lines[0].startswith(f"lr {result.lr:g}, between")
+    assert [line.split()[1] for line in lines if line.lstrip().startswith("*")] == [f"{result.lr:g}"]
+    assert len(lines) == 2 + len(result.probes)
+
+
+# --- The range test -----------------------------------------------------------------------------------------------
+
+
+def test_the_range_test_is_the_sweep_written_by_hand():
+    curvature = np.geomspace(0.01, 1.0, 10)
+
+    def loss_and_grad(x, batch):
+        return 0.5 * np.sum(curvature * x**2), curvature * x
+
+    test = fo.lr_range_test(loss_and_grad, np.ones(10), None, "sgd", low=1e-4, high=100.0, steps=60, smoothing=0.8)
+    rates = np.geomspace(1e-4, 100.0, 60)
+    x, mean, smoothed, losses = np.ones(10), 0.0, [], []
+    for t, lr in enumerate(rates, 1):
+        losses.append(loss_and_grad(x, None)[0])
+        mean = 0.8 * mean + 0.2 * losses[-1]
+        smoothed.append(mean / (1.0 - 0.8**t))
+        if smoothed[-1] > 4.0 * min(smoothed):
+            break
+        x = x - lr * curvature * x
+    assert len(smoothed) < 60
+    assert test.rates.tolist() == rates[: len(smoothed)].tolist()
+    assert test.losses == pytest.approx(losses, rel=1e-12)
+    assert test.smoothed == pytest.approx(smoothed, rel=1e-12)
+    assert test.blow_up == rates[len(smoothed) - 1] > 2.0
+    assert 0.01 < test.steepest < 2.0
+
+
+def test_the_range_test_may_end_without_a_finding():
+    flat = fo.lr_range_test(lambda x, batch: (1.0, np.zeros(1)), np.ones(1), None, "sgd", steps=10)
+    assert math.isnan(flat.steepest)
+    assert math.isnan(flat.blow_up)
+    broken = fo.lr_range_test(lambda x, batch: (math.nan, np.zeros(1)), np.ones(1), None, "sgd", steps=10)
+    assert len(broken.losses) == 1
+    assert broken.blow_up == 1e-7
+
+
+class Pair(NamedTuple):
+    x: np.ndarray
+    y: np.ndarray
+
+
+@pytest.mark.parametrize("kind", [Pair, lambda x, y: (x, y), lambda x, y: [x, y], lambda x, y: {"x": x, "y": y}])
+def test_the_anchor_has_the_structure_of_the_data(kind):
+    data = kind(np.arange(300.0), np.ones(300))
+    seen = []
+
+    def loss_and_grad(w, batch):
+        assert type(batch) is type(data)
+        column = batch.x if isinstance(batch, Pair) else batch["x"] if isinstance(batch, dict) else batch[0]
+        seen.append(len(column))
+        return 0.5 * float(w @ w), 1.0 * w
+
+    fo.probe_lr(loss_and_grad, np.ones(2), data, "sgd", steps=10, max_probes=2)
+    assert set(seen) == {32, 256, 12} or set(seen) == {32, 256}
+
+
+def test_an_anchor_of_masked_arrays_keeps_its_masks():
+    x = np.ma.masked_array(np.arange(300.0), np.arange(300) % 2 == 0)
+
+    def loss_and_grad(w, batch):
+        assert np.array_equal(np.ma.getmaskarray(batch), batch.data % 2 == 0)
+        return 0.5 * float(w @ w), 1.0 * w
+
+    fo.probe_lr(loss_and_grad, np.ones(2), x, "sgd", steps=10, max_probes=2)
+
+
+def test_a_function_that_needs_a_rate_is_given_one():
+    rates = []
+
+    def make(params, lr):
+        rates.append(lr)
+        return fo.SGD(params, lr=lr)
+
+    result = fo.probe_lr(plain, np.ones(2), None, make, lr=0.01)
+    assert result.lr == fo.probe_lr(plain, np.ones(2), None, "sgd", lr=0.01).lr
+    assert {probe.lr for probe in result.probes} | {0.01} == set(rates)
+    assert len(fo.lr_range_test(plain, np.ones(2), None, make, steps=10).losses) == 10
+
+
+def test_groups_of_a_function_keep_the_ratios_of_its_default():
+    def make(params, lr=1e-3):
+        return fo.SGD([{"params": [params[0]], "lr": lr}, {"params": [params[1]], "lr": 1e-2}])
+
+    x, y = np.ones(1), np.ones(1)
+    from fastoptim.tuning.sandbox import Sandbox
+
+    f = lambda params, batch: (0.0, [np.zeros(1), np.zeros(1)])  # noqa: E731
+    sandbox = Sandbox(f, [x, y], None, make, None, None, (), (), 1e-7)
+    assert sandbox._ratios == [1.0, 10.0]
+
+
+# --- Bad input ----------------------------------------------------------------------------------------------------
+
+
+def plain(x, batch):
+    return 0.5 * float(np.sum(x**2)), 1.0 * x
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"steps": 9}, ValueError, "steps must be at least 10, got 9"),
+        ({"steps": 20.0}, TypeError, "steps must be an int"),
+        ({"max_probes": 0}, ValueError, "max_probes must be at least 1"),
+        ({"confirm": 100}, ValueError, "confirm must be at least 101"),
+        ({"lr": 0.0}, ValueError, "lr must be > 0"),
+        ({"lr": "fast"}, TypeError, "lr must be a real number"),
+        ({"optimizer": "rmsprop"}, ValueError, "optimizer must be one of"),
+        ({"data": iter([1, 2])}, TypeError, "cannot be put back"),
+        ({"data": (i for i in range(3))}, TypeError, "cannot be put back"),
+        ({"params": [1.0]}, TypeError, "must be NumPy arrays, got float"),
+        ({"generators": [7]}, TypeError, "expected random generators, got int"),
+        ({"buffers": ["x"]}, TypeError, "must be NumPy arrays, got str"),
+        ({"batch_size": 4}, ValueError, "none to cut"),
+        ({"loss_and_grad": 3}, TypeError, "must be callable"),
+    ],
+)
+def test_bad_input_is_refused(options, error, text):
+    arguments = {"loss_and_grad": plain, "params": np.ones(2), "data": None, "optimizer": "sgd"} | options
+    with pytest.raises(error, match=text):
+        fo.probe_lr(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"low": 0.0}, "0 < low < high"),
+        ({"low": 1.0, "high": 0.1}, "0 < low < high"),
+        ({"stop": 1.0}, "stop must be > 1"),
+        ({"smoothing": 1.0}, "smoothing"),
+        ({"steps": 5}, "steps must be at least 10"),
+    ],
+)
+def test_bad_sweeps_are_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        fo.lr_range_test(plain, np.ones(2), None, "sgd", **options)
