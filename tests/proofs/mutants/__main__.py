@@ -1,0 +1,214 @@
+"""Planted bugs must be caught: python -m tests.proofs.mutants [--table kernels] [--only WORD]
+
+Each mutant changes a few characters in a copy of the tree in a temporary folder, and the tests named beside it are run
+there. The table "kernels" is about the C code, the update rules and what drives them: for it the copy is built. The
+others ("checkpoint", "training", "tuning") are about Python alone, with the extension as it is here. A mutant is killed
+if one of its tests fails. The script exits with 1 if fewer than 95 % are killed, if the unchanged copy fails, or if a
+mutant cannot be made (its text is gone, or it does not compile).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from . import checkpoint, kernels, training, tuning
+from .mutant import Mutant
+
+ROOT = Path(__file__).parents[3]
+COPIED = (
+    "csrc",
+    "fastoptim",
+    "tests",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "docs",
+    "benchmarks",
+)
+TARGET = 0.95
+PREFIX: list[str] = []
+SECONDS = 600  # a mutant that takes longer hangs: killed
+
+TABLES = {
+    "kernels": (kernels.MUTANTS, kernels.EQUIVALENT),
+    "checkpoint": (checkpoint.MUTANTS, checkpoint.EQUIVALENT),
+    "training": (training.MUTANTS, training.EQUIVALENT),
+    "tuning": (tuning.MUTANTS, tuning.EQUIVALENT),
+}
+
+
+def copy_tree(target: Path) -> Path:
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.o", "build"))
+        elif source.exists():
+            shutil.copy2(source, target / name)
+    return target
+
+
+def run(command: list[str], folder: Path) -> tuple[int, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FASTOPTIM_", "PYTEST_"))}
+    environment = kept | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.Popen(
+        [*PREFIX, *command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, _ = done.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(done.pid, signal.SIGKILL)  # with the children that the tests have forked
+        done.communicate()
+        return -signal.SIGKILL, f"no end within {SECONDS} s"
+    return done.returncode, output
+
+
+def build(folder: Path, objects: Path, changed: str = "") -> None:
+    """Compile the extension as setup.py does, but only the sources that may differ from those of `objects`."""
+    here = runpy.run_path(str(folder / "csrc" / "build_ffi.py"))
+    for library in (folder / "fastoptim").glob("_c*.so"):
+        library.unlink()
+    with contextlib.redirect_stdout(None):
+        here["ffi"].emit_c_code(str(folder / "csrc" / "_c.c"))
+    paths = [f"-I{path}" for path in (folder / "csrc", np.get_include(), sysconfig.get_path("include"))]
+    linked = []
+    for name in (*here["SOURCES"], "_c.c"):
+        target = objects / f"{name}.o"
+        if Path(changed).suffix != ".c" or changed == name:
+            if changed:
+                target = folder / f"{name}.o"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            command = ["gcc", *here["FLAGS"], "-fPIC", "-DPy_LIMITED_API=0x030B0000", *paths]
+            compiled(folder, [*command, "-c", str(folder / "csrc" / name), "-o", str(target)])
+        linked.append(str(target))
+    compiled(folder, ["gcc", "-shared", *linked, "-lpthread", "-lm", "-o", str(folder / "fastoptim" / "_c.abi3.so")])
+
+
+def compiled(folder: Path, command: list[str]) -> None:
+    status, output = run(command, folder)
+    if status:
+        raise RuntimeError(f"the copy does not build:\n{output[-2000:]}")
+
+
+def tests_fail(folder: Path, tests: tuple[str, ...]) -> str | None:
+    """What noticed the mutant: the first failing test, or how the process ended; None if all tests pass."""
+    status, output = run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], folder)
+    if status == 0:
+        return None
+    failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if status == 1 and failed:
+        return failed[0].split()[1].partition("::")[2] or failed[0]
+    if status < 0 or status > 5 or not failed:
+        return f"process ended with {status}"
+    raise RuntimeError(f"the tests could not be run ({status}):\n{output[-2000:]}")
+
+
+def place_of(tree: Path, mutant: Mutant) -> Path | None:
+    """The file that holds the text of a mutant; None if it is gone. A folder stands for the files in it, in order."""
+    path, seen = tree / mutant.file, 0
+    for file in sorted(path.rglob("*.*")) if path.is_dir() else [path]:
+        if file.suffix in (".py", ".c", ".h", ".inc"):
+            seen += file.read_text().count(mutant.old)
+            if seen > mutant.which:
+                return file
+    return None
+
+
+def mutate(tree: Path, mutant: Mutant) -> Path:
+    """Plant the bug; returns the changed file."""
+    path = place_of(tree, mutant)
+    assert path is not None
+    parts = path.read_text().split(mutant.old)
+    at = mutant.which + 1 if (tree / mutant.file).is_file() else 1
+    path.write_text(mutant.old.join(parts[:at]) + mutant.new + mutant.old.join(parts[at:]))
+    return path
+
+
+def outcome(base: Path, mutant: Mutant) -> str | None:
+    if place_of(base, mutant) is None:
+        return "NOT MADE: its text is gone"
+    try:
+        return try_mutant(base, mutant)
+    except RuntimeError as error:
+        return f"NOT MADE: {error}"
+
+
+def try_mutant(base: Path, mutant: Mutant) -> str | None:
+    with tempfile.TemporaryDirectory(prefix="mutant") as name:
+        folder = Path(name) / "tree"
+        shutil.copytree(base, folder)
+        changed = str(mutate(folder, mutant).relative_to(folder))
+        if changed.startswith("csrc/"):
+            build(folder, base.with_name("objects"), changed.removeprefix("csrc/"))
+        return next(filter(None, (tests_fail(folder, (test,)) for test in mutant.tests)), None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--table", choices=TABLES, default="kernels")
+    parser.add_argument("--only", default="", help="mutants whose name or file holds this")
+    parser.add_argument("--jobs", type=int, default=1, help="how many are tried at once")
+    parser.add_argument("--prefix", default="", help="what tests and compilers are started with, for example 'nice'")
+    options = parser.parse_args()
+    PREFIX.extend(options.prefix.split())
+    mutants, equivalent = TABLES[options.table]
+    chosen = [m for m in mutants if options.only in m.name or options.only in m.file]
+    begin, survivors, not_made = time.perf_counter(), [], []
+    with tempfile.TemporaryDirectory(prefix="mutants") as name, ThreadPoolExecutor(options.jobs) as pool:
+        base = copy_tree(Path(name) / "base")
+        if options.table == "kernels":
+            base.with_name("objects").mkdir()
+            build(base, base.with_name("objects"))
+        where = run([sys.executable, "-c", "import fastoptim; print(fastoptim.__file__)"], base)[1].strip()
+        if not where.startswith(str(base)):
+            raise RuntimeError("the copy's tests would import another fastoptim")
+        every = list(dict.fromkeys(test.partition("::")[0] for mutant in chosen for test in mutant.tests))
+        failed = [found for found in pool.map(lambda test: tests_fail(base, (test,)), every) if found]
+        if failed:
+            print(f"the unchanged copy fails: {failed}")
+            return 1
+        print(f"the unchanged copy passes {len(every)} files of tests", flush=True)
+        for number, (mutant, noticed) in enumerate(
+            zip(chosen, pool.map(lambda m: outcome(base, m), chosen), strict=True), 1
+        ):
+            if noticed is None:
+                survivors.append(mutant)
+            elif noticed.startswith("NOT MADE"):
+                not_made.append(mutant)
+            print(f"{number:3} {mutant.name:48} {mutant.file:24} {noticed or 'SURVIVED'}", flush=True)
+    killed = len(chosen) - len(survivors) - len(not_made)
+    print("\nEquivalent changes, not counted:")
+    for change, reason in equivalent:
+        print(f"    {change}: {reason}")
+    print(f"\n{killed} of {len(chosen)} mutants killed, {len(not_made)} not made, {time.perf_counter() - begin:.0f} s")
+    return 0 if chosen and not not_made and killed >= TARGET * len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,353 @@
+"""Bugs in the C code, the update rules and what drives them."""
+
+from __future__ import annotations
+
+from .mutant import (
+    BITS,
+    DISPATCH,
+    EMULATED,
+    FUNCTIONAL,
+    GOLDEN,
+    GOLDEN_C,
+    OBJECTS,
+    OPTIMIZERS,
+    ORACLE,
+    RANDOM,
+    REFUSALS,
+    THREADS,
+    Mutant,
+    planted,
+)
+
+LAW, REFERENCE, COEFFICIENTS = "fastoptim/rules", "fastoptim/rules/reference.py", (ORACLE, GOLDEN, OPTIMIZERS)
+RULES, LOOPS, PLAN, POOL, CPU, BIND = (
+    f"csrc/{name}" for name in ("kernels/rules.h", "kernels/loops.inc", "plan.c", "pool.c", "kernels/cpu.c", "bind.c")
+)
+NATIVE = (GOLDEN_C, RANDOM, EMULATED, BITS, THREADS)
+DRIVER = (REFUSALS, OPTIMIZERS, RANDOM, THREADS)
+
+MUTANTS = (
+    # The kernels' arithmetic
+    Mutant("adam: parenthesis of the square", RULES, "c2 * (g * g)", "(c2 * g) * g"),
+    Mutant("amsgrad: parenthesis of the square", RULES, "c2 * (g * g)", "(c2 * g) * g", which=1),
+    Mutant(
+        "adam: product and quotient swapped",
+        RULES,
+        "(step * m) / (SQRT(v) * r2 + eps)",
+        "step * (m / (SQRT(v) * r2 + eps))",
+    ),
+    Mutant("adam: eps inside the root", RULES, "SQRT(v) * r2 + eps", "SQRT(v + eps) * r2"),
+    Mutant("adam: root divided instead of multiplied", RULES, "SQRT(v) * r2 + eps", "SQRT(v) / (1 / r2) + eps"),
+    Mutant("adam: first moment of the last step", RULES, "(step * m) / (SQRT(v)", "(step * state[0]) / (SQRT(v)"),
+    Mutant("adam: second moment of the last step", RULES, "SQRT(v) * r2", "SQRT(state[1]) * r2"),
+    Mutant("adam: moment as a lerp", RULES, "m = b1 * m + c1 * g", "m = m + c1 * (g - m)"),
+    Mutant("adam: betas swapped", RULES, "b1 = k[0], c1 = k[1], b2 = k[2]", "b1 = k[2], c1 = k[1], b2 = k[0]"),
+    Mutant("adam: constants in double", RULES, "m = b1 * m + c1 * g", "m = (T)((double)b1 * m + (double)c1 * g)"),
+    Mutant("amsgrad: > instead of >=", RULES, "x >= v ? x : v", "x > v ? x : v"),
+    Mutant("amsgrad: NaN kept out of the maximum", RULES, "x >= v ? x : v", "v > x ? v : x"),
+    Mutant("amsgrad: maximum not used", RULES, "SQRT(x)", "SQRT(v)"),
+    Mutant("amsgrad: maximum not stored", RULES, ", state[2] = x", ""),
+    Mutant("momentum: coefficients swapped", RULES, "v = a * v + b * g", "v = b * v + a * g"),
+    Mutant("momentum: neutral share of the gradient", RULES, "v = a * v + b * g", "v = a * v + g"),
+    Mutant("momentum: velocity not stored", RULES, "state[0] = v;", ""),
+    Mutant("nesterov: neutral factor of the gradient", RULES, "c * (e * v + f * g)", "c * (e * v + g)"),
+    Mutant("nesterov: distributed product", RULES, "c * (e * v + f * g)", "(c * e * v + c * f * g)"),
+    Mutant("sgd: ascends", RULES, "p = p - c * g", "p = p + c * g"),
+    Mutant("scale: neutral", RULES, "return s * g;", "return g;"),
+    Mutant("coupled decay: factor on the sum", RULES, "return g + wd * p;", "return wd * (g / wd + p);"),
+    Mutant("decoupled decay: subtracted", RULES, "return p * keep;", "return p - p * (1 - keep);"),
+    # The loops
+    Mutant(
+        "decay after the update",
+        LOOPS,
+        "p[i] = rule(pi, gi, state, k);",
+        "p[i] = rule(p[i], gi, state, k); if (decay == FO_DECAY_DECOUPLED) p[i] = NAME(decoupled)(p[i], wd);",
+    ),
+    Mutant("coupled decay ignored", LOOPS, "decay == FO_DECAY_COUPLED)", "decay == FO_DECAY_COUPLED && 0)"),
+    Mutant("dropped tail", LOOPS, "i < n; i++) {\n        T pi", "i + 3 < n; i++) {\n        T pi"),
+    Mutant("one element too many", LOOPS, "i < n; i++) {\n        T pi", "i <= n; i++) {\n        T pi"),
+    Mutant("line lost before the last", LOOPS, "whole -= 2 * NAME(line)", "whole -= 3 * NAME(line)"),
+    Mutant("line beside the end computed twice", LOOPS, "i += NAME(line), whole -= 2", "whole -= 1"),
+    Mutant("end one element early", LOOPS, "n - NAME(line), data)", "n - NAME(line) - 1, data)"),
+    Mutant("gradients written", LOOPS, "if (slot != 1)", "if (1)", ("tests/arrays/test_layouts.py",)),
+    Mutant("decay coefficient in float", LOOPS, "wd = (T)run->decay_coefficient", "wd = (float)run->decay_coefficient"),
+    Mutant("coefficients in float", LOOPS, "k[i] = (T)run->coefficients[i]", "k[i] = (float)run->coefficients[i]"),
+    Mutant("scale in float", LOOPS, "s = (T)scale", "s = (float)scale"),
+    Mutant("FMA allowed", "csrc/build_ffi.py", "-ffp-contract=off", "-ffp-contract=fast", (GOLDEN_C, OBJECTS)),
+    Mutant("reassociation allowed", "csrc/build_ffi.py", '"-fno-trapping-math"', '"-ffast-math"', (GOLDEN_C, OBJECTS)),
+    Mutant("errno of roots kept", "csrc/build_ffi.py", '"-fno-math-errno", ', "", (OBJECTS,)),
+    Mutant(
+        "AVX2 everywhere",
+        "csrc/build_ffi.py",
+        '"-fno-math-errno", ',
+        '"-fno-math-errno", "-mavx2", ',
+        (OBJECTS, EMULATED),
+    ),
+    # The norm
+    Mutant(
+        "norm: other pairs of lanes",
+        LOOPS,
+        "lane.one[j] = lane.one[2 * j] + lane.one[2 * j + 1]",
+        "lane.one[j] = lane.one[j] + lane.one[j + width]",
+    ),
+    Mutant("norm: scaled in double", LOOPS, "k * (double)NAME(scale)(g, s)", "k * ((double)g * s)"),
+    Mutant("norm: squared before it is widened", LOOPS, "return x * x;", "return (T)x * (T)x;"),
+    Mutant("norm: one of four twice", LOOPS, "NAME(square)(s, k, x[3])", "NAME(square)(s, k, x[2])"),
+    Mutant("norm: tail dropped", LOOPS, "for (int j = 0; i + j < n; j++)", "for (int j = 0; i + j + 1 < n; j++)"),
+    Mutant("norm: odd block of the tree dropped", PLAN, "if (n % 2)\n            tree", "if (0)\n            tree"),
+    Mutant(
+        "norm: sum in order instead of a tree",
+        PLAN,
+        "tree[i] = tree[2 * i] + tree[2 * i + 1];",
+        "tree[i] = i ? tree[2 * i] + tree[2 * i + 1] : tree[0] + (tree[1] + 0x1p-40 * tree[0]);",
+    ),
+    # The plan
+    Mutant("chunks end inside blocks", PLAN, "left < whole ? left : whole", "left < room ? left : room", (*NATIVE,)),
+    Mutant("chunks overlap", PLAN, "? plan->chunk_start[chunk + 1] :", "? plan->entries[e].n :", NATIVE),
+    Mutant(
+        "chunk borders one element late",
+        PLAN,
+        "int64_t n = stop_of(plan, chunk, e) - start;",
+        "int64_t n = stop_of(plan, chunk, e) - start + (start > 0);",
+        NATIVE,
+    ),
+    Mutant(
+        "entries merged though only parameters adjoin",
+        PLAN,
+        "for (int i = 0; i < before->slots; i++)\n        if ((char *)before",
+        "for (int i = 0; i < 1; i++)\n        if ((char *)before",
+    ),
+    Mutant("entries of two runs merged", PLAN, "before->run != after->run || ", ""),
+    Mutant("maximize ignored", PLAN, "run->maximize ? -j->scale : j->scale", "j->scale"),
+    Mutant(
+        "offset of chunks in elements", PLAN, "(size_t)start * fo_storage_size(entry->storage[i])", "(size_t)start * 4"
+    ),
+    # Threads
+    Mutant("first chunk lost to threads", POOL, "(count * i / parts) << 32", "(count * i / parts + !i) << 32", NATIVE),
+    Mutant(
+        "helper takes the chunk behind the last",
+        POOL,
+        "return first ? from : to - 1",
+        "return first ? from : to",
+        NATIVE,
+    ),
+    Mutant(
+        "helpers not waited for",
+        POOL,
+        "for (unsigned i = 1; atomic_load(&gate); i++)",
+        "for (unsigned i = 1; 0; i++)",
+        NATIVE,
+    ),
+    Mutant(
+        "one chunk too many",
+        POOL,
+        "(count * (i + 1) / parts));",
+        "(count * (i + 1) / parts + (i + 1 == parts)));",
+        NATIVE,
+    ),
+    Mutant(
+        "flush-to-zero survives in serial work",
+        POOL,
+        "fo_float_mode mode = fo_float_mode_set_default();",
+        "fo_float_mode mode = 0x1f80;",
+        NATIVE,
+        which=1,
+    ),
+    Mutant(
+        "flush-to-zero survives in threads",
+        POOL,
+        "fo_float_mode mode = fo_float_mode_set_default();",
+        "fo_float_mode mode = 0x1f80;",
+        NATIVE,
+    ),
+    Mutant("float mode not restored", POOL, "fo_float_mode_restore(mode);", "(void)mode;", NATIVE, which=1),
+    Mutant(
+        "default float mode flushes", CPU, "__builtin_ia32_ldmxcsr(0x1f80)", "__builtin_ia32_ldmxcsr(0x9fc0)", NATIVE
+    ),
+    Mutant("default float mode flushes on aarch64", CPU, '::"r"((uint64_t)0)', '::"r"((uint64_t)1 << 24)', (EMULATED,)),
+    Mutant("children forget nothing", POOL, "pthread_atfork(0, 0, forget)", "(void)forget", (THREADS,)),
+    Mutant("signals reach the pool's threads", POOL, "sigfillset(&all)", "sigemptyset(&all)", (THREADS,)),
+    Mutant("interpreter held during steps", BIND, "RELEASE_BYTES = 64e3", "RELEASE_BYTES = 64e30", (THREADS,)),
+    # The choice of the instruction set
+    Mutant("operating system not asked for ymm", CPU, "(xcr0 & ymm) != ymm", "0", (DISPATCH,)),
+    Mutant("zmm without its upper half", CPU, "zmm = 0xe6", "zmm = 0x66", (DISPATCH,)),
+    Mutant("AVX-512 without VL", CPU, " | 1u << 31; /* leaf 7", "; /* leaf 7", (DISPATCH,)),
+    Mutant("OSXSAVE not looked at", CPU, "!(leaf1_ecx & osxsave) || ", "", (DISPATCH,)),
+    Mutant(
+        "selection beyond the machine", "csrc/kernels/kernels.c", "isa > fo_cpu_isa()", "isa > 2", (DISPATCH, EMULATED)
+    ),
+    # What reads the arrays
+    Mutant(
+        "overlap of parameters not noticed",
+        BIND,
+        "if (low < before)\n            return 0;",
+        "if (0)\n            return 0;",
+        DRIVER,
+    ),
+    Mutant("overlap of gradients not noticed", BIND, "plan->written[2 * from] < high", "0", DRIVER),
+    Mutant(
+        "touching taken for overlapping",
+        BIND,
+        "plan->written[2 * middle + 1] > low",
+        "plan->written[2 * middle + 1] >= low",
+        DRIVER,
+    ),
+    Mutant("moved arrays not noticed", BIND, "if (moved)\n", "if (0)\n", DRIVER),
+    Mutant("moved gradients not noticed", BIND, "else if (grad_moved && known == ALL)", "else if (0)", DRIVER),
+    Mutant("gradients that a norm has read not compared", BIND, "if (moved && plan->known == ALL)", "if (0)", DRIVER),
+    Mutant("a fitting gap closed", BIND, "low - before >= plan->least_gradient", "low - before > 160", DRIVER),
+    Mutant("gaps closed", BIND, "low - before >= plan->least_gradient", "0", DRIVER),
+    Mutant(
+        "states taken for other states",
+        BIND,
+        "bind(state[slot - 2], entry, slot, &entry->state_order)",
+        "bind(state[(slot - 2) ^ (entry->slots > 3)], entry, slot, &entry->state_order)",
+        NATIVE,
+    ),
+    Mutant("read-only not noticed", BIND, "(slot == 1 ? 0 : NPY_ARRAY_WRITEABLE)", "0", DRIVER),
+    Mutant("shape not looked at", BIND, "if (PyArray_DIM(array, i) != entry->shape[i])", "if (0)", DRIVER),
+    Mutant("byte order not looked at", BIND, " || dtype->byteorder != '='", "", DRIVER),
+    Mutant(
+        "memory order not looked at",
+        BIND,
+        "(moved | grad_moved) < 0 || !order",
+        "(moved | grad_moved) < 0",
+        (*DRIVER, "tests/arrays/test_layouts.py"),
+    ),
+    Mutant("owners of their memory taken for views", BIND, "if (!owners && count > 1)", "if (count > 1)", DRIVER),
+    Mutant("other states taken for known ones", BIND, "views == args[2]", "views != 0", DRIVER),
+    Mutant("callers' states kept alive", BIND, "if (!owners && count > 1)", "if (!owners)", (FUNCTIONAL,)),
+    Mutant(
+        "states elsewhere taken for known ones",
+        BIND,
+        "PyArray_DATA((PyArrayObject *)state[slot - 2]) == entry->data[slot]",
+        "1",
+        DRIVER,
+    ),
+    Mutant("order of known states forgotten", BIND, "*order &= entry->state_order;", "", DRIVER),
+    Mutant("steps not counted", BIND, "PyList_SetItem(b->counter, 0, number);", "Py_DECREF(number);", DRIVER),
+    # The law
+    Mutant("law: parenthesis of the square", LAW, "c2 * (g * g)", "(c2 * g) * g", COEFFICIENTS),
+    Mutant(
+        "law: product and quotient swapped",
+        LAW,
+        "(step * m) / (sqrt(v) * r2 + eps)",
+        "step * (m / (sqrt(v) * r2 + eps))",
+        COEFFICIENTS,
+    ),
+    Mutant("law: > instead of >=", LAW, "where(x >= v, x, v)", "where(x > v, x, v)", COEFFICIENTS),
+    Mutant("law: nesterov without its look ahead", LAW, "p = p - c * (e * v + f * g)", "p = p - c * v", COEFFICIENTS),
+    Mutant("law: neutral scale", LAW, "return s * g", "return g", COEFFICIENTS),
+    Mutant(
+        "law: decay after the update",
+        REFERENCE,
+        "results = rule.function(new_p, g, *states, *k)",
+        "results = rule.function(p, g, *states, *k)\n"
+        "        results = (results[0] * (wd if new_p is not p else 1), *results[1:])",
+        COEFFICIENTS,
+    ),
+    Mutant(
+        "law: betas swapped",
+        LAW,
+        "return (beta1, 1.0 - beta1, beta2, 1.0 - beta2, step",
+        "return (beta2, 1.0 - beta2, beta1, 1.0 - beta1, step",
+        COEFFICIENTS,
+    ),
+    Mutant("law: bias correction of the second moment", LAW, "1.0 / math.sqrt(bc2)", "1.0 / bc2", COEFFICIENTS),
+    Mutant(
+        "law: eps-hat without bias correction", LAW, "lr * math.sqrt(bc2) / bc1, 1.0", "lr / bc1, 1.0", COEFFICIENTS
+    ),
+    Mutant("law: first step damped", LAW, "1.0 if first else 1.0 - dampening", "1.0 - dampening", COEFFICIENTS),
+    Mutant(
+        "law: look ahead with the plain gradient",
+        LAW,
+        "return (a, b, c, momentum, b)",
+        "return (a, b, c, momentum, 1.0)",
+        COEFFICIENTS,
+    ),
+    Mutant(
+        "law: keep without the rate", LAW, "return 1.0 - lr * weight_decay", "return 1.0 - weight_decay", COEFFICIENTS
+    ),
+    Mutant(
+        "law: clip factor without its 1e-6",
+        LAW,
+        "factor = max_norm / (norm + 1e-6)",
+        "factor = max_norm / norm",
+        COEFFICIENTS,
+    ),
+    Mutant(
+        "law: coefficients in the wrong precision",
+        REFERENCE,
+        "k = [T(c) for c in coefficients]",
+        "k = [T(np.float32(c)) for c in coefficients]",
+        COEFFICIENTS,
+    ),
+    Mutant("law: norm overflows", LAW, "if total == math.inf:", "if False:", (BITS,)),
+    Mutant(
+        "law: steps counted from zero",
+        "fastoptim/optimizers",
+        "self.base + steps + 1",
+        "self.base + steps + 2",
+        COEFFICIENTS,
+    ),
+    *planted(
+        "fastoptim/optimizers",
+        (OPTIMIZERS, "tests/checkpoint/test_checkpoint.py"),
+        (
+            "a turn within a turn",
+            "        if turn:\n            raise",
+            "        if turn and turn[0] != thread:\n            raise",
+        ),
+        ("anybody reads in the midst of a step", "if not reading or thread not in turn:", "if not reading:"),
+        ("states not looked at", '                backend.check_parameter(name, state, "a state of parameter")\n', ""),
+        ("states made for another array", "p = parameter.array(self._backend)", "p = parameter.group['params'][0]"),
+        ("a missing state loaded as zeros", "if t and (missing :=", "if False and (missing :="),
+        ("replaced parameters not seen", "        self.changes[0] += 1\n", "", 1),
+        ("half an update of a group", "for key in new:\n", "for key in ():\n"),
+    ),
+    *planted(
+        "fastoptim/common/signals.py",
+        (FUNCTIONAL,),
+        ("signals handled in the midst", "_signal(number, self._collect)", "pass"),
+        ("signals lost", "handlers[number](number, frame)", "pass"),
+        (
+            "signals after one that raises lost",
+            "            finally:\n",
+            "            except BaseException:\n                raise\n            if True:\n",
+        ),
+    ),
+    Mutant(
+        "a plan in use lent again",
+        "fastoptim/functional.py",
+        "kept.pop(key, (None, None))",
+        "kept.get(key, (None, None))",
+        (FUNCTIONAL,),
+    ),
+    Mutant(
+        "clipping in the caller's mode",
+        "fastoptim/backends/c.py",
+        "        mode = lib.fo_float_mode_set_default()\n",
+        "        mode = lib.fo_float_mode_set_default()\n        lib.fo_float_mode_restore(mode)\n",
+        (FUNCTIONAL,),
+    ),
+    Mutant(
+        "warnings in the midst of clipping",
+        "fastoptim/backends/base.py",
+        'with np.errstate(all="ignore"):',
+        "if True:",
+        (FUNCTIONAL,),
+    ),
+)
+
+# Changes that no test can see, and why; they are built into no figure.
+EQUIVALENT = (
+    ("sgd: p - c * g as p + (-c) * g", "negation is exact, and so is the difference as a sum with the negated product"),
+    ("(g * g) * c2 for c2 * (g * g)", "one multiplication; IEEE multiplication commutes, but for the payload of a NaN"),
+    (
+        "whole lines that do not begin at the parameter's cache lines",
+        "every element is computed by itself: only speed depends on it",
+    ),
+    ("chunks of another size, in whole blocks", "the same, and the norm is cut into blocks before chunks are"),
+    ("a step run by one thread instead of several", "the same; which threads work is a question of speed"),
+    ("threads on any core, tried as often as ever, headers not fetched", "the same"),
+)
