@@ -32,6 +32,7 @@ import fastoptim as fo
 from fastoptim.backends import get_backend
 from fastoptim.bench.cases import GPT2_SMALL
 from fastoptim.bench.statistics import loses, summarise
+from fastoptim.rules import Kernel
 from fastoptim.rules.table import RULES
 
 LR = np.float32(1e-3)
@@ -120,8 +121,8 @@ def ours(rule, shapes, threads):
 
 def native_adam(p, g, m, v, threads):
     """Adam's native call by itself."""
-    plan = c.plan([(RULES["adam"], "none", 0.0, False, [p])], [0], threads)
-    return partial(plan.step, (p,), (g,), (m, v), [ADAM], 1.0)
+    plan = c.plan([Kernel(RULES["adam"], "none")], [0], [p], [0], threads)
+    return partial(plan.step, (p,), (g,), (m, v), [(1.0, 0.0, *ADAM)])
 
 
 def torch_parameters(params, grads):
@@ -338,7 +339,7 @@ def clipping_rows(sizes, rounds):
         def make(n=n):
             p, g = arrays([n]), arrays([n])
             opt = optimizer("adam", p, 1)
-            plan = c.plan([(RULES["sgd"], "none", 0.0, False, g)], [0], 1)
+            plan = c.plan([Kernel(RULES["sgd"], "none")], [0] * len(g), g, [0], 1)
             parameters = torch_parameters(arrays([n]), arrays([n]))
             peer = torch_optimizer("adam", parameters)
 

@@ -50,13 +50,23 @@ from numba import config, cuda  # noqa: E402
 
 import fastoptim as fo  # noqa: E402
 from fastoptim import rules  # noqa: E402
-from fastoptim.backends import Run, get_backend  # noqa: E402
+from fastoptim.backends import get_backend  # noqa: E402
 from fastoptim.backends.cuda import backend as cuda_backend  # noqa: E402
 from fastoptim.bench.cases import GPT2_SMALL  # noqa: E402
 from fastoptim.bench.machine import output  # noqa: E402
 from fastoptim.bench.statistics import loses, summarise  # noqa: E402
 from fastoptim.rules import reference  # noqa: E402
-from tests.support.cases import DTYPES, SIZES, VARIANTS, Variant, expected, ordinary, raw_bits, states_for  # noqa: E402
+from tests.support.cases import (  # noqa: E402
+    DTYPES,
+    SIZES,
+    VARIANTS,
+    Variant,
+    expected,
+    ordinary,
+    raw_bits,
+    run_kernel,
+    states_for,
+)
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 COPY_SHARE = 0.93  # of the copy's bandwidth, from 1e8 elements on
@@ -96,17 +106,7 @@ def check_kernels(
                 hosts.append([p, g, *states_for(rng, variant.rule, n, dtype, make)])
             devices = [[to_device(x, offset) for x in row] for row in hosts]
             rows = [[backend.flat(x) for x in row] for row in devices]
-            run = Run(
-                variant.rule,
-                variant.decay,
-                variant.decay_coefficient,
-                variant.coefficients(),
-                variant.maximize,
-                [row[0] for row in rows],
-                [row[1] for row in rows],
-                [tuple(row[2:]) for row in rows],
-            )
-            backend.apply([run], 0.77, 1)
+            run_kernel(backend, variant, [tuple(row) for row in rows], 0.77, 1)
             elements = differing = 0
             for host, device in zip(hosts, devices, strict=True):
                 p, *states = expected(variant, host[0], host[1], host[2:], 0.77)

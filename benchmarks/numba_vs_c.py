@@ -13,10 +13,12 @@ import json
 import statistics
 import sys
 import time
+from functools import partial
 
 import numpy as np
 
-from fastoptim.backends import Run, get_backend
+from fastoptim.backends import KernelCall, get_backend
+from fastoptim.rules import Kernel
 from fastoptim.rules.table import RULES
 
 BAR, OUT_OF_CACHE = 1.10, 10_000_000
@@ -34,17 +36,17 @@ def compare(name: str, size: int, threads: int, rounds: int) -> dict[str, float 
     rule = RULES[name]
     rng = np.random.default_rng(0)
     p, g, *states = (rng.random(size, dtype=np.float32) for _ in range(2 + len(rule.states)))
-    run = Run(rule, "none", 0.0, COEFFICIENTS[name], False, [p], [g], [tuple(states)])
-    backends = {"c": get_backend("c"), "numba": get_backend("numba")}
+    calls, scalars = [KernelCall(Kernel(rule, "none"), [(p, g, *states)])], [(1.0, 0.0, *COEFFICIENTS[name])]
+    steps = {key: partial(get_backend(key).prepare(calls, threads), scalars) for key in ("c", "numba")}
     repeats = max(1, 2_000_000 // size)
-    times: dict[str, list[float]] = {key: [] for key in backends}
-    for backend in backends.values():  # compile, touch the pages, wake the threads
-        backend.apply([run], 1.0, threads)
+    times: dict[str, list[float]] = {key: [] for key in steps}
+    for step in steps.values():  # compile, touch the pages, wake the threads
+        step()
     for i in range(rounds):
-        for key in sorted(backends, reverse=bool(i % 2)):
+        for key in sorted(steps, reverse=bool(i % 2)):
             start = time.perf_counter()
             for _ in range(repeats):
-                backends[key].apply([run], 1.0, threads)
+                steps[key]()
             times[key].append((time.perf_counter() - start) / repeats / size * 1e9)
     ratios = [n / c for n, c in zip(times["numba"], times["c"], strict=True)]
     return {

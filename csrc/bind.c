@@ -25,8 +25,8 @@ int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t both, size_t head)
     return items[0] == (PyObject *)ndarray && items[1] == (PyObject *)memmap;
 }
 
-/* What the functions for Python hang on to: a plan, a list whose only item counts its steps, and the tuple of states that is
- * bound, if all are views of other memory, which cannot be resized. */
+/* What the functions for Python hang on to: a plan; a list whose only item counts its steps; and the tuple of states of the
+ * last step, if all are views of other memory, which cannot be resized: of them only addresses need to be read again. */
 typedef struct {
     fo_plan *plan;
     PyObject *counter, *views;
@@ -34,31 +34,31 @@ typedef struct {
 
 /* Binds one slot: -1 if the array is not as expected, else whether its address is another than at the last step. `order`
  * keeps the contiguity flags that all arrays share. */
-static int bind(PyObject *object, fo_entry *entry, int slot, int *order)
+static int bind(PyObject *object, fo_param *param, int slot, int *order)
 {
     if (Py_TYPE(object) != ndarray_type && Py_TYPE(object) != memmap_type)
         return -1;
     PyArrayObject *array = (PyArrayObject *)object;
     const PyArray_Descr *dtype = PyArray_DESCR(array);
-    int flags = PyArray_FLAGS(array), needed = NPY_ARRAY_ALIGNED | (slot == 1 ? 0 : NPY_ARRAY_WRITEABLE);
-    if (dtype->type_num != (entry->storage[slot] == FO_FLOAT64 ? NPY_DOUBLE : NPY_FLOAT) || dtype->byteorder != '=' ||
-        (flags & needed) != needed || PyArray_NDIM(array) != entry->dimensions)
+    int flags = PyArray_FLAGS(array), needed = NPY_ARRAY_ALIGNED | (slot == SLOT_GRAD ? 0 : NPY_ARRAY_WRITEABLE);
+    if (dtype->type_num != (param->storage[slot] == FO_FLOAT64 ? NPY_DOUBLE : NPY_FLOAT) || dtype->byteorder != '=' ||
+        (flags & needed) != needed || PyArray_NDIM(array) != param->dimensions)
         return -1;
-    for (int i = 0; i < entry->dimensions; i++)
-        if (PyArray_DIM(array, i) != entry->shape[i])
+    for (int i = 0; i < param->dimensions; i++)
+        if (PyArray_DIM(array, i) != param->shape[i])
             return -1;
     *order &= flags;
     void *data = PyArray_DATA(array);
-    int moved = data != entry->data[slot];
-    entry->data[slot] = data;
+    int moved = data != param->data[slot];
+    param->data[slot] = data;
     return moved;
 }
 
-static uintptr_t low_of(const fo_entry *entry, int slot) { return (uintptr_t)entry->data[slot]; }
+static uintptr_t low_of(const fo_param *param, int slot) { return (uintptr_t)param->data[slot]; }
 
-static uintptr_t high_of(const fo_entry *entry, int slot)
+static uintptr_t high_of(const fo_param *param, int slot)
 {
-    return low_of(entry, slot) + (size_t)entry->n * fo_storage_size(entry->storage[slot]);
+    return low_of(param, slot) + (size_t)param->n * fo_storage_size(param->storage[slot]);
 }
 
 static int by_low(const void *a, const void *b)
@@ -72,12 +72,12 @@ static int sort_written(fo_plan *plan)
 {
     uintptr_t *written = plan->written;
     int64_t count = 0, last = 0;
-    for (int64_t e = 0; e < plan->entry_count; e++) {
-        const fo_entry *entry = &plan->entries[e];
-        for (int slot = 0; slot < entry->slots; slot++)
-            if (slot != 1 && entry->n > 0) {
-                written[2 * count] = low_of(entry, slot);
-                written[2 * count++ + 1] = high_of(entry, slot);
+    for (int64_t e = 0; e < plan->param_count; e++) {
+        const fo_param *param = &plan->params[e];
+        for (int slot = 0; slot < param->slots; slot++)
+            if (slot != SLOT_GRAD && param->n > 0) {
+                written[2 * count] = low_of(param, slot);
+                written[2 * count++ + 1] = high_of(param, slot);
             }
     }
     qsort(written, (size_t)count, 2 * sizeof *written, by_low);
@@ -93,9 +93,9 @@ static int sort_written(fo_plan *plan)
     return 1;
 }
 
-static int gradient_overlaps(const fo_plan *plan, const fo_entry *entry)
+static int gradient_overlaps(const fo_plan *plan, const fo_param *param)
 {
-    uintptr_t low = low_of(entry, 1), high = high_of(entry, 1);
+    uintptr_t low = low_of(param, SLOT_GRAD), high = high_of(param, SLOT_GRAD);
     int64_t from = 0, to = plan->written_count; /* the first written range that ends beyond low */
     while (from < to) {
         int64_t middle = (from + to) / 2;
@@ -104,96 +104,86 @@ static int gradient_overlaps(const fo_plan *plan, const fo_entry *entry)
         else
             from = middle + 1;
     }
-    return entry->n > 0 && from < plan->written_count && plan->written[2 * from] < high;
+    return param->n > 0 && from < plan->written_count && plan->written[2 * from] < high;
 }
 
 static int some_gradient_overlaps(const fo_plan *plan)
 {
-    for (int64_t e = 0; e < plan->entry_count; e++)
-        if (gradient_overlaps(plan, &plan->entries[e]))
+    for (int64_t e = 0; e < plan->param_count; e++)
+        if (gradient_overlaps(plan, &plan->params[e]))
             return 1;
     return 0;
 }
 
-/* A step that streams through the caches pushes the arrays' headers out of them. */
-static void fetch_ahead(PyObject *const *items, int64_t i, int64_t count)
-{
-    enum { DISTANCE = 16 };
-    if (i + DISTANCE < count) {
-        const char *header = (const char *)items[i + DISTANCE];
-        __builtin_prefetch(header + offsetof(PyArrayObject_fields, data));
-        __builtin_prefetch(header + offsetof(PyArrayObject_fields, flags));
-    }
-}
-
 enum { ORDERS = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS };
 
-/* How much of `entry->data` is known to be free of overlaps. */
-enum { NOTHING, WRITTEN, ALL };
+/* Which of `param->data` are known not to overlap. */
+enum { NONE, WRITTEN, ALL };
 
-/* Binds an entry's states; see `bind`. Of known views only the addresses are read again: a thousand headers would have to
- * come from memory. */
-static int bind_states(PyObject *const *state, fo_entry *entry, int are_known, int *order, int *owners)
+/* Binds a parameter's states; see `bind`. Of states known to be unchanged views only the addresses are read again: a
+ * thousand headers would have to come from memory. */
+static int bind_states(PyObject *const *state, fo_param *param, int unchanged, int *order, int *owners)
 {
     int moved = 0;
-    for (int slot = 2; are_known && slot < entry->slots; slot++)
-        are_known = PyArray_DATA((PyArrayObject *)state[slot - 2]) == entry->data[slot];
-    if (!are_known) {
-        entry->state_order = ORDERS;
-        for (int slot = 2; slot < entry->slots; slot++) {
-            moved |= bind(state[slot - 2], entry, slot, &entry->state_order);
-            *owners |= moved >= 0 && PyArray_CHKFLAGS((PyArrayObject *)state[slot - 2], NPY_ARRAY_OWNDATA);
+    for (int slot = SLOT_STATE; unchanged && slot < param->slots; slot++)
+        unchanged = PyArray_DATA((PyArrayObject *)state[slot - SLOT_STATE]) == param->data[slot];
+    if (!unchanged) {
+        param->state_order = ORDERS;
+        for (int slot = SLOT_STATE; slot < param->slots; slot++) {
+            PyObject *x = state[slot - SLOT_STATE];
+            moved |= bind(x, param, slot, &param->state_order);
+            *owners |= moved >= 0 && PyArray_CHKFLAGS((PyArrayObject *)x, NPY_ARRAY_OWNDATA);
         }
     }
-    *order &= entry->state_order;
+    *order &= param->state_order;
     return moved;
 }
 
 /* Binds everything; 0 if an array is not as expected or overlaps another. */
-static int bind_all(bound *b, int views_are_known, PyObject *params, PyObject *grads, PyObject *states)
+static int bind_all(bound *b, int views_unchanged, PyObject *params, PyObject *grads, PyObject *states)
 {
     fo_plan *plan = b->plan;
-    int64_t count = plan->entry_count, state_count = plan->state_count, s = 0;
-    if (PyTuple_Size(params) != count || PyTuple_Size(grads) != count || PyTuple_Size(states) != state_count)
+    int64_t count = plan->param_count;
+    if (PyTuple_Size(params) != count || PyTuple_Size(grads) != count || PyTuple_Size(states) != plan->state_count)
         return 0;
-    PyObject *const *param = items_of(params), *const *grad = items_of(grads), *const *state = items_of(states);
-    int known = plan->known, moved = 0, grad_moved = 0, owners = 0;
-    plan->known = NOTHING;
-    for (int64_t e = 0; e < count; e++) {
-        fo_entry *entry = &plan->entries[e];
+    PyObject *const *p = items_of(params), *const *g = items_of(grads), *const *state = items_of(states);
+    int disjoint = plan->disjoint, moved = 0, grad_moved = 0, owners = 0;
+    plan->disjoint = NONE;
+    for (int64_t i = 0; i < count; i++) {
+        fo_param *param = &plan->params[i];
         int order = ORDERS;
-        fetch_ahead(param, e, count);
-        fetch_ahead(grad, e, count);
-        for (int i = 0; i < entry->slots - 2; i++)
-            fetch_ahead(state, s + i, state_count);
-        moved |= bind(param[e], entry, 0, &order);
-        grad_moved |= bind(grad[e], entry, 1, &order);
-        moved |= bind_states(state + s, entry, views_are_known, &order, &owners);
+        moved |= bind(p[i], param, SLOT_PARAM, &order);
+        grad_moved |= bind(g[i], param, SLOT_GRAD, &order);
+        moved |= bind_states(state, param, views_unchanged, &order, &owners);
         if ((moved | grad_moved) < 0 || !order)
             return 0;
-        s += entry->slots - 2;
+        state += param->slots - SLOT_STATE;
     }
     if (moved)
-        known = NOTHING;
-    else if (grad_moved && known == ALL)
-        known = WRITTEN;
-    if ((known < WRITTEN && !sort_written(plan)) || (known < ALL && some_gradient_overlaps(plan)))
+        disjoint = NONE;
+    else if (grad_moved && disjoint == ALL)
+        disjoint = WRITTEN;
+    if ((disjoint < WRITTEN && !sort_written(plan)) || (disjoint < ALL && some_gradient_overlaps(plan)))
         return 0;
-    plan->known = ALL;
+    plan->disjoint = ALL;
     if (!owners && count > 1) /* one array's are read as quickly, and need not be kept alive */
         b->views = Py_NewRef(states);
     return 1;
 }
 
-/* One tuple of floats per run. */
-static int read_coefficients(fo_plan *plan, PyObject *rows)
+/* One tuple of floats per run: scale, decay, coefficients. */
+static int read_rows(fo_plan *plan, PyObject *rows)
 {
     if (PyList_Size(rows) != plan->run_count)
         return 0;
     for (int32_t r = 0; r < plan->run_count; r++) {
         PyObject *row = PyList_GetItem(rows, r);
-        for (int i = 0; i < fo_rule_coefficients(plan->runs[r].rule); i++)
-            plan->runs[r].coefficients[i] = PyFloat_AsDouble(PyTuple_GetItem(row, i));
+        fo_run *run = &plan->runs[r];
+        int count = 2 + fo_rule_coefficients(run->rule);
+        if (PyTuple_Size(row) != count)
+            return 0;
+        for (int i = 0; i < count; i++)
+            run->scalars[i] = PyFloat_AsDouble(items_of(row)[i]);
     }
     return !PyErr_Occurred();
 }
@@ -215,14 +205,13 @@ static const double RELEASE_BYTES = 64e3;
 static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
 {
     bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
-    if (!b || count != 5)
-        return PyErr_Format(PyExc_TypeError, "step takes params, grads, states, coefficients and scale");
+    if (!b || count != 4)
+        return PyErr_Format(PyExc_TypeError, "step takes params, grads, states and rows");
     fo_plan *plan = b->plan;
-    double scale = PyFloat_AsDouble(args[4]);
     PyObject *views = b->views; /* given up at the end: what goes with it may run code that steps this very plan */
     b->views = 0;
     PyObject *result = 0;
-    if (!read_coefficients(plan, args[3]) || !bind_all(b, views == args[2], args[0], args[1], args[2])) {
+    if (!read_rows(plan, args[3]) || !bind_all(b, views == args[2], args[0], args[1], args[2])) {
         PyErr_Clear();
         result = Py_NewRef(Py_False);
         goto done;
@@ -231,10 +220,10 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
     if (!number)
         goto done;
     if (plan->step_bytes < RELEASE_BYTES) {
-        fo_plan_apply(plan, scale);
+        fo_plan_apply(plan);
     } else {
         Py_BEGIN_ALLOW_THREADS
-        fo_plan_apply(plan, scale);
+        fo_plan_apply(plan);
         Py_END_ALLOW_THREADS
     }
     /* Counted here, so that Ctrl-C right after the step finds it counted. */
@@ -252,14 +241,13 @@ static PyObject *sum_squares(PyObject *capsule, PyObject *const *args, Py_ssize_
         return PyErr_Format(PyExc_TypeError, "sum_squares takes grads, grad_scale and k");
     fo_plan *plan = b->plan;
     double grad_scale = PyFloat_AsDouble(args[1]), k = PyFloat_AsDouble(args[2]), sum;
-    int plain = PyTuple_Size(args[0]) == plan->entry_count;
-    PyObject *const *grad = items_of(args[0]);
-    for (int64_t e = 0; plain && e < plan->entry_count; e++) {
-        fetch_ahead(grad, e, plan->entry_count);
-        int order = NPY_ARRAY_C_CONTIGUOUS, moved = bind(grad[e], &plan->entries[e], 1, &order);
+    int plain = PyTuple_Size(args[0]) == plan->param_count;
+    PyObject *const *g = items_of(args[0]);
+    for (int64_t i = 0; plain && i < plan->param_count; i++) {
+        int order = NPY_ARRAY_C_CONTIGUOUS, moved = bind(g[i], &plan->params[i], SLOT_GRAD, &order);
         plain = moved >= 0 && order;
-        if (moved && plan->known == ALL)
-            plan->known = WRITTEN;
+        if (moved && plan->disjoint == ALL)
+            plan->disjoint = WRITTEN;
     }
     if (!plain) {
         PyErr_Clear();

@@ -1,13 +1,12 @@
 /* The interface of the extension. cffi reads this file as it stands, so it holds no preprocessor lines; C files
  * include it through internal.h. */
 
-/* One rule with its coefficients, in float64; kernels round them once to the compute type. */
+/* Parameters that share a kernel and its scalars: factor of the gradient, coefficient of the decay, those of the rule. In
+ * float64; kernels round them once to the compute type. */
 typedef struct {
-    int32_t rule;  /* index into the table of rules.h */
+    int32_t rule;  /* index into the table of rules */
     int32_t decay; /* 0 none, 1 coupled, 2 decoupled */
-    int32_t maximize;
-    double decay_coefficient;
-    double coefficients[8];
+    double scalars[18];
 } fo_run;
 
 /* One parameter. Slot 0 is the parameter, 1 the gradient, 2.. the states; each slot has a storage type of its own
@@ -18,11 +17,11 @@ typedef struct {
     int32_t run;
     int32_t dimensions;
     const int64_t *shape;
-    int8_t storage[5];
+    int8_t storage[6];
     int8_t slots;
     int32_t state_order; /* the orders in memory that all states share, as NumPy's flags */
-    void *data[5];
-} fo_entry;
+    void *data[6];
+} fo_param;
 
 /* What the pool of threads learned about a job, in ns: its time on one thread, what threads gained over that, how much
  * serial work must make good what they lost, and how many times their next loss it will be. */
@@ -35,12 +34,12 @@ typedef struct {
 } fo_pace;
 
 /* A list of parameters that is stepped again and again: what is expected of its arrays, and how it is cut into chunks.
- * Chunk i reaches from element chunk_start[i] of entry chunk_entry[i] to the beginning of chunk i + 1. */
+ * Chunk i reaches from element chunk_start[i] of parameter chunk_param[i] to the beginning of chunk i + 1. */
 typedef struct {
     int32_t run_count;
     int32_t threads;
-    int32_t known; /* bind.c: how many of the addresses were compared with each other */
-    int64_t entry_count;
+    int32_t disjoint; /* bind.c: which of the addresses are known not to overlap */
+    int64_t param_count;
     int64_t state_count;
     int64_t chunk_count;
     int64_t block_count;
@@ -51,20 +50,20 @@ typedef struct {
     fo_pace step_pace[2]; /* after idle times, and closely after other steps */
     fo_pace norm_pace[2];
     fo_run *runs;
-    fo_entry *entries;
+    fo_param *params;
     int64_t *shapes;
-    int64_t *chunk_entry;
+    int64_t *chunk_param;
     int64_t *chunk_start;
     double *block_sums; /* of the last norm */
     double *tree;
     uintptr_t *written; /* (low, high) of what a step writes, sorted */
 } fo_plan;
 
-/* plan.c: the step without Python. `storage` and `shapes` hold 5 and `dimensions[i]` numbers for each entry. */
-fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t entry_count, const int32_t *entry_run,
+/* plan.c: the step without Python. `storage` and `shapes` hold 6 and `dimensions[i]` numbers for each parameter. */
+fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count, const int32_t *param_run,
                      const int8_t *storage, const int32_t *dimensions, const int64_t *shapes, int32_t threads);
 void fo_plan_free(fo_plan *plan);
-void fo_plan_apply(fo_plan *plan, double scale);
+void fo_plan_apply(fo_plan *plan);
 double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k);
 
 /* pool.c, for tests: spread every job of several chunks over threads, whether that pays or not. */
@@ -73,8 +72,8 @@ void fo_pool_always(int32_t on);
 /* bind.c: the plan as Python functions. Objects are given by their addresses. fo_set_up comes first: `both` is the tuple
  * (ndarray, memmap), and `head` the size of a tuple without its items; 0 if they are not found behind it. fo_functions takes
  * the plan over and appends to a list
- *   step(params, grads, states, coefficients, scale) -> True, or False with nothing touched if an array is not plain, not
- *     as expected, or overlaps another; tuples of arrays, and a list with one tuple of floats for each run;
+ *   step(params, grads, states, rows) -> True, or False with nothing touched if an array is not plain, not as expected, or
+ *     overlaps another; tuples of arrays, and a list with one tuple of floats (scale, decay, coefficients) for each run;
  *   sum_squares(grads, grad_scale, k) -> float, or None if a gradient is not plain and C-ordered.
  * `counter` is a list whose only item grows by one with each step that was applied. */
 int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t both, size_t head);

@@ -9,15 +9,16 @@
 
 enum { FO_FLOAT32, FO_FLOAT64, FO_STORAGE_TYPES };
 enum { FO_DECAY_NONE, FO_DECAY_COUPLED, FO_DECAY_DECOUPLED };
-enum { FO_NORM_BLOCK = 4096, FO_NORM_LANES = 16, FO_SLOTS = 5 };
+enum { FO_NORM_BLOCK = 4096, FO_NORM_LANES = 16 };
+enum { FO_STATES = 4, FO_COEFFICIENTS = 16, SLOT_PARAM = 0, SLOT_GRAD = 1, SLOT_STATE = 2, FO_SLOTS = SLOT_STATE + FO_STATES };
 
 static inline size_t fo_storage_size(int storage) { return storage == FO_FLOAT64 ? 8 : 4; }
 
-/* kernels.c: `n` elements of one entry. `data` holds the addresses of the slots; all have one storage type. */
-typedef void fo_kernel(const fo_run *run, double s, int64_t n, void *const *data);
+/* kernels.c: `n` elements of one parameter. `data` holds the addresses of the slots; all have one storage type. */
+typedef void fo_kernel(const fo_run *run, int64_t n, void *const *data);
 fo_kernel *fo_kernel_for(int32_t rule, int storage);
 
-/* Sums of (k * (grad_scale * g))**2, one for each block of FO_NORM_BLOCK elements, in the order of the law. */
+/* Sums of (k * (grad_scale * g))**2, one for each block of FO_NORM_BLOCK elements, in the fixed order. */
 typedef void fo_square_kernel(double grad_scale, double k, int64_t n, const void *g, double *sums);
 fo_square_kernel *fo_square_kernel_for(int storage);
 

@@ -1,4 +1,4 @@
-"""One update on arrays that the caller owns, parameter and states alike: for code that keeps its own books.
+"""One update on arrays that the caller owns, parameter and states alike.
 
 Every function works in place, accepts what the classes accept (any layout of float32 or float64; on CUDA anything with
 ``__cuda_array_interface__``), checks everything before it writes anything, and has the bits of the class.
@@ -6,82 +6,42 @@ Every function works in place, accepts what the classes accept (any layout of fl
 
 from __future__ import annotations
 
-from threading import local
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
-from .arrays.checks import DTYPES
-from .backends import Backend, Run, resolve
-from .common.signals import deferred
-from .common.threads import resolve_threads
+from .backends import choose
 from .common.validation import count, flag, real
-from .optimizers.hyperparameters import Policy, adam_policy, sgd_policy
+from .optimizers.hyperparameters import UpdateSpec, adam_spec, sgd_spec
+from .optimizers.update import PLAIN, StepOptions, update_array
 
 __all__ = ["adam", "momentum", "sgd"]
 
+# Hyperparameters are mostly those of the call before.
+_sgd_spec = lru_cache(maxsize=64, typed=True)(sgd_spec)
+_adam_spec = lru_cache(maxsize=64, typed=True)(adam_spec)
 
-_plans = local()  # a plan serves one thread at a time
+
+def _spec(cached: Any, make: Any, *hyperparameters: Any) -> UpdateSpec:
+    try:
+        return cached(*hyperparameters)
+    except TypeError:  # not hashable, or not valid, which this says again
+        return make(*hyperparameters)
 
 
-def _step_natively(
-    backend: Backend,
-    policy: Policy,
-    threads: int,
+def _step(
+    spec: UpdateSpec,
+    scalars: tuple[float, ...],
     p: Any,
     g: Any,
     states: tuple[Any, ...],
-    coefficients: tuple[float, ...],
-    scale: float,
-) -> bool:
-    """A step by the native plan for arrays like `p`, kept from the last call; False where it cannot be done so."""
-    if type(p) is not np.ndarray or p.dtype not in DTYPES:
-        return False
-    key = (backend.name, policy.rule, policy.decay, policy.maximize, p.shape, p.dtype, threads)
-    kept: dict[Any, Any] = _plans.__dict__.setdefault("kept", {})
-    plan, decay = kept.pop(key, (None, None))  # the handler of a signal may step meanwhile
-    if plan is None:
-        plan = backend.plan([(*policy[:4], [p])], [0], threads)
-        if plan is None:
-            return False
-    elif decay != policy.decay_coefficient:
-        plan.set_decay([policy.decay_coefficient])
-    done = plan.step((p,), (g,), states, [coefficients], scale)
-    if len(kept) >= 256:
-        kept.clear()
-    kept[key] = plan, policy.decay_coefficient
-    return done
-
-
-def _apply(
-    policy: Policy, coefficients: tuple[float, ...], p: Any, g: Any, states: tuple[Any, ...], options: dict[str, Any]
+    grad_scale: Any,
+    backend: str,
+    threads: int | None,
 ) -> None:
-    scale = real("grad_scale", options["grad_scale"])
-    backend, threads = resolve(options["backend"], (p,)), resolve_threads(options["threads"])
-    if _step_natively(backend, policy, threads, p, g, states, coefficients, scale):
-        return
-    backend.check_parameter("p", p)
-    shape, dtype = backend.describe(p)
-    g = backend.check_companion("p", "gradient", g, shape, dtype)
-    for slot, state in zip(policy.rule.states, states, strict=True):
-        backend.check_parameter(slot, state)
-        backend.check_companion("p", slot, state, shape, dtype)
-    written = [backend.span(name, x) for name, x in zip(("p", *policy.rule.states), (p, *states), strict=True)]
-    backend.check_disjoint(written, [backend.span("gradient of 'p'", g)])
-    form = backend.stage(p, g, states)
-    run = Run(
-        policy.rule,
-        policy.decay,
-        policy.decay_coefficient,
-        coefficients,
-        policy.maximize,
-        [form.p],
-        [form.g],
-        [form.states],
-    )
-    with deferred():
-        backend.apply([run], scale, threads)
-        form.write_back()
+    scaled = type(grad_scale) is not float or grad_scale != 1.0
+    options = StepOptions(real("grad_scale", grad_scale)) if scaled else PLAIN
+    chosen, number = choose(backend, threads, p)
+    update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, options)
 
 
 def sgd(
@@ -109,7 +69,7 @@ def sgd(
     Raises
     ------
     TypeError, ValueError
-        Bad array or hyper-parameter; nothing was changed.
+        Bad array or hyperparameter; nothing was changed.
 
     Examples
     --------
@@ -119,9 +79,8 @@ def sgd(
     >>> p
     array([0.5, 1.5])
     """
-    policy = sgd_policy(lr, weight_decay=weight_decay, maximize=maximize)
-    options = {"grad_scale": grad_scale, "backend": backend, "threads": threads}
-    _apply(policy, policy.coefficients(1, False), p, g, (), options)
+    spec = _spec(_sgd_spec, sgd_spec, lr, 0.0, 0.0, weight_decay, False, maximize)
+    _step(spec, spec.scalars(1), p, g, (), grad_scale, backend, threads)
 
 
 def momentum(
@@ -159,7 +118,7 @@ def momentum(
     Raises
     ------
     TypeError, ValueError
-        Bad array or hyper-parameter; nothing was changed.
+        Bad array or hyperparameter; nothing was changed.
 
     Examples
     --------
@@ -169,11 +128,10 @@ def momentum(
     >>> p, v
     (array([0.5]), array([1.]))
     """
-    policy = sgd_policy(lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode)
-    if not policy.rule.states:
+    spec = _spec(_sgd_spec, sgd_spec, lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode)
+    if not spec.kernel.rule.states:
         raise ValueError("momentum must be > 0; for plain steps use functional.sgd")
-    options = {"grad_scale": grad_scale, "backend": backend, "threads": threads}
-    _apply(policy, policy.coefficients(1, flag("first", first)), p, g, (v,), options)
+    _step(spec, spec.scalars(1, flag("first", first)), p, g, (v,), grad_scale, backend, threads)
 
 
 def adam(
@@ -216,7 +174,7 @@ def adam(
     Raises
     ------
     TypeError, ValueError
-        Bad array or hyper-parameter; nothing was changed.
+        Bad array or hyperparameter; nothing was changed.
 
     Examples
     --------
@@ -226,9 +184,7 @@ def adam(
     >>> p.round(6)
     array([0.9])
     """
-    policy = adam_policy(
-        lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, flag("decoupled", decoupled)
-    )
-    options = {"grad_scale": grad_scale, "backend": backend, "threads": threads}
+    decoupled = decoupled if decoupled is False else flag("decoupled", decoupled)
+    spec = _spec(_adam_spec, adam_spec, lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, decoupled)
     states = (m, v) if vmax is None else (m, v, vmax)
-    _apply(policy, policy.coefficients(count("step", step), False), p, g, states, options)
+    _step(spec, spec.scalars(count("step", step)), p, g, states, grad_scale, backend, threads)

@@ -5,6 +5,17 @@
 #include <math.h>
 #include <string.h>
 
+/* The loops of roofline.h, with the columns of rule_table.h. */
+#define FO_ROOFLINES(X)                                                                                                \
+    X(roof0, 0, 0, PARAMETER, NARROW)                                                                                  \
+    X(roof1, 1, 0, PARAMETER, WIDE)                                                                                    \
+    X(roof2, 2, 0, PARAMETER, WIDE)                                                                                    \
+    X(roof3, 3, 0, PARAMETER, WIDE)                                                                                    \
+    X(roof4, 4, 0, PARAMETER, WIDE)                                                                                    \
+    X(root_and_divide, 0, 0, PARAMETER, WIDE)
+
+enum { STEP, PARAMETER };
+
 #define INLINE static inline __attribute__((always_inline))
 
 typedef double fo_four_doubles __attribute__((vector_size(4 * sizeof(double))));
@@ -24,7 +35,7 @@ typedef double fo_four_doubles __attribute__((vector_size(4 * sizeof(double))));
 #include "loops.inc"
 
 #define ONE(...) +1
-enum { RULE_COUNT = 0 FO_RULES(ONE) FO_YARDSTICKS(ONE) };
+enum { RULE_COUNT = 0 FO_RULES(ONE) FO_ROOFLINES(ONE) };
 #undef ONE
 
 struct kernels {
@@ -98,8 +109,8 @@ static const struct {
     const char *name;
     int32_t states, coefficients;
 } rule_table[RULE_COUNT] = {
-#define ROW(rule, states, coefficients, vectors) {#rule, states, coefficients},
-    FO_RULES(ROW) FO_YARDSTICKS(ROW)
+#define ROW(rule, states, coefficients, gives, vectors) {#rule, states, coefficients},
+    FO_RULES(ROW) FO_ROOFLINES(ROW)
 #undef ROW
 };
 

@@ -1,61 +1,68 @@
-/* The law, mirrored: read it beside fastoptim/rules.py, whose order and parentheses it keeps.
+/* The update rules; written by csrc/generate.py from fastoptim/rules/updates.py. Do not edit.
  *
  * Included once for each compute type, with T, SQRT and RULE(name) defined. `state` and `k` are the states and the
- * coefficients in the order in which the law takes them. Build with -ffp-contract=off. */
+ * coefficients in the order in which the rule takes them. Build with -ffp-contract=off. */
 
 RULE(scale)(T g, T s) { return s * g; }
 
-RULE(coupled)(T p, T g, T wd) { return g + wd * p; }
+RULE(coupled)(T g, T p, T wd) { return g + wd * p; }
 
-RULE(decoupled)(T p, T keep) { return p * keep; }
+RULE(plain)(T p, T u) { return p - u; }
 
-RULE(sgd)(T p, T g, T *state, const T *k)
+RULE(decoupled)(T p, T u, T w) { return p - (w * p + u); }
+
+RULE(sgd)(T g, T p, T *state, const T *k)
 {
     const T c = k[0];
+    (void)p;
     (void)state;
-    p = p - c * g;
-    return p;
+    T u = c * g;
+    return u;
 }
 
-RULE(momentum)(T p, T g, T *state, const T *k)
+RULE(momentum)(T g, T p, T *state, const T *k)
 {
     const T a = k[0], b = k[1], c = k[2];
     T v = state[0];
+    (void)p;
     v = a * v + b * g;
-    p = p - c * v;
+    T u = c * v;
     state[0] = v;
-    return p;
+    return u;
 }
 
-RULE(nesterov)(T p, T g, T *state, const T *k)
+RULE(nesterov)(T g, T p, T *state, const T *k)
 {
     const T a = k[0], b = k[1], c = k[2], e = k[3], f = k[4];
     T v = state[0];
+    (void)p;
     v = a * v + b * g;
-    p = p - c * (e * v + f * g);
+    T u = c * (e * v + f * g);
     state[0] = v;
-    return p;
+    return u;
 }
 
-RULE(adam)(T p, T g, T *state, const T *k)
+RULE(adam)(T g, T p, T *state, const T *k)
 {
     const T b1 = k[0], c1 = k[1], b2 = k[2], c2 = k[3], step = k[4], r2 = k[5], eps = k[6];
     T m = state[0], v = state[1];
+    (void)p;
     m = b1 * m + c1 * g;
     v = b2 * v + c2 * (g * g);
-    p = p - (step * m) / (SQRT(v) * r2 + eps);
+    T u = (step * m) / (SQRT(v) * r2 + eps);
     state[0] = m, state[1] = v;
-    return p;
+    return u;
 }
 
-RULE(amsgrad)(T p, T g, T *state, const T *k)
+RULE(amsgrad)(T g, T p, T *state, const T *k)
 {
     const T b1 = k[0], c1 = k[1], b2 = k[2], c2 = k[3], step = k[4], r2 = k[5], eps = k[6];
     T m = state[0], v = state[1], x = state[2];
+    (void)p;
     m = b1 * m + c1 * g;
     v = b2 * v + c2 * (g * g);
     x = x >= v ? x : v;
-    p = p - (step * m) / (SQRT(x) * r2 + eps);
+    T u = (step * m) / (SQRT(x) * r2 + eps);
     state[0] = m, state[1] = v, state[2] = x;
-    return p;
+    return u;
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._update import Update, as_dtype_of
+from ._update import RuleUpdate, as_dtype_of
 
 
 def as_array(value: Any) -> Any:
@@ -28,8 +28,8 @@ def as_given(array: Any, value: Any) -> Any:
 class Collection:
     """States by key, and one fused update over any choice of keys."""
 
-    def __init__(self, rule: str, states: Sequence[dict[Hashable, Any]], *, maximize: bool = False):
-        self._update = Update(rule, maximize=maximize)
+    def __init__(self, rule: str, states: Sequence[dict[Hashable, Any]]):
+        self._update = RuleUpdate(rule)
         self._states = states
 
     def step(

@@ -1,60 +1,45 @@
-"""One row of the law on arrays and coefficients of the caller's own: what every adapter is made of."""
+"""Update rules on arrays and coefficients of the caller's own: what every adapter is made of."""
 
 from __future__ import annotations
 
 import operator
-import threading
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from .. import rules
-from ..backends import Run, resolve
-from ..common.signals import deferred
+from ..backends import choose, resolve
+from ..common.busy import exclusive
 from ..common.threads import resolve_threads
 from ..common.validation import real
-from ..optimizers.update import BUSY
-from ..rules.table import RULES
+from ..optimizers.update import Member, Update, update_array
+from ..rules.table import RULES, Kernel
 
 
-class Update:
+class RuleUpdate:
     """``update(params, grads, states, coefficients)``, in place, repeatable at the cost of one native call.
 
     Parameters
     ----------
     rule : str
         A name in `fastoptim.rules.RULES`.
-    decay : str
-        Where a weight decay enters; its coefficient is an argument of the call.
-    maximize : bool
-        Negate the gradients.
     backend, threads
         As for `fastoptim.SGD`.
     """
 
-    def __init__(
-        self,
-        rule: str,
-        *,
-        decay: str = "none",
-        decay_coefficient: float = 0.0,
-        maximize: bool = False,
-        backend: str = "auto",
-        threads: int | None = None,
-    ):
-        self._arguments = (rule, decay, decay_coefficient, maximize, backend, threads)
-        self._rule = RULES[rule]
-        self._row = (self._rule, decay, decay_coefficient)
-        self._maximize = maximize
+    def __init__(self, rule: str, *, backend: str = "auto", threads: int | None = None):
+        self._arguments = (rule, backend, threads)
+        self._kernel = Kernel(RULES[rule], "none")
         self._backend = resolve(backend, ())
         self._threads = resolve_threads(threads)
-        self._native: Any = None
-        self._turn: list[int] = []  # the thread that is in here, as in `Optimizer`: a native plan serves one at a time
+        self._busy: list[int] = []
+        self._names: Sequence[Any] = ()
+        self._shapes: list[Any] = []
+        self._update: Update | None = None
 
     def __reduce__(self) -> Any:  # what is native is made anew
-        return _make_update, self._arguments
+        return _rule_update, self._arguments
 
     def __call__(
         self,
@@ -62,7 +47,6 @@ class Update:
         grads: tuple[Any, ...],
         states: tuple[Any, ...],
         coefficients: tuple[float, ...],
-        scale: float = 1.0,
         names: Sequence[Any] = (),
     ) -> None:
         """One step. `states` are those of the first parameter, then those of the second, and so on.
@@ -70,74 +54,34 @@ class Update:
         Raises TypeError or ValueError, with nothing changed, for arrays that do not go together, and RuntimeError while
         another thread is in here. Errors call parameters by `names`, or by their numbers.
         """
-        thread, turn = threading.get_ident(), self._turn
-        if turn:
-            raise RuntimeError(BUSY)
-        try:
-            turn.append(thread)
-            if turn[0] != thread:
-                raise RuntimeError(BUSY)
-            native = self._native
-            if native is None or not native.step(params, grads, states, [coefficients], scale):
-                self._checked(params, grads, states, coefficients, scale, names)
-        finally:
-            turn.remove(thread)
+        with exclusive(self._busy):
+            slots = len(self._kernel.rule.states)
+            if len(grads) != len(params) or len(states) != len(params) * slots:
+                raise ValueError(
+                    f"expected {len(params)} gradients and {len(params) * slots} states, "
+                    f"got {len(grads)} and {len(states)}"
+                )
+            self._fit(params, names).step(params, grads, states, [(1.0, 0.0, *coefficients)])
 
-    def _checked(
-        self,
-        params: tuple[Any, ...],
-        grads: tuple[Any, ...],
-        states: tuple[Any, ...],
-        coefficients: tuple[float, ...],
-        scale: float,
-        names: Sequence[Any],
-    ) -> None:
-        backend, slots = self._backend, self._rule.states
-        if len(grads) != len(params) or len(states) != len(params) * len(slots):
-            raise ValueError(
-                f"expected {len(params)} gradients and {len(params) * len(slots)} states, "
-                f"got {len(grads)} and {len(states)}"
-            )
-        written, read, forms = [], [], []
-        for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-            name = names[i] if names else str(i)
-            own = states[i * len(slots) : (i + 1) * len(slots)]
-            backend.check_parameter(name, p)
-            shape, dtype = backend.describe(p)
-            g = backend.check_companion(name, "gradient", g, shape, dtype)
-            for slot, state in zip(slots, own, strict=True):
-                backend.check_parameter(f"{slot} of {name}", state)
-                backend.check_companion(name, slot, state, shape, dtype)
-            written.append(backend.span(f"parameter {name!r}", p))
-            written += [backend.span(f"a state of parameter {name!r}", state) for state in own]
-            read.append(backend.span(f"gradient of parameter {name!r}", g))
-            forms.append((p, g, own))
-        backend.check_disjoint(written, read)
-        self._native = backend.plan([(*self._row, self._maximize, params)], [0], self._threads)
-        if self._native is not None and self._native.step(params, grads, states, [coefficients], scale):
-            return
-        staged = [backend.stage(*form) for form in forms]
-        plain = [s.p for s in staged], [s.g for s in staged], [s.states for s in staged]
-        with deferred():
-            backend.apply([Run(*self._row, coefficients, self._maximize, *plain)], scale, self._threads)
-            for s in staged:
-                s.write_back()
+    def _fit(self, params: tuple[Any, ...], names: Sequence[Any]) -> Update:
+        """The update for parameters of these shapes and dtypes, that of the last call where it can be."""
+        shapes = [(getattr(p, "shape", None), getattr(p, "dtype", None)) for p in params]
+        if self._update is None or shapes != self._shapes or names != self._names:
+            members = []
+            for i, p in enumerate(params):
+                name = str(names[i] if names else i)
+                self._backend.check_parameter(name, p)
+                members.append(Member(name, *self._backend.describe(p)))
+            self._update = Update(self._backend, [self._kernel], [0] * len(params), members, self._threads)
+            self._shapes, self._names = shapes, names
+        return self._update
 
 
-def _make_update(
-    rule: str, decay: str, decay_coefficient: float, maximize: bool, backend: str, threads: int | None
-) -> Update:
-    return Update(
-        rule, decay=decay, decay_coefficient=decay_coefficient, maximize=maximize, backend=backend, threads=threads
-    )
+def _rule_update(rule: str, backend: str, threads: int | None) -> RuleUpdate:
+    return RuleUpdate(rule, backend=backend, threads=threads)
 
 
-@lru_cache(maxsize=1024)
-def _update_for(thread: int, shape: tuple[int, ...], dtype: Any, row: tuple[str, str, float, bool]) -> Update:
-    return _make_update(*row, "auto", None)
-
-
-def update_array(
+def step_array(
     rule: str,
     p: Any,
     g: Any,
@@ -147,13 +91,18 @@ def update_array(
     scale: float = 1.0,
     decay: str = "none",
     decay_coefficient: float = 0.0,
-    maximize: bool = False,
 ) -> None:
     """One step of one array, in place, for functions that keep nothing between calls; `g` is cast if need be."""
     if not isinstance(p, np.ndarray):
         raise TypeError(f"expected a NumPy array to update, got {type(p).__name__}")
-    update = _update_for(threading.get_ident(), p.shape, p.dtype, (rule, decay, decay_coefficient, maximize))
-    update((p,), (as_dtype_of(p, g),), states, coefficients, scale)
+    backend, threads = choose("auto", None, p)
+    kernel = Kernel(RULES[rule], decay)
+    update_array(backend, kernel, "0", p, as_dtype_of(p, g), states, (scale, decay_coefficient, *coefficients), threads)
+
+
+def velocity_coefficients(mu: float, lr: float, nesterov: bool = False) -> tuple[float, ...]:
+    """For velocities that hold what is added: ``v <- mu v - lr g; p <- p + v`` (Nesterov: ``p + mu v - lr g``)."""
+    return (mu, -lr, -1.0, mu, -lr) if nesterov else (mu, -lr, -1.0)
 
 
 def real_array(what: str, x: Any) -> np.ndarray:
@@ -173,11 +122,11 @@ def as_dtype_of(p: Any, g: Any, name: Any = "0") -> Any:
 
 
 def adam_coefficients(t: Any, lr: Any, beta1: Any, beta2: Any, eps: Any, mode: str = "torch") -> tuple[float, ...]:
-    """The law's, of whatever the caller passed; TypeError or ValueError for what is no step of Adam."""
+    """Those of the rule, of whatever the caller passed; TypeError or ValueError for what is no step of Adam."""
     if not hasattr(t, "__index__") or operator.index(t) < 1:
         raise ValueError(f"Adam needs the number of the step, an integer t >= 1, got {t!r}")
     beta1, beta2 = real("beta1", beta1, 0.0, 1.0), real("beta2", beta2, 0.0, 1.0)
-    return rules.adam_coefficients(operator.index(t), real("lr", lr), beta1, beta2, real("eps", eps), mode)
+    return rules.adam_coefficients(real("lr", lr), beta1, beta2, real("eps", eps), mode, operator.index(t))
 
 
 def plain_floats(*arrays: Any) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..common.validation import real
-from ._update import Update, adam_coefficients, as_dtype_of
+from ._update import RuleUpdate, adam_coefficients, as_dtype_of
 
 try:
     from autograd.misc.optimizers import rmsprop, unflatten_optimizer
@@ -34,7 +34,7 @@ def _descend(
     x: Any,
     callback: Any,
     num_iters: int,
-    update: Update,
+    update: RuleUpdate,
     states: int,
     coefficients: Callable[[int], tuple[float, ...]],
 ) -> Any:
@@ -60,8 +60,8 @@ def sgd(
     """
     real("step_size", step_size)  # only looked at: they keep their dtypes, for autograd's bits
     real("mass", mass)
-    update = Update("momentum", maximize=True)
-    return _descend(grad, x, callback, num_iters, update, 1, lambda i: (mass, 1.0 - mass, -step_size))
+    update = RuleUpdate("momentum")
+    return _descend(grad, x, callback, num_iters, update, 1, lambda i: (mass, -(1.0 - mass), -step_size))
 
 
 @unflatten_optimizer
@@ -80,4 +80,4 @@ def adam(
     def coefficients(i: int) -> tuple[float, ...]:
         return adam_coefficients(i + 1, step_size, b1, b2, eps)
 
-    return _descend(grad, x, callback, num_iters, Update("adam"), 2, coefficients)
+    return _descend(grad, x, callback, num_iters, RuleUpdate("adam"), 2, coefficients)

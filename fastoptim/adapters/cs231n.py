@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..common.validation import real
-from ._update import adam_coefficients, update_array
+from ._update import adam_coefficients, step_array, velocity_coefficients
 
 __all__ = ["adam", "sgd", "sgd_momentum"]
 
@@ -36,7 +36,7 @@ def sgd(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Config]:
     """``w <- w - learning_rate * dw``; config: learning_rate (1e-2)."""
     config = {} if config is None else config
     entries = _entries(w, config, {"learning_rate": 1e-2})
-    update_array("sgd", w, dw, (), (real("learning_rate", entries["learning_rate"]),))
+    step_array("sgd", w, dw, (), (real("learning_rate", entries["learning_rate"]),))
     config.update(entries)
     return w, config
 
@@ -48,8 +48,8 @@ def sgd_momentum(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Co
     """
     config = {} if config is None else config
     entries = _entries(w, config, {"learning_rate": 1e-2, "momentum": 0.9}, "velocity")
-    coefficients = (*(real(name, entries[name]) for name in ("momentum", "learning_rate")), -1.0)
-    update_array("momentum", w, dw, (entries["velocity"],), coefficients, maximize=True)
+    coefficients = velocity_coefficients(*(real(name, entries[name]) for name in ("momentum", "learning_rate")))
+    step_array("momentum", w, dw, (entries["velocity"],), coefficients)
     config.update(entries)
     return w, config
 
@@ -61,6 +61,6 @@ def adam(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Config]:
     entries = _entries(w, config, defaults, "m", "v")
     entries["t"] = entries["t"] + 1
     coefficients = adam_coefficients(*(entries[name] for name in ("t", "learning_rate", "beta1", "beta2", "epsilon")))
-    update_array("adam", w, dw, (entries["m"], entries["v"]), coefficients)
+    step_array("adam", w, dw, (entries["m"], entries["v"]), coefficients)
     config.update(entries)
     return w, config

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..common.validation import real
 from ._collection import Collection
-from ._update import adam_coefficients
+from ._update import adam_coefficients, velocity_coefficients
 
 __all__ = ["SGD", "Adam", "Momentum", "Nesterov"]
 
@@ -52,11 +52,13 @@ class Momentum:
     def __init__(self, lr: float = 0.01, momentum: float = 0.9):
         self.lr, self.momentum = lr, momentum
         self.v: dict[Any, Any] = {}
-        self._collection = Collection(self._rule, (self.v,), maximize=True)
+        self._collection = Collection(self._rule, (self.v,))
 
     def update(self, params: MutableMapping, grads: Mapping) -> None:
         """Update every entry of `params` by that of `grads`."""
-        _step(self._collection, params, grads, (real("momentum", self.momentum), real("lr", self.lr), -1.0))
+        _step(
+            self._collection, params, grads, velocity_coefficients(real("momentum", self.momentum), real("lr", self.lr))
+        )
 
 
 class Nesterov(Momentum):
@@ -67,7 +69,7 @@ class Nesterov(Momentum):
     def update(self, params: MutableMapping, grads: Mapping) -> None:
         """Update every entry of `params` by that of `grads`."""
         mu, lr = real("momentum", self.momentum), real("lr", self.lr)
-        _step(self._collection, params, grads, (mu, lr, -1.0, mu, lr))
+        _step(self._collection, params, grads, velocity_coefficients(mu, lr, nesterov=True))
 
 
 class Adam:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..common.validation import norm_limit, real
-from ._update import adam_coefficients, real_array, update_array
+from ._update import adam_coefficients, real_array, step_array
 
 __all__ = ["SGD", "Adam"]
 
@@ -65,7 +65,7 @@ class SGD(_Optimizer):
         if entry is None:
             entry = {"velocity": np.zeros_like(new)}
         coefficients = (real("momentum", self.momentum), real("lr", self._rate(cur_loss)), 1.0)
-        update_array("momentum", new, param_grad, (entry["velocity"],), coefficients, scale=self._scale(param_grad))
+        step_array("momentum", new, param_grad, (entry["velocity"],), coefficients, scale=self._scale(param_grad))
         self.cache[param_name] = entry
         return new
 
@@ -96,7 +96,7 @@ class Adam(_Optimizer):
         t = entry["t"] + 1
         coefficients = adam_coefficients(t, self._rate(cur_loss), self.decay1, self.decay2, self.eps)
         states = (entry["mean"], entry["var"])
-        update_array("adam", new, param_grad, states, coefficients, scale=self._scale(param_grad))
+        step_array("adam", new, param_grad, states, coefficients, scale=self._scale(param_grad))
         entry["t"] = t
         self.cache[param_name] = entry
         return new

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..common.validation import real
 from ._collection import Collection
-from ._update import adam_coefficients
+from ._update import adam_coefficients, velocity_coefficients
 
 __all__ = ["SGD", "Adam", "MomentumSGD"]
 
@@ -108,10 +108,10 @@ class MomentumSGD(_Optimizer):
         super().__init__()
         self.lr, self.momentum = lr, momentum
         self.vs: dict[Hashable, Any] = {}
-        self._collection = Collection("momentum", (self.vs,), maximize=True)
+        self._collection = Collection("momentum", (self.vs,))
 
     def _coefficients(self) -> tuple[float, ...]:
-        return (real("momentum", self.momentum), real("lr", self.lr), -1.0)
+        return velocity_coefficients(real("momentum", self.momentum), real("lr", self.lr))
 
 
 class Adam(_Optimizer):

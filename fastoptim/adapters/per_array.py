@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import rules
 from ..common.validation import choice, real
-from ._update import adam_coefficients, update_array
+from ._update import adam_coefficients, step_array
 
 __all__ = ["update"]
 
@@ -64,13 +64,13 @@ def update(
     choice("momentum_mode", momentum_mode, rules.MOMENTUM_MODES)
     choice("eps_mode", eps_mode, rules.EPS_MODES)
     if not states:
-        update_array("sgd", p, g, (), (lr,))
+        step_array("sgd", p, g, (), (lr,))
     elif len(states) == 1:
         mu = real("momentum", momentum)
-        update_array("momentum", p, g, states, rules.momentum_coefficients(lr=lr, momentum=mu, mode=momentum_mode))
+        step_array("momentum", p, g, states, rules.momentum_coefficients(lr, mu, mode=momentum_mode))
     elif len(states) == 2:
         beta1, beta2 = betas
-        update_array("adam", p, g, states, adam_coefficients(t, lr, beta1, beta2, eps, eps_mode))
+        step_array("adam", p, g, states, adam_coefficients(t, lr, beta1, beta2, eps, eps_mode))
     else:
         raise TypeError(f"expected no state, one (momentum) or two (Adam), got {len(states)}")
     return p

@@ -35,7 +35,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ._update import Update, plain_floats
+from ._update import RuleUpdate, plain_floats, velocity_coefficients
 
 try:
     from sklearn import neural_network
@@ -58,7 +58,7 @@ class _Books:
 
     def __init__(self) -> None:
         self.lists: dict[str, list[Any]] = {}
-        self.update: dict[str, Update] = {}
+        self.update: dict[str, RuleUpdate] = {}
 
     def states(self, optimizer: Any, slot: str) -> list[Any]:
         """The state list of this name; copied first if it is not the one that the last update left."""
@@ -69,9 +69,9 @@ class _Books:
             setattr(optimizer, slot, current)
         return current
 
-    def updater(self, rule: str) -> Update:
+    def updater(self, rule: str) -> RuleUpdate:
         if rule not in self.update:
-            self.update[rule] = Update(rule, maximize=rule != "adam")
+            self.update[rule] = RuleUpdate(rule)
         return self.update[rule]
 
 
@@ -97,7 +97,7 @@ def _in_float32(params: Any, *hyper_parameters: Any) -> bool:
 
 
 def _update_sgd(self: SGDOptimizer, params: Any, grads: Any) -> None:
-    """``update_params`` of SGDOptimizer. With negated gradients and c = -1 the velocities have scikit-learn's sign."""
+    """``update_params`` of SGDOptimizer. The velocities have scikit-learn's sign."""
     fits = _plain(params, grads, self.velocities) and (
         params[0].dtype == np.float64 or _in_float32(params, self.momentum, self.learning_rate)
     )
@@ -107,9 +107,11 @@ def _update_sgd(self: SGDOptimizer, params: Any, grads: Any) -> None:
     velocities = tuple(books.states(self, "velocities"))
     mu, rate = float(self.momentum), float(self.learning_rate)
     if self.nesterov:
-        books.updater("nesterov")(tuple(params), tuple(grads), velocities, (mu, rate, -1.0, mu, rate))
+        books.updater("nesterov")(
+            tuple(params), tuple(grads), velocities, velocity_coefficients(mu, rate, nesterov=True)
+        )
     else:
-        books.updater("momentum")(tuple(params), tuple(grads), velocities, (mu, rate, -1.0))
+        books.updater("momentum")(tuple(params), tuple(grads), velocities, velocity_coefficients(mu, rate))
 
 
 def _update_adam(self: AdamOptimizer, params: Any, grads: Any) -> None:

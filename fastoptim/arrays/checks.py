@@ -54,6 +54,17 @@ def check_match(
         raise ValueError(f"{role} of parameter {name!r}: expected shape {expected_shape}, got {tuple(shape)}")
 
 
+def check_unchanged(
+    name: str, found: tuple[tuple[int, ...], Any], expected: tuple[tuple[int, ...], np.dtype[Any]]
+) -> None:
+    """ValueError if a parameter's array has another shape or dtype than the one it stands for."""
+    if found != expected:
+        raise ValueError(
+            f"parameter {name!r} was replaced: expected shape {expected[0]} and dtype {expected[1].name}, "
+            f"got {found[0]} and {found[1].name}"
+        )
+
+
 def overlaps_itself(x: Array) -> bool:
     """Whether two elements of `x` may share memory (as broadcast and some as_strided arrays do)."""
     if x.flags.c_contiguous or x.flags.f_contiguous or x.size == 0:

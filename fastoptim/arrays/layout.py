@@ -11,39 +11,39 @@ import numpy as np
 from .checks import Array
 
 
-class Staged(NamedTuple):
-    """One parameter's arrays as plain ones, and where results must be copied back to (the odd layouts)."""
+class Contiguous(NamedTuple):
+    """One parameter's arrays as kernels take them: contiguous, aligned, one-dimensional, in one order."""
 
-    p: Array
-    g: Array
-    states: tuple[Array, ...]
-    copies: tuple[tuple[Array, Array], ...]  # (target, plain copy that a step has updated)
+    arrays: tuple[Array, ...]  # p, g, states
+    copies: tuple[tuple[Array, Array], ...]  # (target, what a step has made of its copy): of the odd layouts
 
-    def write_back(self) -> None:
+    def copy_back(self) -> None:
         for target, copy in self.copies:
-            target[...] = copy.reshape(target.shape)
+            np.asarray(target)[...] = copy.reshape(target.shape)  # asarray: no method of a subclass runs meanwhile
+
+
+def _base_array(x: Array) -> Array:
+    """`x` without the methods of a subclass; memmaps know their file, and kernels take them."""
+    return x if type(x) is np.memmap else np.asarray(x)
 
 
 def flat(x: Array) -> Array:
     """`x` in C order, one-dimensional and aligned; a copy only where the layout asks for one."""
-    if type(x) is not np.memmap:  # which knows its file; kernels take no other subclass
-        x = np.asarray(x)
-    return np.require(x, requirements=("C", "A")).reshape(-1)
+    return np.require(_base_array(x), requirements=("C", "A")).reshape(-1)
 
 
-def stage(p: Array, g: Array, states: Sequence[Array]) -> Staged:
-    """Plain forms of one parameter's arrays: views where all lie in one order, else copies of the odd ones."""
+def to_contiguous(p: Array, g: Array, states: Sequence[Array]) -> Contiguous:
+    """Views where all arrays lie in one order, else copies of the odd ones."""
     every = (p, g, *states)
     if all(x.flags.f_contiguous and x.flags.aligned for x in every):
-        views = [np.asarray(x).T.reshape(-1) for x in every]
-        return Staged(views[0], views[1], tuple(views[2:]), ())
-    plain = [flat(np.asarray(x)) for x in every]
+        return Contiguous(tuple(_base_array(x).T.reshape(-1) for x in every), ())
+    plain = tuple(flat(x) for x in every)
     copies = tuple(
         (x, copy)
         for i, (x, copy) in enumerate(zip(every, plain, strict=True))
         if i != 1 and not np.may_share_memory(x, copy)
     )
-    return Staged(plain[0], plain[1], tuple(plain[2:]), copies)
+    return Contiguous(plain, copies)
 
 
 CACHE_LINE = 64

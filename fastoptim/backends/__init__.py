@@ -8,9 +8,12 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from .base import Backend, Run, StepInfo
+import numpy as np
 
-__all__ = ["BACKENDS", "Backend", "Run", "StepInfo", "available", "get_backend", "resolve"]
+from ..common.threads import resolve_threads
+from .base import Backend, KernelCall, StepInfo
+
+__all__ = ["BACKENDS", "Backend", "KernelCall", "StepInfo", "available", "get_backend", "resolve"]
 
 # name -> (module, class), in the order in which "auto" prefers them for host arrays
 BACKENDS = {
@@ -70,3 +73,33 @@ def resolve(name: str, leaves: tuple[Any, ...]) -> Backend:
         on_device = any(hasattr(leaf, "__cuda_array_interface__") for leaf in leaves)
         name = "cuda" if on_device else _best_host_backend()
     return get_backend(name)
+
+
+# --- The choice for one array, at every call of a function --------------------------------------------------------
+
+SMALL = 1 << 16  # bytes; below, a step takes one thread anyway, so that nobody needs to ask how many there are
+_VARIABLES = ("FASTOPTIM_BACKEND", "FASTOPTIM_NUM_THREADS", "OMP_NUM_THREADS")
+_choices: dict[Any, Backend] = {}
+
+
+def _read_environment() -> tuple[Any, ...]:
+    # CPython keeps the environment in a dict; asking os.environ itself would take longer than a small step.
+    data: Any = getattr(os.environ, "_data", None)
+    if isinstance(data, dict):
+        return tuple(map(data.get, _KEYS))
+    return tuple(map(os.environ.get, _VARIABLES))
+
+
+_KEYS = [getattr(os.environ, "encodekey", str)(name) for name in _VARIABLES]
+
+
+def choose(name: str, threads: int | None, p: Any) -> tuple[Backend, int]:
+    """Backend and number of threads for a step of one array; looked up again when the environment changes."""
+    if type(p) is not np.ndarray or p.nbytes >= SMALL:
+        return resolve(name, (p,)), resolve_threads(threads)
+    key = (name, threads, type(threads), _read_environment())
+    backend = _choices.get(key)
+    if backend is None:
+        resolve_threads(threads)  # refuses what makes no sense
+        backend = _choices[key] = resolve(name, (p,))
+    return backend, 1

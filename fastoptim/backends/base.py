@@ -1,10 +1,9 @@
-"""What a backend is: something that applies the law to runs of arrays."""
+"""What a backend is: something that runs kernels over lists of arrays, and knows what its arrays are."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,20 +12,18 @@ import numpy as np
 from .. import rules
 from ..arrays import checks, layout
 from ..rules import reference
-from ..rules.table import Rule
+from ..rules.table import Kernel
+
+Scalars = tuple[float, ...]  # (scale, decay, *coefficients) of a kernel
+Launch = Callable[[Sequence[Scalars]], None]
+Norm = Callable[[Sequence[Any], float], float]
 
 
-class Run(NamedTuple):
-    """Parameters that share a rule and its coefficients; all arrays are plain (see `fastoptim.arrays`)."""
+class KernelCall(NamedTuple):
+    """A kernel and the arrays that it is to work on: rows of (p, g, *states), all contiguous and one-dimensional."""
 
-    rule: Rule
-    decay: str
-    decay_coefficient: float
-    coefficients: tuple[float, ...]
-    maximize: bool
-    params: Sequence[Any]
-    grads: Sequence[Any]
-    states: Sequence[tuple[Any, ...]]
+    kernel: Kernel
+    arrays: Sequence[tuple[Any, ...]]
 
 
 class StepInfo(NamedTuple):
@@ -37,48 +34,56 @@ class StepInfo(NamedTuple):
 
 
 class Backend(ABC):
-    """A backend for host arrays. Subclasses give `apply` and `block_sums`; device backends replace more."""
+    """A backend for host arrays. Subclasses give `prepare` and `block_sums`; device backends replace more."""
 
     name: str
 
     # --- arithmetic
     @abstractmethod
-    def apply(self, runs: Sequence[Run], scale: float, threads: int) -> None:
-        """One step of every run, in place. `scale` multiplies gradients (negated where a run maximizes)."""
+    def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
+        """Do everything that can fail; returns what runs the calls, given the scalars of each, in place."""
 
     @abstractmethod
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
-        """Sums of ``(k * (grad_scale * g))**2``, one float64 per block of each C-ordered plain array, in order."""
+        """Sums of ``(k * (grad_scale * g))**2``, one float64 per block of each C-ordered contiguous array, in order."""
+
+    def prepare_norm(self, grads: Sequence[Any], threads: int) -> Norm:
+        """What gives the norm of these gradients (of any layout), or of others of the same layouts, after grad_scale.
+
+        It keeps none of them alive.
+        """
+
+        def norm(grads: Sequence[Any], grad_scale: float) -> float:
+            ordered = [self.flat(g) for g in grads]
+            return rules.norm_from_squares(
+                lambda k: reference.tree_sum(self.block_sums(ordered, grad_scale, k, threads))
+            )
+
+        return norm
 
     def norm(self, grads: Sequence[Any], grad_scale: float, threads: int) -> float:
         """Norm of all gradients (of any layout) after `grad_scale`."""
-        ordered = [self.flat(g) for g in grads]
-        return rules.norm_from_squares(lambda k: reference.tree_sum(self.block_sums(ordered, grad_scale, k, threads)))
+        return self.prepare_norm(grads, threads)(grads, grad_scale)
 
-    def transaction(
-        self,
-        runs: Sequence[Run],
-        norm_grads: Sequence[Any],
-        grad_scale: float,
-        max_norm: float | None,
-        skip_nonfinite: bool,
-        threads: int,
-    ) -> StepInfo:
-        """The whole step: norm where it is needed, the decision, then `apply`. Nothing is written if it skips."""
-        norm, factor = None, 1.0
-        if max_norm is not None or skip_nonfinite:
-            norm = self.norm(norm_grads, grad_scale, threads)
-            if skip_nonfinite and not math.isfinite(norm):
-                return StepInfo(False, norm)
-            factor = rules.clip_factor(norm, max_norm)
-        self.apply(runs, grad_scale * factor, threads)
-        return StepInfo(True, norm)
+    # --- repeated steps over the same arrays
+    def plan(
+        self, kernels: Sequence[Kernel], run_of: Sequence[int], members: Sequence[Any], counter: list[int], threads: int
+    ) -> Any | None:
+        """A native plan that checks and steps arrays by itself (see `backends.c.CPlan`), or None.
+
+        Member i (anything with `shape` and `dtype`) is stepped by kernel ``run_of[i]``.
+        """
+        return None
+
+    def layouts(self, arrays: tuple[Any, ...], states: tuple[Any, ...]) -> Any | None:
+        """What a prepared call relies on: equal values mean that it still fits. None: prepare anew at every step."""
+        return None
 
     # --- arrays
     check_parameter = staticmethod(checks.check_parameter)
     check_companion = staticmethod(checks.check_companion)
     span = staticmethod(checks.span)
-    stage = staticmethod(layout.stage)
+    to_contiguous = staticmethod(layout.to_contiguous)
     flat = staticmethod(layout.flat)
     zeros_like = staticmethod(layout.zeros_like)
     check_dtype = staticmethod(checks.check_dtype)
@@ -117,15 +122,10 @@ class Backend(ABC):
         """``x *= factor`` for each array, with the factor rounded to its dtype."""
         with self.arithmetic():
             for x in xs:
-                reference.multiply(x, factor)
+                reference.multiply(np.asarray(x), factor)  # asarray: no method of a subclass runs
 
     def check_disjoint(self, written: Iterable[checks.Span], read: Iterable[checks.Span]) -> None:
         checks.check_disjoint(written, read)
-
-    # --- the way past all that: a backend may take plain arrays by itself
-    def plan(self, rows: Sequence[Any], counter: list[int], threads: int) -> Any | None:
-        """A native plan for repeated steps over one list of arrays (see `backends.c.CPlan`), or None."""
-        return None
 
     def info(self) -> dict[str, Any]:
         """What `fastoptim.info` reports about this backend."""

@@ -1,28 +1,27 @@
-"""The Numba backend for machines without a compiler: kernels generated from the law, parallel where that pays.
+"""The Numba backend for machines without a compiler: kernels generated from the update rules, parallel where that pays.
 
-Numba compiles what `fastoptim.lowering` makes of the law with LLVM, which contracts nothing unless it is told to. A
-step is one compiled call for each run and dtype, over a table of addresses, so that new arrays never mean a new
+Numba compiles what `rules.lowering` makes of the rules with LLVM, which contracts nothing unless it is told to. A step
+is one compiled call for each kernel and dtype, over a table of addresses, so that new arrays never mean a new
 compilation. Compiled code is cached on disk under a name that holds a hash of its source.
 
-Numba's three threading layers differ in what they survive; `_Pool` keeps steps out of trouble on each:
-"workqueue" aborts the process if two threads enter it at once, and GNU OpenMP ("omp") ends a child made by fork.
+Numba's three threading layers differ in what they survive; `_Pool` keeps steps out of trouble on each: "workqueue"
+aborts the process if two threads enter it at once, and GNU OpenMP ("omp") ends a child made by fork.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..arrays import checks, layout
-from ..rules import lowering
+from .. import rules
+from ..arrays import checks
+from ..rules import lowering, reference
 from ..rules.norm import NORM_BLOCK
-from ..rules.table import Rule
-from .base import Backend, Run
-from .cached_plan import RememberingPlan
+from .base import Backend, KernelCall, Launch, Norm, Scalars
 from .numba_kernels import source
 
 PIECE = 1 << 16  # elements that a thread takes at a time
@@ -127,68 +126,62 @@ class NumbaBackend(Backend):
             self._compiled[name] = self._numba.cfunc(signature, cache=True)(getattr(self._module, name))
         return self._compiled[name].address
 
-    def apply(self, runs: Sequence[Run], scale: float, threads: int) -> None:
-        lists = [
-            (run.rule, run.decay, [(p, g, *s) for p, g, s in zip(run.params, run.grads, run.states, strict=True)])
-            for run in runs
-        ]
-        scalars = [(-scale if run.maximize else scale, run.decay_coefficient, *run.coefficients) for run in runs]
-        self.launch(self.prepare(lists), scalars, threads)
-
-    def prepare(self, lists: Sequence[tuple[Rule, str, list[tuple[Any, ...]]]]) -> list[tuple[int, np.dtype, _Job]]:
-        """One job for each dtype in a list of (rule, decay, rows of plain arrays)."""
-        jobs = []
-        for i, (rule, decay, rows) in enumerate(lists):
+    def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
+        jobs = []  # one for each dtype in a call
+        for i, (kernel, rows) in enumerate(calls):
             for dtype in checks.DTYPES:
                 chosen = [row for row in rows if row[0].dtype == dtype and row[0].size]
                 if chosen:
-                    kernel = self._kernel(lowering.element_name(rule, decay), dtype)
+                    address = self._kernel(kernel.name, dtype)
                     addresses = [tuple(map(_address, row)) for row in chosen]
-                    jobs.append((i, dtype, _Job(kernel, addresses, [row[0].size for row in chosen], dtype.itemsize)))
-        return jobs
+                    jobs.append((i, dtype, _Job(address, addresses, [row[0].size for row in chosen], dtype.itemsize)))
 
-    def launch(
-        self, prepared: Sequence[tuple[int, np.dtype, _Job]], scalars: Sequence[tuple[float, ...]], threads: int
-    ) -> None:
-        """Do the jobs, with the scalars of each list."""
-        checks.check_subnormals()
-        for i, dtype, job in prepared:
-            self._pool.run(job, _rounded(scalars[i], dtype), PIECE, ALONE_BELOW, threads)
+        def launch(scalars: Sequence[Scalars]) -> None:
+            checks.check_subnormals()
+            rounded = [_rounded(scalars[i], dtype) for i, dtype, _ in jobs]  # before anything is written
+            for (_, _, job), k in zip(jobs, rounded, strict=True):
+                self._pool.run(job, k, PIECE, ALONE_BELOW, threads)
 
-    def plan(self, rows: Sequence[Any], counter: list[int], threads: int) -> RememberingPlan:
-        return RememberingPlan(self, rows, counter, threads)
+        return launch
 
-    def faces(self, arrays: tuple[Any, ...], states: tuple[Any, ...]) -> list[dict[str, Any]] | None:
-        """What each array says of itself; None if one is not a plain NumPy array."""
+    def layouts(self, arrays: tuple[Any, ...], states: tuple[Any, ...]) -> list[dict[str, Any]] | None:
         if set(map(type, arrays)) != {np.ndarray}:
             return None
         return [x.__array_interface__ for x in arrays + states]
 
-    def stage_without_copy(self, p: Any, g: Any, states: Sequence[Any]) -> layout.Staged | None:
-        """The arrays in their plain form if that takes no copy."""
-        every = [x.flags for x in (p, g, *states)]
-        if all(f.aligned and f.c_contiguous for f in every) or all(f.aligned and f.f_contiguous for f in every):
-            return layout.stage(p, g, states)
-        return None
-
-    def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
-        checks.check_subnormals()
+    def _sums(self, grads: Sequence[Any], threads: int) -> Callable[[float, float], np.ndarray]:
+        """Prepares the block sums of some gradients, as a function of ``(grad_scale, k)``."""
         blocks = [-(-g.size // NORM_BLOCK) for g in grads]
-        sums = np.empty(sum(blocks))
-        scaling = np.array([k], np.float64)
+        sums, scaling = np.empty(sum(blocks)), np.empty(1)
         starts = np.cumsum([0, *blocks])
+        jobs = []
         for dtype in checks.DTYPES:
             chosen = [i for i, g in enumerate(grads) if g.dtype == dtype and g.size]
-            if not chosen:
-                continue
-            rows: list[tuple[int, ...]] = [
-                (_address(grads[i]), grads[i].size, _address(sums) + 8 * int(starts[i]), _address(scaling))
-                for i in chosen
-            ]
-            s = _rounded((grad_scale,), dtype)
-            job = _Job(self._kernel("norm", dtype), rows, [blocks[i] for i in chosen], 0)
-            self._pool.run(job, s, NORM_PIECE, ALONE_BELOW // NORM_BLOCK, threads)
-        return sums
+            if chosen:
+                rows: list[tuple[int, ...]] = [
+                    (_address(grads[i]), grads[i].size, _address(sums) + 8 * int(starts[i]), _address(scaling))
+                    for i in chosen
+                ]
+                jobs.append((dtype, _Job(self._kernel("norm", dtype), rows, [blocks[i] for i in chosen], 0)))
+
+        def run(grad_scale: float, k: float) -> np.ndarray:
+            checks.check_subnormals()
+            scaling[0] = k
+            for dtype, job in jobs:
+                s = _rounded((grad_scale,), dtype)
+                self._pool.run(job, s, NORM_PIECE, ALONE_BELOW // NORM_BLOCK, threads)
+            return sums
+
+        return run
+
+    def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
+        return self._sums(grads, threads)(grad_scale, k)
+
+    def prepare_norm(self, grads: Sequence[Any], threads: int) -> Norm:
+        if not all(g.flags.c_contiguous and g.flags.aligned for g in grads):
+            return super().prepare_norm(grads, threads)
+        sums = self._sums(grads, threads)
+        return lambda _, grad_scale: rules.norm_from_squares(lambda k: reference.tree_sum(sums(grad_scale, k)))
 
     def info(self) -> dict[str, Any]:
         return {"version": self._numba.__version__, "threads_at_most": self._numba.config.NUMBA_NUM_THREADS}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..arrays import checks
 from ..rules import lowering
 from ..rules.norm import NORM_BLOCK, NORM_LANES
-from ..rules.table import Rule
+from ..rules.table import Kernel, kernels
 
 ROWS = 8  # rows of a norm block that are added between two stores of the lanes
 _PRELUDE = """\
@@ -141,31 +143,31 @@ def norm_{dtype}(row, k, first, count):
 """
 
 
-def _update(rule: Rule, decay: str, dtype: np.dtype) -> str:
-    streams, scalars = lowering.arguments(rule)
-    targets = [f"{x}[i]" for x in streams if x != "g"]
+def _update(kernel: Kernel, dtype: np.dtype[Any]) -> str:
+    names, scalars = lowering.arguments(kernel.rule)
+    targets = [f"{x}[i]" for x in names if x != "g"]
     return _UPDATE.format(
-        name=lowering.element_name(rule, decay),
+        name=kernel.name,
         dtype=dtype.name,
         itemsize=dtype.itemsize,
         pointers="\n".join(
-            f"    {x} = carray(pointer(row[{j}] + offset), count, np.{dtype.name})" for j, x in enumerate(streams)
+            f"    {x} = carray(pointer(row[{j}] + offset), count, np.{dtype.name})" for j, x in enumerate(names)
         ),
         scalars="\n".join(f"    {x} = k[{j}]" for j, x in enumerate(scalars)),
         targets=", ".join(targets) + ("," if len(targets) == 1 else ""),
-        values=", ".join([f"{x}[i]" for x in streams] + list(scalars)),
+        values=", ".join([f"{x}[i]" for x in names] + list(scalars)),
     )
 
 
 def source() -> str:
-    """The module that is compiled: the law, a loop for each rule, decay and dtype, and the norm."""
-    functions = lowering.law() + [lowering.element(rule, decay) for rule, decay in lowering.variants()]
+    """The module that is compiled: the update rules, a loop for each kernel and dtype, and the norm."""
+    functions = lowering.rule_sources() + [lowering.element(kernel) for kernel in kernels()]
     rows = [f"            lane = lane + square(scaling, s, x[i + np.uintp({j * NORM_LANES})])" for j in range(ROWS)]
     return "\n\n".join(
         [
             _PRELUDE,
             *(f"@exact\n{text}\n" for text in functions),
-            *(_update(*variant, dtype) for variant in lowering.variants() for dtype in checks.DTYPES),
+            *(_update(kernel, dtype) for kernel in kernels() for dtype in checks.DTYPES),
             _BLOCK_SUM.format(tile=ROWS * NORM_LANES, lanes=NORM_LANES, rows="\n".join(rows)),
             *(_NORM.format(dtype=dtype.name, lanes=NORM_LANES, block=NORM_BLOCK) for dtype in checks.DTYPES),
         ]

@@ -26,7 +26,7 @@ import numpy as np
 
 from .. import rules
 from ..arrays import checks, layout
-from ..backends import Backend, Run
+from .base import Backend, KernelCall, Launch, Scalars
 
 DEFAULT_BUDGET = 256 << 20
 PAGE = mmap.PAGESIZE
@@ -139,15 +139,19 @@ class OffloadBackend(Backend):
         length = max(rules.NORM_BLOCK, length - length % rules.NORM_BLOCK)
         return [[x[i : i + length] for x in streams] for i in range(0, size, length)]
 
-    def apply(self, runs: Sequence[Run], scale: float, threads: int) -> None:
-        tiles, owners = [], []
-        for run in runs:
-            for p, g, states in zip(run.params, run.grads, run.states, strict=True):
-                cut = self._cut(p, g, *states)
-                tiles += cut
-                owners += [run] * len(cut)
-        for run, tile in zip(owners, _walk(tiles, self.budget), strict=True):
-            self.inner.apply([run._replace(params=tile[:1], grads=tile[1:2], states=[tuple(tile[2:])])], scale, threads)
+    def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
+        tiles, steps = [], []
+        for i, (kernel, arrays) in enumerate(calls):
+            for row in arrays:
+                for tile in self._cut(*row):
+                    tiles.append(tile)
+                    steps.append((i, self.inner.prepare([KernelCall(kernel, [tuple(tile)])], threads)))
+
+        def launch(scalars: Sequence[Scalars]) -> None:
+            for (i, step), _ in zip(steps, _walk(tiles, self.budget), strict=True):
+                step([scalars[i]])
+
+        return launch
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         tiles = [tile for g in grads for tile in self._cut(g)]
@@ -164,17 +168,6 @@ class OffloadBackend(Backend):
         """As for any array; every array of a step passes here before anything is written, so files are checked here."""
         check_file(label, x)
         return checks.span(label, x)
-
-    @staticmethod
-    def stage(p: Any, g: Any, states: Sequence[Any]) -> layout.Staged:
-        """As for any array, but views of memmaps stay memmaps."""
-        every = (p, g, *states)
-        if all(x.flags.f_contiguous and x.flags.aligned for x in every):
-            every = tuple(x.T for x in every)
-        elif not all(x.flags.c_contiguous and x.flags.aligned for x in every):
-            return layout.stage(p, g, states)
-        flat = [x.reshape(-1) for x in every]
-        return layout.Staged(flat[0], flat[1], tuple(flat[2:]), ())
 
     def host_copy(self, x: Any) -> np.ndarray:
         return np.array(x)

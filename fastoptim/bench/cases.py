@@ -78,7 +78,7 @@ class Case:
     @property
     def moved_bytes(self) -> int:
         """Bytes that one step must read and write."""
-        return RULES[self.rule].streams * self.itemsize * self.elements
+        return RULES[self.rule].memory_streams * self.itemsize * self.elements
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import rules
-from ..rules.table import RULES
+from ..rules.table import RULES, Kernel
 from .cases import Case
 
 Array = np.ndarray
@@ -208,7 +208,7 @@ def _optimizer(case: Case, params: list[Array], backend: str) -> Any:
     """SGD or Adam for the case's rule, or a class that the table alone makes up."""
     from ..optimizers.adam import Adam
     from ..optimizers.base import Optimizer
-    from ..optimizers.hyperparameters import Policy
+    from ..optimizers.hyperparameters import UpdateSpec
     from ..optimizers.sgd import SGD
 
     arguments = OPTIMIZERS.get(case.rule)
@@ -218,7 +218,7 @@ def _optimizer(case: Case, params: list[Array], backend: str) -> Any:
 
     class OfTheTable(Optimizer):
         _rules, _names = (case.rule,), ("rule", "coefficients")
-        _policy = staticmethod(lambda rule, k: Policy(RULES[rule], "none", 0.0, False, lambda t, first: k))
+        _spec = staticmethod(lambda rule, k: UpdateSpec(Kernel(RULES[rule], "none"), (1.0, 0.0), k))
 
     return OfTheTable(
         params, {"rule": case.rule, "coefficients": coefficients(case.rule, 1, "")}, backend, case.threads

@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import rules
 from ..rules import reference
-from ..rules.table import RULES
+from ..rules.table import RULES, Kernel
 from .cases import TRAINING_SIZES, Case
 from .subjects import Stepper, Subject, Unsupported, coefficients, make_stepper
 
@@ -76,7 +76,7 @@ class Law:
         s = clip_factor(self.case, gradients)
         k = coefficients(self.case.rule, self.t, self.eps_mode)
         for i, part, p, states in self.rows:
-            reference.update(self.rule, p, gradients[i][part], states, k, s=s)
+            reference.update(Kernel(self.rule, "none"), p, gradients[i][part], states, (s, 0.0, *k))
 
     def verdict(self, values: Any, exact: bool) -> str:
         """What the comparison found; ValueError if `values` are not the law's."""

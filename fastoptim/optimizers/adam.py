@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from .base import Optimizer
-from .hyperparameters import adam_policy
+from .hyperparameters import adam_spec
 
 
 class Adam(Optimizer):
@@ -28,8 +28,8 @@ class Adam(Optimizer):
         Decay rates of the running means, each in [0, 1).
     eps : float
         Added to the root, >= 0.
-    weight_decay : float
-        Coupled (L2) weight decay, >= 0; for decoupled decay use `AdamW`.
+    weight_decay : float, optional
+        Coupled (L2) weight decay, >= 0; default 0. For decoupled decay use `AdamW`.
     amsgrad : bool
         Divide by the largest v seen so far instead of v.
     maximize : bool
@@ -42,7 +42,7 @@ class Adam(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        A parameter or hyper-parameter is not as described.
+        A parameter or hyperparameter is not as described.
 
     References
     ----------
@@ -62,7 +62,8 @@ class Adam(Optimizer):
 
     _rules = ("adam", "amsgrad")
     _names = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "eps_mode")
-    _policy = staticmethod(adam_policy)
+    _spec = staticmethod(adam_spec)
+    _weight_decay = 0.0  # the default
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Adam(Optimizer):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
         amsgrad: bool = False,
         *,
         maximize: bool = False,
@@ -80,19 +81,25 @@ class Adam(Optimizer):
         state_dir: Any = None,
         memory_budget: int | str | None = None,
     ):
+        weight_decay = self._weight_decay if weight_decay is None else weight_decay
         values = (lr, betas, eps, weight_decay, amsgrad, maximize, eps_mode)
         defaults = dict(zip(self._names, values, strict=True))
         super().__init__(params, defaults, backend, threads, state_dir, memory_budget)
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay: ``p <- p * (1 - lr * weight_decay)`` before the update of `Adam`.
+    """Adam with decoupled weight decay.
 
-    Parameters are those of `Adam`; `weight_decay` defaults to 1e-2.
+    With the step ``u = (lr / bc1) * m / (sqrt(v) / sqrt(bc2) + eps)`` of `Adam`::
+
+        p <- p - (lr * weight_decay * p + u)
+
+    Parameters are those of `Adam`; `weight_decay` is 1e-2 by default.
 
     References
     ----------
-    Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
+    Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019. torch.optim.AdamW multiplies p by
+    ``1 - lr * weight_decay`` instead, a factor that is exactly 1 in float32 wherever ``lr * weight_decay < 3e-8``.
 
     Examples
     --------
@@ -103,35 +110,5 @@ class AdamW(Adam):
     (True, 0.95)
     """
 
-    _policy = staticmethod(partial(adam_policy, decoupled=True))
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-        eps_mode: str = "torch",
-        backend: str = "auto",
-        threads: int | None = None,
-        state_dir: Any = None,
-        memory_budget: int | str | None = None,
-    ):
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            maximize=maximize,
-            eps_mode=eps_mode,
-            backend=backend,
-            threads=threads,
-            state_dir=state_dir,
-            memory_budget=memory_budget,
-        )
+    _spec = staticmethod(partial(adam_spec, decoupled=True))
+    _weight_decay = 1e-2

@@ -1,24 +1,43 @@
-"""Parameter groups: dicts and lists that refuse what no step would read."""
+"""Parameter groups: dicts and lists that refuse what no step would read, and count their changes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, ValuesView
+from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any
 
 import numpy as np
 
-# Only values that cannot change in place need no second look while their group is unchanged.
-_IMMUTABLE = (float, int, bool, str, np.generic)
+from ..arrays.checks import check_unchanged
+from ..backends.base import Backend
+from ..common.trees import Structure
 
 
-def _fixed(value: Any) -> bool:
-    return isinstance(value, _IMMUTABLE) or (isinstance(value, tuple) and all(isinstance(v, _IMMUTABLE) for v in value))
+def fixed(value: Any) -> Any:
+    """A hyperparameter as a value that nobody can change in place: arrays and the like become numbers, lists tuples."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(fixed, value))
+    if isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic):
+        return value
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.item() if np.ndim(value) == 0 else value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value  # which a step refuses by name
 
 
-class ParamGroup(dict):
-    """One entry of `Optimizer.param_groups`: a dict that refuses what no step would read, and counts its changes."""
+class ParamGroup(dict[str, Any]):
+    """One entry of `Optimizer.param_groups`: a dict that refuses what no step would read."""
 
     changes: list[int]  # counts those of all groups of an optimizer
+
+    @classmethod
+    def make(cls, params: Iterable[Any], names: list[str], hyperparameters: dict[str, Any]) -> ParamGroup:
+        group = cls()
+        values = {name: fixed(value) for name, value in hyperparameters.items()}
+        dict.update(group, {"params": ParamList(params), "names": names} | values)
+        group.count_changes([0])
+        return group
 
     def count_changes(self, changes: list[int]) -> None:
         """From now on count changes of the group and of its arrays here."""
@@ -28,7 +47,7 @@ class ParamGroup(dict):
         self.update({key: value})
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        new = dict(*args, **kwargs)
+        new = {key: value if key == "params" else fixed(value) for key, value in dict(*args, **kwargs).items()}
         for key in new:
             if key not in self or key == "names":
                 raise KeyError(f"parameter groups let {sorted(self.keys() - {'names'})} be set, not {key!r}")
@@ -49,18 +68,11 @@ class ParamGroup(dict):
 
     __delitem__ = pop = popitem = clear = setdefault = _refuse  # type: ignore[assignment]
 
-    def __reduce__(self) -> Any:
-        return _restore_group, (dict(self),)
+    def __reduce__(self) -> Any:  # copies are plain dicts: only an optimizer's own groups are watched
+        return dict, (dict(self),)
 
 
-def _restore_group(items: dict) -> ParamGroup:
-    group = ParamGroup()
-    dict.update(group, items)
-    group.count_changes([0])
-    return group
-
-
-class _FixedList(list):
+class _FixedList(list[Any]):
     _why: str
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +82,7 @@ class _FixedList(list):
     __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:
-        return type(self), (list(self),)
+        return list, (list(self),)
 
 
 class ParamGroups(_FixedList):
@@ -97,6 +109,100 @@ class ParamList(_FixedList):
         self.changes[0] += 1
 
 
-def _listed(params: Any) -> Any:
+class Parameter:
+    """One parameter: where it is found at each step, and what an optimizer keeps for it between plans."""
+
+    __slots__ = ("dtype", "group", "index", "name", "scalars", "shape", "states", "t")
+
+    def __init__(self, name: str, group: ParamGroup, index: int, shape: tuple[int, ...], dtype: np.dtype[Any]):
+        self.name, self.group, self.index = name, group, index
+        self.shape, self.dtype = shape, dtype
+        self.states: dict[str, Any] = {}
+        self.scalars: dict[str, float] = {}  # what the rule keeps beside the step count
+        self.t = 0
+
+    def array(self, backend: Backend) -> Any:
+        """The array as the group has it now; TypeError or ValueError if it is not what it was."""
+        p = self.group["params"][self.index]
+        backend.check_parameter(self.name, p)
+        check_unchanged(self.name, backend.describe(p), (self.shape, self.dtype))
+        return p
+
+
+class Groups:
+    """All parameter groups of an optimizer: their parameters, and how gradients map to them."""
+
+    def __init__(self, defaults: dict[str, Any], kind: str) -> None:
+        self.defaults, self._kind = defaults, kind
+        self.groups = ParamGroups()
+        self.parameters: list[Parameter] = []
+        self.structures: list[Structure] = []
+        self.grouped = False
+        self.changes = [0]  # counts those of all groups
+
+    def checked(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The group with what it does not say; ValueError for what it may not say."""
+        unknown = [key for key in group if key not in self.defaults and key != "params"]
+        if unknown:
+            raise ValueError(f"{self._kind} has no {unknown}; a group may set {list(self.defaults)}")
+        return self.defaults | {key: value for key, value in group.items() if key != "params"}
+
+    def new_names(self, structure: Structure, prefixed: bool) -> list[str]:
+        """Names for the parameters of another group."""
+        names, number = list(structure.names), len(self.groups)
+        if prefixed:
+            known = {parameter.name for parameter in self.parameters}
+            while not known.isdisjoint(names := [f"{number}.{name}" for name in structure.names]):
+                number += 1  # an ungrouped model may have names of this form
+        return names
+
+    def append(self, group: ParamGroup, structure: Structure, described: list[Any]) -> None:
+        """Take in a group that was checked, whose arrays are `described` as (shape, dtype)."""
+        group.count_changes(self.changes)
+        parameters = [Parameter(name, group, i, *described[i]) for i, name in enumerate(group["names"])]
+        list.append(self.groups, group)
+        self.structures.append(structure)
+        self.parameters += parameters
+        self.changes[0] += 1
+
+    def remove_last(self, grouped: bool) -> None:
+        """Undo the last `append`."""
+        count = len(list.pop(self.groups)["names"])
+        self.structures.pop()
+        del self.parameters[-count:]
+        self.grouped = grouped
+        self.changes[0] += 1
+
+    def arrays(self) -> tuple[Any, ...]:
+        """The parameters' arrays as the groups have them now."""
+        return tuple(q.group["params"][q.index] for q in self.parameters)
+
+    def leaves(self, grads: Any) -> tuple[Any, ...]:
+        """The gradients in the order of the parameters; TypeError or ValueError for another structure."""
+        structures = self.structures
+        if not self.grouped:
+            return structures[0].leaves(grads)
+        if not isinstance(grads, Sequence) or len(grads) != len(structures):
+            raise ValueError(
+                f"grads: expected a sequence with one entry for each of the {len(structures)} groups, such as "
+                "[gradients of group 0, gradients of group 1]"
+            )
+        return tuple(
+            leaf
+            for structure, entry in zip(structures, grads, strict=True)
+            for leaf in structure.leaves(entry["params"] if isinstance(entry, Mapping) and "params" in entry else entry)
+        )
+
+
+def listed(params: Any) -> Any:
     """`params`, or its items if it can be walked only once or is the values of a dict."""
     return list(params) if isinstance(params, (Iterator, ValuesView)) else params
+
+
+def is_grouped(params: Any) -> bool:
+    """Whether `params` is a list of group dicts."""
+    return (
+        isinstance(params, (list, tuple))
+        and bool(params)
+        and all(isinstance(item, Mapping) and "params" in item for item in params)
+    )

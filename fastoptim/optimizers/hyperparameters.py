@@ -1,27 +1,41 @@
-"""Validates hyperparameters and turns them into a rule and its coefficients."""
+"""Validates hyperparameters and turns them into what a step does: a kernel and its scalars."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from .. import rules
 from ..common.validation import choice, flag, real
-from ..rules.table import RULES, Rule
+from ..rules.table import RULES, Kernel
 
 
-class Policy(NamedTuple):
-    """What a group's hyper-parameters come to: a row of the law and the coefficients for each step."""
+class UpdateSpec(NamedTuple):
+    """What a group's hyperparameters come to."""
 
-    rule: Rule
-    decay: str
-    decay_coefficient: float
-    maximize: bool
-    coefficients: Callable[[int, bool], tuple[float, ...]]  # (t, first) -> the rule's coefficients
-    varies: bool = False  # whether they change with t
+    kernel: Kernel
+    head: tuple[float, float]  # sign of the gradient (-1 to maximize), coefficient of the decay
+    coefficients: Callable[[int], tuple[float, ...]] | tuple[float, ...]  # of step t, or the same at every step
+    first: tuple[float, ...] | None = None  # those of the step that creates the states, where they differ
+    advance: Callable[..., tuple[float, ...]] | None = None  # (t, *scalars) -> the rule's scalars after step t
+
+    def scalars(self, t: int, first: bool = False, kept: tuple[float, ...] = ()) -> tuple[float, ...]:
+        """``(sign, decay, *coefficients)`` of the step with the number `t`, from 1; `kept` are the rule's scalars."""
+        if first and self.first is not None:
+            return self.head + self.first
+        coefficients = self.coefficients
+        return self.head + (coefficients if isinstance(coefficients, tuple) else coefficients(t, *kept))
 
 
-def sgd_policy(
+def _head(maximize: Any, decay: float) -> tuple[float, float]:
+    return -1.0 if flag("maximize", maximize) else 1.0, decay
+
+
+def sgd_spec(
     lr: Any,
     momentum: Any = 0.0,
     dampening: Any = 0.0,
@@ -29,8 +43,8 @@ def sgd_policy(
     nesterov: Any = False,
     maximize: Any = False,
     momentum_mode: Any = "torch",
-) -> Policy:
-    """Validated hyper-parameters of SGD as a policy."""
+) -> UpdateSpec:
+    """What validated hyperparameters of SGD come to."""
     lr = real("lr", lr, 0.0)
     momentum = real("momentum", momentum, 0.0, 1.0)
     dampening = real("dampening", dampening)
@@ -38,23 +52,19 @@ def sgd_policy(
     mode = choice("momentum_mode", momentum_mode, rules.MOMENTUM_MODES)
     if dampening and mode != "torch":
         raise ValueError(f"momentum_mode={mode!r} has no dampening of its own; got dampening={dampening}")
+    head = _head(maximize, weight_decay)
+    decay = "coupled" if weight_decay else "none"
     if flag("nesterov", nesterov):
         if momentum == 0 or dampening != 0 or mode == "damped":
             raise ValueError("nesterov needs momentum > 0, dampening = 0 and a momentum_mode other than 'damped'")
-        kwargs = {"lr": lr, "momentum": momentum, "mode": mode}
-        name, coefficients = "nesterov", lambda t, first: rules.nesterov_coefficients(**kwargs)
-    elif momentum:
-        name = "momentum"
-
-        def coefficients(t: int, first: bool) -> tuple[float, ...]:
-            return rules.momentum_coefficients(lr=lr, momentum=momentum, dampening=dampening, mode=mode, first=first)
-    else:
-        name, coefficients = "sgd", lambda t, first: (lr,)
-    decay = "coupled" if weight_decay else "none"
-    return Policy(RULES[name], decay, weight_decay, flag("maximize", maximize), coefficients)
+        return UpdateSpec(Kernel(RULES["nesterov"], decay), head, rules.nesterov_coefficients(lr, momentum, mode))
+    if not momentum:
+        return UpdateSpec(Kernel(RULES["sgd"], decay), head, rules.sgd_coefficients(lr))
+    coefficients = partial(rules.momentum_coefficients, lr, momentum, dampening, mode)
+    return UpdateSpec(Kernel(RULES["momentum"], decay), head, coefficients(), first=coefficients(True))
 
 
-def adam_policy(
+def adam_spec(
     lr: Any,
     betas: Any = (0.9, 0.999),
     eps: Any = 1e-8,
@@ -63,8 +73,8 @@ def adam_policy(
     maximize: Any = False,
     eps_mode: Any = "torch",
     decoupled: bool = False,
-) -> Policy:
-    """Validated hyper-parameters of Adam (`decoupled`: AdamW) as a policy."""
+) -> UpdateSpec:
+    """What validated hyperparameters of Adam (`decoupled`: AdamW) come to."""
     lr = real("lr", lr, 0.0)
     try:
         beta1, beta2 = betas
@@ -75,13 +85,27 @@ def adam_policy(
     weight_decay = real("weight_decay", weight_decay, 0.0)
     mode = choice("eps_mode", eps_mode, rules.EPS_MODES)
     rule = RULES["amsgrad" if flag("amsgrad", amsgrad) else "adam"]
+    decay, coefficient = "none", 0.0
+    if weight_decay:
+        decay = "decoupled" if decoupled else "coupled"
+        coefficient = rules.decoupled_coefficient(lr, weight_decay) if decoupled else weight_decay
+    coefficients = partial(rules.adam_coefficients, lr, beta1, beta2, eps, mode)
+    return UpdateSpec(Kernel(rule, decay), _head(maximize, coefficient), coefficients)
 
-    def coefficients(t: int, first: bool) -> tuple[float, ...]:
-        return rules.adam_coefficients(t, lr, beta1, beta2, eps, mode)
 
-    decay, decay_coefficient = "none", 0.0
-    if weight_decay and decoupled:
-        decay, decay_coefficient = "decoupled", rules.keep_coefficient(lr=lr, weight_decay=weight_decay)
-    elif weight_decay:
-        decay, decay_coefficient = "coupled", weight_decay
-    return Policy(rule, decay, decay_coefficient, flag("maximize", maximize), coefficients, varies=True)
+# What must not become zero where it is not: it would divide by zero, or drop the gradient.
+_KEPT = ("eps", "grad_scale")
+
+
+def check_representable(name: str, value: Any, dtypes: Iterable[np.dtype[Any]]) -> None:
+    """ValueError if a finite number becomes infinite in one of these dtypes, or a small `eps` or `grad_scale` zero."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if not isinstance(number, float):
+            continue
+        for dtype in dtypes:
+            with np.errstate(over="ignore", under="ignore"):
+                rounded = float(dtype.type(number))
+            if math.isfinite(number) and not math.isfinite(rounded):
+                raise ValueError(f"{name}={number} is beyond the range of {dtype.name}: give a smaller one")
+            if name in _KEPT and number and not rounded:
+                raise ValueError(f"{name}={number} is zero in {dtype.name}: give a larger one")

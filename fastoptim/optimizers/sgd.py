@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Optimizer
-from .hyperparameters import sgd_policy
+from .hyperparameters import sgd_spec
 
 
 class SGD(Optimizer):
@@ -42,7 +42,7 @@ class SGD(Optimizer):
     threads : int, optional
         Default: FASTOPTIM_NUM_THREADS, else OMP_NUM_THREADS, else the usable cores.
     state_dir : path, optional
-        Keep the states in files in this folder, which go when the optimizer does; see `fastoptim.offload`.
+        Keep the states in files in this folder, which go when the optimizer does; see `fastoptim.backends.offload`.
     memory_budget : int or str, optional
         Bound for resident pages of parameters, gradients and states that are `numpy.memmap` arrays, in bytes or as
         "512 MiB". Default: 256 MiB.
@@ -50,7 +50,7 @@ class SGD(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        A parameter or hyper-parameter is not as described.
+        A parameter or hyperparameter is not as described.
 
     References
     ----------
@@ -70,7 +70,7 @@ class SGD(Optimizer):
 
     _rules = ("sgd", "momentum", "nesterov")
     _names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "momentum_mode")
-    _policy = staticmethod(sgd_policy)
+    _spec = staticmethod(sgd_spec)
 
     def __init__(
         self,

@@ -1,33 +1,187 @@
-"""What an optimizer keeps for each parameter."""
+"""What an optimizer keeps between steps: runs of parameters with one step count, their states, the plan of a step."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from .groups import ParamGroup
+from ..backends.base import Backend, Scalars
+from .groups import Groups, Parameter, ParamGroup
+from .hyperparameters import UpdateSpec
+from .update import Member, Update
 
 
-class _Parameter:
-    """One parameter: where it is found at each step, and what the optimizer keeps for it."""
+class ParamRun:
+    """Parameters of one group with one step count: one tuple of scalars serves them all."""
 
-    __slots__ = ("dtype", "group", "index", "name", "shape", "states", "t")
+    __slots__ = ("base", "coefficients", "fresh", "group", "head", "kept", "kept_steps", "members", "spec", "states")
 
-    def __init__(self, name: str, group: ParamGroup, index: int, shape: tuple[int, ...], dtype: np.dtype):
-        self.name, self.group, self.index = name, group, index
-        self.shape, self.dtype = shape, dtype
-        self.states: dict[str, Any] = {}
-        self.t = 0
+    def __init__(self, group: ParamGroup, spec: UpdateSpec, base: int, fresh: bool, kept: tuple[float, ...]):
+        self.group, self.base = group, base
+        self.fresh = fresh  # the states were made for the plan; the parameters own them from the first step on
+        self.kept, self.kept_steps = kept, 0  # the rule's scalars, and after how many steps of the plan
+        self.members: list[Parameter] = []
+        self.states: list[tuple[Any, ...]] = []
+        self.take(spec)
 
-    def array(self, backend: Any) -> Any:
-        """The array as the group has it now; TypeError or ValueError if it is not what it was."""
-        p = self.group["params"][self.index]
-        backend.check_parameter(self.name, p)
-        shape, dtype = backend.describe(p)
-        if shape != self.shape or dtype != self.dtype:
-            raise ValueError(
-                f"parameter {self.name!r} was replaced: expected shape {self.shape} and dtype "
-                f"{self.dtype.name}, got {shape} and {dtype.name}"
-            )
-        return p
+    def take(self, spec: UpdateSpec) -> None:
+        """Go on with these hyperparameters."""
+        self.spec, self.head, self.coefficients = spec, spec.head, spec.coefficients
+
+    def kept_after(self, steps: int) -> tuple[float, ...]:
+        """The rule's scalars after so many steps of the plan."""
+        kept = self.kept
+        if self.spec.advance is not None:
+            for t in range(self.base + self.kept_steps + 1, self.base + steps + 1):
+                kept = self.spec.advance(t, *kept)
+        return kept
+
+    def keep(self, steps: int) -> None:
+        self.kept, self.kept_steps = self.kept_after(steps), steps
+
+    def scalars(self, steps: int) -> Scalars:
+        """Those of the step after so many steps of the plan."""
+        self.keep(steps)
+        return self.spec.scalars(self.base + steps + 1, self.fresh and steps == 0, self.kept)
+
+
+class Plan:
+    """The runs of one optimizer, and how many steps they took together.
+
+    Attributes
+    ----------
+    update : Update
+        What steps them.
+    params, states : tuples of arrays
+        As `update` takes them.
+    version : int
+        The count of changes up to which the groups were read; -1 is never up to date.
+    """
+
+    __slots__ = ("_varies", "counter", "kept_rows", "params", "run_of", "runs", "states", "update", "version")
+
+    def __init__(self, runs: list[ParamRun], run_of: list[int], update: Update, counter: list[int]):
+        self.runs, self.run_of, self.update, self.counter = runs, run_of, update, counter
+        self.version = -1
+        self.params: tuple[Any, ...] = ()
+        rest = [iter(run.states) for run in runs]
+        self.states = tuple(array for run in run_of for array in next(rest[run]))
+        self._look_at_specs()
+
+    def _look_at_specs(self) -> None:
+        specs = [run.spec for run in self.runs]
+        self.kept_rows: list[Scalars] | None = None  # the scalars, while they do not change
+        # Whether every run's scalars are its head and what a function of t gives.
+        self._varies = all(callable(s.coefficients) and s.first is None and s.advance is None for s in specs)
+
+    def adopt(self, specs: Mapping[int, UpdateSpec]) -> bool:
+        """Take what the groups say now; False if that needs another plan."""
+        if any(specs[id(run.group)].kernel != run.spec.kernel for run in self.runs):
+            return False
+        for run in self.runs:
+            run.keep(self.counter[0])
+            run.take(specs[id(run.group)])
+        self._look_at_specs()
+        return True
+
+    def rows(self) -> list[Scalars]:
+        """The scalars of each run for the next step."""
+        if self.kept_rows is not None:
+            return self.kept_rows
+        steps = self.counter[0]
+        if self._varies:
+            t = steps + 1
+            return [run.head + run.coefficients(run.base + t) for run in self.runs]  # type: ignore[operator]
+        rows = [run.scalars(steps) for run in self.runs]
+        if steps and not any(callable(run.coefficients) for run in self.runs):  # the first step's may differ
+            self.kept_rows = rows
+        return rows
+
+    def write_back(self, stepped: Sequence[bool] | None = None) -> None:
+        """Hand states, step counts and scalars to the parameters; one step more to those that have `stepped`."""
+        steps = self.counter[0]
+        positions = [[i for i, run in enumerate(self.run_of) if run == r] for r in range(len(self.runs))]
+        for run, places in zip(self.runs, positions, strict=True):
+            rule, kept = run.spec.kernel.rule, run.kept_after(steps)
+            after = run.kept_after(steps + 1) if stepped is not None and run.spec.advance is not None else kept
+            for member, states, place in zip(run.members, run.states, places, strict=True):
+                own = stepped is not None and stepped[place]
+                member.t = run.base + steps + own
+                if steps or own:
+                    member.states.update(zip(rule.states, states, strict=True))
+                    member.scalars.update(zip(rule.scalars, after if own else kept, strict=True))
+
+    def entries(self) -> dict[str, tuple[int, dict[str, Any]]]:
+        """Name of a parameter -> its step count, and its states and scalars. Nothing is written."""
+        steps = self.counter[0]
+        found = {}
+        for run in self.runs:
+            rule, t, kept = run.spec.kernel.rule, run.base + steps, run.kept_after(steps)
+            for member, states in zip(run.members, run.states, strict=True):
+                entry = member.states | member.scalars
+                if steps:
+                    entry |= dict(zip(rule.states, states, strict=True)) | dict(zip(rule.scalars, kept, strict=True))
+                found[member.name] = (t, entry)
+        return found
+
+
+def make_plan(model: Groups, specs: Mapping[int, UpdateSpec], backend: Backend, threads: int, skipped: Any) -> Plan:
+    """Sort parameters into runs, make the states that they lack, and bind them."""
+    states = _all_states(model, specs, backend)
+    counter = [0]
+    runs: dict[Any, int] = {}
+    made: list[ParamRun] = []
+    run_of = []
+    for parameter, own in zip(model.parameters, states, strict=True):
+        group, spec = parameter.group, specs[id(parameter.group)]
+        rule = spec.kernel.rule
+        fresh = any(name not in parameter.states for name in rule.states)
+        kept = tuple(parameter.scalars.get(name, first) for name, first in rule.scalars.items())
+        key = (id(group), parameter.t, fresh, kept)
+        if key not in runs:
+            runs[key] = len(made)
+            made.append(ParamRun(group, spec, parameter.t, fresh, kept))
+        run = made[runs[key]]
+        run.members.append(parameter)
+        run.states.append(own)
+        run_of.append(runs[key])
+    members = [Member(q.name, q.shape, q.dtype) for q in model.parameters]
+    update = Update(backend, [run.spec.kernel for run in made], run_of, members, threads, counter, skipped)
+    return Plan(made, run_of, update, counter)
+
+
+def _all_states(model: Groups, specs: Mapping[int, UpdateSpec], backend: Backend) -> list[tuple[Any, ...]]:
+    """The states of every parameter: its own, and new ones with their first values for those that it lacks."""
+    missing: dict[str, list[tuple[Parameter, Any]]] = {}
+    for parameter in model.parameters:
+        p = parameter.array(backend)
+        for name in specs[id(parameter.group)].kernel.rule.states:
+            if name not in parameter.states:
+                missing.setdefault(name, []).append((parameter, p))
+    made: dict[tuple[str, str], Any] = {}
+    for name, wanted in missing.items():
+        zeros = backend.zeros_for([p for _, p in wanted])
+        for (parameter, p), state in zip(wanted, zeros, strict=True):
+            first = specs[id(parameter.group)].kernel.rule.initial.get(name, 0.0)
+            if first == "parameter":
+                backend.assign(state, backend.host_copy(p))
+            elif first:
+                value = parameter.group[first] if isinstance(first, str) else first
+                backend.assign(state, np.full(parameter.shape, value, parameter.dtype))
+            made[parameter.name, name] = state
+    return [
+        tuple(
+            q.states[name] if name in q.states else made[q.name, name] for name in specs[id(q.group)].kernel.rule.states
+        )
+        for q in model.parameters
+    ]
+
+
+def state_view(model: Groups, plan: Plan | None) -> Mapping[str, Mapping[str, Any]]:
+    """Name of a parameter -> ``{"step": int, name of a state: array, ...}``, read-only; nothing is written."""
+    found = {} if plan is None else plan.entries()
+    entries = {q.name: found.get(q.name) or (q.t, q.states | q.scalars) for q in model.parameters}
+    return MappingProxyType({name: MappingProxyType({"step": t, **entry}) for name, (t, entry) in entries.items()})

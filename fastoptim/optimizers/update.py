@@ -1,87 +1,298 @@
-"""The one place where a step happens."""
+"""The one place where a step happens: arrays are checked, the norm is taken, kernels run, results are copied back.
+
+`Update` serves the optimizers' classes, the functional forms, the adapters, sharding and offloading. A gradient's way
+is short: `Optimizer.step` -> `Update.step` -> the C extension, or the kernels that a backend has prepared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from threading import local
+from typing import Any, NamedTuple
 
-from ..backends import StepInfo
-from .groups import ParamGroup
-from .hyperparameters import Policy
-from .states import _Parameter
+import numpy as np
+
+from .. import rules
+from ..arrays.checks import DTYPES, check_unchanged
+from ..backends.base import Backend, KernelCall, Launch, Norm, Scalars, StepInfo
+from ..common.signals import deferred
+from ..rules.table import Kernel
 
 APPLIED = StepInfo(True, None)
-BUSY = "in the middle of a step already: of another thread, of a caller further up, or since a fork during that step"
 
 
-class _Cohort:
-    """Parameters of one group with one step count: one set of coefficients serves them all."""
+class StepOptions(NamedTuple):
+    """What a step may be asked for besides the update, validated."""
 
-    __slots__ = ("base", "counter", "fresh", "group", "members", "policy", "positions", "states")
-
-    def __init__(self, group: ParamGroup, policy: Policy, base: int, fresh: bool, counter: list[int]):
-        self.group, self.policy = group, policy
-        self.base, self.counter = base, counter
-        self.fresh = fresh  # the states were made for the plan; the parameters own them from the first step on
-        self.members: list[_Parameter] = []
-        self.positions: list[int] = []
-        self.states: list[tuple[Any, ...]] = []
+    grad_scale: float = 1.0
+    max_norm: float | None = None
+    skip_nonfinite: bool = False
 
     @property
-    def t(self) -> int:
-        return self.base + self.counter[0]
-
-    def coefficients(self) -> tuple[float, ...]:
-        steps = self.counter[0]
-        return self.policy.coefficients(self.base + steps + 1, self.fresh and steps == 0)
-
-    def settle(self) -> None:
-        """Hand states and step counts to the parameters."""
-        t = self.t
-        for member, states in zip(self.members, self.states, strict=True):
-            member.t = t
-            if self.counter[0]:
-                member.states.update(zip(self.policy.rule.states, states, strict=True))
+    def needs_norm(self) -> bool:
+        return self.max_norm is not None or self.skip_nonfinite
 
 
-class _Plan:
-    """The cohorts of one optimizer in the order in which a step walks them, and how many steps they took together."""
+PLAIN = StepOptions()
+# Magnitudes up to the first round to zero in float32, from the second on to infinity.
+SMALLEST, LARGEST = 2.0**-150, 2.0**128 - 2.0**103
 
-    __slots__ = ("cohorts", "counter", "native", "params", "reorder", "rows", "states", "varies", "version")
 
-    def __init__(self, cohorts: list[_Cohort], counter: list[int], native: Any):
-        self.cohorts, self.counter, self.native = cohorts, counter, native
-        self.version = -1  # the count of changes up to which the groups were read; -1 is never up to date
-        positions = [position for cohort in cohorts for position in cohort.positions]
-        self.reorder = None if positions == list(range(len(positions))) else positions
-        self.params: tuple[Any, ...] = ()  # as the groups had them at that version
-        self.states = tuple(array for cohort in cohorts for states in cohort.states for array in states)
-        self.rows: list[tuple[float, ...]] | None = None  # the coefficients, while they do not change
-        self.varies = any(cohort.policy.varies for cohort in cohorts)
+class Member(NamedTuple):
+    """What is expected of a parameter."""
 
-    def adopt(self, policies: Mapping[int, Policy]) -> bool:
-        """Take what the groups say now; False if that needs another plan."""
-        for cohort in self.cohorts:
-            new, old = policies[id(cohort.group)], cohort.policy
-            if new[:2] != old[:2] or new.maximize != old.maximize:
-                return False
-        for cohort in self.cohorts:
-            cohort.policy = policies[id(cohort.group)]
-        self.rows = None
-        if self.native is not None:
-            self.native.set_decay([cohort.policy.decay_coefficient for cohort in self.cohorts])
-        return True
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
-    def coefficients(self) -> list[tuple[float, ...]]:
-        if self.rows is not None:
-            return self.rows
-        rows = [cohort.coefficients() for cohort in self.cohorts]
-        if not self.varies and self.counter[0]:  # the first step's may differ
-            self.rows = rows
-        return rows
 
-    def step(self, leaves: tuple[Any, ...], scale: float) -> bool:
-        """One native call; False, with nothing touched, if some array is not plain or not as expected."""
-        if self.reorder is not None:
-            leaves = tuple(leaves[i] for i in self.reorder)
-        return self.native.step(self.params, leaves, self.states, self.rows or self.coefficients(), scale)
+class _Bound:
+    """Checked arrays, ready to be stepped; kept for the next step where the backend can tell that it still fits."""
+
+    __slots__ = ("copies", "forms", "grads", "launch", "layouts", "norm", "present", "runs", "states")
+
+    def __init__(
+        self, launch: Launch, forms: list[Any], grads: list[Any], present: list[bool], runs: list[int]
+    ) -> None:
+        self.launch, self.forms, self.grads, self.present, self.runs = launch, forms, grads, present, runs
+        self.copies = [form for form in forms if form.copies]
+        self.norm: Norm | None = None
+        self.layouts: Any = None
+        self.states: tuple[Any, ...] = ()
+
+
+class Update:
+    """Steps one list of arrays again and again, at the price of one native call where nothing has changed.
+
+    Parameters
+    ----------
+    backend : Backend
+    kernels : sequence of Kernel
+        What the runs of parameters are stepped by.
+    run_of : sequence of int
+        The run that each parameter belongs to.
+    members : sequence of Member
+        What is expected of each parameter.
+    threads : int
+    counter : list of int, optional
+        Its only item grows by one with each step that every parameter has taken.
+    skipped : callable, optional
+        Called with a list of flags, one per parameter, instead of that count where some gradients were None: which have
+        stepped. Without it, a gradient of None is refused.
+    """
+
+    __slots__ = (
+        "_backend",
+        "_bound",
+        "_counter",
+        "_kernels",
+        "_members",
+        "_native",
+        "_run_of",
+        "_single",
+        "_skipped",
+        "_threads",
+    )
+
+    def __init__(
+        self,
+        backend: Backend,
+        kernels: Sequence[Kernel],
+        run_of: Sequence[int],
+        members: Sequence[Member],
+        threads: int,
+        counter: list[int] | None = None,
+        skipped: Callable[[list[bool]], None] | None = None,
+    ) -> None:
+        self._backend, self._kernels, self._run_of, self._members = backend, kernels, run_of, members
+        self._threads, self._skipped = threads, skipped
+        self._counter = [0] if counter is None else counter
+        self._native = backend.plan(kernels, run_of, members, self._counter, threads)
+        self._bound: _Bound | None = None
+        self._single = any(member.dtype == np.float32 for member in members)
+
+    def step(
+        self,
+        params: tuple[Any, ...],
+        grads: tuple[Any, ...],
+        states: tuple[Any, ...],
+        scalars: list[Scalars],
+        options: StepOptions = PLAIN,
+    ) -> StepInfo:
+        """One step; it happens whole, or raises and leaves every byte and every count as it was.
+
+        Parameters
+        ----------
+        params, grads : tuples of arrays
+            In the order of the members.
+        states : tuple of arrays
+            Those of the first parameter, then those of the second, and so on.
+        scalars : list of tuples
+            ``(sign, decay, *coefficients)`` of each run; the sign is multiplied by the scale of the gradients.
+        options : StepOptions
+
+        Raises
+        ------
+        TypeError, ValueError
+            An array is not as expected, or arrays overlap.
+        """
+        if options is not PLAIN:
+            self._check_scale("grad_scale", options.grad_scale)
+        native = self._native
+        if native is not None:
+            if options is PLAIN:
+                if native.step(params, grads, states, scalars):
+                    return APPLIED
+            elif (info := self._step_natively(params, grads, states, scalars, options)) is not None:
+                return info
+        bound = self._known(params, grads, states) or self._bind(params, grads, states)
+        norm = None
+        if options.needs_norm:
+            present = grads if bound.layouts is not None else bound.grads
+            if bound.norm is None:
+                bound.norm = self._backend.prepare_norm(present, self._threads)
+            norm = bound.norm(present, options.grad_scale)
+            if options.skip_nonfinite and not math.isfinite(norm):
+                return StepInfo(False, norm)
+        scaled = self._scaled([scalars[run] for run in bound.runs], options, norm)
+        with deferred():
+            bound.launch(scaled)
+            for form in bound.copies:
+                form.copy_back()
+            if all(bound.present):
+                self._counter[0] += 1
+            elif self._skipped is not None:
+                self._skipped(bound.present)
+        return StepInfo(True, norm)
+
+    def _step_natively(
+        self,
+        params: tuple[Any, ...],
+        grads: tuple[Any, ...],
+        states: tuple[Any, ...],
+        scalars: list[Scalars],
+        options: StepOptions,
+    ) -> StepInfo | None:
+        """The step by native calls, one for the norm and one for the rest; None if the arrays need another way."""
+        norm = None
+        if options.needs_norm:
+            norm = self._native.norm(grads, options.grad_scale)
+            if norm is None:
+                return None
+            if options.skip_nonfinite and not math.isfinite(norm):
+                self._check(params, grads, states)  # a step that skips refuses bad input all the same
+                return StepInfo(False, norm)
+        scaled = self._scaled(scalars, options, norm)
+        return StepInfo(True, norm) if self._native.step(params, grads, states, scaled) else None
+
+    def _scaled(self, scalars: list[Scalars], options: StepOptions, norm: float | None) -> list[Scalars]:
+        """`scalars` with the scale of the gradients in them."""
+        scale = options.grad_scale
+        if norm is not None:
+            scale *= rules.clip_factor(norm, options.max_norm)
+        if scale == 1.0:
+            return scalars
+        self._check_scale("grad_scale times the clip factor", scale)
+        return [(sign * scale, *rest) for sign, *rest in scalars]
+
+    # --- checks
+
+    def _check_scale(self, name: str, scale: float) -> None:
+        """ValueError if gradients would be lost by a factor that float32 rounds to zero or infinity."""
+        if self._single and (0.0 < abs(scale) <= SMALLEST or LARGEST <= abs(scale) < math.inf):
+            raise ValueError(f"{name} is {scale}, which is {'zero' if abs(scale) < 1 else 'infinite'} in float32")
+
+    def _check(
+        self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...]
+    ) -> list[tuple[Any, Any, tuple[Any, ...]]]:
+        """(parameter, gradient or None, its states) after every check that a step makes."""
+        backend, members = self._backend, self._members
+        if not len(params) == len(grads) == len(members):
+            raise ValueError(f"expected {len(members)} parameters and gradients, got {len(params)} and {len(grads)}")
+        rest = iter(states)
+        written, read, checked = [], [], []
+        for (name, shape, dtype), p, g, run in zip(members, params, grads, self._run_of, strict=True):
+            backend.check_parameter(name, p)
+            check_unchanged(name, backend.describe(p), (shape, dtype))
+            written.append(backend.span(f"parameter {name!r}", p))
+            own = tuple(self._checked_states(name, self._kernels[run], rest, shape, dtype))
+            written += [backend.span(f"a state of parameter {name!r}", state) for state in own]
+            if g is not None or self._skipped is None:
+                g = backend.check_companion(name, "gradient", g, shape, dtype)
+                read.append(backend.span(f"gradient of parameter {name!r}", g))
+            checked.append((p, g, own))
+        if len(list(rest)):
+            raise ValueError("there are more states than the rules have")
+        backend.check_disjoint(written, read)
+        return checked
+
+    def _checked_states(
+        self, name: str, kernel: Kernel, states: Iterator[Any], shape: tuple[int, ...], dtype: Any
+    ) -> Iterator[Any]:
+        for slot in kernel.rule.states:
+            state = next(states, None)
+            self._backend.check_parameter(name, state, f"{slot} of parameter")
+            yield self._backend.check_companion(name, slot, state, shape, dtype)
+
+    def _bind(self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...]) -> _Bound:
+        """Check the arrays, bring them into the form that kernels take, and prepare the kernels."""
+        backend = self._backend
+        self._bound = None
+        checked = self._check(params, grads, states)
+        rows: dict[int, list[tuple[Any, ...]]] = {}
+        forms = []
+        for run, (p, g, own) in zip(self._run_of, checked, strict=True):
+            if g is not None:
+                form = backend.to_contiguous(p, g, own)
+                forms.append(form)
+                rows.setdefault(run, []).append(form.arrays)
+        launch = backend.prepare(
+            [KernelCall(self._kernels[run], arrays) for run, arrays in rows.items()], self._threads
+        )
+        present = [g is not None for _, g, _ in checked]
+        bound = _Bound(launch, forms, [g for _, g, _ in checked if g is not None], present, list(rows))
+        if all(present) and not bound.copies and (layouts := backend.layouts(params + grads, states)) is not None:
+            bound.layouts, bound.states = layouts, states
+            bound.forms, bound.grads = [], []  # keep no gradient alive
+            self._bound = bound
+        return bound
+
+    def _known(self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...]) -> _Bound | None:
+        """What the last step has prepared, if it fits these arrays, too."""
+        bound = self._bound
+        if bound is None or len(states) != len(bound.states):
+            return None
+        same = all(a is b for a, b in zip(states, bound.states, strict=True))
+        return bound if same and self._backend.layouts(params + grads, states) == bound.layouts else None
+
+
+_kept = local()  # an `Update` serves one thread at a time
+
+
+def update_array(
+    backend: Backend,
+    kernel: Kernel,
+    name: str,
+    p: Any,
+    g: Any,
+    states: tuple[Any, ...],
+    scalars: Scalars,
+    threads: int,
+    options: StepOptions = PLAIN,
+) -> None:
+    """One step of one array, in place, for callers that keep nothing between steps."""
+    if type(p) is not np.ndarray or p.dtype not in DTYPES:
+        backend.check_parameter(name, p)
+        member = Member(name, *backend.describe(p))
+        Update(backend, [kernel], [0], [member], threads).step((p,), (g,), states, [scalars], options)
+        return
+    updates: dict[Any, Update] = _kept.__dict__.setdefault("updates", {})
+    key = (backend, kernel, name, p.shape, p.dtype, threads)
+    update = updates.pop(key, None)  # the handler of a signal may step meanwhile
+    if update is None:
+        update = Update(backend, [kernel], [0], [Member(name, p.shape, p.dtype)], threads)
+    update.step((p,), (g,), states, [scalars], options)
+    if len(updates) >= 256:
+        updates.clear()
+    updates[key] = update

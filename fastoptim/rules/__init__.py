@@ -1,18 +1,19 @@
 """The update rules: each stated once, in NumPy terms, with its coefficients and the norm.
 
-`updates` holds the equations, `coefficients` what hyperparameters come to, `table` the rows that everything walks;
-`reference` runs them with NumPy, `lowering` rewrites them for Numba and CUDA.
+`updates` holds the equations, `coefficients` what hyperparameters come to, `table` the rows that everything walks and
+`norm` the gradient norm and the clip factor; `reference` runs them with NumPy, `lowering` rewrites them for Numba and
+CUDA.
 """
 
 from .coefficients import (
     EPS_MODES,
     MOMENTUM_MODES,
     adam_coefficients,
-    keep_coefficient,
+    decoupled_coefficient,
     momentum_coefficients,
     nesterov_coefficients,
     sgd_coefficients,
 )
 from .norm import NORM_BLOCK, NORM_LANES, NORM_RETRY, NORM_TINY, clip_factor, norm_from_squares
-from .table import DECAYS, RULES, Rule
-from .updates import adam, amsgrad, coupled, decoupled, momentum, nesterov, scale, sgd
+from .table import DECAYS, RULES, Kernel, Rule, kernels
+from .updates import adam, amsgrad, coupled, decoupled, momentum, nesterov, plain, scale, sgd

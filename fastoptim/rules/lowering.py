@@ -1,9 +1,9 @@
-"""The law's own source, rewritten for compilers, so that no kernel states an update rule a second time.
+"""The source of the update rules, rewritten for compilers, so that no kernel states a rule a second time.
 
-`law` prints the functions of `fastoptim.rules` as scalar Python: as they stand for a compiler that keeps every rounding
-(Numba on the CPU), or with each operator turned into a call (``mul``, ``add``, ``sub``, ``div``, ``root``) for one that
-would fuse a multiply and an add (NVVM). `load` makes a module of generated text, in a file named after its content:
-compilers that cache by file can then never run what an older law said.
+`rule_sources` prints the functions of `updates` as scalar Python: as they stand for a compiler that keeps every
+rounding (Numba on the CPU), or with each operator turned into a call (``mul``, ``add``, ``sub``, ``div``, ``root``) for
+one that would fuse a multiply and an add (NVVM). `load` makes a module of generated text, in a file named after its
+content: compilers that cache by file can then never run what older rules said.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .. import rules
-from .table import DECAYS, RULES, Rule
+from . import updates
+from .table import RULES, Kernel, Rule
 
 OPERATIONS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
-# What an expression of the law may be made of. A literal would be a float64 in the middle of float32 arithmetic.
+# What an expression of a rule may be made of. A literal would be a float64 in the middle of float32 arithmetic.
 _COMPARISONS = (ast.Compare, ast.Gt, ast.GtE, ast.Lt, ast.LtE)
 _NAMES = (ast.Name, ast.Load, ast.Store, ast.Tuple, ast.Call)
 _EXPRESSIONS = (*_NAMES, *_COMPARISONS, ast.BinOp, *OPERATIONS)
@@ -42,7 +42,7 @@ class _Scalar(ast.NodeTransformer):
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         if not isinstance(node, _EXPRESSIONS):
-            raise SyntaxError(f"the law may not use {type(node).__name__}")
+            raise SyntaxError(f"an update rule may not use {type(node).__name__}")
         return super().generic_visit(node)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
@@ -52,7 +52,7 @@ class _Scalar(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         if _CALLS.get(name) != len(node.args) or node.keywords:
-            raise SyntaxError(f"the law may call only {sorted(_CALLS)}, got {ast.unparse(node)}")
+            raise SyntaxError(f"an update rule may call only {sorted(_CALLS)}, got {ast.unparse(node)}")
         self.generic_visit(node)
         if name == "where":
             condition, chosen, other = node.args
@@ -65,15 +65,15 @@ def _call(name: str, *arguments: ast.expr) -> ast.Call:
 
 
 def scalar(function: Callable[..., Any], calls: bool = False) -> str:
-    """The source of one function of the law for scalars, without its docstring.
+    """The source of one function of `updates` for scalars, without its docstring.
 
     Examples
     --------
     >>> from fastoptim import rules
     >>> print(scalar(rules.sgd, calls=True))
-    def sgd(p, g, c):
-        p = sub(p, mul(c, g))
-        return (p,)
+    def sgd(g, p, c):
+        u = mul(c, g)
+        return (u,)
     """
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     definition = tree.body[0]
@@ -83,45 +83,39 @@ def scalar(function: Callable[..., Any], calls: bool = False) -> str:
     rewrite = _Scalar(calls)
     for statement in definition.body:
         if not isinstance(statement, (ast.Assign, ast.Return)) or statement.value is None:
-            raise SyntaxError(f"the law may hold only assignments and a return, got {ast.unparse(statement)}")
+            raise SyntaxError(f"an update rule may hold only assignments and a return, got {ast.unparse(statement)}")
         statement.value = rewrite.visit(statement.value)
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
-def law(calls: bool = False) -> list[str]:
-    """The sources of all functions of the law that work on elements, for scalars."""
-    functions: list[Callable[..., Any]] = [rules.scale, rules.coupled, rules.decoupled]
+def rule_sources(calls: bool = False) -> list[str]:
+    """The sources of all functions that work on elements, for scalars."""
+    functions: list[Callable[..., Any]] = [updates.scale, updates.coupled, updates.plain, updates.decoupled]
     functions += [rule.function for rule in RULES.values()]
     return [scalar(function, calls) for function in functions]
 
 
-def element_name(rule: Rule, decay: str) -> str:
-    return f"{rule.name}_{decay}"
-
-
 def arguments(rule: Rule) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of an element function's arrays (p, g, states) and of its scalars (s, decay, coefficients)."""
-    names = rule.function.__code__.co_varnames[: rule.function.__code__.co_argcount]
-    streams = 2 + len(rule.states)
-    return names[:streams], ("s", "decay", *names[streams:])
+    names = rule.function.__code__.co_varnames[2 : rule.function.__code__.co_argcount]
+    count = len(rule.states)
+    return ("p", "g", *names[:count]), ("s", "decay", *names[count:])
 
 
-def element(rule: Rule, decay: str, suffix: str = "") -> str:
-    """Source of the whole update of one element: scale, decay and rule, in the order of `reference.update`."""
+def element(kernel: Kernel, suffix: str = "") -> str:
+    """Source of the whole update of one element: the steps of `reference.update` in their order."""
+    rule = kernel.rule
     arrays, scalars = arguments(rule)
-    states, coefficients = arrays[2:], scalars[2:]
-    lines = [f"def {element_name(rule, decay)}{suffix}({', '.join(arrays + scalars)}):", "    g = scale(g, s)"]
-    if decay == "coupled":
-        lines.append("    g = coupled(p, g, decay)")
-    elif decay == "decoupled":
-        lines.append("    p = decoupled(p, decay)")
-    lines.append(f"    return {rule.name}({', '.join(('p', 'g', *states, *coefficients))})")
-    return "\n".join(lines)
-
-
-def variants() -> list[tuple[Rule, str]]:
-    """Every (rule, decay) pair."""
-    return [(rule, decay) for rule in RULES.values() for decay in DECAYS]
+    states, end = arrays[2:], "" if rule.states else ","
+    new = ", ".join(("result", *states)) + end
+    lines = [f"def {kernel.name}{suffix}({', '.join(arrays + scalars)}):", "g = scale(g, s)"]
+    if kernel.decay == "coupled":
+        lines.append("g = coupled(g, p, decay)")
+    lines.append(f"{new} = {rule.name}({', '.join(('g', 'p', *states, *scalars[2:]))})")
+    if rule.gives == "step":
+        decoupled = kernel.decay == "decoupled"
+        lines.append("result = " + ("decoupled(p, result, decay)" if decoupled else "plain(p, result)"))
+    return "\n    ".join([*lines, f"return {new}"])
 
 
 def _cache_directory() -> Path:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:
-    """``min(1, max_norm / (norm + 1e-6))``, torch's; a NaN norm gives NaN."""
-    if max_norm is None:
+    """``min(1, max_norm / (norm + 1e-6))``, torch's; exactly 1 for an infinite `max_norm`. A NaN norm gives NaN."""
+    if max_norm is None or max_norm == math.inf:
         return 1.0
     factor = max_norm / (norm + 1e-6)
     return 1.0 if factor > 1.0 else factor

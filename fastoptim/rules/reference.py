@@ -1,16 +1,17 @@
-"""The law executed by NumPy: what every other backend must equal, bit for bit."""
+"""The update rules executed by NumPy: what every other backend must equal, bit for bit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from .. import rules
+from . import updates
 from .norm import NORM_BLOCK, NORM_LANES
-from .table import Rule
+from .table import Kernel
 
-Array = np.ndarray
+Array = np.ndarray[Any, Any]
 
 
 def _quiet() -> np.errstate:
@@ -18,31 +19,19 @@ def _quiet() -> np.errstate:
     return np.errstate(all="ignore")
 
 
-def update(
-    rule: Rule,
-    p: Array,
-    g: Array,
-    states: Sequence[Array],
-    coefficients: Sequence[float],
-    *,
-    s: float = 1.0,
-    decay: str = "none",
-    decay_coefficient: float = 0.0,
-) -> None:
-    """Apply one step of `rule` in place to `p` and `states`; all arrays have one shape and one dtype."""
-    T = p.dtype.type
+def update(kernel: Kernel, p: Array, g: Array, states: Sequence[Array], scalars: Sequence[float]) -> None:
+    """Apply one step in place to `p` and `states`; all arrays have one shape and one dtype, which scalars take on."""
+    rule, T = kernel.rule, p.dtype.type
     with _quiet():
-        k = [T(c) for c in coefficients]
-        wd = T(decay_coefficient)
-        new_p = p
-        g = rules.scale(g, T(s))
-        if decay == "coupled":
-            g = rules.coupled(p, g, wd)
-        elif decay == "decoupled":
-            new_p = rules.decoupled(p, wd)
-        results = rule.function(new_p, g, *states, *k)
-        for target, result in zip((p, *states), results, strict=True):
-            target[...] = result
+        s, decay, *coefficients = (T(x) for x in scalars)
+        g = updates.scale(g, s)
+        if kernel.decay == "coupled":
+            g = updates.coupled(g, p, decay)
+        result, *new_states = rule.function(g, p, *states, *coefficients)
+        if rule.gives == "step":
+            result = updates.decoupled(p, result, decay) if kernel.decay == "decoupled" else updates.plain(p, result)
+        for target, new in zip((p, *states), (result, *new_states), strict=True):
+            target[...] = new
 
 
 def multiply(x: Array, factor: float) -> None:
@@ -56,7 +45,7 @@ def block_sums(g: Array, grad_scale: float, k: float) -> Array:
     blocks = -(-g.size // NORM_BLOCK)
     with _quiet():
         x = np.zeros(blocks * NORM_BLOCK)
-        x[: g.size] = k * rules.scale(g, T(grad_scale)).astype(np.float64)
+        x[: g.size] = k * updates.scale(g, T(grad_scale)).astype(np.float64)
         rows = x.reshape(blocks, NORM_BLOCK // NORM_LANES, NORM_LANES)
         lanes = np.zeros((blocks, NORM_LANES))
         for row in range(NORM_BLOCK // NORM_LANES):

@@ -2,57 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from .updates import adam, amsgrad, momentum, nesterov, sgd
+
+MAX_STATES, MAX_COEFFICIENTS = 4, 16  # what the C kernels have room for
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of the table: what tests, benchmarks and backends walk.
+    """One update rule.
 
     Attributes
     ----------
     function : callable
-        The law, ``function(p, g, *states, *coefficients) -> (p, *states)``.
+        ``function(g, p, *states, *coefficients) -> (step, *states)``; see `updates`.
     states : tuple of str
         Names of the state arrays, torch's where torch has a name.
     coefficients : tuple of str
         Names of the scalars, in the order in which `function` takes them.
+    gives : {"step", "parameter"}
+        Whether the first result is the step, to be subtracted from the parameter, or the new parameter itself.
+    initial : mapping
+        State -> what it holds before the first step: a number, "parameter" for a copy of the parameter, or the name of
+        a hyperparameter. States that are not named begin at zero.
+    scalars : mapping
+        Name -> first value of the numbers that are kept beside the step count (float64, on the host).
     """
 
-    function: Callable[..., tuple]
+    function: Callable[..., tuple[Any, ...]]
     states: tuple[str, ...]
     coefficients: tuple[str, ...]
+    gives: str = "step"
+    initial: Mapping[str, float | str] = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.function.__name__
 
     @property
-    def streams(self) -> int:
-        """Array passes through memory per step: parameter and states are read and written, the gradient is read."""
+    def memory_streams(self) -> int:
+        """Passes through memory of a step: parameter and states are read and written, the gradient is read."""
         return 3 + 2 * len(self.states)
+
+    def __hash__(self) -> int:
+        return hash(self.function)
 
     def __reduce__(self) -> Any:
         return (RULES.__getitem__, (self.name,))
 
 
-def _row(function: Callable[..., tuple], *states: str) -> Rule:
+def row(function: Callable[..., tuple[Any, ...]], *states: str, **options: Any) -> Rule:
+    """A rule whose coefficients are named by the signature of its function."""
     names = function.__code__.co_varnames[2 + len(states) : function.__code__.co_argcount]
-    return Rule(function, states, names)
+    if len(states) > MAX_STATES or len(names) > MAX_COEFFICIENTS:
+        raise ValueError(f"a rule has at most {MAX_STATES} states and {MAX_COEFFICIENTS} coefficients")
+    return Rule(function, states, names, **options)
 
 
 RULES: dict[str, Rule] = {
     rule.name: rule
     for rule in (
-        _row(sgd),
-        _row(momentum, "momentum_buffer"),
-        _row(nesterov, "momentum_buffer"),
-        _row(adam, "exp_avg", "exp_avg_sq"),
-        _row(amsgrad, "exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        row(sgd),
+        row(momentum, "momentum_buffer"),
+        row(nesterov, "momentum_buffer"),
+        row(adam, "exp_avg", "exp_avg_sq"),
+        row(amsgrad, "exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     )
 }
 DECAYS = ("none", "coupled", "decoupled")
+
+
+class Kernel(NamedTuple):
+    """What is compiled: a rule with one kind of weight decay.
+
+    It works on arrays (parameter, gradient, states) and on one tuple of floats, ``(scale, decay, *coefficients)``: the
+    factor of the gradient, the coefficient of the decay, those of the rule.
+    """
+
+    rule: Rule
+    decay: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.rule.name}_{self.decay}"
+
+
+def kernels() -> list[Kernel]:
+    """Every kernel there is. A rule that gives the parameter itself knows no decoupled decay."""
+    return [
+        Kernel(rule, decay)
+        for rule in RULES.values()
+        for decay in DECAYS
+        if not (rule.gives == "parameter" and decay == "decoupled")
+    ]

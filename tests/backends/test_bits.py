@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastoptim import rules
-from fastoptim.backends import Run, get_backend
+from fastoptim.backends import get_backend
 from fastoptim.backends.c import ISA_NAMES, RULE_NAMES
 from fastoptim.rules.reference import block_sums, tree_sum
 from tests.support.cases import (
@@ -16,9 +16,11 @@ from tests.support.cases import (
     VARIANTS,
     at_offset,
     expected,
+    native_plan,
     on_threads,
     ordinary,
     raw_bits,
+    run_kernel,
     same_bits,
     states_for,
 )
@@ -50,10 +52,9 @@ def check_step(backend, variant, dtype, sizes, make, rng, threads, offset=0, s=0
     before = [g.copy() for _, g, *_ in arrays]
     params, grads = tuple(p for p, *_ in arrays), tuple(g for _, g, *_ in arrays)
     states = tuple(x for _, _, *states in arrays for x in states)
-    row = (variant.rule, variant.decay, variant.decay_coefficient, variant.maximize, params)
-    plan = backend.plan([row], [0], threads)
+    plan = native_plan(backend, variant.kernel, params, threads)
     for _ in range(steps):
-        assert plan.step(params, grads, states, [variant.coefficients()], s)
+        assert plan.step(params, grads, states, [variant.scalars(s)])
     for (p, g, *states), wanted_arrays, g_before in zip(arrays, wanted, before, strict=True):
         assert g.tobytes() == g_before.tobytes(), "the gradient was written to"
         for x, w, name in zip((p, *states), wanted_arrays, ("p", *variant.rule.states), strict=True):
@@ -120,22 +121,12 @@ def test_flush_to_zero_set_by_others_changes_nothing(c):
     if not torch.set_flush_denormal(True):
         pytest.skip("LOUD: torch cannot set flush-to-zero on this processor")
     try:
-        run = Run(
-            variant.rule,
-            variant.decay,
-            variant.decay_coefficient,
-            variant.coefficients(),
-            False,
-            [p],
-            [g],
-            [tuple(states)],
-        )
-        c.apply([run], 0.5, 3)
+        run_kernel(c, variant, [(p, g, *states)], 0.5, 3)
     finally:
         torch.set_flush_denormal(False)
     for x, w in zip((p, *states), wanted, strict=True):
         assert same_bits(x, w)
 
 
-def test_tables_of_law_and_extension_agree():
+def test_tables_of_rules_and_extension_agree():
     assert RULE_NAMES[: len(rules.RULES)] == list(rules.RULES)

@@ -76,22 +76,22 @@ def request(jobs: list[golden.Job]) -> bytes:
         storage = 0 if job.dtype is np.float32 else 1
         parts.append(
             struct.pack(
-                "=6iqdd",
+                "=6iqd",
                 RULE_NAMES.index(variant.rule.name),
                 DECAYS.index(variant.decay),
-                variant.maximize,
                 storage,
                 job.threads,
                 len(job.grads),
+                0,
                 len(job.entries),
                 golden.SCALE,
-                variant.decay_coefficient,
             )
         )
         parts.append(np.array([p.size for p, *_ in job.entries], np.int64).tobytes())
         parts += [x.tobytes() for entry in job.entries for x in entry]
-        for coefficients, grads in zip(job.coefficients, job.grads, strict=True):
-            parts.append(struct.pack("=8d", *coefficients, *[0.0] * (8 - len(coefficients))))
+        for step, grads in enumerate(job.grads):
+            scalars = job.scalars(step)
+            parts.append(struct.pack("=18d", *scalars, *[0.0] * (18 - len(scalars))))
             parts += [g.tobytes() for g in grads]
     return b"".join(parts)
 

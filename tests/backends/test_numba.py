@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim.backends import Run, get_backend, numba_cpu
+from fastoptim.backends import get_backend, numba_cpu
 from fastoptim.rules import reference
 from tests.support.cases import (
     DTYPES,
@@ -23,6 +23,7 @@ from tests.support.cases import (
     expected,
     ordinary,
     raw_bits,
+    run_kernel,
     same_bits,
     states_for,
 )
@@ -52,9 +53,7 @@ def differing(backend, variant, dtype, sizes, make, threads, offset=0):
         arrays.append([at_offset(x, offset) for x in (p, g, *states_for(rng, variant.rule, n, dtype, make))])
     wanted = [expected(variant, p, g, states, 0.77) for p, g, *states in arrays]
     wanted = [[p, g.copy(), *states] for (_, g, *_), (p, *states) in zip(arrays, wanted, strict=True)]
-    columns = [variant.rule, variant.decay, variant.decay_coefficient, variant.coefficients(), variant.maximize]
-    columns += [[p for p, *_ in arrays], [g for _, g, *_ in arrays], [tuple(states) for _, _, *states in arrays]]
-    backend.apply([Run(*columns)], 0.77, threads)
+    run_kernel(backend, variant, [tuple(row) for row in arrays], 0.77, threads)
     names = ("p", "g", *variant.rule.states)
     return [
         (variant.label, np.dtype(dtype).name, name, x.size)
@@ -362,11 +361,11 @@ def test_compiled_kernels_fuse_nothing_and_are_vectorised(tmp_path):
     out = python(
         """
         import re
-        from fastoptim.rules import lowering
+        from fastoptim.rules import kernels
         from fastoptim.backends import get_backend
         backend = get_backend("numba")
-        for rule, decay in lowering.variants():
-            name = lowering.element_name(rule, decay)
+        for kernel in kernels():
+            name = kernel.name
             backend._kernel(name, np.dtype(np.float32))
             assembly = backend._compiled[name + "_float32"]._library.get_asm_str()
             packed = len(re.findall(r"v?mulps", assembly))

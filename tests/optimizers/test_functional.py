@@ -14,11 +14,12 @@ import pytest
 import fastoptim as fo
 from fastoptim import rules
 from fastoptim.backends import get_backend
-from fastoptim.backends.c import CPlan, lib
+from fastoptim.backends.c import lib
 from fastoptim.backends.numpy_cpu import TILE
 from fastoptim.common.signals import deferred
+from fastoptim.optimizers.update import Update
 from fastoptim.rules import reference
-from tests.support.cases import DTYPES, same_bits
+from tests.support.cases import DTYPES, native_plan, same_bits
 
 BACKENDS = ("c", "numba", "numpy")
 
@@ -219,22 +220,22 @@ def test_a_schedule_needs_one_plan(monkeypatch):
     assert same_bits(arrays[0], params)
 
 
-def test_a_call_within_a_call_changes_no_decay(monkeypatch):
-    """The handler of a signal may use the same plan between the setting of its decay and its step."""
+def test_a_call_within_a_call_changes_nothing(monkeypatch):
+    """The handler of a signal may step arrays like these in the middle of a call."""
     p, q, g = np.ones(3), np.ones(3), np.ones(3)
 
     def step(array, decay):
         fo.functional.sgd(array, g, lr=0.5, weight_decay=decay, backend="c")
 
     step(p.copy(), 0.1)
-    set_decay = CPlan.set_decay
+    inner = Update.step
 
-    def interrupted(plan, coefficients):
-        set_decay(plan, coefficients)
-        monkeypatch.setattr(CPlan, "set_decay", set_decay)
+    def interrupted(update, *arguments):
+        monkeypatch.setattr(Update, "step", inner)
         step(q, 0.75)
+        return inner(update, *arguments)
 
-    monkeypatch.setattr(CPlan, "set_decay", interrupted)
+    monkeypatch.setattr(Update, "step", interrupted)
     step(p, 0.25)
     assert p[0] == 1 - 0.5 * 1.25 and q[0] == 1 - 0.5 * 1.75
 
@@ -323,13 +324,13 @@ def test_a_signal_without_a_handler_still_ends_the_process(monkeypatch):
 
 def test_code_that_runs_when_known_states_go_may_step_too():
     """States that are replaced may take memory with them whose finaliser makes a step of its own with the same plan."""
-    plan = get_backend("c").plan([(rules.RULES["adam"], "none", 0.0, False, [np.ones(8)] * 2)], [0], 1)
-    coefficients = [rules.adam_coefficients(1, 0.1, 0.9, 0.999, 1e-8, "torch")]
+    plan = native_plan(get_backend("c"), rules.Kernel(rules.RULES["adam"], "none"), [np.ones(8)] * 2)
+    scalars = [(1.0, 0.0, *rules.adam_coefficients(0.1, 0.9, 0.999, 1e-8, "torch", 1))]
     memory = np.zeros((4, 8))
     nested = []
 
     def step(*states):
-        return plan.step((np.ones(8), np.ones(8)), (np.ones(8), np.ones(8)), states, coefficients, 1.0)
+        return plan.step((np.ones(8), np.ones(8)), (np.ones(8), np.ones(8)), states, scalars)
 
     class Memory(bytearray):
         def __del__(self):

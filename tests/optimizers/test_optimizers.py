@@ -11,6 +11,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim import rules
+from fastoptim.rules import Kernel
 from fastoptim.rules.reference import update
 from fastoptim.rules.table import RULES
 from tests.support.cases import same_bits
@@ -111,27 +112,19 @@ def gradients(t, dtype=np.float32):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_class_follows_the_law(kind, dtype, backend):
+def test_class_follows_the_rule(kind, dtype, backend):
     cls, hyper, (rule, decay, coefficients) = KINDS[kind]
     params = model(dtype)
     wanted = [p.copy() for p in flat(params)]
     states = [[np.zeros_like(p) for _ in RULES[rule].states] for p in wanted]
-    decay_coefficient = {"none": 0.0, "coupled": hyper.get("weight_decay"), "decoupled": 1 - 0.01 * 0.1}[decay]
+    decay_coefficient = {"none": 0.0, "coupled": hyper.get("weight_decay"), "decoupled": 0.01 * 0.1}[decay]
     opt = cls(params, backend=backend, threads=2, **hyper)
     for t in range(1, 11):
         grads = gradients(t, dtype)
         assert opt.step(grads, grad_scale=0.5) == (True, None)
         for p, g, s in zip(wanted, flat(grads), states, strict=True):
-            update(
-                RULES[rule],
-                p,
-                g,
-                s,
-                coefficients(t),
-                s=-0.5 if hyper.get("maximize") else 0.5,
-                decay=decay,
-                decay_coefficient=decay_coefficient,
-            )
+            scale = -0.5 if hyper.get("maximize") else 0.5
+            update(Kernel(RULES[rule], decay), p, g, s, (scale, decay_coefficient, *coefficients(t)))
     for name, p, w, s in zip(opt.state, flat(params), wanted, states, strict=True):
         assert same_bits(p, w)
         assert opt.state[name]["step"] == 10

@@ -9,7 +9,9 @@ import pytest
 
 import fastoptim as fo
 from fastoptim.backends import get_backend
+from fastoptim.rules import Kernel
 from fastoptim.rules.table import RULES
+from tests.support import cases as support
 
 BACKENDS = ("c", "numba", "numpy")
 COUNT = 4
@@ -163,7 +165,7 @@ def test_memory_that_moves_under_a_live_array_is_followed():
 
 
 def native_plan(rule, params):
-    return get_backend("c").plan([(RULES[rule], "none", 0.0, False, list(params))], [0], 1)
+    return support.native_plan(get_backend("c"), Kernel(RULES[rule], "none"), params)
 
 
 @pytest.mark.parametrize("room", [40, 60])
@@ -174,17 +176,17 @@ def test_a_gradient_between_parameters_is_plain_exactly_where_it_fits(room):
     plan = native_plan("sgd", params)
     for start in [*range(50 + room + 1), 0]:
         fits = 50 <= start <= 10 + room
-        assert plan.step(params, (other, buffer[start : start + 40]), (), [(0.5,)], 1.0) == fits, start
+        assert plan.step(params, (other, buffer[start : start + 40]), (), [(1.0, 0.0, 0.5)]) == fits, start
 
 
 def test_an_overlap_is_noticed_when_a_norm_has_read_the_gradient_before():
     buffer = np.ones(200, np.float32)
     params, good, bad = (buffer[:100],), (buffer[100:],), (buffer[50:150],)
     plan = native_plan("sgd", params)
-    assert plan.step(params, good, (), [(0.5,)], 1.0)
+    assert plan.step(params, good, (), [(1.0, 0.0, 0.5)])
     for grads in (bad, good, bad):
         plan.sum_squares(grads, 1.0, 1.0)
-        assert plan.step(params, grads, (), [(0.5,)], 1.0) == (grads is good)
+        assert plan.step(params, grads, (), [(1.0, 0.0, 0.5)]) == (grads is good)
 
 
 def momentum_step(params):

@@ -150,7 +150,7 @@ def check_coverage() -> None:
     reached = set()
     for kind, hyper in CASES:
         opt = kind(np.ones(1), **hyper)
-        reached.add(opt._policy(*opt._read(opt.param_groups[0])).rule.name)
+        reached.add(opt._spec(*opt._read(opt.param_groups[0])).kernel.rule.name)
     assert reached == set(RULES), f"no case for {set(RULES) - reached}"
 
 

@@ -128,6 +128,9 @@ class Drawn:
     rows: list[tuple[float, ...]]
     entries: range
 
+    def scalars(self, coefficients: tuple[float, ...], s: float) -> tuple[float, ...]:
+        return (-s if self.variant.maximize else s, self.decay_coefficient, *coefficients)
+
 
 def draw_runs(rng: np.random.Generator, entries: int, steps: int) -> list[Drawn]:
     cut = int(rng.integers(1, entries)) if entries > 1 and rng.random() < 0.3 else entries
@@ -139,7 +142,7 @@ def draw_runs(rng: np.random.Generator, entries: int, steps: int) -> list[Drawn]
             t = 1 if rng.random() < 0.3 else int(10 ** rng.uniform(0, 7))
             hyper = hyper_parameters(rng, t)
             rows = [variant.coefficients(**hyper | {"t": t + i, "first": t + i == 1}) for i in range(steps)]
-            decay = {"none": 0.0, "coupled": wd, "decoupled": 1 - wd}[variant.decay]
+            decay = {"none": 0.0, "coupled": wd, "decoupled": wd}[variant.decay]
             drawn.append(Drawn(variant, decay, rows, members))
     return drawn
 
@@ -147,16 +150,7 @@ def draw_runs(rng: np.random.Generator, entries: int, steps: int) -> list[Drawn]
 def by_reference(run: Drawn, arrays: list[list[np.ndarray]], s: float) -> None:
     for p, g, *states in (arrays[e] for e in run.entries):
         for coefficients in run.rows:
-            reference.update(
-                run.variant.rule,
-                p,
-                g,
-                states,
-                coefficients,
-                s=-s if run.variant.maximize else s,
-                decay=run.variant.decay,
-                decay_coefficient=run.decay_coefficient,
-            )
+            reference.update(run.variant.kernel, p, g, states, run.scalars(coefficients, s))
 
 
 def run_case(number: int) -> Case:
@@ -186,14 +180,11 @@ def run_case(number: int) -> Case:
     try:
         params, grads = (tuple(entry[slot] for entry in arrays) for slot in (0, 1))
         states = tuple(x for _, _, *entry in arrays for x in entry)
-        rows = [
-            (r.variant.rule, r.variant.decay, r.decay_coefficient, r.variant.maximize, [params[e] for e in r.entries])
-            for r in runs
-        ]
-        plan = backend.plan(rows, [0], threads)
+        run_of = [i for i, run in enumerate(runs) for _ in run.entries]
+        plan = backend.plan([run.variant.kernel for run in runs], run_of, params, [0], threads)
         with on_threads():
             for i in range(steps):
-                if not plan.step(params, grads, states, [run.rows[i] for run in runs], s):
+                if not plan.step(params, grads, states, [run.scalars(run.rows[i], s) for run in runs]):
                     raise RuntimeError(f"case {number}: the extension refused plain arrays")
             squares = plan.sum_squares(grads, s, 1.0)
     finally:

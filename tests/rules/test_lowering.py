@@ -17,9 +17,9 @@ CALLS = PLAIN | {"mul": operator.mul, "add": operator.add, "sub": operator.sub, 
 
 def run_source(variant, calls):
     names = dict(CALLS if calls else PLAIN)
-    for text in [*lowering.law(calls), lowering.element(variant.rule, variant.decay)]:
+    for text in [*lowering.rule_sources(calls), lowering.element(variant.kernel)]:
         exec(text, names)
-    return names[lowering.element_name(variant.rule, variant.decay)]
+    return names[variant.kernel.name]
 
 
 @pytest.mark.parametrize("calls", [False, True], ids=["operators", "calls"])
@@ -30,8 +30,7 @@ def test_element_function_equals_reference(variant, calls):
     for dtype in DTYPES:
         p, g = raw_bits(rng, 60, dtype), raw_bits(rng, 60, dtype)
         states = states_for(rng, variant.rule, 60, dtype, raw_bits)
-        s = -0.77 if variant.maximize else 0.77
-        k = [dtype(x) for x in (s, variant.decay_coefficient, *variant.coefficients())]
+        k = [dtype(x) for x in variant.scalars(0.77)]
         with np.errstate(all="ignore"):
             results = [element(*scalars, *k) for scalars in zip(p, g, *states, strict=True)]
         for column, wanted in zip(zip(*results, strict=True), expected(variant, p, g, states, 0.77), strict=True):
@@ -40,9 +39,9 @@ def test_element_function_equals_reference(variant, calls):
 
 
 def test_no_operator_is_left_where_calls_were_asked_for():
-    text = "\n".join(lowering.law(calls=True))
+    text = "\n".join(lowering.rule_sources(calls=True))
     assert not set(text) & set("*/+-")
-    assert "mul(c2, mul(g, g))" in text, "the parentheses of the law are gone"
+    assert "mul(c2, mul(g, g))" in text, "the parentheses of the rule are gone"
 
 
 def literal(p, g):
@@ -73,8 +72,8 @@ def branch(p, g):
 
 
 @pytest.mark.parametrize("function", [literal, power, unknown_call, negation, augmented, branch])
-def test_what_the_law_may_not_use_is_refused(function):
-    with pytest.raises(SyntaxError, match="the law may"):
+def test_what_a_rule_may_not_use_is_refused(function):
+    with pytest.raises(SyntaxError, match="an update rule may"):
         lowering.scalar(function)
 
 

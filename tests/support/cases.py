@@ -1,4 +1,4 @@
-"""What the tests walk: every rule of the law with every variant, and inputs that are hard on arithmetic.
+"""What the tests walk: every update rule with every variant, and inputs that are hard on arithmetic.
 
 A rule that is added to the table is in every test from then on: nothing here names one.
 """
@@ -8,16 +8,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from fastoptim import rules
+from fastoptim.backends import Backend, KernelCall
 from fastoptim.rules.norm import NORM_BLOCK
 from fastoptim.rules.reference import update
-from fastoptim.rules.table import DECAYS, RULES, Rule
+from fastoptim.rules.table import Kernel, Rule, kernels
 
 DTYPES = (np.float32, np.float64)
 
@@ -97,14 +99,22 @@ class Variant:
         return coefficients(self.rule, self.mode, **hyper)
 
     @property
+    def kernel(self) -> Kernel:
+        return Kernel(self.rule, self.decay)
+
+    @property
     def decay_coefficient(self) -> float:
-        return {"none": 0.0, "coupled": 0.0456, "decoupled": 1 - 0.0123 * 0.0456}[self.decay]
+        return {"none": 0.0, "coupled": 0.0456, "decoupled": 0.0123 * 0.0456}[self.decay]
+
+    def scalars(self, s: float, **hyper: object) -> tuple[float, ...]:
+        """What a step with this scale of the gradients is given."""
+        return (-s if self.maximize else s, self.decay_coefficient, *self.coefficients(**hyper))
 
 
 VARIANTS = [
-    Variant(rule, mode, decay, maximize)
-    for rule in RULES.values()
-    for mode, decay, maximize in product(MODES.get(rule.name, (None,)), DECAYS, (False, True))
+    Variant(kernel.rule, mode, kernel.decay, maximize)
+    for kernel in kernels()
+    for mode, maximize in product(MODES.get(kernel.rule.name, (None,)), (False, True))
 ]
 
 SPECIAL = (0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0)
@@ -151,17 +161,17 @@ def expected(
 ) -> list[np.ndarray]:
     """Parameter and states after one step of the reference, on copies."""
     p, states = p.copy(), [x.copy() for x in states]
-    update(
-        variant.rule,
-        p,
-        g,
-        states,
-        variant.coefficients(**hyper),
-        s=-s if variant.maximize else s,
-        decay=variant.decay,
-        decay_coefficient=variant.decay_coefficient,
-    )
+    update(variant.kernel, p, g, states, variant.scalars(s, **hyper))
     return [p, *states]
+
+
+def run_kernel(backend: Backend, variant: Variant, rows: list[tuple[np.ndarray, ...]], s: float, threads: int) -> None:
+    """One step of (p, g, *states) rows, in place, by a backend's prepared kernels."""
+    backend.prepare([KernelCall(variant.kernel, rows)], threads)([variant.scalars(s)])
+
+
+def native_plan(backend: Backend, kernel: Kernel, members: Sequence[np.ndarray], threads: int = 1) -> Any:
+    return backend.plan([kernel], [0] * len(members), members, [0], threads)
 
 
 def bits(x: np.ndarray) -> bytes:

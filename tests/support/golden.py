@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastoptim.backends import Backend, Run
+from fastoptim.backends import Backend, KernelCall
 from fastoptim.rules import reference
-from tests.support.cases import DTYPES, VARIANTS, Variant, digest
+from tests.support.cases import DTYPES, VARIANTS, Variant, digest, native_plan
 
 FILE = Path(__file__).with_name("golden.json")
 STEPS = 3
@@ -58,18 +58,9 @@ class Job:
     entries: list[list[np.ndarray]]
     grads: list[list[np.ndarray]]
 
-    def run(self, step: int) -> Run:
-        variant = self.variant
-        return Run(
-            variant.rule,
-            variant.decay,
-            variant.decay_coefficient,
-            self.coefficients[step],
-            variant.maximize,
-            [p for p, *_ in self.entries],
-            self.grads[step],
-            [tuple(states) for _, *states in self.entries],
-        )
+    def scalars(self, step: int) -> tuple[float, ...]:
+        sign = -SCALE if self.variant.maximize else SCALE
+        return (sign, self.variant.decay_coefficient, *self.coefficients[step])
 
 
 def make_job(
@@ -109,32 +100,22 @@ def jobs(golden: dict) -> Iterator[tuple[str, list[Job]]]:
 
 def by_reference(job: Job) -> list[np.ndarray]:
     for step, grads in enumerate(job.grads):
-        run = job.run(step)
-        for p, g, states in zip(run.params, grads, run.states, strict=True):
-            reference.update(
-                run.rule,
-                p,
-                g,
-                states,
-                run.coefficients,
-                s=-SCALE if run.maximize else SCALE,
-                decay=run.decay,
-                decay_coefficient=run.decay_coefficient,
-            )
+        for (p, *states), g in zip(job.entries, grads, strict=True):
+            reference.update(job.variant.kernel, p, g, states, job.scalars(step))
     sums = np.concatenate([reference.block_sums(g, SCALE, 1.0) for g in job.grads[-1]])
     return [*(x for entry in job.entries for x in entry), np.array([reference.tree_sum(sums)])]
 
 
 def by_backend(job: Job, backend: Backend) -> list[np.ndarray]:
-    run = job.run(0)
-    row = (run.rule, run.decay, run.decay_coefficient, run.maximize, run.params)
-    plan = backend.plan([row], [0], job.threads)
+    params = tuple(p for p, *_ in job.entries)
+    states = tuple(x for _, *states in job.entries for x in states)
+    plan = native_plan(backend, job.variant.kernel, params, job.threads)
     for step, grads in enumerate(job.grads):
         if plan is None:
-            backend.apply([job.run(step)], SCALE, job.threads)
+            rows = [(p, g, *states) for (p, *states), g in zip(job.entries, grads, strict=True)]
+            backend.prepare([KernelCall(job.variant.kernel, rows)], job.threads)([job.scalars(step)])
         else:
-            states = tuple(x for _, *states in job.entries for x in states)
-            assert plan.step(tuple(run.params), tuple(grads), states, [job.coefficients[step]], SCALE)
+            assert plan.step(params, tuple(grads), states, [job.scalars(step)])
     sums = backend.block_sums(job.grads[-1], SCALE, 1.0, job.threads)
     return [*(x for entry in job.entries for x in entry), np.array([reference.tree_sum(sums)])]
 

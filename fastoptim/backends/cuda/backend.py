@@ -1,8 +1,8 @@
-"""The CUDA backend, through numba-cuda: the law in ``_rn`` operations, a handful of launches for any list of arrays.
+"""The CUDA backend, through numba-cuda: update rules in ``_rn`` operations, a few launches for any list of arrays.
 
-NVVM and ptxas fuse plain multiplies and adds, and no switch of ``cuda.jit`` forbids it; so every operator of the law
-becomes a libdevice call that is rounded to nearest by name (`fastoptim.lowering`). All arrays of one dtype that share a
-rule and coefficients are one launch over a table of addresses. The table is uploaded only when an address has changed,
+NVVM and ptxas fuse plain multiplies and adds, and no switch of ``cuda.jit`` forbids it; so every operator of a rule
+becomes a libdevice call that is rounded to nearest by name (`rules.lowering`). All arrays of one dtype that share a
+kernel and its scalars are one launch over a table of addresses. The table is uploaded only when an address has changed,
 from pinned memory and on the step's own stream, so that a step without clipping never waits for the device; a step with
 it waits once, for the norm.
 
@@ -19,7 +19,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,24 +27,14 @@ from ... import rules
 from ...arrays import checks
 from ...rules import lowering
 from ...rules.norm import NORM_BLOCK, NORM_LANES
-from ...rules.table import Rule
-from ..base import Backend, Run
-from ..cached_plan import RememberingPlan
-from .device_arrays import Vector, _address, _check_aligned, _dense_strides, _Shadow, _Staged, _streams
+from ..base import Backend, KernelCall, Launch, Norm, Scalars
+from .device_arrays import ContiguousOnDevice, HostLayout, Vector, _address, _check_aligned, _dense_strides, _streams
 from .kernels import THREADS, VECTOR_BYTES, signatures, source
 from .streams import LEGACY, PER_THREAD, _chosen, _resolved, _stream_of
 
 BLOCKS_PER_MULTIPROCESSOR = 16
 PIECE = 4096  # elements that a block takes at a time
 LAUNCHERS = 1000  # launch configurations that are kept
-
-
-class _Prepared(NamedTuple):
-    """The table for a step, its launches (list, dtype, kernel, where it finds its rows), and the arrays' streams."""
-
-    words: np.ndarray
-    launches: list[tuple[int, np.dtype, Any, tuple[int, int, int, int]]]
-    streams: list[Any]
 
 
 class _Table:
@@ -75,32 +65,6 @@ class _Table:
         event.record(stream)
         self._words = words
         return self.device
-
-
-class CudaPlan(RememberingPlan):
-    """As long as no array has moved, a step only compares and launches."""
-
-    def __init__(self, backend: CudaBackend, rows: Sequence[Any], counter: list[int], threads: int):
-        super().__init__(backend, rows, counter, threads)
-        self._norm_faces: list[dict[str, Any]] | None = None
-        self._norm_vectors: list[Vector] = []
-
-    def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
-        """Norm of all gradients; None if one is not plain and C-ordered."""
-        backend = self._backend
-        faces = backend.faces(grads)
-        if faces is None:
-            return None
-        if faces != self._norm_faces:
-            self._norm_faces = None
-            vectors = []
-            for g in grads:
-                shadow, stream = backend.view("gradient", g)
-                if not shadow.flags.c_contiguous or shadow.dtype not in checks.DTYPES:
-                    return None
-                vectors.append(backend.vector(None, shadow, stream))  # without a hold on its memory
-            self._norm_faces, self._norm_vectors = faces, vectors
-        return backend.norm_of(self._norm_vectors, grad_scale)
 
 
 class CudaBackend(Backend):
@@ -215,47 +179,36 @@ class CudaBackend(Backend):
 
     # --- arithmetic
 
-    def apply(self, runs: Sequence[Run], scale: float, threads: int) -> None:
-        lists = [
-            (run.rule, run.decay, [(p, g, *s) for p, g, s in zip(run.params, run.grads, run.states, strict=True)])
-            for run in runs
-        ]
-        scalars = [(-scale if run.maximize else scale, run.decay_coefficient, *run.coefficients) for run in runs]
-        self.launch(self.prepare(lists), scalars, threads)
-
-    def prepare(self, lists: Sequence[tuple[Rule, str, Sequence[tuple[Vector, ...]]]]) -> _Prepared:
-        """The table and the launches for (rule, decay, rows of vectors): one launch for each dtype in a list."""
+    def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
+        """The table of addresses, and one launch for each dtype in a call."""
         words: list[int] = []
         launches = []
-        for i, (rule, decay, rows) in enumerate(lists):
+        for i, (kernel, rows) in enumerate(calls):
             for dtype in checks.DTYPES:
                 chosen = [row for row in rows if row[0].dtype == dtype and row[0].size]
                 if not chosen:
                     continue
-                kernel = self.kernel(lowering.element_name(rule, decay), dtype)
+                compiled = self.kernel(kernel.name, dtype)
                 piece = self._piece(sum(p.size for p, *_ in chosen))
                 pieces = [-(-p.size // piece) for p, *_ in chosen]
-                launches.append((i, dtype, kernel, (len(words), len(chosen), sum(pieces), piece)))
+                launches.append((i, dtype, compiled, (len(words), len(chosen), sum(pieces), piece)))
                 words += np.cumsum(pieces).tolist() + [p.size for p, *_ in chosen]
                 words += [vector.address for row in chosen for vector in row]
-        streams = _streams(vector for _, _, rows in lists for row in rows for vector in row)
-        return _Prepared(np.array(words, np.int64), launches, streams)
+        table_words = np.array(words, np.int64)
+        streams = _streams(vector for _, rows in calls for row in rows for vector in row)
 
-    def launch(self, prepared: _Prepared, scalars: Sequence[tuple[float, ...]], threads: int) -> None:
-        """Run what was prepared, with the scalars of each list."""
-        if not prepared.launches:
-            return
-        with self._lock, self._on(prepared.streams) as (handle, stream):
-            table = self._table(handle, prepared.words, stream)
-            for i, dtype, kernel, (begin, count, pieces, piece) in prepared.launches:
-                k = _rounded(scalars[i], dtype)
-                self._launch(kernel, self._grid(pieces), stream, table, begin, count, pieces, piece, k)
+        def launch(scalars: Sequence[Scalars]) -> None:
+            rounded = [_rounded(scalars[i], dtype) for i, dtype, _, _ in launches]
+            if not launches:
+                return
+            with self._lock, self._on(streams) as (handle, stream):
+                table = self._table(handle, table_words, stream)
+                for (_, _, compiled, (begin, count, pieces, piece)), k in zip(launches, rounded, strict=True):
+                    self._launch(compiled, self._grid(pieces), stream, table, begin, count, pieces, piece, k)
 
-    def plan(self, rows: Sequence[Any], counter: list[int], threads: int) -> CudaPlan:
-        return CudaPlan(self, rows, counter, threads)
+        return launch
 
-    def faces(self, arrays: tuple[Any, ...], states: tuple[Any, ...] = ()) -> list[dict[str, Any]] | None:
-        """What each array says of itself; None if one is not on the GPU."""
+    def layouts(self, arrays: tuple[Any, ...], states: tuple[Any, ...]) -> list[dict[str, Any]] | None:
         try:
             return [x.__cuda_array_interface__ for x in arrays]
         except AttributeError:
@@ -301,9 +254,13 @@ class CudaBackend(Backend):
                 stream.synchronize()
             return host.reshape(len(ks), left)
 
-    def norm(self, grads: Sequence[Any], grad_scale: float, threads: int) -> float:
-        """Norm of all gradients after `grad_scale`; the host waits for the device once."""
-        return self.norm_of([self.flat(g) for g in grads], grad_scale)
+    def prepare_norm(self, grads: Sequence[Any], threads: int) -> Norm:
+        """The host waits for the device once at each call of what this returns."""
+        layouts = [self.host_layout("gradient", g) for g in grads]
+        if all(layout.flags.c_contiguous for layout, _ in layouts):
+            vectors = [self.vector(None, *layout) for layout in layouts]  # without a hold on their memory
+            return lambda _, grad_scale: self.norm_of(vectors, grad_scale)
+        return lambda grads, grad_scale: self.norm_of([self.flat(g) for g in grads], grad_scale)
 
     def norm_of(self, vectors: Sequence[Vector], grad_scale: float) -> float:
         ks = (1.0, 1.0 / rules.NORM_RETRY, rules.NORM_RETRY)
@@ -318,28 +275,29 @@ class CudaBackend(Backend):
 
     def multiply(self, xs: Sequence[Any], factor: float) -> None:
         for x in xs:
-            form = self.stage(x, x, ())
-            with self._lock, self._on(_streams([form.p])) as (_, stream):
-                kernel, s = self.kernel("multiply", form.p.dtype), _rounded((factor,), form.p.dtype)[0]
-                self._launch(kernel, self._elements(form.p.size), stream, form.p.address, form.p.size, s)
-            form.write_back()
+            form = self.to_contiguous(x, x, ())
+            vector = form.arrays[0]
+            with self._lock, self._on(_streams([vector])) as (_, stream):
+                kernel, s = self.kernel("multiply", vector.dtype), _rounded((factor,), vector.dtype)[0]
+                self._launch(kernel, self._elements(vector.size), stream, vector.address, vector.size, s)
+            form.copy_back()
 
-    def move(self, stream: Any, address: int, strides: Sequence[int], shadow: np.ndarray, back: bool = False) -> None:
+    def move(self, stream: Any, address: int, strides: Sequence[int], layout: np.ndarray, back: bool = False) -> None:
         """Copy the elements of an array of any layout to dense memory at `address`, or `back` from there."""
-        if not shadow.size:
+        if not layout.size:
             return
-        odd = [stride // shadow.itemsize for stride in shadow.strides]
-        source, target = (address, _address(shadow)) if back else (_address(shadow), address)
-        columns = (shadow.shape, strides, odd) if back else (shadow.shape, odd, strides)
+        odd = [stride // layout.itemsize for stride in layout.strides]
+        source, target = (address, _address(layout)) if back else (_address(layout), address)
+        columns = (layout.shape, strides, odd) if back else (layout.shape, odd, strides)
         words = np.array(columns, np.int64).T.ravel()
         handle, stream = stream
         table = self._table(handle, words, stream)
-        kernel = self.kernel("move", shadow.dtype)
-        self._launch(kernel, self._elements(shadow.size), stream, source, target, table, 0, shadow.ndim, shadow.size)
+        kernel = self.kernel("move", layout.dtype)
+        self._launch(kernel, self._elements(layout.size), stream, source, target, table, 0, layout.ndim, layout.size)
 
     # --- arrays
 
-    def view(self, what: str, x: Any) -> tuple[np.ndarray, Any]:
+    def host_layout(self, what: str, x: Any) -> tuple[np.ndarray, Any]:
         """The layout of a device array, as an array that must not be read, and the stream that it belongs to."""
         try:
             interface = x.__cuda_array_interface__
@@ -347,75 +305,66 @@ class CudaBackend(Backend):
             raise TypeError(
                 f"{what}: expected an array on the GPU (with __cuda_array_interface__), got {type(x).__name__}"
             ) from None
-        return np.asarray(_Shadow(interface)), _stream_of(x, interface)
+        return np.asarray(HostLayout(interface)), _stream_of(x, interface)
 
     def describe(self, x: Any) -> tuple[tuple[int, ...], Any]:
-        shadow, _ = self.view("array", x)
-        return shadow.shape, shadow.dtype
+        layout, _ = self.host_layout("array", x)
+        return layout.shape, layout.dtype
 
     def check_parameter(self, name: str, p: Any, role: str = "parameter") -> None:  # type: ignore[override]
-        shadow, _ = self.view(f"{role} {name!r}", p)
-        checks.check_parameter(name, shadow, role)
-        _check_aligned(f"{role} {name!r}", shadow)
+        layout, _ = self.host_layout(f"{role} {name!r}", p)
+        checks.check_parameter(name, layout, role)
+        _check_aligned(f"{role} {name!r}", layout)
 
     def check_companion(self, name: str, role: str, x: Any, shape: tuple[int, ...], dtype: Any) -> Any:  # type: ignore[override]
-        shadow, _ = self.view(f"{role} of parameter {name!r}", x)
-        checks.check_match(name, role, shadow.shape, shadow.dtype, shape, np.dtype(dtype))
-        _check_aligned(f"{role} of parameter {name!r}", shadow)
+        layout, _ = self.host_layout(f"{role} of parameter {name!r}", x)
+        checks.check_match(name, role, layout.shape, layout.dtype, shape, np.dtype(dtype))
+        _check_aligned(f"{role} of parameter {name!r}", layout)
         return x
 
     def span(self, label: str, x: Any) -> checks.Span:  # type: ignore[override]
-        return checks.span(label, self.view(label, x)[0])
+        return checks.span(label, self.host_layout(label, x)[0])
 
-    def vector(self, x: Any, shadow: np.ndarray, stream: Any) -> Vector:
-        return Vector(_address(shadow), shadow.size, shadow.dtype, stream, x)
+    def vector(self, x: Any, layout: np.ndarray, stream: Any) -> Vector:
+        return Vector(_address(layout), layout.size, layout.dtype, stream, x)
 
-    def _copy(self, shadow: np.ndarray, stream: tuple[int | None, Any]) -> Vector:
-        copy = self._cuda.device_array(max(1, shadow.size), shadow.dtype)
-        address = _address(self.view("copy", copy)[0])
-        self.move(stream, address, _dense_strides(shadow.shape), shadow)
-        return Vector(address, shadow.size, shadow.dtype, stream[0], copy)
+    def _copy(self, layout: np.ndarray, stream: tuple[int | None, Any]) -> Vector:
+        copy = self._cuda.device_array(max(1, layout.size), layout.dtype)
+        address = _address(self.host_layout("copy", copy)[0])
+        self.move(stream, address, _dense_strides(layout.shape), layout)
+        return Vector(address, layout.size, layout.dtype, stream[0], copy)
 
-    def stage(self, p: Any, g: Any, states: Sequence[Any]) -> Any:  # type: ignore[override]
-        form = self.stage_without_copy(p, g, states)
-        if form is not None:
-            return form
-        every = [(x, *self.view("array", x)) for x in (p, g, *states)]
+    def to_contiguous(self, p: Any, g: Any, states: Sequence[Any]) -> ContiguousOnDevice:  # type: ignore[override]
+        every = [(x, *self.host_layout("array", x)) for x in (p, g, *states)]
         vectors = [self.vector(*entry) for entry in every]
         moves = []
-        with self._lock, self._on(_streams(vectors)) as stream:
-            for i, (_, shadow, _) in enumerate(every):
-                if not shadow.flags.c_contiguous:
-                    vectors[i] = self._copy(shadow, stream)
-                    if i != 1:
-                        moves.append((stream, shadow, vectors[i]))
-        return _Staged(vectors[0], vectors[1], tuple(vectors[2:]), tuple(moves), self)
-
-    def stage_without_copy(self, p: Any, g: Any, states: Sequence[Any]) -> _Staged | None:
-        """The arrays as vectors if all lie in one order without gaps."""
-        every = [(x, *self.view("array", x)) for x in (p, g, *states)]
-        if all(s.flags.c_contiguous for _, s, _ in every) or all(s.flags.f_contiguous for _, s, _ in every):
-            vectors = [self.vector(*entry) for entry in every]
-            return _Staged(vectors[0], vectors[1], tuple(vectors[2:]), (), self)
-        return None
+        flags = [layout.flags for _, layout, _ in every]
+        if not (all(f.c_contiguous for f in flags) or all(f.f_contiguous for f in flags)):
+            with self._lock, self._on(_streams(vectors)) as stream:
+                for i, (_, layout, _) in enumerate(every):
+                    if not layout.flags.c_contiguous:
+                        vectors[i] = self._copy(layout, stream)
+                        if i != 1:
+                            moves.append((stream, layout, vectors[i]))
+        return ContiguousOnDevice(tuple(vectors), tuple(moves), self)
 
     def flat(self, x: Any) -> Any:  # type: ignore[override]
-        shadow, stream = self.view("array", x)
-        vector = self.vector(x, shadow, stream)
-        if shadow.flags.c_contiguous:
+        layout, stream = self.host_layout("array", x)
+        vector = self.vector(x, layout, stream)
+        if layout.flags.c_contiguous:
             return vector
         with self._lock, self._on(_streams([vector])) as chosen:
-            return self._copy(shadow, chosen)
+            return self._copy(layout, chosen)
 
     def zeros_like(self, p: Any) -> Any:  # type: ignore[override]
-        shadow, _ = self.view("array", p)
-        order = "F" if shadow.flags.f_contiguous and not shadow.flags.c_contiguous else "C"
-        zeros = self._cuda.device_array(shadow.shape, shadow.dtype, order=order)
-        if shadow.size:
-            address = _address(self.view("state", zeros)[0])
-            zero = _rounded((0.0,), shadow.dtype)[0]
-            kernel, grid = self.kernel("fill", shadow.dtype), self._elements(shadow.size)
-            self._launch(kernel, grid, self.stream(None), address, shadow.size, zero)
+        layout, _ = self.host_layout("array", p)
+        order = "F" if layout.flags.f_contiguous and not layout.flags.c_contiguous else "C"
+        zeros = self._cuda.device_array(layout.shape, layout.dtype, order=order)
+        if layout.size:
+            address = _address(self.host_layout("state", zeros)[0])
+            zero = _rounded((0.0,), layout.dtype)[0]
+            kernel, grid = self.kernel("fill", layout.dtype), self._elements(layout.size)
+            self._launch(kernel, grid, self.stream(None), address, layout.size, zero)
             self._cuda.synchronize()  # whatever stream the first step runs on
         return zeros
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class _Shadow:
+class HostLayout:
     """What NumPy needs to reason about a device array's layout. Its elements must never be read."""
 
     def __init__(self, interface: dict[str, Any]):
@@ -19,7 +19,7 @@ class _Shadow:
 
 
 class Vector(NamedTuple):
-    """A plain device array: contiguous, one-dimensional."""
+    """A contiguous, one-dimensional device array."""
 
     address: int
     size: int
@@ -33,18 +33,16 @@ def _streams(vectors: Iterable[Vector]) -> list[Any]:
     return list(dict.fromkeys(v.stream for v in vectors if v.stream is not None))
 
 
-class _Staged(NamedTuple):
-    """One parameter's arrays as vectors, and what must be moved back after the step (see `arrays.Staged`)."""
+class ContiguousOnDevice(NamedTuple):
+    """One parameter's arrays as vectors, and what must be moved back after the step (see `arrays.layout`)."""
 
-    p: Vector
-    g: Vector
-    states: tuple[Vector, ...]
-    moves: tuple[tuple[Any, np.ndarray, Vector], ...]
+    arrays: tuple[Vector, ...]  # p, g, states
+    copies: tuple[tuple[Any, np.ndarray, Vector], ...]  # stream, layout of the target, its updated copy
     backend: Any
 
-    def write_back(self) -> None:
-        for stream, shadow, copy in self.moves:
-            self.backend.move(stream, copy.address, _dense_strides(shadow.shape), shadow, back=True)
+    def copy_back(self) -> None:
+        for stream, layout, copy in self.copies:
+            self.backend.move(stream, copy.address, _dense_strides(layout.shape), layout, back=True)
 
 
 def _dense_strides(shape: tuple[int, ...]) -> list[int]:
@@ -52,10 +50,10 @@ def _dense_strides(shape: tuple[int, ...]) -> list[int]:
     return [math.prod(shape[d + 1 :]) for d in range(len(shape))]
 
 
-def _address(shadow: np.ndarray) -> int:
-    return shadow.__array_interface__["data"][0]
+def _address(layout: np.ndarray) -> int:
+    return layout.__array_interface__["data"][0]
 
 
-def _check_aligned(what: str, shadow: np.ndarray) -> None:
-    if not shadow.flags.aligned or any(stride % shadow.itemsize for stride in shadow.strides):
+def _check_aligned(what: str, layout: np.ndarray) -> None:
+    if not layout.flags.aligned or any(stride % layout.itemsize for stride in layout.strides):
         raise ValueError(f"{what}: a GPU cannot read elements that are not aligned to their size")

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...rules import lowering
 from ...rules.norm import NORM_BLOCK, NORM_LANES
-from ...rules.table import Rule
+from ...rules.table import Kernel, kernels
 
 THREADS = 256  # per block
 VECTOR_BYTES = 16  # the widest load
@@ -229,10 +229,10 @@ def _indent(depth: int, lines: Sequence[str]) -> str:
     return "\n".join("    " * depth + line for line in lines)
 
 
-def _update(rule: Rule, decay: str, width: int) -> str:
-    streams, scalars = lowering.arguments(rule)
+def _update(kernel: Kernel, width: int) -> str:
+    streams, scalars = lowering.arguments(kernel.rule)
     written = [x for x in streams if x != "g"]
-    name = lowering.element_name(rule, decay)
+    name = kernel.name
 
     def call(suffix: str) -> str:
         return f"{name}_element({', '.join([x + suffix for x in streams] + list(scalars))})"
@@ -295,14 +295,14 @@ def source(dtype: np.dtype, threads: int = THREADS, simulated: bool = False) -> 
             vector=", ".join(f"x{j}" for j in range(width)),
             operations="\n".join(f"{name} = libdevice.{function}" for name, function in _OPERATIONS[dtype].items()),
         )
-    elements = [lowering.element(*variant, suffix="_element") for variant in lowering.variants()]
+    elements = [lowering.element(kernel, suffix="_element") for kernel in kernels()]
     return "\n\n".join(
         [
             _PRELUDE,
             operations,
-            *(f"@inlined\n{text}\n" for text in lowering.law(calls=True) + elements),
+            *(f"@inlined\n{text}\n" for text in lowering.rule_sources(calls=True) + elements),
             _FIND,
-            *(_update(*variant, width) for variant in lowering.variants()),
+            *(_update(kernel, width) for kernel in kernels()),
             *(_sum_squares(n, threads) for n in (1, 3)),
             _TREE.format(twice=2 * threads),
             _PLAIN,
@@ -317,9 +317,9 @@ def signatures(dtype: np.dtype) -> dict[str, tuple[Any, ...]]:
     T, whole = from_dtype(dtype), types.int64
     table, sums = types.Array(types.int64, 1, "C"), types.Array(types.float64, 1, "C")
     result: dict[str, tuple[Any, ...]] = {}
-    for rule, decay in lowering.variants():
-        k = types.UniTuple(T, len(lowering.arguments(rule)[1]))
-        result[lowering.element_name(rule, decay)] = (table, whole, whole, whole, whole, k)
+    for kernel in kernels():
+        k = types.UniTuple(T, len(lowering.arguments(kernel.rule)[1]))
+        result[kernel.name] = (table, whole, whole, whole, whole, k)
     for n in (1, 3):
         ks = types.UniTuple(types.float64, n)
         result[f"sum_squares_{n}"] = (table, whole, whole, whole, T, ks, sums, whole)

@@ -3,8 +3,8 @@
  *
  *   steps [ISA] < jobs > answers      prints the instruction set in use on standard error
  *
- * A job is a struct header, the sizes of its entries (int64), parameter and states of each entry, and for each step eight
- * coefficients (double) and the gradient of each entry. An answer is parameter and states of each entry, then the sum of
+ * A job is a struct header, the sizes of its entries (int64), parameter and states of each entry, and for each step the
+ * scalars (18 doubles) and the gradient of each entry. An answer is parameter and states of each entry, then the sum of
  * squares of the last gradients (double). All of it is in the byte order of the machine.
  *
  * Flush-to-zero is on all the while: the library must not mind, and must leave it as it was. */
@@ -31,9 +31,9 @@ static void flush_to_zero(void) {}
 #endif
 
 typedef struct {
-    int32_t rule, decay, maximize, storage, threads, steps;
+    int32_t rule, decay, storage, threads, steps, unused;
     int64_t entries;
-    double scale, decay_coefficient;
+    double grad_scale; /* of the norm */
 } header;
 
 static void fail(const char *what)
@@ -65,7 +65,7 @@ static void *room(size_t size)
 static void serve(const header *h)
 {
     size_t count = (size_t)h->entries, item = fo_storage_size(h->storage);
-    int slots = 2 + fo_rule_states(h->rule);
+    int slots = SLOT_STATE + fo_rule_states(h->rule);
     int64_t *sizes = room(count * sizeof *sizes);
     int32_t *run_of = room(count * sizeof *run_of), *dimensions = room(count * sizeof *dimensions);
     int8_t *storage = room(count * FO_SLOTS);
@@ -73,36 +73,36 @@ static void serve(const header *h)
     for (size_t e = 0; e < count; e++)
         run_of[e] = 0, dimensions[e] = 1;
     memset(storage, h->storage, count * FO_SLOTS);
-    fo_run run = {.rule = h->rule, .decay = h->decay, .maximize = h->maximize, .decay_coefficient = h->decay_coefficient};
+    fo_run run = {.rule = h->rule, .decay = h->decay};
     fo_plan *plan = fo_plan_new(1, &run, h->entries, run_of, storage, dimensions, sizes, h->threads);
     if (!plan)
         fail("no memory for a plan");
     for (size_t e = 0; e < count; e++)
         for (int slot = 0; slot < slots; slot++) {
-            plan->entries[e].data[slot] = room((size_t)sizes[e] * item);
-            if (slot != 1)
-                take(plan->entries[e].data[slot], (size_t)sizes[e] * item);
+            plan->params[e].data[slot] = room((size_t)sizes[e] * item);
+            if (slot != SLOT_GRAD)
+                take(plan->params[e].data[slot], (size_t)sizes[e] * item);
         }
     for (int32_t i = 0; i < h->steps; i++) {
-        take(plan->runs[0].coefficients, sizeof plan->runs[0].coefficients);
+        take(plan->runs[0].scalars, sizeof plan->runs[0].scalars);
         for (size_t e = 0; e < count; e++)
-            take(plan->entries[e].data[1], (size_t)sizes[e] * item);
+            take(plan->params[e].data[SLOT_GRAD], (size_t)sizes[e] * item);
         uint64_t before = float_mode();
-        fo_plan_apply(plan, h->scale);
+        fo_plan_apply(plan);
         if (float_mode() != before)
             fail("a step changed the floating-point mode");
     }
-    double squares = fo_plan_sum_squares(plan, h->scale, 1.0);
+    double squares = fo_plan_sum_squares(plan, h->grad_scale, 1.0);
     for (int i = 0; i < 20; i++) {
-        double again = fo_plan_sum_squares(plan, h->scale, 1.0);
+        double again = fo_plan_sum_squares(plan, h->grad_scale, 1.0);
         if (again != squares && (again == again || squares == squares))
             fail("a norm differs from one run to the next");
     }
     for (size_t e = 0; e < count; e++)
         for (int slot = 0; slot < slots; slot++) {
-            if (slot != 1)
-                give(plan->entries[e].data[slot], (size_t)sizes[e] * item);
-            free(plan->entries[e].data[slot]);
+            if (slot != SLOT_GRAD)
+                give(plan->params[e].data[slot], (size_t)sizes[e] * item);
+            free(plan->params[e].data[slot]);
         }
     give(&squares, sizeof squares);
     fo_plan_free(plan);

@@ -8,13 +8,13 @@ from numba import cuda
 
 import fastoptim as fo
 from fastoptim import rules
-from fastoptim.backends import Run, get_backend
+from fastoptim.backends import get_backend
 from fastoptim.backends.cuda import backend as cuda_backend
 from fastoptim.backends.cuda import device_arrays
 from fastoptim.backends.cuda import kernels as cuda_kernels
 from fastoptim.backends.cuda import streams as cuda_streams
 from fastoptim.rules import reference
-from tests.support.cases import DTYPES, VARIANTS, expected, ordinary, raw_bits, same_bits, states_for
+from tests.support.cases import DTYPES, VARIANTS, expected, ordinary, raw_bits, run_kernel, same_bits, states_for
 
 pytestmark = pytest.mark.simulator
 PIECE = 64  # the smallest that a block of simulated threads takes
@@ -74,10 +74,7 @@ def differing(backend, variant, dtype, sizes, make, offset):
         rows.append([placed(x, offset) for x in (p, g, *states_for(rng, variant.rule, n, dtype, make))])
     wanted = [expected(variant, p, g, states, 0.77) for p, g, *states in rows]
     wanted = [[p, g.copy(), *states] for (_, g, *_), (p, *states) in zip(rows, wanted, strict=True)]
-    columns = list(zip(*[vectors(backend, row) for row in rows], strict=True))
-    states = list(zip(*columns[2:], strict=True)) if columns[2:] else [()] * len(rows)
-    head = (variant.rule, variant.decay, variant.decay_coefficient, variant.coefficients(), variant.maximize)
-    backend.apply([Run(*head, columns[0], columns[1], states)], 0.77, 1)
+    run_kernel(backend, variant, [tuple(vectors(backend, row)) for row in rows], 0.77, 1)
     return [
         (variant.label, name, x.size)
         for row, wanted_row in zip(rows, wanted, strict=True)

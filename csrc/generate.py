@@ -1,0 +1,132 @@
+"""Write csrc/kernels/rules.h and rule_table.h from the update rules in Python: python csrc/generate.py
+
+What it writes is committed, and a test compares it. `header` and `table` return the two texts.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from fastoptim.rules import updates  # noqa: E402
+from fastoptim.rules.table import RULES, Rule  # noqa: E402
+
+PRECEDENCE = {ast.Mult: 2, ast.Div: 2, ast.Add: 1, ast.Sub: 1}
+OPERATORS = {
+    **{ast.Mult: "*", ast.Div: "/", ast.Add: "+", ast.Sub: "-"},
+    **{ast.Gt: ">", ast.GtE: ">=", ast.Lt: "<", ast.LtE: "<="},
+}
+
+HEADER = """\
+/* The update rules; written by csrc/generate.py from fastoptim/rules/updates.py. Do not edit.
+ *
+ * Included once for each compute type, with T, SQRT and RULE(name) defined. `state` and `k` are the states and the
+ * coefficients in the order in which the rule takes them. Build with -ffp-contract=off. */
+"""
+
+TABLE = """\
+/* Written by csrc/generate.py from fastoptim/rules/table.py. Do not edit.
+ *
+ * X(name, states, coefficients, gives, vectors). `gives` says what a rule returns: the STEP to subtract from the
+ * parameter, or the new PARAMETER. `vectors` matters where AVX-512 is: WIDE are of 64 bytes, NARROW of 32. Without
+ * states narrow ones are up to 7 % quicker from level-3 caches and memory, and 4 % slower from nearer ones. */
+"""
+
+
+def expression(node: ast.expr, within: int = 0) -> str:
+    """C for an expression, with parentheses wherever Python's tree needs them in C."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.BinOp) and type(node.op) in PRECEDENCE:
+        level = PRECEDENCE[type(node.op)]
+        # Operators group to the left; a product in a quotient is set apart for the reader, as in the source.
+        alike = isinstance(node.left, ast.BinOp) and type(node.left.op) is type(node.op)
+        left = expression(node.left, level if alike or level == 1 else level + 1)
+        right = expression(node.right, level + 1)
+        text = f"{left} {OPERATORS[type(node.op)]} {right}"
+        return f"({text})" if level < within else text
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        return f"{expression(node.left, 1)} {OPERATORS[type(node.ops[0])]} {expression(node.comparators[0], 1)}"
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.func.id == "sqrt":
+            return f"SQRT({expression(node.args[0])})"
+        if node.func.id == "where":
+            condition, chosen, other = (expression(argument) for argument in node.args)
+            text = f"{condition} ? {chosen} : {other}"
+            return f"({text})" if within else text
+    raise SyntaxError(f"an update rule may not hold {ast.unparse(node)}")
+
+
+def definition(function: object) -> ast.FunctionDef:
+    found = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    assert isinstance(found, ast.FunctionDef)
+    return found
+
+
+def statements(body: list[ast.stmt], known: set[str]) -> tuple[list[str], list[str]]:
+    """The assignments of a function as lines of C, and the names or expressions that it returns."""
+    lines = []
+    for statement in body:
+        if isinstance(statement, ast.Return) and statement.value is not None:
+            values = statement.value.elts if isinstance(statement.value, ast.Tuple) else [statement.value]
+            return lines, [expression(value) for value in values]
+        if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
+            raise SyntaxError(f"an update rule may not hold {ast.unparse(statement)}")
+        name = statement.targets[0].id
+        lines.append(f"{'' if name in known else 'T '}{name} = {expression(statement.value)};")
+        known.add(name)
+    raise SyntaxError("an update rule must return something")
+
+
+def part(function: object) -> str:
+    """A function of plain numbers: scale, decay, end."""
+    found = definition(function)
+    names = [argument.arg for argument in found.args.args]
+    lines, (result,) = statements(found.body, set(names))
+    assert not lines
+    return f"RULE({found.name})({', '.join(f'T {name}' for name in names)}) {{ return {result}; }}\n"
+
+
+def rule_function(rule: Rule) -> str:
+    found = definition(rule.function)
+    g, p, *names = (argument.arg for argument in found.args.args)
+    states, coefficients = names[: len(rule.states)], names[len(rule.states) :]
+    lines, (result, *new) = statements(found.body, {g, p, *names})
+    used = {node.id for node in ast.walk(found) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    unused = [f"(void){name};" for name in (p, "state") if name not in used and not (name == "state" and states)]
+    text = [f"RULE({rule.name})(T {g}, T {p}, T *state, const T *k)", "{"]
+    text.append("    const T " + ", ".join(f"{name} = k[{i}]" for i, name in enumerate(coefficients)) + ";")
+    if states:
+        text.append("    T " + ", ".join(f"{name} = state[{i}]" for i, name in enumerate(states)) + ";")
+    text += [f"    {line}" for line in unused + lines]
+    if states:
+        text.append("    " + ", ".join(f"state[{i}] = {name}" for i, name in enumerate(new)) + ";")
+    return "\n".join([*text, f"    return {result};", "}", ""])
+
+
+def header() -> str:
+    parts = [part(f) for f in (updates.scale, updates.coupled, updates.plain, updates.decoupled)]
+    return "\n".join([HEADER, *parts, *map(rule_function, RULES.values())])
+
+
+def table() -> str:
+    rows = [
+        f"    X({rule.name}, {len(rule.states)}, {len(rule.coefficients)}, {rule.gives.upper()}, "
+        f"{'WIDE' if rule.states else 'NARROW'})"
+        for rule in RULES.values()
+    ]
+    lines = ["#define FO_RULES(X)", *rows]
+    return TABLE + "\n".join([f"{line:<118} \\" for line in lines[:-1]] + [lines[-1], ""])
+
+
+FILES = {"rules.h": header, "rule_table.h": table}
+
+if __name__ == "__main__":
+    for name, text in FILES.items():
+        (ROOT / "csrc" / "kernels" / name).write_text(text())
