@@ -16,6 +16,7 @@ class Contiguous(NamedTuple):
 
     arrays: tuple[Array, ...]  # p, g, states
     copies: tuple[tuple[Array, Array], ...]  # (target, what a step has made of its copy): of the odd layouts
+    views: bool  # whether no array, the gradient included, was copied
 
     def copy_back(self) -> None:
         for target, copy in self.copies:
@@ -36,14 +37,11 @@ def to_contiguous(p: Array, g: Array, states: Sequence[Array]) -> Contiguous:
     """Views where all arrays lie in one order, else copies of the odd ones."""
     every = (p, g, *states)
     if all(x.flags.f_contiguous and x.flags.aligned for x in every):
-        return Contiguous(tuple(_base_array(x).T.reshape(-1) for x in every), ())
+        return Contiguous(tuple(_base_array(x).T.reshape(-1) for x in every), (), True)
     plain = tuple(flat(x) for x in every)
-    copies = tuple(
-        (x, copy)
-        for i, (x, copy) in enumerate(zip(every, plain, strict=True))
-        if i != 1 and not np.may_share_memory(x, copy)
-    )
-    return Contiguous(plain, copies)
+    copied = [not np.may_share_memory(x, copy) for x, copy in zip(every, plain, strict=True)]
+    copies = tuple((every[i], plain[i]) for i, moved in enumerate(copied) if moved and i != 1)
+    return Contiguous(plain, copies, not any(copied))
 
 
 CACHE_LINE = 64

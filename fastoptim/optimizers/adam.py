@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from .base import Optimizer
-from .hyperparameters import adam_spec
+from .hyperparameters import adam_spec, with_defaults
 
 
 class Adam(Optimizer):
@@ -28,8 +28,8 @@ class Adam(Optimizer):
         Decay rates of the running means, each in [0, 1).
     eps : float
         Added to the root, >= 0.
-    weight_decay : float, optional
-        Coupled (L2) weight decay, >= 0; default 0. For decoupled decay use `AdamW`.
+    weight_decay : float
+        Coupled (L2) weight decay, >= 0; for decoupled decay use `AdamW`.
     amsgrad : bool
         Divide by the largest v seen so far instead of v.
     maximize : bool
@@ -63,7 +63,6 @@ class Adam(Optimizer):
     _rules = ("adam", "amsgrad")
     _names = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "eps_mode")
     _spec = staticmethod(adam_spec)
-    _weight_decay = 0.0  # the default
 
     def __init__(
         self,
@@ -71,7 +70,7 @@ class Adam(Optimizer):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float | None = None,
+        weight_decay: float = 0.0,
         amsgrad: bool = False,
         *,
         maximize: bool = False,
@@ -81,7 +80,6 @@ class Adam(Optimizer):
         state_dir: Any = None,
         memory_budget: int | str | None = None,
     ):
-        weight_decay = self._weight_decay if weight_decay is None else weight_decay
         values = (lr, betas, eps, weight_decay, amsgrad, maximize, eps_mode)
         defaults = dict(zip(self._names, values, strict=True))
         super().__init__(params, defaults, backend, threads, state_dir, memory_budget)
@@ -111,4 +109,4 @@ class AdamW(Adam):
     """
 
     _spec = staticmethod(partial(adam_spec, decoupled=True))
-    _weight_decay = 1e-2
+    __init__ = with_defaults(Adam.__init__, "AdamW", weight_decay=1e-2)

@@ -19,7 +19,7 @@ def fixed(value: Any) -> Any:
     if isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic):
         return value
     if isinstance(value, (np.generic, np.ndarray)):
-        return value.item() if np.ndim(value) == 0 else value
+        return fixed(value.tolist())
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from types import FunctionType
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from .. import rules
 from ..common.validation import choice, flag, real
 from ..rules.table import RULES, Kernel
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
 class UpdateSpec(NamedTuple):
@@ -109,3 +112,16 @@ def check_representable(name: str, value: Any, dtypes: Iterable[np.dtype[Any]]) 
                 raise ValueError(f"{name}={number} is beyond the range of {dtype.name}: give a smaller one")
             if name in _KEPT and number and not rounded:
                 raise ValueError(f"{name}={number} is zero in {dtype.name}: give a larger one")
+
+
+def with_defaults(init: Init, owner: str, **defaults: Any) -> Init:
+    """An ``__init__`` for the class `owner` like that of its base, but for some defaults."""
+    function: Any = init
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    first = len(names) - len(function.__defaults__)
+    code = function.__code__.replace(co_qualname=f"{owner}.__init__")
+    new = FunctionType(code, function.__globals__, "__init__", None, function.__closure__)
+    new.__defaults__ = tuple(defaults.get(names[first + i], value) for i, value in enumerate(function.__defaults__))
+    new.__kwdefaults__ = function.__kwdefaults__ | {k: v for k, v in defaults.items() if k in function.__kwdefaults__}
+    new.__qualname__, new.__annotations__ = f"{owner}.__init__", function.__annotations__
+    return cast(Init, new)

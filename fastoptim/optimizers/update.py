@@ -252,7 +252,8 @@ class Update:
         )
         present = [g is not None for _, g, _ in checked]
         bound = _Bound(launch, forms, [g for _, g, _ in checked if g is not None], present, list(rows))
-        if all(present) and not bound.copies and (layouts := backend.layouts(params + grads, states)) is not None:
+        fits_again = all(present) and all(form.views for form in forms)
+        if fits_again and (layouts := backend.layouts(params + grads, states)) is not None:
             bound.layouts, bound.states = layouts, states
             bound.forms, bound.grads = [], []  # keep no gradient alive
             self._bound = bound

@@ -101,7 +101,7 @@ def test_weights_and_gradient_change_in_place():
 
 def test_the_rest_is_left_to_thinc(monkeypatch):
     fused = []
-    monkeypatch.setattr(adapter, "update_array", lambda *args, **kwargs: fused.append(args))
+    monkeypatch.setattr(adapter, "step_array", lambda *args, **kwargs: fused.append(args))
     strided = np.ones((4, 6), np.float32)[:, ::2]
     adapter.Adam(0.1)((0, "W"), strided.copy(order="F"), np.ones((4, 3), np.float32))
     radam = adapter.RAdam(0.1)

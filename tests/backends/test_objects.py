@@ -32,7 +32,7 @@ INEXACT = re.compile(
 # Registers that a vector loop of an instruction set uses, and those that would be a leak into it.
 VECTORS = {"baseline": "%xmm", "avx2": "%ymm", "avx512": "%zmm", "only": r"v\d+\.(4s|2d)"}
 # Rules whose AVX-512 kernels take the narrower vectors.
-NARROW = set(re.findall(r"X\((\w+), \d+, \d+, NARROW\)", (CSRC / "kernels" / "rule_table.h").read_text()))
+NARROW = set(re.findall(r"X\((\w+), \d+, \d+, \w+, NARROW\)", (CSRC / "kernels" / "rule_table.h").read_text()))
 LEAKS = {"baseline": "%[yz]mm", "avx2": r"%zmm|%[xy]mm(1[6-9]|[23]\d)|%k[0-7]", "avx512": "(?!)", "only": "(?!)"}
 KERNEL = re.compile(r"(\w+)_(float|double)_(baseline|avx2|avx512|only)\b.*")
 PACKED = {
@@ -71,7 +71,7 @@ def complaints(found):
         rule, dtype, isa = kernel.groups() if kernel else (None, None, "baseline")
         for mnemonic, operands in code:
             if INEXACT.fullmatch(mnemonic):
-                wrong.append(f"{name}: {mnemonic} is not the law's arithmetic")
+                wrong.append(f"{name}: {mnemonic} is not a rule's arithmetic")
             if re.search(LEAKS[isa], operands) or (isa == "baseline" and re.fullmatch(r"v[a-z]+\d*[sp][sd]", mnemonic)):
                 wrong.append(f"{name}: {mnemonic} {operands} is not of {isa}")
         if rule in RULES and "." not in name:  # not of the parts that a compiler splits off
@@ -142,7 +142,7 @@ def small(tmp_path):
     shutil.copytree(CSRC, folder)
     states, coefficients = len(RULES["adam"].states), len(RULES["adam"].coefficients)
     (folder / "kernels" / "rule_table.h").write_text(
-        f"#define FO_RULES(X) X(adam, {states}, {coefficients}, WIDE)\n#define FO_YARDSTICKS(X)\n"
+        f"#define FO_RULES(X) X(adam, {states}, {coefficients}, STEP, WIDE)\n"
     )
     compiler, objdump = tool("gcc", "gcc"), tool("objdump", "binutils")
     return lambda *more: complaints(

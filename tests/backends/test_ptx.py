@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from fastoptim.backends.cuda import kernels
-from fastoptim.rules import lowering
+from fastoptim.rules import Kernel, lowering, updates
 from fastoptim.rules.norm import NORM_LANES
 from fastoptim.rules.table import RULES
 
@@ -79,22 +79,23 @@ def test_every_kernel_rounds_each_operation_by_itself(name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.name)
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
-def test_updates_hold_the_operations_of_the_law_and_wide_loads(rule, dtype):
+def test_updates_hold_the_operations_of_the_rule_and_wide_loads(rule, dtype):
     streams = 2 + len(rule.states)
     width = 16 // dtype.itemsize
     suffix = {4: "f32", 8: "f64"}[dtype.itemsize]
     text = lowering.scalar(rule.function, calls=True)
     for decay, extra in (("none", 0), ("coupled", 1), ("decoupled", 1)):
-        name = lowering.element_name(rule, decay)
+        name = Kernel(rule, decay).name
         ptx = kernel_ptx(name, dtype)
         counts = operations(ptx)
+        end = lowering.scalar(updates.decoupled if decay == "decoupled" else updates.plain, calls=True)
         copies, rest = divmod(counts["mul"], text.count("mul(") + 1 + extra)
-        assert rest == 0, "some multiply of the law is missing or was added"
+        assert rest == 0, "some multiply of the rule is missing or was added"
         assert copies > width
         assert counts["div"] == copies * text.count("div(")
         assert counts["sqrt"] == copies * text.count("root(")
         assert counts["add"] + counts["sub"] == copies * (
-            text.count("add(") + text.count("sub(") + (decay == "coupled")
+            sum(source.count(f"{name}(") for source in (text, end) for name in ("add", "sub")) + (decay == "coupled")
         )
         assert ptx.count(f"ld.global.v{width}.{suffix}") % streams == 0
         assert ptx.count(f"ld.global.v{width}.{suffix}") > 0

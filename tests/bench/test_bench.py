@@ -261,23 +261,23 @@ import importlib.util, json, sys
 from pathlib import Path
 from fastoptim import rules
 from fastoptim.bench import cases, worker
-from fastoptim.rules.table import _row
+from fastoptim.rules.table import row
 from fastoptim.bench.subjects import SUBJECTS
 
 path = Path(sys.argv[1])
 path.write_text('''
 from numpy import where
 
-def signsgd(p, g, h, c, zero, one):
+def signsgd(g, p, h, c, zero, one):
     h = where(g > zero, one, where(g < zero, zero - one, zero))
-    p = p - c * h
-    return p, h
+    u = c * h
+    return u, h
 ''')
 spec = importlib.util.spec_from_file_location("new_rule", path)
 module = importlib.util.module_from_spec(spec)
 sys.modules["new_rule"] = module
 spec.loader.exec_module(module)
-rules.RULES["signsgd"] = _row(module.signsgd, "sign")
+rules.RULES["signsgd"] = row(module.signsgd, "sign")
 assert {case.name for case in cases.full_cases(2) if case.rule == "signsgd"} > {"size/signsgd/float32/1e5/2 threads"}
 answers = {}
 for name in sys.argv[2:]:

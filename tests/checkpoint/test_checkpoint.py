@@ -624,7 +624,6 @@ def test_another_model_or_optimizer_is_refused_whole(tmp_path):
         ({"w": w, "b": b, "c": b.copy()}, fo.SGD),
         ({"w": w.reshape(3, 2), "b": b}, fo.SGD),
         ({"w": w.astype(np.float32), "b": b}, fo.SGD),
-        ({"b": b, "w": w}, fo.SGD),
         ([{"params": {"w": w, "b": b}}], fo.SGD),
         ({"w": w, "b": b}, fo.Adam),
     ):
@@ -633,6 +632,9 @@ def test_another_model_or_optimizer_is_refused_whole(tmp_path):
             optimizer.load(path)
         assert np.all(w == 7.0) and np.all(b == 7.0)
         assert all(entry["step"] == 0 for entry in optimizer.state.values())
+    fo.SGD({"b": b, "w": w}).load(path)  # parameters are found by name, in any order
+    assert not np.any(w == 7.0)
+    w[...] = b[...] = 7.0
     optimizer = fo.SGD({"w": w, "b": b})
     w.flags.writeable = False
     with pytest.raises(CheckpointError, match="read-only"):

@@ -200,7 +200,7 @@ def momentum_step(params):
 
     def step(params, grads, states):
         _, long = longer.setdefault(id(states), (states, (*states, more[2])))
-        return plan.step((*params, more[0]), (*grads, more[1]), long, [(0.5, 1.0, 0.25)], 1.0)
+        return plan.step((*params, more[0]), (*grads, more[1]), long, [(1.0, 0.0, 0.5, 1.0, 0.25)])
 
     return step
 

@@ -180,7 +180,7 @@ def test_exact_arithmetic_equals_the_processor(form):
         assert [at_least(*pair) for pair in zip(a, b, strict=True)] == list(x >= y)
 
 
-# --- The law, a second time ---------------------------------------------------------------------------------------
+# --- The update rules, a second time ---------------------------------------------------------------------------------------
 
 
 def sgd_equations(p, g, state, t, o, k):
@@ -208,11 +208,8 @@ def adam_equations(p, g, state, t, o, k, decoupled=False):
     lr, eps = o["lr"], o["eps"]
     beta1, beta2 = o["betas"]
     g = k(-1.0 if o.get("maximize") else 1.0) * g
-    if o.get("weight_decay"):
-        if decoupled:
-            p = p * k(1.0 - lr * o["weight_decay"])
-        else:
-            g = g + k(o["weight_decay"]) * p
+    if o.get("weight_decay") and not decoupled:
+        g = g + k(o["weight_decay"]) * p
     m, v, *largest = state or [k(0.0)] * (3 if o.get("amsgrad") else 2)
     m = k(beta1) * m + k(1.0 - beta1) * g
     v = k(beta2) * v + k(1.0 - beta2) * (g * g)
@@ -222,8 +219,10 @@ def adam_equations(p, g, state, t, o, k, decoupled=False):
         step, factor = lr * math.sqrt(bc2) / bc1, 1.0
     else:
         step, factor = lr / bc1, 1.0 / math.sqrt(bc2)
-    p = p - (k(step) * m) / ((largest[0] if largest else v).root() * k(factor) + k(eps))
-    return p, [m, v, *largest]
+    u = (k(step) * m) / ((largest[0] if largest else v).root() * k(factor) + k(eps))
+    if o.get("weight_decay") and decoupled:
+        u = k(lr * o["weight_decay"]) * p + u
+    return p - u, [m, v, *largest]
 
 
 def adamw_equations(p, g, state, t, o, k):

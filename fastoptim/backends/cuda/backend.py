@@ -339,14 +339,15 @@ class CudaBackend(Backend):
         vectors = [self.vector(*entry) for entry in every]
         moves = []
         flags = [layout.flags for _, layout, _ in every]
-        if not (all(f.c_contiguous for f in flags) or all(f.f_contiguous for f in flags)):
+        views = all(f.c_contiguous for f in flags) or all(f.f_contiguous for f in flags)
+        if not views:
             with self._lock, self._on(_streams(vectors)) as stream:
                 for i, (_, layout, _) in enumerate(every):
                     if not layout.flags.c_contiguous:
                         vectors[i] = self._copy(layout, stream)
                         if i != 1:
                             moves.append((stream, layout, vectors[i]))
-        return ContiguousOnDevice(tuple(vectors), tuple(moves), self)
+        return ContiguousOnDevice(tuple(vectors), tuple(moves), views, self)
 
     def flat(self, x: Any) -> Any:  # type: ignore[override]
         layout, stream = self.host_layout("array", x)

@@ -38,6 +38,7 @@ class ContiguousOnDevice(NamedTuple):
 
     arrays: tuple[Vector, ...]  # p, g, states
     copies: tuple[tuple[Any, np.ndarray, Vector], ...]  # stream, layout of the target, its updated copy
+    views: bool  # whether no array was copied
     backend: Any
 
     def copy_back(self) -> None:
