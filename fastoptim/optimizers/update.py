@@ -193,7 +193,8 @@ class Update:
             scale *= rules.clip_factor(norm, options.max_norm)
         if scale == 1.0:
             return scalars
-        self._check_scale("grad_scale times the clip factor", scale)
+        if options.max_norm is None or options.max_norm > SMALLEST:  # else the clipped gradients are zero, too
+            self._check_scale("grad_scale times the clip factor", scale)
         return [(sign * scale, *rest) for sign, *rest in scalars]
 
     # --- checks

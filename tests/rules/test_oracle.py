@@ -180,7 +180,7 @@ def test_exact_arithmetic_equals_the_processor(form):
         assert [at_least(*pair) for pair in zip(a, b, strict=True)] == list(x >= y)
 
 
-# --- The update rules, a second time ---------------------------------------------------------------------------------------
+# --- The update rules, a second time -------------------------------------------------------------------------------
 
 
 def sgd_equations(p, g, state, t, o, k):
