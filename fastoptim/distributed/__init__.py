@@ -20,7 +20,7 @@ from .. import rules
 from ..arrays import checks, layout
 from ..backends import StepInfo
 from ..common.signals import deferred
-from ..common.threads import _from_environment
+from ..common.threads import threads_from_environment
 from ..common.validation import step_options
 from ..optimizers.base import Optimizer
 from ..optimizers.groups import ParamGroups
@@ -143,7 +143,7 @@ class ShardedOptimizer(States):
         self._channel = channel.Channel(self.comm)
         share = self._channel.share_of_cores()  # asked of all ranks, whichever of them need it
         try:
-            if threads is None and _from_environment() is None:
+            if threads is None and threads_from_environment() is None:
                 threads = share
             self._whole = plain_optimizer(kind, params, backend, threads, hyper)
             self._options = options(reduction, deterministic, buffer_bytes, overwrite_grads)
