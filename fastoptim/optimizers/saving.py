@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checkpoint.files import CheckpointError
-from ..checkpoint.format import _short, malformed, read, write
+from ..checkpoint.format import malformed, read, shortened, write
 from ..checkpoint.matching import assign, check_arrays, to_host
 from ..checkpoint.slices import check_slices, read_slices
 from ..common.signals import deferred
@@ -66,7 +66,7 @@ def restore_optimizer(optimizer: Optimizer, tree: Any) -> None:
         check_arrays(dict(named), saved)
         for entry in state["state"].values():
             if type(entry["step"]) is not int or entry["step"] >= 2**63:
-                raise CheckpointError(f"step must be an int64, got {_short(entry['step'])}")
+                raise CheckpointError(f"step must be an int64, got {shortened(entry['step'])}")
         for group in state["param_groups"]:
             if any(_holds_array(value) for value in group.values()):
                 raise CheckpointError("a hyper-parameter is an array")
