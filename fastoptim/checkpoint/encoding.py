@@ -130,5 +130,6 @@ def dtype_of(name: str) -> np.dtype:
             import ml_dtypes
         except ImportError as error:
             raise CheckpointError('bfloat16 arrays need ml_dtypes: pip install "fastoptim[lowprec]"') from error
-        return np.dtype(ml_dtypes.bfloat16)
+        bfloat16: np.dtype = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     return np.dtype(_DTYPES[name])

@@ -17,7 +17,6 @@ except ImportError:  # not on this platform
     fcntl = None  # type: ignore[assignment]
 
 _BINARY = getattr(os, "O_BINARY", 0)
-_NAME_BYTES = 255  # of a file's name, where the system does not say
 
 
 class CheckpointError(ValueError):
@@ -38,12 +37,9 @@ def check_target(path: Any) -> None:
     """
     target = os.path.realpath(os.fspath(path))
     check_replaceable(target)
-    with contextlib.suppress(_Tried), naming(target), temporary_file(target):
-        raise _Tried  # so that it is removed
-
-
-class _Tried(Exception):
-    """Nothing went wrong."""
+    with naming(target), temporary_file(target) as (file, temporary):
+        file.close()
+        os.unlink(temporary)
 
 
 def check_replaceable(target: str) -> None:
@@ -51,7 +47,7 @@ def check_replaceable(target: str) -> None:
     folder, name = os.path.split(target)
     if not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, "the folder for a checkpoint is missing", folder)
-    limit = _name_bytes(folder) - len(_spare(_temporary("", "0" * 8)))
+    limit = _longest_name(folder)
     if len(os.fsencode(name)) > limit:
         raise OSError(errno.ENAMETOOLONG, f"the name of a checkpoint may have {limit} bytes here", target)
     for path in (target, previous_path(target)):
@@ -59,16 +55,17 @@ def check_replaceable(target: str) -> None:
             raise ValueError(f"{path} is a folder or device: a checkpoint would take its place")
 
 
-def _name_bytes(folder: str) -> int:
-    try:
-        return os.pathconf(folder, "PC_NAME_MAX")
-    except (AttributeError, OSError, ValueError):
-        return _NAME_BYTES
+def _longest_name(folder: str) -> int:
+    """How many bytes a target's name may have, so that those of its temporary files are not too long."""
+    limit = 0
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        limit = os.pathconf(folder, "PC_NAME_MAX")
+    return (limit if limit > 0 else 255) - len(_spare(_temporary("", "0" * 8)))
 
 
 def previous_path(path: Any) -> str:
     """Return where `write` keeps what was at `path` before."""
-    return os.path.realpath(os.fspath(path)) + ".previous"
+    return str(os.path.realpath(os.fspath(path))) + ".previous"
 
 
 @contextlib.contextmanager

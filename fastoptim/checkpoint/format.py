@@ -106,7 +106,7 @@ def make_header(text: str, arrays: Sequence[tuple[str, np.ndarray]], kind: str) 
         }
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    limit = _longest_header(len(header) + end)
+    limit = longest_header(end)
     if len(header) > limit:
         raise ValueError(
             f"a checkpoint's header may have {limit} bytes here, this one has {len(header)}: store numbers in arrays, "
@@ -115,9 +115,9 @@ def make_header(text: str, arrays: Sequence[tuple[str, np.ndarray]], kind: str) 
     return header
 
 
-def _longest_header(size: int) -> int:
-    """How many of `size` bytes may be the header."""
-    return max(MAX_HEADER, size // 2)
+def longest_header(data: int) -> int:
+    """Return how many bytes a header may have beside so many bytes of arrays."""
+    return max(MAX_HEADER, data)
 
 
 def write_file(file: IO[bytes], header: bytes, arrays: Sequence[np.ndarray]) -> None:
@@ -214,7 +214,9 @@ def _read_header(file: IO[bytes]) -> tuple[bytes, bytes, int]:
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or not len(PREFIX) + DIGITS <= length <= min(_longest_header(size - 8), size - 8):
+    if len(start) < 8 or not len(PREFIX) + DIGITS <= length <= size - 8:
+        raise CheckpointError("not a checkpoint, or cut off")
+    if length > longest_header(size - 8 - length):
         raise CheckpointError("not a checkpoint, or cut off")
     header = file.read(length)
     if len(header) != length or not header.startswith(PREFIX):

@@ -50,11 +50,12 @@ def to_host(x: Any) -> np.ndarray:
     """Return `x` itself, or its copy on the host if it is a device's."""
     if isinstance(x, np.ndarray):
         return x
-    if hasattr(x, "copy_to_host"):
-        return x.copy_to_host()
-    from numba import cuda
+    if not hasattr(x, "copy_to_host"):
+        from numba import cuda
 
-    return cuda.as_cuda_array(x).copy_to_host()
+        x = cuda.as_cuda_array(x)
+    copy: np.ndarray = x.copy_to_host()
+    return copy
 
 
 def assign(p: Any, x: np.ndarray) -> None:

@@ -29,7 +29,7 @@ def plain_optimizer(
 
 
 def options(reduction: Any, deterministic: Any, buffer_bytes: Any, overwrite_grads: Any) -> dict[str, Any]:
-    """What `ShardedOptimizer` adds to the hyper-parameters, validated."""
+    """What `ShardedOptimizer` adds to the hyperparameters, validated."""
     if isinstance(buffer_bytes, bool) or not isinstance(buffer_bytes, int):
         raise TypeError(f"buffer_bytes must be an int, got {buffer_bytes!r}")
     if buffer_bytes < 1:
@@ -63,7 +63,7 @@ def hyper_texts(whole: Optimizer) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """A hyper-parameter, written alike whatever the type of a number is."""
+    """A hyperparameter, written alike whatever the type of a number is."""
     if isinstance(value, (str, bool)):
         return repr(value)
     try:

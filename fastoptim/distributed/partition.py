@@ -1,4 +1,4 @@
-"""Which rank owns what: parameters cut into slices, slices into the chunks that communication moves.
+"""Which rank owns what: parameters cut into slices, slices into the buckets that communication moves.
 
 Every cut lies at a border of the blocks that the gradient norm is summed over, so that each rank sums whole blocks and
 the norm has the same bits however many ranks there are.
@@ -33,7 +33,7 @@ class Part(NamedTuple):
         return slice(self.start // NORM_BLOCK, -(-self.stop // NORM_BLOCK))
 
 
-class Chunk(NamedTuple):
+class Bucket(NamedTuple):
     """What one round of communication moves: a piece of every rank's slice, of one group and one dtype."""
 
     group: int
@@ -81,10 +81,10 @@ def piece_size(room: int, pieces: int, itemsize: int) -> int:
     return max(1, room // (pieces * itemsize * NORM_BLOCK) - 1) * NORM_BLOCK
 
 
-def chunks(
+def buckets(
     group: int, dtype: np.dtype, sizes: Sequence[int], numbers: Sequence[int], ranks: int, piece: int
-) -> list[Chunk]:
-    """Chunks of parameters of one group and dtype, with pieces of about `piece` elements per rank.
+) -> list[Bucket]:
+    """Buckets of parameters of one group and dtype, with pieces of about `piece` elements per rank.
 
     Empty parameters go to the first rank, so that every parameter has a place.
     """
@@ -94,20 +94,20 @@ def chunks(
     pieces = [list(pairwise(cut(ends, low, high, count))) for low, high in slices]
     empty = tuple(Part(number, 0, 0) for number, size in zip(numbers, sizes, strict=True) if not size)
     result = []
-    for c in range(count):
-        parts = [parts_between(ends, numbers, *pieces[rank][c]) for rank in range(ranks)]
-        if c == 0:
+    for b in range(count):
+        parts = [parts_between(ends, numbers, *pieces[rank][b]) for rank in range(ranks)]
+        if b == 0:
             parts[0] = (*empty, *parts[0])
         counts = tuple(sum(part.size for part in own) for own in parts)
-        result.append(Chunk(group, dtype, tuple(parts), counts, tuple(accumulate(counts, initial=0))[:-1]))
+        result.append(Bucket(group, dtype, tuple(parts), counts, tuple(accumulate(counts, initial=0))[:-1]))
     return result
 
 
-def ranges(chunks: Sequence[Chunk], rank: int) -> dict[int, tuple[int, int]]:
+def ranges(buckets: Sequence[Bucket], rank: int) -> dict[int, tuple[int, int]]:
     """Number of a parameter -> the elements ``(start, stop)`` of it that a rank owns."""
     found: dict[int, tuple[int, int]] = {}
-    for chunk in chunks:
-        for number, start, stop in chunk.parts[rank]:
+    for bucket in buckets:
+        for number, start, stop in bucket.parts[rank]:
             low, high = found.get(number, (start, stop))
             found[number] = (min(low, start), max(high, stop))
     return found
