@@ -50,9 +50,9 @@ def check_replaceable(target: str) -> None:
     limit = _longest_name(folder)
     if len(os.fsencode(name)) > limit:
         raise OSError(errno.ENAMETOOLONG, f"the name of a checkpoint may have {limit} bytes here", target)
-    for path in (target, previous_path(target)):
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError(f"{path} is a folder or device: a checkpoint would take its place")
+    for place in (target, previous_path(target)):
+        if os.path.exists(place) and not os.path.isfile(place):
+            raise ValueError(f"{place} is a folder or device: a checkpoint would take its place")
 
 
 def _longest_name(folder: str) -> int:

@@ -180,7 +180,7 @@ class States(Slices):
         return result
 
     def _restore(self, state_dict: Mapping[str, Any], own: Own, what: str) -> None:
-        """Take over hyperparameters and this rank's states; if that fails on one rank, all raise with nothing changed."""
+        """Take over hyperparameters and this rank's states; if one rank fails, all raise, with nothing changed."""
         whole, mine = self._whole, ranges(self._buckets, self._channel.rank)
         before = whole._snapshot(lambda x: x)
         states: list[tuple[Optimizer, Mapping[str, Any]]] = []

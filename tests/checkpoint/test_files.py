@@ -260,7 +260,7 @@ def hostile_file(path, unit, header_bytes, size):
     frame = json.dumps({"__metadata__": metadata, "x": entry}, separators=(",", ":"))
     room = header_bytes - len(frame)
     quoted = unit.replace('"', '\\"')
-    tree = "[" + (quoted + ",") * ((room - 10) // (len(quoted) + 1)) + "0]"
+    tree = "[" + (quoted + ",") * ((room - 10) // (len(quoted.encode()) + 1)) + "0]"
     header = frame.replace('"tree":""', f'"tree":"{tree}"').encode()
     header += b" " * (header_bytes - len(header))
     with open(path, "w+b") as file:
@@ -290,6 +290,15 @@ def test_a_header_may_be_half_of_the_file_or_eight_mebibytes(tmp_path):
         hostile_file(path, "0", header, size)
         with pytest.raises(CheckpointError, match="does not name" if fits else "not a checkpoint, or cut off"):
             format.read(path, kind="optimizer")
+
+
+@pytest.mark.parametrize(
+    ("unit", "message"), [('"ä"', "header that is not ASCII"), ('"\\u00e4"', "tree that is not ASCII")]
+)
+def test_one_character_does_not_make_the_others_four_bytes_long(tmp_path, unit, message):
+    hostile_file(tmp_path / "a.ckpt", unit, 1 << 16, 1 << 17)
+    with pytest.raises(CheckpointError, match=message):
+        format.read(tmp_path / "a.ckpt", kind="optimizer")
 
 
 def test_decoding_makes_no_second_tree():

@@ -305,17 +305,6 @@ MUTANTS = (
         ("replaced parameters not seen", "        self.changes[0] += 1\n", "", 1),
         ("half an update of a group", "for key in new:\n", "for key in ():\n"),
     ),
-    *planted(
-        "fastoptim/common/signals.py",
-        (FUNCTIONAL,),
-        ("signals handled in the midst", "_signal(number, self._collect)", "pass"),
-        ("signals lost", "handlers[number](number, frame)", "pass"),
-        (
-            "signals after one that raises lost",
-            "            finally:\n",
-            "            except BaseException:\n                raise\n            if True:\n",
-        ),
-    ),
     Mutant(
         "a plan in use lent again",
         "fastoptim/functional.py",
