@@ -1,4 +1,7 @@
-"""What ranks say to each other: agreement before a step, sums of gradients, pieces of parameters. Loads mpi4py."""
+"""Carries what ranks send each other: agreement before a step, sums of gradients, pieces of parameters.
+
+The one module that loads mpi4py.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _TYPES = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
 
 
 class Buffers:
-    """What one bucket passes through: `packed` holds the pieces of all ranks, `own` the sum of this rank's piece."""
+    """Hold one bucket on its way: `packed` holds the pieces of all ranks, `own` the sum of this rank's piece."""
 
     def __init__(self, packed: int, own: int, contributions: int):
         self.packed = np.empty(packed, np.uint8)
@@ -35,7 +38,7 @@ class Buffers:
 
 
 class Channel:
-    """A communicator of its own (so that nobody else's messages mix in), and the conversations of a step.
+    """Send and receive on a communicator of its own, so that nobody else's messages mix in.
 
     Parameters
     ----------
@@ -57,7 +60,7 @@ class Channel:
     def agree(
         self, error: BaseException | None, what: str, said: Mapping[str, str], counts: Sequence[int] | Array = ()
     ) -> Array:
-        """The least of every rank's `counts`, if no rank has an error and all say the same.
+        """Return the least of every rank's `counts`, if no rank has an error and all say the same.
 
         Else the error itself on the rank that has one, and an exception that tells of it on all others; or a ValueError
         on all ranks that names the first thing in `said` on which they differ.
@@ -91,7 +94,7 @@ class Channel:
         return f"{what}: the ranks differ"
 
     def tell(self, text: str) -> list[str]:
-        """Every rank's text."""
+        """Gather every rank's text."""
         raw = np.frombuffer(text.encode(), np.uint8)
         lengths = np.empty(self.size, np.int64)
         self.comm.Allgather(np.array([raw.size], np.int64), lengths)
@@ -102,7 +105,7 @@ class Channel:
     # --- the buckets of a step
 
     def buffers(self, buckets: Sequence[Bucket], number: int) -> list[Buffers]:
-        """`number` sets of buffers that are large enough for every bucket."""
+        """Allocate `number` sets of buffers, each large enough for every bucket."""
         packed = max(bucket.size * bucket.dtype.itemsize for bucket in buckets)
         own = max(bucket.counts[self.rank] * bucket.dtype.itemsize for bucket in buckets)
         return [Buffers(packed, own, own * self.size if self.deterministic else 0) for _ in range(number)]
@@ -130,7 +133,7 @@ class Channel:
         )
 
     def finish_reduce(self, bucket: Bucket, buffers: Buffers) -> Array:
-        """The sum or mean of this rank's piece."""
+        """Wait for the sum or mean of this rank's piece."""
         buffers.request.Wait()
         own = self._own(bucket, buffers)
         if self.deterministic:
@@ -174,19 +177,19 @@ class Channel:
     # --- small things
 
     def gather_floats(self, values: Array, counts: Sequence[int]) -> Array:
-        """Every rank's float64 values, end to end."""
+        """Gather every rank's float64 values, end to end."""
         every = np.empty(sum(counts))
         self.comm.Allgatherv(values, [every, list(counts)])
         return every
 
     def most(self, values: Array) -> Array:
-        """The greatest of every rank's int64 values."""
+        """Return the greatest of every rank's int64 values."""
         every = np.empty_like(values)
         self.comm.Allreduce(values, every, MPI.MAX)
         return every
 
     def broadcast(self, text: str) -> str:
-        """The text of rank 0."""
+        """Send the text of rank 0 to all."""
         length = np.array([len(text.encode())], np.int64)
         self.comm.Bcast(length)
         raw = np.frombuffer(text.encode(), np.uint8).copy() if self.rank == 0 else np.empty(int(length[0]), np.uint8)
@@ -194,10 +197,11 @@ class Channel:
         return raw.tobytes().decode()
 
     def barrier(self) -> None:
+        """Wait until every rank is here."""
         self.comm.Barrier()
 
     def share_of_cores(self) -> int:
-        """How many cores of this host are left for this rank, the others that run on it counted in."""
+        """Count the cores of this host that are left for this rank, the others that run on it counted in."""
         local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
         wanted = np.zeros(max(os.cpu_count() or 1, *(core + 1 for core in cores)), np.int32)
@@ -217,7 +221,7 @@ _ends_job = False
 
 
 def communicator(comm: Any) -> Any:
-    """`comm`, or all processes if it is None; TypeError if it is something else."""
+    """Return `comm`, or all processes if it is None; TypeError if it is something else."""
     comm = MPI.COMM_WORLD if comm is None else comm
     if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
         raise TypeError(f"comm must be an mpi4py.MPI.Intracomm, got {comm!r}")

@@ -1,4 +1,4 @@
-"""Which rank owns what: parameters cut into slices, slices into the buckets that communication moves.
+"""Decides which rank owns what: cuts parameters into slices, and slices into the buckets that communication moves.
 
 Every cut lies at a border of the blocks that the gradient norm is summed over, so that each rank sums whole blocks and
 the norm has the same bits however many ranks there are.
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """What one round of communication moves: a piece of every rank's slice, of one group and one dtype."""
+    """One round of communication: a piece of every rank's slice, of one group and one dtype."""
 
     group: int
     dtype: np.dtype
@@ -48,7 +48,7 @@ class Bucket(NamedTuple):
 
 
 def cut(ends: Sequence[int], low: int, high: int, parts: int) -> list[int]:
-    """``parts + 1`` positions from `low` to `high`, evenly, at block borders of arrays laid end to end.
+    """Find ``parts + 1`` positions from `low` to `high`, evenly, at block borders of arrays laid end to end.
 
     `ends` holds where the arrays begin, and where the last one ends.
     """
@@ -62,7 +62,7 @@ def cut(ends: Sequence[int], low: int, high: int, parts: int) -> list[int]:
 
 
 def parts_between(ends: Sequence[int], numbers: Sequence[int], low: int, high: int) -> tuple[Part, ...]:
-    """The parts of arrays (numbered `numbers`) that lie between two positions; of no empty array."""
+    """List the parts of arrays (numbered `numbers`) that lie between two positions; of no empty array."""
     parts = []
     i = bisect_right(ends, low) - 1
     while i < len(numbers) and ends[i] < high:
@@ -74,7 +74,7 @@ def parts_between(ends: Sequence[int], numbers: Sequence[int], low: int, high: i
 
 
 def piece_size(room: int, pieces: int, itemsize: int) -> int:
-    """Elements of a piece of which so many fit into `room` bytes, and of one block at least.
+    """Compute the elements of a piece of which so many fit into `room` bytes, one block at least.
 
     One block is left over: as cuts lie between blocks, a piece may get one more than others.
     """
@@ -84,7 +84,7 @@ def piece_size(room: int, pieces: int, itemsize: int) -> int:
 def buckets(
     group: int, dtype: np.dtype, sizes: Sequence[int], numbers: Sequence[int], ranks: int, piece: int
 ) -> list[Bucket]:
-    """Buckets of parameters of one group and dtype, with pieces of about `piece` elements per rank.
+    """Make buckets of parameters of one group and dtype, with pieces of about `piece` elements per rank.
 
     Empty parameters go to the first rank, so that every parameter has a place.
     """
@@ -104,7 +104,7 @@ def buckets(
 
 
 def ranges(buckets: Sequence[Bucket], rank: int) -> dict[int, tuple[int, int]]:
-    """Number of a parameter -> the elements ``(start, stop)`` of it that a rank owns."""
+    """Map the number of a parameter to the elements ``(start, stop)`` of it that a rank owns."""
     found: dict[int, tuple[int, int]] = {}
     for bucket in buckets:
         for number, start, stop in bucket.parts[rank]:

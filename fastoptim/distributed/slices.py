@@ -1,4 +1,4 @@
-"""This rank's slice of everything: its pieces of all buckets, each stepped by a plain optimizer."""
+"""Keeps this rank's slice of everything: its pieces of all buckets, each stepped by a plain optimizer."""
 
 from __future__ import annotations
 
@@ -100,9 +100,10 @@ class Slices:
 
 
 def nothing(b: int, buffers: Any) -> None:
-    """A stage without work."""
+    """Do nothing: a stage without work."""
 
 
 def plan_of(optimizer: Optimizer) -> Any:
+    """Return an optimizer's plan, made or brought up to date."""
     plan = optimizer._plan
     return plan if plan is not None and plan.version == optimizer._changes[0] else optimizer._current_plan()

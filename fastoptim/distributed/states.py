@@ -1,4 +1,4 @@
-"""States and checkpoints of a sharded optimizer: saved by every rank, loaded by any number of them."""
+"""Saves and restores the states of a sharded optimizer: written by every rank, loaded by any number of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class States(Slices):
     """Keeps, saves and restores the states of a `ShardedOptimizer`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What `Optimizer.state_dict` returns, whole, on every rank: for models whose states fit into one process."""
+        """Return `Optimizer.state_dict`'s content, whole, on every rank: for models whose states fit in one process."""
         with self._locked():
             parameters = self._whole._parameters
             facts = np.zeros((len(parameters), 1 + len(SLOTS)), np.int64)  # the step count, and which states there are
@@ -82,7 +82,8 @@ class States(Slices):
 
         Beside the file at `path`, which is written last and atomically, there is one file per rank,
         ``<name>.<token>.<rank>``: the folder must be one that all ranks and hosts share. The checkpoint before stays as
-        ``<name>.previous``, with its slices. If a rank fails, all raise, and the last checkpoint is as it was.
+        ``<name>.previous``, with its slices; a file that is replaced hands down its mode, to slices too. If a rank
+        fails, all raise, and the last checkpoint is as it was.
         """
         with self._locked():
             channel, target = self._channel, os.path.realpath(os.fspath(path))
@@ -130,7 +131,9 @@ class States(Slices):
     def load(self, path: Any) -> None:
         """Read a checkpoint that any number of ranks, a plain optimizer or `fit` has written.
 
-        Each rank reads the slices that overlap its own. If a rank fails, all raise, and nothing was changed.
+        Each rank reads the slices that overlap its own. Before anything is changed, the ranks compare the checksums of
+        what they have read: if one has found another file (in a folder that is not shared, or in an old view of one),
+        all raise ValueError. If a rank fails, all raise, and nothing was changed.
         """
         what = f"loading {os.fspath(path)}"
         with self._locked():

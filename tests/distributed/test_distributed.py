@@ -220,14 +220,6 @@ def test_a_damaged_slice_is_refused_on_every_rank(saved, tmp_path, damage, text)
 
 
 @needs_mpi
-@pytest.mark.parametrize("name", ["differing", "modes_of_files"])
-def test_ranks_and_files(tmp_path, name):
-    done = mpi.run(2, WORKER, name, tmp_path / "run")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("done") == 2
-
-
-@needs_mpi
 def test_a_rank_that_cannot_write_leaves_the_last_checkpoint(tmp_path):
     done = mpi.run(2, WORKER, "full_folder", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]

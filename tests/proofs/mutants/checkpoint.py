@@ -11,13 +11,12 @@ SAVING, FILES, SLICES, FITTING, RANKS, SIGNALS, ARGUMENTS, TREES = (
         "checkpoint/test_files",
         "checkpoint/test_slices",
         "training/test_training",
-        "distributed/test_distributed",
+        "distributed/test_ranks_and_files",
         "common/test_signals",
         "common/test_validation",
         "common/test_trees",
     )
 )
-RANKS_AND_FILES = f"{RANKS}::test_ranks_and_files"
 
 # A folder stands for whichever file in it holds the text.
 CHECKPOINT = "fastoptim"
@@ -148,7 +147,7 @@ MUTANTS = (
     ),
     *planted(
         "fastoptim/distributed/states.py",
-        (RANKS_AND_FILES,),
+        (RANKS,),
         ("ranks load different files", """{"the checkpoint's content (SHA-256)": checksum}""", "{}"),
         ("ranks load different state dicts", "self._channel.agree(None, what, steps)", "pass"),
         ("slices that all may read", ", like=target)", ")"),
