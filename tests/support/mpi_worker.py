@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 import tracemalloc
@@ -454,6 +455,45 @@ def differing(path):
     assert {name: p.tobytes() for name, p in params.items()} == content
     opt.load(f"{path}.1")
     assert same_states(opt.state_dict(), saved[1])
+
+
+def interrupted(path):
+    """Ctrl-C on one rank in the middle of loading or of adding a group: it happens whole, then the rank raises."""
+    params = parameters()
+    opt = sharded(params)
+    train(opt, params, 2)
+    opt.save(path)
+    saved = opt.state_dict()
+    again = parameters(seed=5)
+    other = sharded(again, lr=0.5)
+    load, append = fo.Adam._load, fo.Adam._append_group
+
+    def pressing(function):
+        def call(*args):
+            if RANK == SIZE - 1:
+                signal.raise_signal(signal.SIGINT)
+            return function(*args)
+
+        return call
+
+    def expect():
+        return raises(KeyboardInterrupt) if RANK == SIZE - 1 else contextlib.nullcontext()
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    fo.Adam._load, fo.Adam._append_group = pressing(load), pressing(append)
+    with expect():
+        other.load(path)
+    with expect():
+        other.add_param_group({"params": np.ones(3)})
+    fo.Adam._load, fo.Adam._append_group = load, append
+    assert same(again, params) and other.param_groups[0]["lr"] == 0.01
+    assert len(other.param_groups) == 2 and len(other.state_dict()["state"]) == len(saved["state"]) + 1
+    third = sharded(parameters(seed=6))
+    fo.Adam._load = pressing(load)
+    with expect():
+        third.load_state_dict(saved)
+    fo.Adam._load = load
+    assert same_states(third.state_dict(), saved)
 
 
 def modes_of_files(path):

@@ -151,6 +151,21 @@ MUTANTS = (
         ("ranks load different files", """{"the checkpoint's content (SHA-256)": checksum}""", "{}"),
         ("ranks load different state dicts", "self._channel.agree(None, what, steps)", "pass"),
         ("slices that all may read", ", like=target)", ")"),
+        (
+            "loading left halfway by Ctrl-C",
+            "            with deferred_signals():\n                self._restore(state_dict, own, what)\n                i",
+            "            if True:\n                self._restore(state_dict, own, what)\n                i",
+        ),
+        (
+            "a state dict left halfway by Ctrl-C",
+            "            with deferred_signals():\n                self._restore(state_dict, own, what)\n\n",
+            "            self._restore(state_dict, own, what)\n\n",
+        ),
+    ),
+    *planted(
+        "fastoptim/distributed/__init__.py",
+        (RANKS,),
+        ("a group added halfway by Ctrl-C", "with self._locked(), deferred_signals():", "with self._locked():"),
     ),
     *planted(
         "fastoptim/common/signals.py",
