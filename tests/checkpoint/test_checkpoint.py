@@ -433,7 +433,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
 
 
 def test_what_dead_writers_left_is_removed_what_live_ones_write_is_not(tmp_path):
-    dead, live, other = (tmp_path / name for name in (".a.ckpt.0badf00d.tmp", ".a.ckpt.11fe11fe.tmp", ".b.ckpt.00.tmp"))
+    dead, live, other = (
+        tmp_path / name for name in (".a.ckpt.0badf00d.tmp", ".a.ckpt.11fe11fe.tmp", ".b.ckpt.00000000.tmp")
+    )
     for path in (dead, live, other):
         path.write_bytes(b"half")
     with open(live, "rb") as file:

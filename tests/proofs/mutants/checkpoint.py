@@ -153,8 +153,8 @@ MUTANTS = (
         ("slices that all may read", ", like=target)", ")"),
         (
             "loading left halfway by Ctrl-C",
-            "            with deferred_signals():\n                self._restore(state_dict, own, what)\n                i",
-            "            if True:\n                self._restore(state_dict, own, what)\n                i",
+            "with deferred_signals():\n                self._restore(state_dict, own, what)\n                if",
+            "if True:\n                self._restore(state_dict, own, what)\n                if",
         ),
         (
             "a state dict left halfway by Ctrl-C",
