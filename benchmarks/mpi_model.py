@@ -2,11 +2,11 @@
 
     python benchmarks/mpi_model.py benchmarks/results/mpi_overlap.json --docs docs/scale.md
 
-The model, for B bytes of parameters, n ranks and C chunks (times in seconds)::
+The model, for B bytes of parameters, n ranks and C buckets (times in seconds)::
 
     copies        = 2 B gamma                                   packing gradients, unpacking parameters
     agreement     = 2 log2(n) alpha                             before anything is touched
-    messages      = 2 C (n - 1) alpha + 2 B (n - 1) / n beta    each of both collectives sends n - 1 messages a chunk
+    messages      = 2 C (n - 1) alpha + 2 B (n - 1) / n beta    each of both collectives sends n - 1 messages a bucket
     communication = agreement + copies + messages
     kernel        = B / n kappa
     step          = max(communication, kernel) + (1 - hidden) min(communication, kernel)
@@ -53,14 +53,14 @@ class Model(NamedTuple):
     kappa: float
     hidden: float
 
-    def communication(self, nbytes: float, ranks: int, chunks: float) -> float:
-        latency = (2 * math.log2(ranks) + 2 * chunks * (ranks - 1)) * self.alpha
+    def communication(self, nbytes: float, ranks: int, buckets: float) -> float:
+        latency = (2 * math.log2(ranks) + 2 * buckets * (ranks - 1)) * self.alpha
         return 2 * nbytes * self.gamma + latency + 2 * nbytes * (ranks - 1) / ranks * self.beta
 
-    def step(self, nbytes: float, ranks: int, chunks: float, kernel: float) -> float:
+    def step(self, nbytes: float, ranks: int, buckets: float, kernel: float) -> float:
         if ranks == 1:
             return kernel
-        longer, shorter = sorted((self.communication(nbytes, ranks, chunks), kernel), reverse=True)
+        longer, shorter = sorted((self.communication(nbytes, ranks, buckets), kernel), reverse=True)
         return longer + (1 - self.hidden) * shorter
 
 
@@ -77,7 +77,7 @@ def fit(rows: list[Row]) -> Model:
     fast = [row for row in rows if row["kernel of"] == "C"]
     kappa = float(np.median([2 * row["kernel"][1] / parameter_bytes(row) for row in fast]))
     matrix = (
-        np.stack([2 + 2 * np.array([row["chunks"] for row in rows], float), sizes], axis=1) / communication[:, None]
+        np.stack([2 + 2 * np.array([row["buckets"] for row in rows], float), sizes], axis=1) / communication[:, None]
     )
     messages = (communication - 2 * sizes * gamma) / communication
     alpha, beta = np.linalg.lstsq(matrix, messages)[0]
@@ -94,7 +94,7 @@ def fit_table(models: dict[str, Model], rows: list[Row]) -> str:
     ]
     for link, model in models.items():
         ratios = [
-            model.step(parameter_bytes(row), 2, row["chunks"], row["kernel"][1]) / row["step"][1]
+            model.step(parameter_bytes(row), 2, row["buckets"], row["kernel"][1]) / row["step"][1]
             for row in rows
             if row["link"] == link
         ]
@@ -106,12 +106,12 @@ def fit_table(models: dict[str, Model], rows: list[Row]) -> str:
 
 
 def buffer_bytes(ranks: int) -> int:
-    """The default, and 1 MiB for each of many ranks: their pieces of a chunk would get too small."""
+    """The default, and 1 MiB for each of many ranks: their pieces of a bucket would get too small."""
     return max(1 << 25, ranks << 20)
 
 
-def chunk_count(parameters: float, ranks: int) -> int:
-    """How many chunks `ShardedOptimizer` makes of one float32 group."""
+def bucket_count(parameters: float, ranks: int) -> int:
+    """How many buckets `ShardedOptimizer` makes of one float32 group."""
     return math.ceil(parameters / ranks / piece_size(buffer_bytes(ranks) // IN_FLIGHT, ranks + 1, 4))
 
 
@@ -119,20 +119,20 @@ def paper_table(model: Model) -> str:
     """The model on the paper cluster: measured copies, kernel and overlap; assumed link."""
     paper = model._replace(alpha=LATENCY, beta=1 / LINK)
     lines = [
-        "| ranks | memory a rank | chunks | communication | kernel | sharded step | unsharded step |",
+        "| ranks | memory a rank | buckets | communication | kernel | sharded step | unsharded step |",
         "|---|---|---|---|---|---|---|",
     ]
     nbytes = 4 * PARAMETERS
     for ranks in RANKS:
-        chunks = chunk_count(PARAMETERS, ranks) if ranks > 1 else 0
+        buckets = bucket_count(PARAMETERS, ranks) if ranks > 1 else 0
         memory = 2 * nbytes + 2 * nbytes / ranks + (buffer_bytes(ranks) if ranks > 1 else 0)
-        messages = paper.communication(nbytes, ranks, chunks) if ranks > 1 else 0.0
+        messages = paper.communication(nbytes, ranks, buckets) if ranks > 1 else 0.0
         kernel = nbytes / ranks * paper.kappa
         # Without sharding the gradients' sum moves as many bytes (all-reduce), in place, and every rank updates all.
         whole = messages - (2 * nbytes * paper.gamma if ranks > 1 else 0) + nbytes * paper.kappa
         lines.append(
-            f"| {ranks:,} | {memory / 1e9:.2f} GB | {chunks:,} | {1e3 * messages:,.0f} ms | {1e3 * kernel:,.1f} ms "
-            f"| {1e3 * paper.step(nbytes, ranks, chunks, kernel):,.0f} ms | {1e3 * whole:,.0f} ms |"
+            f"| {ranks:,} | {memory / 1e9:.2f} GB | {buckets:,} | {1e3 * messages:,.0f} ms | {1e3 * kernel:,.1f} ms "
+            f"| {1e3 * paper.step(nbytes, ranks, buckets, kernel):,.0f} ms | {1e3 * whole:,.0f} ms |"
         )
     return "\n".join(lines)
 

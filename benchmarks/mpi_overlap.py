@@ -7,7 +7,7 @@ network namespaces simulate, joined by a cable of a given rate. In every round e
 that changes from round to round, between barriers, the slowest rank counting:
 
     step            opt.step(grads)
-    communication   opt.step(grads) whose chunks have no kernel: the same messages, copies and checks
+    communication   opt.step(grads) whose buckets have no kernel: the same messages, copies and checks
     kernel          the kernel on this rank's slice, without messages
     copies          packing and unpacking alone
     deterministic   opt.step(grads) with deterministic=True
@@ -18,7 +18,7 @@ communication and kernel that the step did not add to the longer one, computed i
 if they run fully beside each other, 0 if one after the other, negative if the step takes longer than both together.
 Where (communication + kernel - step) is spread by more than the shorter of them takes, it is called not resolvable.
 
-Beside the table goes a picture: communication, kernel and step of every row; and when the gradients of each chunk of a
+Beside the table goes a picture: communication, kernel and step of every row; and when the gradients of each bucket of a
 step were added up, its parameters updated and gathered.
 """
 
@@ -70,7 +70,7 @@ TIMELINE = ("2.5gbit", "NumPy, AMSGrad")  # the link and the kernel of the step 
 def parts_of_a_step(opt: Any, params: list[np.ndarray], grads: list[np.ndarray]) -> dict[str, Callable[[], None]]:
     """What is timed, as functions without arguments."""
     rank, pieces = opt._channel.rank, opt._pieces
-    reduced = [np.full(chunk.counts[rank], 0.25, chunk.dtype) for chunk in opt._chunks]
+    reduced = [np.full(bucket.counts[rank], 0.25, bucket.dtype) for bucket in opt._buckets]
 
     def communication() -> None:
         opt._pieces = [None] * len(pieces)
@@ -83,11 +83,12 @@ def parts_of_a_step(opt: Any, params: list[np.ndarray], grads: list[np.ndarray])
             optimizer._step_checked(optimizer._current_plan(), tuple(opt._split(c, reduced[c])), 1.0, None, False)
 
     def copies() -> None:
-        for i, chunk in enumerate(opt._chunks):
-            packed = opt._buffers[i % len(opt._buffers)].packed[: chunk.size * chunk.dtype.itemsize].view(chunk.dtype)
+        for i, bucket in enumerate(opt._buckets):
+            buffers = opt._buffers[i % len(opt._buffers)]
+            packed = buffers.packed[: bucket.size * bucket.dtype.itemsize].view(bucket.dtype)
             for source, into in ((grads, True), (params, False)):
                 end = 0
-                for number, start, stop in (part for parts in chunk.parts for part in parts):
+                for number, start, stop in (part for parts in bucket.parts for part in parts):
                     begin, end = end, end + stop - start
                     if into:
                         packed[begin:end] = source[number][start:stop]
@@ -104,16 +105,16 @@ def parts_of_a_step(opt: Any, params: list[np.ndarray], grads: list[np.ndarray])
 
 
 def timeline(opt: Any, grads: list[np.ndarray]) -> Row:
-    """One step: when each chunk's reduction and gather were under way, from their start until they were found done."""
-    events: list[list[tuple[float, float]]] = [[(0.0, 0.0)] * 3 for _ in opt._chunks]
+    """One step: when each bucket's reduction and gather were under way, from their start until they were found done."""
+    events: list[list[tuple[float, float]]] = [[(0.0, 0.0)] * 3 for _ in opt._buckets]
     channel, began = opt._channel, {}
     names = "start_reduce", "finish_reduce", "start_gather", "finish_gather"
     plain = {name: getattr(channel, name) for name in names}
 
     def watch(name: str, column: int) -> Callable[..., Any]:
-        def watched(chunk: Any, *args: Any) -> Any:
-            result = plain[name](chunk, *args)
-            c, now = opt._chunks.index(chunk), time.perf_counter()
+        def watched(bucket: Any, *args: Any) -> Any:
+            result = plain[name](bucket, *args)
+            c, now = opt._buckets.index(bucket), time.perf_counter()
             if name.startswith("start"):
                 began[c, column] = now
             else:
@@ -145,7 +146,10 @@ def timeline(opt: Any, grads: list[np.ndarray]) -> Row:
         delattr(channel, name)
     for piece in opt._pieces:
         del piece.optimizer._step_checked
-    return {"step": seconds, "chunks": [[[round(a - start, 7), round(b - start, 7)] for a, b in row] for row in events]}
+    return {
+        "step": seconds,
+        "buckets": [[[round(a - start, 7), round(b - start, 7)] for a, b in row] for row in events],
+    }
 
 
 def quartiles(values: Any) -> list[float]:
@@ -191,7 +195,7 @@ def measure(kernel: str, dtype: str, count: int, mebibytes: int, seconds: float)
         row["resolvable"] = bool(high - low <= np.median(shorter))
         for name in ("deterministic", "clipped"):
             row[name] = quartiles(seen[name] / seen["step"])
-        row["chunks"], row["rounds"], row["timeline"] = len(opt._chunks), rounds, traced[2]
+        row["buckets"], row["rounds"], row["timeline"] = len(opt._buckets), rounds, traced[2]
         sys.stdout.write(json.dumps(row) + "\n")
 
 
@@ -206,7 +210,7 @@ def table(rows: list[Row]) -> str:
         "kernel of",
         "parameters",
         "buffers",
-        "chunks",
+        "buckets",
         *TIMES,
         "hidden",
         "deterministic",
@@ -218,7 +222,7 @@ def table(rows: list[Row]) -> str:
         ratios = " | ".join(f"{row[name][1]:.2f} x" for name in ("deterministic", "clipped"))
         lines.append(
             f"| {row['link']} | {row['kernel of']}, {row['dtype']} | {row['parameters']:,} "
-            f"| {row['mebibytes']} MiB | {row['chunks']} | {times} | {hidden_text(row)} | {ratios} |"
+            f"| {row['mebibytes']} MiB | {row['buckets']} | {times} | {hidden_text(row)} | {ratios} |"
         )
     return "\n".join(lines)
 
@@ -264,14 +268,14 @@ def draw(rows: list[Row], path: Path) -> None:
 
     row = next((row for row in rows if (row["link"], row["kernel of"]) == TIMELINE), rows[-1])
     stages = {"gradients on their way": COLOURS[5], "kernel": colours["kernel"], "parameters on their way": COLOURS[2]}
-    for c, chunk in enumerate(row["timeline"]["chunks"]):
+    for c, bucket in enumerate(row["timeline"]["buckets"]):
         for stage, colour in enumerate(stages.values()):
-            start, stop = (1e3 * x for x in chunk[stage])
+            start, stop = (1e3 * x for x in bucket[stage])
             below.barh(c + (stage - 1) * 0.27, stop - start, 0.27, left=start, color=colour)
     below.set_xlim(0)
     below.invert_yaxis()
-    below.set_yticks(range(row["chunks"]))
-    below.set_ylabel("chunk")
+    below.set_yticks(range(row["buckets"]))
+    below.set_ylabel("bucket")
     below.set_xlabel("milliseconds since the start of the step")
     below.set_title(f"One step on rank 0; {name(row)}", loc="left")
     below.legend(handles=[Patch(color=colour, label=stage) for stage, colour in stages.items()], loc="upper right")

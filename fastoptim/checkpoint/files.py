@@ -16,41 +16,100 @@ try:
 except ImportError:  # not on this platform
     fcntl = None  # type: ignore[assignment]
 
+_BINARY = getattr(os, "O_BINARY", 0)
+
 
 class CheckpointError(ValueError):
     """A file is not a whole checkpoint, or not one of this model, optimizer and data."""
 
 
 def check_target(path: Any) -> None:
-    """Raise what would keep `write` from putting a file there, as far as that can be told beforehand."""
+    """Raise what would keep `write` from putting a file there: a file is made beside it, and removed.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder is missing.
+    ValueError
+        `path`, or where the previous checkpoint is to go, is a folder or device.
+    OSError
+        The folder is read-only, or the name too long; it names the file.
+    """
     target = os.path.realpath(os.fspath(path))
-    if not os.path.isdir(os.path.dirname(target)):
-        raise FileNotFoundError(errno.ENOENT, "the folder for a checkpoint is missing", os.path.dirname(target))
-    for name in (target, previous_path(target)):
-        if os.path.exists(name) and not os.path.isfile(name):
-            raise ValueError(f"{name} is a folder or device: a checkpoint would take its place")
+    check_replaceable(target)
+    with naming(target), temporary_file(target) as (file, temporary):
+        file.close()
+        os.unlink(temporary)
+
+
+def check_replaceable(target: str) -> None:
+    """Raise what can be told without touching anything: a missing folder, a name that is too long or no file's."""
+    folder, name = os.path.split(target)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "the folder for a checkpoint is missing", folder)
+    limit = _longest_name(folder)
+    if len(os.fsencode(name)) > limit:
+        raise OSError(errno.ENAMETOOLONG, f"the name of a checkpoint may have {limit} bytes here", target)
+    for place in (target, previous_path(target)):
+        if os.path.exists(place) and not os.path.isfile(place):
+            raise ValueError(f"{place} is a folder or device: a checkpoint would take its place")
+
+
+def _longest_name(folder: str) -> int:
+    """How many bytes a target's name may have, so that those of its temporary files are not too long."""
+    limit = 0
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        limit = os.pathconf(folder, "PC_NAME_MAX")
+    return (limit if limit > 0 else 255) - len(_spare(_temporary("", "0" * 8)))
 
 
 def previous_path(path: Any) -> str:
-    """Where `write` keeps what was at `path` before."""
-    return os.path.realpath(os.fspath(path)) + ".previous"
+    """Return where `write` keeps what was at `path` before."""
+    return str(os.path.realpath(os.fspath(path))) + ".previous"
 
 
 @contextlib.contextmanager
-def _temporary(target: str) -> Iterator[tuple[IO[bytes], str]]:
-    """A new file beside `target`; it is gone afterwards unless it was renamed. Those of dead writers are removed.
+def naming(path: str) -> Iterator[None]:
+    """Let an OSError that names no file, such as that of a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = path
+        raise
 
-    A writer holds a lock on its file while it lives: what can be locked has been left behind.
+
+def _temporary(name: str, token: str) -> str:
+    return f".{name}.{token}.tmp"
+
+
+def _spare(temporary: str) -> str:
+    return f"{temporary[: -len('.tmp')]}_.tmp"
+
+
+def temporary_pattern(name: str) -> str:
+    """Return the regular expression of the names that temporary files of the file `name` have."""
+    return rf"\.{name}\.[0-9a-f]{{8}}_?\.tmp"
+
+
+@contextlib.contextmanager
+def temporary_file(target: str, like: str | None = None) -> Iterator[tuple[IO[bytes], str]]:
+    """Make a new file beside `target`; it is gone afterwards unless it was renamed. Those of dead writers are removed.
+
+    A writer holds a lock on its file while it lives: what can be locked has been left behind. The file has the mode of
+    `target`, or else of `like`, if there is one, from the beginning.
     """
     folder, name = os.path.split(target)
-    pattern = re.compile(rf"\.{re.escape(name)}\.\w+\.tmp")
-    for entry in os.listdir(folder) if fcntl else ():
+    pattern = re.compile(temporary_pattern(re.escape(name)))
+    for entry in os.listdir(folder):
         if pattern.fullmatch(entry):
-            _remove_if_abandoned(os.path.join(folder, entry))
+            remove_abandoned(os.path.join(folder, entry))
+    mode = _mode_of(target, like)
     while True:
-        temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+        temporary = os.path.join(folder, _temporary(name, secrets.token_hex(4)))
         try:
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY
+            descriptor = os.open(temporary, flags, 0o666 if mode is None else mode & 0o600)
         except FileExistsError:
             continue
         file = os.fdopen(descriptor, "r+b")
@@ -58,6 +117,8 @@ def _temporary(target: str) -> Iterator[tuple[IO[bytes], str]]:
             break
         file.close()
     try:
+        if mode is not None and hasattr(os, "fchmod"):
+            os.fchmod(file.fileno(), mode)
         yield file, temporary
     except BaseException:
         with contextlib.suppress(OSError):
@@ -65,6 +126,15 @@ def _temporary(target: str) -> Iterator[tuple[IO[bytes], str]]:
         raise
     finally:
         file.close()
+
+
+def _mode_of(*paths: str | None) -> int | None:
+    """The mode of the first of these files that is there."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path is not None:
+                return stat.S_IMODE(os.stat(path).st_mode)
+    return None
 
 
 def _lock(file: IO[bytes], path: str) -> bool:
@@ -76,13 +146,15 @@ def _lock(file: IO[bytes], path: str) -> bool:
         return True
 
 
-def _remove_if_abandoned(path: str) -> None:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
+def remove_abandoned(path: str) -> None:
+    """Remove a temporary file that no writer holds; nothing that is not a regular file."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError, CheckpointError), open_regular(path, follow=False) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
 
 
-def _keep_previous(target: str, temporary: str, is_whole: Callable[[str], bool]) -> None:
+def keep_previous(target: str, temporary: str, is_intact: Callable[[str], bool]) -> None:
     """Make `target`'s content available as the previous checkpoint, without ever taking `target` away.
 
     Unless it is damaged and there is a previous one: until `target` is replaced, that may be the only good one.
@@ -90,9 +162,9 @@ def _keep_previous(target: str, temporary: str, is_whole: Callable[[str], bool])
     previous = previous_path(target)
     if not os.path.exists(target):
         return
-    if os.path.exists(previous) and (os.path.samefile(target, previous) or not is_whole(target)):
+    if os.path.exists(previous) and (os.path.samefile(target, previous) or not is_intact(target)):
         return
-    spare = f"{temporary[: -len('.tmp')]}_.tmp"
+    spare = _spare(temporary)
     try:
         os.link(target, spare)
     except OSError:  # a file system without hard links; `read_latest` knows what to do if this is where it ends
@@ -101,7 +173,8 @@ def _keep_previous(target: str, temporary: str, is_whole: Callable[[str], bool])
     os.replace(spare, previous)
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
+    """Make a renaming in `folder` outlast a power failure."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -112,9 +185,11 @@ def _sync_folder(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _open(path: Any) -> Iterator[IO[bytes]]:
+def open_regular(path: Any, follow: bool = True) -> Iterator[IO[bytes]]:
+    """Open a regular file for reading, at once; CheckpointError if it is something else, a named pipe for example."""
     # Without O_NONBLOCK, opening a named pipe would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    descriptor = os.open(path, flags)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise CheckpointError(f"{os.fspath(path)}: not a regular file")

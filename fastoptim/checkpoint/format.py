@@ -1,15 +1,4 @@
-"""Checkpoints: one safetensors file that is either whole or refused, and never a reason to run code.
-
-Format (version 1). A safetensors file: 8 bytes of header length, a JSON header, the arrays' bytes, all in C order and
-little-endian. The header begins with ``{"__metadata__":{"sha256":"<64 hex digits>"``, the SHA-256 of the whole file
-with these digits as zeros. The other metadata are "format" ("fastoptim"), "version", "kind", "software" and "tree": the
-saved tree as JSON, in which ``{"$tensor": name}`` stands for an array of the file.
-
-A file is written beside its target, synced, and renamed; the target's last content stays as ``<name>.previous``. So at
-every moment, whatever happens to the process, the target is a whole checkpoint, the new one or the last one. Loading
-reads the file (no memory map), checks all of it before anything is built from it, and allocates no more than a multiple
-of the file's size.
-"""
+"""Writes and reads the file of a checkpoint; its bytes are described in the package's docstring."""
 
 from __future__ import annotations
 
@@ -20,118 +9,30 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
 
 import numpy as np
 
 from .. import __version__
-
-if TYPE_CHECKING:
-    pass
-from .files import (
-    CheckpointError,
-    _keep_previous,
-    _open,
-    _sync_folder,
-    _temporary,
-    check_target,
-    previous_path,
-)
+from . import files
+from .encoding import decode, dtype_name, dtype_of, encode, parse
+from .files import CheckpointError, naming, open_regular, previous_path
 
 VERSION = 1
-MAX_HEADER = 1 << 24  # bytes; what parsing may allocate is a multiple of this
-_PREFIX = b'{"__metadata__":{"sha256":"'
-_DIGITS = 64
+MAX_HEADER = 1 << 23  # bytes, unless the arrays have more; what parsing may allocate is a multiple of the header
+PREFIX = b'{"__metadata__":{"sha256":"'
+DIGITS = 64
 _CHUNK = 1 << 20
-# safetensors' names of dtypes
-_DTYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "|i1",
-    "U64": "<u8",
-    "U32": "<u4",
-    "U16": "<u2",
-    "U8": "|u1",
-    "BOOL": "|b1",
-    "C64": "<c8",
-}
+
+# What interpreting a file's content may raise, if the content is not what was written.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
 
-def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
-    """`value` as JSON; arrays go to `arrays` under the path where they were found."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        if isinstance(value, np.ma.MaskedArray) or _dtype_name(value.dtype) is None:
-            raise TypeError(f"{path}: a checkpoint cannot hold {type(value).__name__} of dtype {value.dtype}")
-        name = path if path != "__metadata__" else path + "'"  # which is safetensors' own
-        while name in arrays:
-            name += "'"
-        arrays[name] = np.asarray(value)
-        if isinstance(value, np.generic):
-            return {"$tensor": name, "form": "scalar"}
-        if value.flags.f_contiguous and not value.flags.c_contiguous:
-            return {"$tensor": name, "form": "F"}
-        return {"$tensor": name}
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"$float": repr(value)}
-    if isinstance(value, tuple):
-        return {"$tuple": [_encode(item, f"{path}/{i}", arrays) for i, item in enumerate(value)]}
-    if isinstance(value, list):
-        return [_encode(item, f"{path}/{i}", arrays) for i, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        items = [(key, _encode(item, f"{path}/{key}" if path else str(key), arrays)) for key, item in value.items()]
-        if all(isinstance(key, str) and not key.startswith("$") for key, _ in items):
-            return dict(items)
-        keys: dict[str, np.ndarray] = {}
-        encoded = {"$items": [[_encode(key, path, keys), item] for key, item in items]}
-        if keys:
-            raise TypeError(f"{path}: a checkpoint cannot hold a mapping whose keys are NumPy scalars")
-        return encoded
-    raise TypeError(f"{path}: a checkpoint cannot hold a {type(value).__name__}")
+# --- Writing
 
 
-def _decode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The tree that `_encode` was given. Every array is taken once, so that no file can ask for many copies of one."""
-    if isinstance(value, list):
-        return [_decode(item, arrays) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "$tensor" in value:
-        array, form = arrays.pop(value["$tensor"]), value.get("form")
-        return array[()] if form == "scalar" else np.asfortranarray(array) if form == "F" else array
-    if "$tuple" in value:
-        return tuple(_decode(item, arrays) for item in value["$tuple"])
-    if "$float" in value:
-        return float(value["$float"])
-    if "$items" in value:
-        return {_decode(key, arrays): _decode(item, arrays) for key, item in value["$items"]}
-    return {key: _decode(item, arrays) for key, item in value.items()}
-
-
-def _dtype_name(dtype: np.dtype) -> str | None:
-    if dtype.name == "bfloat16":
-        return "BF16"
-    little = dtype.newbyteorder("<").str
-    return next((name for name, text in _DTYPES.items() if text == little), None)
-
-
-def _dtype(name: str) -> np.dtype:
-    if name == "BF16":
-        try:
-            import ml_dtypes
-        except ImportError as error:
-            raise CheckpointError('bfloat16 arrays need ml_dtypes: pip install "fastoptim[lowprec]"') from error
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(_DTYPES[name])
-
-
-def write(path: Any, tree: Any, *, kind: str, keep_previous: bool = True) -> None:
+def write(path: Any, tree: Any, *, kind: str, keep_previous: bool = True, like: str | None = None) -> None:
     """Write `tree` to a checkpoint file, so that the file is at every moment whole: the last one or this one.
 
     Parameters
@@ -145,35 +46,49 @@ def write(path: Any, tree: Any, *, kind: str, keep_previous: bool = True) -> Non
         What it is ("optimizer", "training"): `read` asks for it.
     keep_previous : bool
         Whether the file that is replaced stays as ``<name>.previous``. One that is damaged takes no checkpoint's place.
+    like : path, optional
+        A file whose mode a new file gets, if there is one. A file that is replaced hands down its own mode.
 
     Raises
     ------
     TypeError, ValueError
         `tree` holds something that a checkpoint cannot hold, or `path` is a folder; nothing was touched.
     OSError
-        The disk is full, the folder is missing, ...; the target is as it was.
+        The disk is full, the folder is missing, ...; it names the file, and the target is as it was.
     """
-    arrays: dict[str, np.ndarray] = {}
-    text = json.dumps(_encode(tree, "", arrays), allow_nan=False, separators=(",", ":"))
-    ordered = sorted(arrays.items(), key=lambda item: -item[1].itemsize)  # keeps every array aligned within the file
-    header = _header(text, ordered, kind)
+    header, arrays = _prepared(tree, kind)
     target = os.path.realpath(os.fspath(path))
-    check_target(target)
-    with _temporary(target) as (file, temporary):
-        _write_file(file, header, [array for _, array in ordered])
-        written = _identity(file)
-        if os.name == "nt":  # an open file cannot be renamed there
-            file.close()
-        if keep_previous:
-            _keep_previous(target, temporary, _is_whole)
-        os.replace(temporary, target)
-    _remember(target, written)
-    _sync_folder(os.path.dirname(target))
+    files.check_replaceable(target)
+    with naming(target):
+        with files.temporary_file(target, like) as (file, temporary):
+            write_file(file, header, arrays)
+            written = _identity(file)
+            if os.name == "nt":  # an open file cannot be renamed there
+                file.close()
+            if keep_previous:
+                files.keep_previous(target, temporary, is_intact)
+            os.replace(temporary, target)
+        _remember_intact(target, written)
+        files.sync_folder(os.path.dirname(target))
 
 
-def _header(text: str, arrays: list[tuple[str, np.ndarray]], kind: str) -> bytes:
+def check_tree(tree: Any, *, kind: str) -> None:
+    """Raise what `write` would raise because of `tree`: something that a checkpoint cannot hold, or too much of it."""
+    _prepared(tree, kind)
+
+
+def _prepared(tree: Any, kind: str) -> tuple[bytes, list[np.ndarray]]:
+    """The header of a file that holds `tree`, and its arrays in their order."""
+    arrays: dict[str, np.ndarray] = {}
+    text = json.dumps(encode(tree, "", arrays), allow_nan=False, separators=(",", ":"))
+    ordered = sorted(arrays.items(), key=lambda item: -item[1].itemsize)  # keeps every array aligned within the file
+    return make_header(text, ordered, kind), [array for _, array in ordered]
+
+
+def make_header(text: str, arrays: Sequence[tuple[str, np.ndarray]], kind: str) -> bytes:
+    """Make a file's header, with a checksum of zeros; ValueError if it would be too long to be read."""
     metadata = {
-        "sha256": "0" * _DIGITS,
+        "sha256": "0" * DIGITS,
         "format": "fastoptim",
         "version": str(VERSION),
         "kind": kind,
@@ -185,21 +100,28 @@ def _header(text: str, arrays: list[tuple[str, np.ndarray]], kind: str) -> bytes
     for name, array in arrays:
         begin, end = end, end + array.nbytes
         entries[name] = {
-            "dtype": _dtype_name(array.dtype),
+            "dtype": dtype_name(array.dtype),
             "shape": list(array.shape),
             "data_offsets": [begin, end],
         }
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    if len(header) > MAX_HEADER:
+    limit = longest_header(end)
+    if len(header) > limit:
         raise ValueError(
-            f"a checkpoint's header may have {MAX_HEADER} bytes, this one has {len(header)}: store numbers in arrays, "
-            "not in lists"
+            f"a checkpoint's header may have {limit} bytes here, this one has {len(header)}: store numbers in arrays, "
+            f"not in lists, and in fewer arrays than these {len(arrays)} (fastoptim.pack joins those of a model)"
         )
     return header
 
 
-def _write_file(file: IO[bytes], header: bytes, arrays: list[np.ndarray]) -> None:
+def longest_header(data: int) -> int:
+    """Return how many bytes a header may have beside so many bytes of arrays."""
+    return max(MAX_HEADER, data)
+
+
+def write_file(file: IO[bytes], header: bytes, arrays: Sequence[np.ndarray]) -> None:
+    """Write a whole file, put its checksum in, and sync it."""
     digest = hashlib.sha256()
     for part in (len(header).to_bytes(8, "little"), header):
         digest.update(part)
@@ -209,14 +131,17 @@ def _write_file(file: IO[bytes], header: bytes, arrays: list[np.ndarray]) -> Non
             raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
             digest.update(raw.data)
             file.write(raw.data)
-    file.seek(8 + len(_PREFIX))
+    file.seek(8 + len(PREFIX))
     file.write(digest.hexdigest().encode())
     file.flush()
     os.fsync(file.fileno())
 
 
+# --- Reading
+
+
 def read(path: Any, *, kind: str | tuple[str, ...]) -> Any:
-    """The tree that `write` wrote to `path`.
+    """Read the tree that `write` wrote to `path`.
 
     Raises
     ------
@@ -225,21 +150,29 @@ def read(path: Any, *, kind: str | tuple[str, ...]) -> Any:
     OSError
         There is no file, or it may not be read.
     """
+    return read_with_checksum(path, kind=kind)[0]
+
+
+def read_with_checksum(path: Any, *, kind: str | tuple[str, ...]) -> tuple[Any, str]:
+    """Read as `read` does; the second result is the file's SHA-256, by which processes can tell that it is the same."""
     target = os.path.realpath(os.fspath(path))
-    _whole.pop(target, None)
-    with _open(path) as file:
+    _intact.pop(target, None)
+    with naming(target), open_regular(path) as file:
         try:
-            tree = _read(file, (kind,) if isinstance(kind, str) else kind)
-            _remember(target, _identity(file))
-            return tree
+            header, size = _read_verified_header(file)
+            tree = _read_content(file, header, size, (kind,) if isinstance(kind, str) else kind)
+            _remember_intact(target, _identity(file))
+            return tree, _stated_checksum(header)
         except CheckpointError as error:
             raise CheckpointError(f"{os.fspath(path)}: {error}") from error
         except _MALFORMED as error:
-            raise CheckpointError(f"{os.fspath(path)}: malformed ({type(error).__name__}: {_short(error)})") from error
+            raise CheckpointError(
+                f"{os.fspath(path)}: malformed ({type(error).__name__}: {shortened(error)})"
+            ) from error
 
 
 def read_latest(path: Any, *, kind: str, warn: Callable[[str], None]) -> Any:
-    """`read`, or where that fails the previous checkpoint, after `warn` was told."""
+    """Read as `read` does; where that fails, the previous checkpoint, after `warn` was told."""
     try:
         return read(path, kind=kind)
     except (FileNotFoundError, CheckpointError) as error:
@@ -250,32 +183,86 @@ def read_latest(path: Any, *, kind: str, warn: Callable[[str], None]) -> Any:
         return tree
 
 
-def _short(error: BaseException) -> str:
+def stated_kind(path: Any) -> str | None:
+    """Read which kind of checkpoint a file says it is, without looking at its arrays; None if it is no checkpoint."""
+    try:
+        with open_regular(path, follow=False) as file:
+            return str(_metadata(_entries(_read_header(file)[1]))["kind"])
+    except (OSError, *_MALFORMED):
+        return None
+
+
+@contextlib.contextmanager
+def malformed(what: str) -> Iterator[None]:
+    """Turn whatever interpreting a file's content raises into a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except _MALFORMED as error:
+        raise CheckpointError(f"{what} does not fit: {shortened(error)}") from error
+
+
+def shortened(error: BaseException) -> str:
+    """Return an error's text, of a hostile file's the beginning."""
     text = str(error)
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def _checked_header(file: IO[bytes]) -> tuple[bytes, int]:
-    """The header and the file's size, after its checksum was compared."""
+def _read_header(file: IO[bytes]) -> tuple[bytes, bytes, int]:
+    """The first eight bytes, the header and the file's size."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or not len(_PREFIX) + _DIGITS <= length <= min(MAX_HEADER, size - 8):
+    if len(start) < 8 or not len(PREFIX) + DIGITS <= length <= size - 8:
+        raise CheckpointError("not a checkpoint, or cut off")
+    if length > longest_header(size - 8 - length):
         raise CheckpointError("not a checkpoint, or cut off")
     header = file.read(length)
-    if len(header) != length or not header.startswith(_PREFIX):
+    if len(header) != length or not header.startswith(PREFIX):
         raise CheckpointError("not a checkpoint of fastoptim")
-    _verify(file, start, header, size)
+    return start, header, size
+
+
+def _read_verified_header(file: IO[bytes]) -> tuple[bytes, int]:
+    """The header and the file's size, after the checksum was compared with that of the whole file."""
+    start, header, size = _read_header(file)
+    digits = slice(len(PREFIX), len(PREFIX) + DIGITS)
+    digest = hashlib.sha256(start)
+    digest.update(header[: digits.start])
+    digest.update(b"0" * DIGITS)
+    digest.update(memoryview(header)[digits.stop :])
+    read = 8 + len(header)
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+        read += len(chunk)
+    if read != size or digest.hexdigest().encode() != header[digits]:
+        raise CheckpointError("damaged: its checksum does not match its content")
     return header, size
 
 
-def _read(file: IO[bytes], kinds: tuple[str, ...]) -> Any:
-    header, size = _checked_header(file)
-    length = len(header)
-    entries = json.loads(header, object_pairs_hook=_unique, parse_constant=_no_constant)
-    metadata = entries.pop("__metadata__")
+def _stated_checksum(header: bytes) -> str:
+    return header[len(PREFIX) : len(PREFIX) + DIGITS].decode("ascii", "replace")
+
+
+def _entries(header: bytes) -> dict[str, Any]:
+    if not header.isascii():  # `json.dumps` wrote it; other characters would take four bytes each
+        raise CheckpointError("a header that is not ASCII")
+    entries: dict[str, Any] = parse(header)
+    return entries
+
+
+def _metadata(entries: dict[str, Any]) -> dict[str, str]:
+    """Take the metadata out of a header's entries."""
+    metadata: dict[str, str] = entries.pop("__metadata__")
     if not all(isinstance(value, str) for value in metadata.values()) or metadata["format"] != "fastoptim":
         raise CheckpointError("not a checkpoint of fastoptim")
+    return metadata
+
+
+def _read_content(file: IO[bytes], header: bytes, size: int, kinds: tuple[str, ...]) -> Any:
+    entries = _entries(header)
+    metadata = _metadata(entries)
     if not re.fullmatch("[1-9][0-9]{0,8}", metadata["version"], re.ASCII):
         raise CheckpointError("no valid version number")
     if int(metadata["version"]) > VERSION:
@@ -285,29 +272,17 @@ def _read(file: IO[bytes], kinds: tuple[str, ...]) -> Any:
         )
     if metadata["kind"] not in kinds:
         raise CheckpointError(f"a checkpoint of kind {metadata['kind'][:80]!r}, expected {' or '.join(kinds)}")
-    tree = json.loads(metadata["tree"], object_pairs_hook=_unique, parse_constant=_no_constant)
-    specs = _array_specs(entries, size - 8 - length)
-    file.seek(8 + length)
+    text = metadata["tree"]
+    if not text.isascii():
+        raise CheckpointError("a tree that is not ASCII")
+    specs = _array_specs(entries, size - 8 - len(header))
+    entries.clear()
+    file.seek(8 + len(header))
     arrays = {name: _read_array(file, *spec) for name, spec in specs}
-    tree = _decode(tree, arrays)
+    tree = decode(text, arrays)
     if arrays:
         raise CheckpointError("an array that the tree does not name")
     return tree
-
-
-def _verify(file: IO[bytes], start: bytes, header: bytes, size: int) -> None:
-    """CheckpointError unless the checksum is that of the whole file."""
-    digits = slice(len(_PREFIX), len(_PREFIX) + _DIGITS)
-    digest = hashlib.sha256(start)
-    digest.update(header[: digits.start])
-    digest.update(b"0" * _DIGITS)
-    digest.update(memoryview(header)[digits.stop :])
-    read = 8 + len(header)
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-        read += len(chunk)
-    if read != size or digest.hexdigest().encode() != header[digits]:
-        raise CheckpointError("damaged: its checksum does not match its content")
 
 
 def _array_specs(entries: dict[str, Any], available: int) -> list[tuple[str, tuple[np.dtype, tuple[int, ...]]]]:
@@ -316,7 +291,7 @@ def _array_specs(entries: dict[str, Any], available: int) -> list[tuple[str, tup
     for name, entry in entries.items():
         if set(entry) != {"dtype", "shape", "data_offsets"}:
             raise CheckpointError("an array is not described as it should be")
-        dtype, shape, offsets = _dtype(entry["dtype"]), entry["shape"], entry["data_offsets"]
+        dtype, shape, offsets = dtype_of(entry["dtype"]), entry["shape"], entry["data_offsets"]
         if not isinstance(shape, list) or not isinstance(offsets, list):
             raise CheckpointError("an array is not described as it should be")
         if len(shape) > 32 or any(type(n) is not int or not 0 <= n < 2**63 for n in shape):
@@ -340,19 +315,20 @@ def _read_array(file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> np.
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise CheckpointError("a name occurs twice")
-    return result
+# --- Which files are known to be intact: those that this process has written or read whole need not be read again
+
+_intact: dict[str, tuple[int, int, int]] = {}
 
 
-def _no_constant(text: str) -> Any:
-    raise CheckpointError(f"{text} is not JSON")
-
-
-# Files that this process has written or read whole, so that saving over them need not read them again.
-_whole: dict[str, tuple[int, int, int]] = {}
+def is_intact(path: str) -> bool:
+    """Tell whether a file's checksum matches its content."""
+    try:
+        if _intact.get(path) != _identity(path):
+            with open_regular(path) as file:
+                _read_verified_header(file)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _identity(file: IO[bytes] | str) -> tuple[int, int, int]:
@@ -360,33 +336,7 @@ def _identity(file: IO[bytes] | str) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _remember(path: str, identity: tuple[int, int, int]) -> None:
-    if len(_whole) >= 64:  # slices have new names at every save
-        _whole.clear()
-    _whole[path] = identity
-
-
-def _is_whole(path: str) -> bool:
-    """Whether a file's checksum matches its content."""
-    try:
-        if _whole.get(path) != _identity(path):
-            with _open(path) as file:
-                _checked_header(file)
-    except CheckpointError:
-        return False
-    return True
-
-
-# What interpreting a file's content may raise, if the content is not what was written.
-_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
-
-
-@contextlib.contextmanager
-def malformed(what: str) -> Iterator[None]:
-    """Whatever interpreting a file's content raises, as CheckpointError."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except _MALFORMED as error:
-        raise CheckpointError(f"{what} does not fit: {_short(error)}") from error
+def _remember_intact(path: str, identity: tuple[int, int, int]) -> None:
+    if len(_intact) >= 64:  # slices have new names at every save
+        _intact.clear()
+    _intact[path] = identity

@@ -1,16 +1,14 @@
-"""Compares what a file holds with the arrays that it goes into, and fills them."""
+"""Compares the arrays of a checkpoint with the arrays that they go into, and fills those."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
+from .encoding import encode
 from .files import CheckpointError
-from .format import _encode
 
 
 def check_arrays(expected: Mapping[str, Any], saved: Any) -> None:
@@ -29,12 +27,12 @@ def check_arrays(expected: Mapping[str, Any], saved: Any) -> None:
 def check_assignable(expected: Mapping[str, Any], saved: Mapping[str, np.ndarray]) -> None:
     """ValueError if one of the arrays is read-only and holds other values than the saved ones."""
     for name, p in expected.items():
-        if not _is_settled(p, saved[name]):
+        if not _is_assignable(p, saved[name]):
             raise ValueError(f"parameter {name!r} is read-only, and its values differ")
 
 
-def _is_settled(p: Any, x: np.ndarray) -> bool:
-    """Whether nothing is in the way of assigning `x` to `p`: a read-only array must hold these values already."""
+def _is_assignable(p: Any, x: np.ndarray) -> bool:
+    """Whether `x` can be assigned to `p`: a read-only array must hold these values already."""
     return not isinstance(p, np.ndarray) or p.flags.writeable or p.tobytes() == np.asarray(x, p.dtype).tobytes()
 
 
@@ -43,26 +41,27 @@ def check_holdable(expected: Mapping[str, Any], in_memory: bool = False) -> None
     for name, p in expected.items():
         if isinstance(p, np.ndarray):
             if not in_memory or isinstance(p, np.ma.MaskedArray):
-                _encode(p, f"parameter {name!r}", {})
+                encode(p, f"parameter {name!r}", {})
         elif not hasattr(p, "__cuda_array_interface__"):
             raise TypeError(f"parameter {name!r}: a checkpoint cannot hold a {type(p).__name__}; make it an array")
 
 
 def to_host(x: Any) -> np.ndarray:
-    """`x` itself, or its copy on the host if it is a device's."""
+    """Return `x` itself, or its copy on the host if it is a device's."""
     if isinstance(x, np.ndarray):
         return x
-    if hasattr(x, "copy_to_host"):
-        return x.copy_to_host()
-    from numba import cuda
+    if not hasattr(x, "copy_to_host"):
+        from numba import cuda
 
-    return cuda.as_cuda_array(x).copy_to_host()
+        x = cuda.as_cuda_array(x)
+    copy: np.ndarray = x.copy_to_host()
+    return copy
 
 
 def assign(p: Any, x: np.ndarray) -> None:
-    """``p[...] = x`` for an array on the host or on a device; a read-only one may hold these values already."""
+    """Set ``p[...] = x`` for an array on the host or on a device; a read-only one may hold these values already."""
     if isinstance(p, np.ndarray):
-        if p.flags.writeable or not _is_settled(p, x):
+        if p.flags.writeable or not _is_assignable(p, x):
             p[...] = x
         return
     from numba import cuda

@@ -1,39 +1,80 @@
-"""Reads and checks checkpoints that several processes wrote in slices."""
+"""Checkpoints that several processes write in slices: names of the files, their content, and which are outdated.
+
+Beside the file at the target, the manifest, lie its slices, ``<name>.<token>.<rank>``; the token is new for each.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
-from .files import CheckpointError, previous_path
-from .format import read
+from .files import CheckpointError, previous_path, remove_abandoned, temporary_pattern
+from .format import read, stated_kind
+
+_SLICE = r"\.[0-9a-f]{16}\.[0-9]+"  # what a slice's name has behind that of its manifest
+_MOST_ARRAYS = 16  # of one parameter: itself and its states, each of which costs as much memory as the parameter
 
 
 def slice_path(target: str, token: str, rank: int) -> str:
-    """Where process number `rank` writes its slice of the checkpoint `target`; `token` is new for each."""
+    """Return where process number `rank` writes its slice of the checkpoint `target`."""
     return f"{target}.{token}.{rank}"
 
 
+# --- Outdated files
+
+
 def remove_old_slices(target: str) -> None:
-    """Remove slices that neither the checkpoint `target` nor the one before it is made of."""
+    """Remove slices that neither the checkpoint `target` nor the one before it is made of.
+
+    Only what says that it is a slice is removed, and what a process has left behind that died while it wrote one.
+    """
     folder, name = os.path.split(target)
     keep = set()
     for path in (target, previous_path(target)):
         with contextlib.suppress(OSError, CheckpointError):
             keep |= {entry["file"] for entry in read(path, kind="slices")["slices"]}
-    pattern = re.compile(rf"\.?({re.escape(name)}\.[0-9a-f]{{16}}\.[0-9]+)(\.\w+\.tmp)?")
+    _remove_ours(folder, f"({re.escape(name)}{_SLICE})", keep, ("slice",))
+
+
+def remove_numbered(stem: str, keep: Collection[str]) -> None:
+    """Remove checkpoints that lie at ``<stem><number>``, with the ones before them and their slices.
+
+    For who writes checkpoints under names of their own, such as ``fit`` those of a sharded optimizer, after the file
+    that names the newest was replaced. Only what says that it is the checkpoint of an optimizer is removed, and what a
+    process has left behind that died while it wrote one: whatever else has such a name is somebody else's.
+
+    Parameters
+    ----------
+    stem : str
+        Path of the checkpoints without their numbers.
+    keep : collection of str
+        Names, without the folder, of checkpoints that stay, and with them their slices.
+    """
+    folder, name = os.path.split(os.path.realpath(stem))
+    pattern = rf"({re.escape(name)}[0-9]+)(?:\.previous|{_SLICE})?"
+    _remove_ours(folder, pattern, keep, ("optimizer", "slices", "slice"))
+
+
+def _remove_ours(folder: str, pattern: str, keep: Collection[str], kinds: tuple[str, ...]) -> None:
+    """Remove files of these kinds whose name is of a pattern, unless its first group is to be kept."""
+    whole, temporary = re.compile(pattern), re.compile(temporary_pattern(pattern))
     for entry in os.listdir(folder):
-        match = pattern.fullmatch(entry)
-        if match and match[1] not in keep:
+        path = os.path.join(folder, entry)
+        match = whole.fullmatch(entry)
+        if match and match[1] not in keep and stated_kind(path) in kinds:
             with contextlib.suppress(OSError):
-                os.unlink(os.path.join(folder, entry))
+                os.unlink(path)
+        match = temporary.fullmatch(entry)
+        if match and match[1] not in keep:
+            remove_abandoned(path)
+
+
+# --- Content
 
 
 def check_slices(tree: Any, expected: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
@@ -47,13 +88,15 @@ def check_slices(tree: Any, expected: Mapping[str, tuple[tuple[int, ...], np.dty
 
 
 def read_slices(path: Any, tree: Any, wanted: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, Any]]:
-    """Name of a parameter -> "step", and elements `start` to `stop` of "parameter" and of every state, flat.
+    """Read name of a parameter -> "step", and elements `start` to `stop` of "parameter" and of every state, flat.
 
-    Only the files are read that hold some of what is `wanted`.
+    Only the files are read that hold some of what is `wanted`, each once.
     """
     folder = os.path.dirname(os.path.realpath(os.fspath(path)))
     result: dict[str, dict[str, Any]] = {}
     missing = {name: stop - start for name, (start, stop) in wanted.items()}
+    if len({entry["file"] for entry in tree["slices"]}) != len(tree["slices"]):
+        raise CheckpointError("it names a slice twice")
     for entry in tree["slices"]:
         file = entry["file"]
         if os.path.basename(file) != file:
@@ -94,6 +137,8 @@ def _fill_in(
     dtype: np.dtype,
 ) -> None:
     """Copy the common part of a saved range into what was asked for."""
+    if len(arrays) > _MOST_ARRAYS or any(x.ndim != 1 for x in arrays.values()):
+        raise CheckpointError(f"its slices hold something else than states of parameter {name!r}")
     if name not in result:
         blank = {key: np.empty(wanted[1] - wanted[0], dtype) for key in arrays}
         result[name] = {"step": step, **blank}

@@ -1,9 +1,16 @@
-"""Signals wait while arrays are being written."""
+"""Makes signals wait: `deferred_signals` until arrays are written, `Interrupts` until the user's code runs.
+
+What waits is the handler in Python. Blocking the signal (``pthread_sigmask``) would not do: one that is sent to the
+process goes to any thread that does not block it, a thread of OpenBLAS for one, and Python runs the handler in the main
+thread all the same. So the handlers are replaced. What the operating system does with the signal stays as it was, as
+``signal.siginterrupt(number, False)`` or ``faulthandler.register(number, chain=True)`` have set it, which a mere
+``signal.signal`` would undo.
+"""
 
 from __future__ import annotations
 
 import signal
-import threading
+from collections.abc import Callable
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -12,70 +19,117 @@ try:  # the functions in C: the public ones turn numbers into enums, which takes
     from _signal import signal as _signal
 except ImportError:
     _getsignal, _signal = signal.getsignal, signal.signal
+
+try:
+    import ctypes
+
+    _sigaction: Any = ctypes.PyDLL(None).sigaction
+    _Action: Any = ctypes.c_char * 512  # struct sigaction, opaque; no system's is as large
+except (ImportError, AttributeError, OSError, TypeError):  # no ctypes, or Windows, whose signals have no dispositions
+    _sigaction = None
+
 _NUMBERS = tuple(map(int, signal.Signals))
 
+Handler = Callable[[int, Any], Any]
 
-class deferred:
-    """Keep handlers in Python, that of Ctrl-C above all, from running in the middle of a step: they run right after.
 
-    >>> with deferred():
+def disposition(number: int) -> Any:
+    """What the operating system does when a signal comes, opaque; None where that cannot be asked."""
+    if _sigaction is None:
+        return None
+    action = _Action()
+    return action if _sigaction(number, None, action) == 0 else None
+
+
+def set_handler(number: int, handler: Handler, action: Any) -> None:
+    """Set a signal's handler in Python, and its `disposition` to what it was before."""
+    _signal(number, handler)
+    if action is not None:
+        _sigaction(number, action, None)
+
+
+class deferred_signals:
+    """Make the handlers of signals that come in a ``with`` block, such as that of Ctrl-C, run right after it.
+
+    However often a signal comes, its handler runs once, as if the operating system had blocked the signal. All handlers
+    run, whatever others raise; what the last one raises has the others' exceptions as its context. Signals without a
+    handler in Python do what they always do. In other threads than the main one, where no handler ever runs, nothing is
+    done.
+
+    >>> with deferred_signals():
     ...     pass
     """
 
-    __slots__ = ("_handlers", "_numbers", "_seen")
+    __slots__ = ("_actions", "_came", "_handlers", "_left", "_over")
 
     def __enter__(self) -> None:
-        found = []
+        self._came: dict[int, Any] = {}
+        self._over = False
+        self._handlers: dict[int, Handler] = {}
         if current_thread() is main_thread():  # where handlers run
-            found = [(number, handler) for number in _NUMBERS if callable(handler := _getsignal(number))]
-        self._numbers, self._handlers = [n for n, _ in found], [handler for _, handler in found]
-        self._seen: list[Any] = []
+            self._handlers = {n: handler for n in _NUMBERS if callable(handler := _getsignal(n))}
+        self._left = list(self._handlers)
+        self._actions = {number: disposition(number) for number in self._left}
         try:
-            for number in self._numbers:
-                _signal(number, self._collect)
-        except BaseException:  # a handler that was not replaced yet has raised
+            for number in self._left:
+                set_handler(number, self._collect, self._actions[number])
+        except BaseException:  # a handler that was not replaced yet has raised, and may at once do so again
+            self._over = True
             self._restore()
-            raise
-
-    def _collect(self, *arguments: Any) -> None:
-        self._seen.append(arguments)
-
-    def _restore(self) -> None:
-        try:
-            list(map(_signal, self._numbers, self._handlers))
-        except BaseException:  # a handler that was back already has raised
-            list(map(_signal, self._numbers, self._handlers))
             raise
 
     def __exit__(self, *exception: Any) -> None:
         try:
             self._restore()
         finally:
-            self._deliver(dict(zip(self._numbers, self._handlers, strict=True)))
+            self._deliver()
 
-    def _deliver(self, handlers: dict[int, Any]) -> None:
-        """Call each handler that was put off, whatever those before it raise."""
-        if self._seen:
-            number, frame = self._seen.pop(0)
+    def _collect(self, number: int, frame: Any) -> None:
+        if not self._over:
+            self._came.setdefault(number, frame)
+            return
+        # Two handlers have raised within a microsecond while the handlers were put back, and this one was not.
+        handler = self._handlers[number]
+        set_handler(number, handler, self._actions[number])
+        handler(number, frame)
+
+    def _restore(self) -> None:
+        """Put the handlers back; one that is back may run before the next is, and raise."""
+        self._over = True
+        try:
+            while self._left:
+                number = self._left[-1]
+                set_handler(number, self._handlers[number], self._actions[number])
+                self._left.pop()
+        except BaseException:
+            self._restore()
+            raise
+
+    def _deliver(self) -> None:
+        """Call the handlers of the signals that came, in their order; as deep as there are kinds of signals."""
+        if self._came:
+            number = next(iter(self._came))
+            frame = self._came.pop(number)
             try:
-                handlers[number](number, frame)
+                self._handlers[number](number, frame)
             finally:
-                self._deliver(handlers)
+                self._deliver()
 
 
-class _Interrupts:
-    """Ctrl-C is delivered only where `opened`, at most once each time, and whatever is left over on leaving."""
+class Interrupts:
+    """Let Ctrl-C through only while open, at most once each time, and whatever is left over on leaving."""
 
     def __init__(self) -> None:
         self._open = False
         self._pending: tuple[Any, ...] | None = None
         self._previous: Any = None
 
-    def __enter__(self) -> _Interrupts:
+    def __enter__(self) -> Interrupts:
         previous = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread() and callable(previous):
+        if current_thread() is main_thread() and callable(previous):
             self._previous = previous
-            signal.signal(signal.SIGINT, self._handle)
+            self._action = disposition(signal.SIGINT)
+            set_handler(signal.SIGINT, self._handle, self._action)
         return self
 
     def _handle(self, *args: Any) -> None:
@@ -86,16 +140,21 @@ class _Interrupts:
             self._pending = args
 
     def open(self) -> None:
+        """Let Ctrl-C through from here on, also one that came before."""
         self._open = True
         if self._pending is not None:
             args, self._pending, self._open = self._pending, None, False
             self._previous(*args)
 
     def close(self) -> None:
+        """Make Ctrl-C wait again."""
         self._open = False
 
     def __exit__(self, *_: Any) -> None:
         if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+            set_handler(signal.SIGINT, self._previous, self._action)
             if self._pending is not None:
                 self._previous(*self._pending)
+
+
+deferred, _Interrupts = deferred_signals, Interrupts

@@ -1,4 +1,4 @@
-"""How many threads a step may use."""
+"""Decides how many threads a step may use."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from functools import cache
 from operator import index
 from typing import Any
 
-MOST = 1024  # what the pool of the C backend serves
+MOST = 1024  # what the thread pool of the C backend can start
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity mask, and the CPU quota of its control group if it has one."""
+    """Count the cores that this process may use, by its affinity mask and its control group's CPU quota."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on this platform
@@ -23,7 +23,7 @@ def usable_cores() -> int:
 
 @cache
 def _quota() -> int:
-    """Whole cores that the control group grants this process."""
+    """Count the whole cores that the control group grants this process."""
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
             quota, period = file.read().split()
@@ -32,20 +32,37 @@ def _quota() -> int:
         return sys.maxsize
 
 
-def _from_environment() -> int | None:
+def threads_from_environment() -> int | None:
+    """Read FASTOPTIM_NUM_THREADS, or else OMP_NUM_THREADS; None if neither holds a number.
+
+    Raises
+    ------
+    ValueError
+        FASTOPTIM_NUM_THREADS is set to something else than a number from 1 to `MOST`.
+    """
     text = os.environ.get("FASTOPTIM_NUM_THREADS")
     if text:
-        if not text.strip().isdecimal() or not 1 <= int(text) <= MOST:
-            raise ValueError(f"FASTOPTIM_NUM_THREADS must be an integer from 1 to {MOST}, got {text!r}")
-        return int(text)
-    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP allows one number per nesting level
-    return min(int(first), MOST) if first.isdecimal() and int(first) > 0 else None
+        number = _parsed(text)
+        if not 1 <= number <= MOST:
+            shown = text if len(text) <= 40 else text[:40] + "..."
+            raise ValueError(f"FASTOPTIM_NUM_THREADS must be an integer from 1 to {MOST}, got {shown!r}")
+        return number
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # OpenMP allows one number per nesting level
+    return min(_parsed(first), MOST) or None
+
+
+def _parsed(text: str) -> int:
+    """A number of any length, those above `MOST` as ``MOST + 1``; 0 for what is no number."""
+    digits = text.strip()
+    if not digits.isdecimal():
+        return 0
+    return min(int(digits[-9:]), MOST + 1) if not digits[:-9].strip("0") else MOST + 1
 
 
 def resolve_threads(threads: Any) -> int:
-    """`threads`, else FASTOPTIM_NUM_THREADS, else OMP_NUM_THREADS, else the usable cores."""
+    """Return `threads`, else FASTOPTIM_NUM_THREADS, else OMP_NUM_THREADS, else the usable cores."""
     if threads is None:
-        return _from_environment() or min(usable_cores(), MOST)
+        return threads_from_environment() or min(usable_cores(), MOST)
     no_bool: Any = None if isinstance(threads, bool) else threads
     try:
         number = index(no_bool)

@@ -1,8 +1,11 @@
-"""Nested parameters: an array, a sequence, a mapping from names, or any nesting of these, as one flat list."""
+"""Flattens nested parameters: an array, a sequence, a mapping from names, or any nesting of these."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 Tree = Any
@@ -15,13 +18,23 @@ def _is_sequence(tree: Tree) -> bool:
 class Structure:
     """The shape of a tree, and a way to flatten other trees of the same shape.
 
+    Parameters
+    ----------
+    tree : array, sequence, mapping or nesting of these
+        Whatever is neither a sequence nor a mapping is a leaf.
+
     Attributes
     ----------
     names : tuple of str
         One dotted path per leaf, ``"0"`` for a tree that is a single array.
+
+    Raises
+    ------
+    ValueError
+        Two leaves have the same name.
     """
 
-    __slots__ = ("_children", "_flat", "_keys", "names")
+    __slots__ = ("_children", "_flat", "_keys", "_pick", "names")
     names: tuple[str, ...]
 
     def __init__(self, tree: Tree):
@@ -36,14 +49,33 @@ class Structure:
             children = []
         self._children = tuple(child for _, child in children)
         self._flat = all(child._keys is None for child in self._children)
+        self._pick = _picker(self._keys) if isinstance(self._keys, tuple) else None
         names = [key if child._keys is None else f"{key}.{name}" for key, child in children for name in child.names]
         self.names = tuple(names) if self._keys is not None else ("0",)
         if len(set(self.names)) != len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise ValueError(f"two parameters have the name {twice!r}")
 
-    def leaves(self, tree: Tree) -> tuple[Any, ...]:
-        """The leaves of `tree` in this structure's order; TypeError or ValueError if its shape differs."""
+    def leaves(self, tree: Tree, what: str = "gradients") -> tuple[Any, ...]:
+        """Flatten a tree of this structure; mappings may have their names in any order.
+
+        Parameters
+        ----------
+        tree : same structure
+            The kinds of sequences and mappings may differ from those of the structure's own tree.
+        what : str
+            What errors call it.
+
+        Returns
+        -------
+        tuple
+            In the order of `names`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The structure differs; the error names the path.
+        """
         keys = self._keys
         if keys is None:
             return (tree,)
@@ -53,14 +85,36 @@ class Structure:
                     return tuple(tree)
             elif type(tree) is dict and len(tree) == len(keys):
                 try:
-                    return tuple(map(tree.__getitem__, keys))
+                    return self._pick(tree)  # type: ignore[misc]
                 except KeyError:
                     pass
-        return tuple(self._walk(tree, ""))
+        else:
+            found: list[Any] = []
+            if self._collect(tree, found):
+                return tuple(found)
+        return tuple(self._walk(tree, what, ""))
+
+    def find(self, pattern: str) -> list[int]:
+        """Positions of the leaves that a name stands for: a leaf's, that of a branch, or a pattern with ``*``.
+
+        >>> Structure({"encoder": {"w": 0, "b": 0}, "head": 0}).find("encoder")
+        [0, 1]
+        >>> Structure({"encoder": {"w": 0, "b": 0}, "head": 0}).find("*.b")
+        [1]
+        """
+        branch = f"{pattern}."
+        return [
+            i
+            for i, name in enumerate(self.names)
+            if name == pattern or name.startswith(branch) or fnmatchcase(name, pattern)
+        ]
 
     def rebuild(self, leaves: Sequence[Any]) -> Tree:
-        """A tree of this structure (dicts and lists) that holds `leaves`."""
+        """Build a tree of this structure (dicts and lists) that holds `leaves`."""
         return self._build(iter(leaves))
+
+    def __reduce__(self) -> Any:
+        return Structure, (self.rebuild([None] * len(self.names)),)
 
     def _build(self, leaves: Iterator[Any]) -> Tree:
         if self._keys is None:
@@ -69,30 +123,73 @@ class Structure:
             return [child._build(leaves) for child in self._children]
         return {key: child._build(leaves) for key, child in zip(self._keys, self._children, strict=True)}
 
-    def _walk(self, tree: Tree, path: str) -> Iterator[Any]:
+    def _collect(self, tree: Tree, found: list[Any]) -> bool:
+        """Append the leaves of dicts, lists and tuples; False if `tree` is of anything else, or of another shape."""
+        keys = self._keys
+        items: Any = tree
+        if isinstance(keys, int):
+            if (type(tree) is not list and type(tree) is not tuple) or len(tree) != keys:
+                return False
+        elif type(tree) is not dict or len(tree) != len(keys):  # type: ignore[arg-type]
+            return False
+        else:
+            try:
+                items = self._pick(tree)  # type: ignore[misc]
+            except KeyError:
+                return False
+        if self._flat:
+            found += items
+            return True
+        for child, item in zip(self._children, items, strict=True):
+            if child._keys is None:
+                found.append(item)
+            elif not child._collect(item, found):
+                return False
+        return True
+
+    def _walk(self, tree: Tree, what: str, path: str) -> Iterator[Any]:
+        """Yield the leaves of any sequences and mappings; or say where and how `tree` differs."""
         keys = self._keys
         if keys is None:
             yield tree
             return
-        where = f"at {path.removesuffix('.')!r}" if path else "at the top"
+        where = f"{what} at {path.removesuffix('.')!r}" if path else what
         if isinstance(keys, int):
             if not _is_sequence(tree):
                 raise TypeError(f"{where}: expected a sequence of {keys}, got {type(tree).__name__}")
             if len(tree) != keys:
                 raise ValueError(f"{where}: expected {keys} entries, got {len(tree)}")
             for i, child in enumerate(self._children):
-                yield from child._walk(tree[i], f"{path}{i}.")
+                yield from child._walk(tree[i], what, f"{path}{i}.")
             return
         if not isinstance(tree, Mapping):
-            raise TypeError(f"{where}: expected a mapping with the names {list(keys)}, got {type(tree).__name__}")
-        missing = [key for key in keys if key not in tree]
-        unknown = [key for key in tree if key not in keys]
+            raise TypeError(f"{where}: expected a mapping with the names {_listed(keys)}, got {type(tree).__name__}")
+        known = set(keys)
+        missing, unknown = [key for key in keys if key not in tree], [key for key in tree if key not in known]
         if missing or unknown:
-            raise ValueError(f"{where}: names missing: {missing}, names unknown: {unknown}")
+            told = [f"names {kind}: {_listed(n)}" for kind, n in (("missing", missing), ("unknown", unknown)) if n]
+            raise ValueError(f"{where}: {', '.join(told)}")
         for key, child in zip(keys, self._children, strict=True):
-            yield from child._walk(tree[key], f"{path}{key}.")
+            yield from child._walk(tree[key], what, f"{path}{key}.")
+
+
+def _picker(keys: tuple[Any, ...]) -> Callable[[Tree], tuple[Any, ...]]:
+    """A function that takes the values of `keys`, in their order, out of a mapping."""
+    if len(keys) > 1:
+        return itemgetter(*keys)
+    return partial(_values, keys)
+
+
+def _values(keys: tuple[Any, ...], tree: Tree) -> tuple[Any, ...]:
+    return tuple(map(tree.__getitem__, keys))
+
+
+def _listed(names: Sequence[Any]) -> str:
+    """Names for an error message, not too many."""
+    shown = ", ".join(repr(name) for name in names[:10])
+    return f"[{shown}]" if len(names) <= 10 else f"[{shown}, ...] ({len(names)} in all)"
 
 
 def leaves_of(tree: Tree) -> tuple[Any, ...]:
-    """All leaves of any tree."""
+    """Flatten any tree."""
     return Structure(tree).leaves(tree)

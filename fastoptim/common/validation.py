@@ -1,4 +1,4 @@
-"""Checks of plain arguments: numbers, counts, flags, choices."""
+"""Checks plain arguments: numbers, counts, flags, choices. Whatever is wrong, an error names the argument."""
 
 from __future__ import annotations
 
@@ -11,26 +11,79 @@ import numpy as np
 
 
 def real(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:
-    """`value` as a float with ``low <= value < below``; TypeError or ValueError that names it."""
-    try:
-        number = float(value + 0)  # also refuses strings, which float() reads
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a real number, got {value!r}") from error
-    except OverflowError:
-        number = math.inf if value > 0 else -math.inf
+    """Return `value` as a float with ``low <= value < below``; TypeError or ValueError that names it."""
+    number = _number(name, value)
     if not (math.isfinite(number) and low <= number < below):
         limit = f">= {low:g} and finite" if math.isinf(below) else f"in [{low:g}, {below:g})"
         raise ValueError(f"{name} must be {'finite' if math.isinf(low) else limit}, got {number}")
     return number
 
 
+def norm_limit(value: Any, name: str = "max_norm") -> float:
+    """Return an upper bound of a norm, >= 0, as a float; infinity means no limit."""
+    number = _number(name, value)
+    return number if number == math.inf else real(name, number, 0.0)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, (bool, np.bool_)) or _is_array(value):
+        raise TypeError(f"{name} must be a real number, got {_described(value)}")
+    try:
+        return float(value + 0)  # also refuses strings, which float() reads
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a real number, got {_described(value)}") from error
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _is_array(value: Any) -> bool:
+    return bool(getattr(value, "ndim", False))  # an array without dimensions is a number
+
+
+def _described(value: Any) -> str:
+    """A value for an error message; of an array its shape, as that is what is wrong with it."""
+    if _is_array(value):
+        return f"an array of shape {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+# Compute type -> what rounds to zero in it, and what rounds to infinity.
+_RANGES = {
+    np.dtype(np.float32): (2.0**-150, 2.0**128 - 2.0**103),
+    np.dtype(np.float64): (0.0, math.inf),
+}
+
+
+def check_range(name: str, value: float, dtype: np.dtype[Any], may_vanish: bool = False) -> None:
+    """ValueError if a finite `value` is infinite in the compute type `dtype`, or zero there without being zero.
+
+    Parameters
+    ----------
+    name : str
+        What the error calls it.
+    value : float
+        A hyperparameter, or what was computed of some, before it is rounded to `dtype`.
+    dtype : dtype
+        float32 or float64.
+    may_vanish : bool
+        Whether it may round to zero, as a learning rate does at the end of a schedule; an eps or a grad_scale may not.
+    """
+    vanishing, overflowing = _RANGES[dtype]
+    size = abs(value)
+    if overflowing <= size < math.inf:
+        raise ValueError(f"{name} = {value:g} is infinite in {dtype.name}, in which these parameters are computed")
+    if 0.0 < size <= vanishing and not may_vanish:
+        raise ValueError(f"{name} = {value:g} is zero in {dtype.name}, in which these parameters are computed")
+
+
 def count(name: str, value: Any, low: int = 1) -> int:
-    """`value` as an int with ``low <= value < 2**63``; TypeError or ValueError that names it."""
+    """Return `value` as an int with ``low <= value < 2**63``; TypeError or ValueError that names it."""
     no_bool: Any = None if isinstance(value, bool) else value
     try:
         number = index(no_bool)
     except TypeError as error:
-        raise TypeError(f"{name} must be an int, got {value!r}") from error
+        raise TypeError(f"{name} must be an int, got {_described(value)}") from error
     if number < low:
         raise ValueError(f"{name} must be at least {low}, got {number}")
     if number >= 1 << 63:
@@ -39,25 +92,22 @@ def count(name: str, value: Any, low: int = 1) -> int:
 
 
 def flag(name: str, value: Any) -> bool:
-    """`value` if it is a bool."""
+    """Return `value` if it is a bool; TypeError that names it."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {_described(value)}")
     return bool(value)
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """`value` if it is one of `choices`."""
+    """Return `value` if it is one of `choices`; TypeError or ValueError that names it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {list(choices)}, got {_described(value)}")
     if value not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
     return value
 
 
-def norm_limit(value: Any, name: str = "max_norm") -> float:
-    """An upper bound of a norm, validated: >= 0, and infinity means no limit."""
-    return math.inf if value == math.inf else real(name, value, 0.0)
-
-
 def step_options(grad_scale: Any, max_norm: Any, skip_nonfinite: Any) -> tuple[float, float | None, bool]:
-    """The options of a step, validated."""
+    """Return the options of a step as numbers and a bool; TypeError or ValueError that names one."""
     limit = None if max_norm is None else norm_limit(max_norm)
     return real("grad_scale", grad_scale), limit, flag("skip_nonfinite", skip_nonfinite)

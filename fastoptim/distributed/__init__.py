@@ -1,41 +1,38 @@
-"""Optimizer states divided among the processes of an MPI job: ZeRO stage 1 for NumPy models.
+"""Divides optimizer states among the processes of an MPI job: ZeRO stage 1 for NumPy models.
 
 Each rank owns one contiguous slice of the flat parameters of every group and dtype, and only that slice's states. A
 step adds up the gradients of all ranks, each rank getting the sum of its slice (reduce-scatter); updates the slice; and
-sends it to all others (all-gather). All three go chunk by chunk, so that the communication of one chunk runs beside
+sends it to all others (all-gather). All three go bucket by bucket, so that the communication of one bucket runs beside
 the kernel of another. See docs/scale.md for when this pays.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import rules
-from ..arrays import checks, layout
 from ..backends import StepInfo
-from ..common.signals import deferred
-from ..common.threads import _from_environment
+from ..common.signals import deferred_signals
+from ..common.threads import threads_from_environment
 from ..common.validation import step_options
 from ..optimizers.base import Optimizer
 from ..optimizers.groups import ParamGroups
-from ..rules.norm import NORM_BLOCK
-from ..rules.reference import tree_sum
-from .agreement import description, hyper_texts, options, plain_optimizer, remove_last_group
-from .partition import Part
-from .slices import Array, nothing, plan_of
-from .states import States
+from .agreement import description, hyper_texts, options, plain_optimizer
+from .slices import Array
+from .step import Steps
 
 __all__ = ["ShardedOptimizer"]
 
 
-class ShardedOptimizer(States):
-    """An optimizer whose states are divided among the ranks of an MPI communicator.
+# What is the plain optimizer's own where there is one rank.
+_METHODS = ("step", "add_param_group", "state_dict", "load_state_dict", "save", "load")
+
+
+class ShardedOptimizer(Steps):
+    """Divide an optimizer's states among the ranks of an MPI communicator.
 
     Every rank holds all parameters, calls every method together with the others, and hands `step` the gradients of its
     own share of the data. Afterwards all ranks have the same parameters: those that one process would have got from the
@@ -55,8 +52,8 @@ class ShardedOptimizer(States):
         Add up gradients in the order of ranks, so that the result does not depend on the MPI library's algorithm.
         Slower, see docs/scale.md.
     buffer_bytes : int
-        Size of all buffers that gradients and parameters pass through, of the three chunks that are on their way at a
-        time; chunks are made to fit, but hold at least one or two blocks of 4096 elements of every rank.
+        Size of all buffers that gradients and parameters pass through, of the three buckets that are on their way at a
+        time; buckets are made to fit, but hold at least one or two blocks of 4096 elements of every rank.
     overwrite_grads : bool
         With `max_norm` or `skip_nonfinite` no parameter may change before the last gradient has arrived. By default
         the gradients are therefore added up twice: for their norm, of which nothing but sums is kept, and again for the
@@ -70,11 +67,13 @@ class ShardedOptimizer(States):
     ----------
     comm : mpi4py.MPI.Intracomm
         As given.
+    param_groups, lr, backend, hyperparameters
+        As for `kind`: groups hold whole parameters; hyperparameters are re-read at every step, the same on all ranks.
 
     Raises
     ------
     TypeError, ValueError
-        As for `kind`; and on every rank if the ranks' parameters, hyper-parameters or versions differ.
+        As for `kind`; and on every rank if the ranks' parameters, hyperparameters or versions differ.
     RuntimeError
         Another rank has raised.
     ImportError
@@ -111,6 +110,10 @@ class ShardedOptimizer(States):
     np.float32(0.9)
     """
 
+    param_groups: ParamGroups
+    lr: float
+    backend: str
+
     def __init__(
         self,
         kind: type[Optimizer],
@@ -126,7 +129,7 @@ class ShardedOptimizer(States):
         **hyper: Any,
     ):
         try:
-            from ..distributed import channel
+            from . import channel
         except (ImportError, RuntimeError) as missing:  # mpi4py without an MPI library raises the latter
             raise ImportError(
                 f'ShardedOptimizer needs mpi4py and an MPI library: pip install "fastoptim[mpi]" ({missing})'
@@ -135,7 +138,7 @@ class ShardedOptimizer(States):
         if self.comm.size == 1:
             self._whole = plain_optimizer(kind, params, backend, threads, hyper)
             options(reduction, deterministic, buffer_bytes, overwrite_grads)
-            self.step = self._whole.step  # type: ignore[method-assign]
+            self.__dict__ |= {name: getattr(self._whole, name) for name in _METHODS}
             return
         channel.end_job_on_error()
         error: Exception | None = None
@@ -143,7 +146,7 @@ class ShardedOptimizer(States):
         self._channel = channel.Channel(self.comm)
         share = self._channel.share_of_cores()  # asked of all ranks, whichever of them need it
         try:
-            if threads is None and _from_environment() is None:
+            if threads is None and threads_from_environment() is None:
                 threads = share
             self._whole = plain_optimizer(kind, params, backend, threads, hyper)
             self._options = options(reduction, deterministic, buffer_bytes, overwrite_grads)
@@ -152,29 +155,24 @@ class ShardedOptimizer(States):
             error = exception
         self._channel.agree(error, "building the optimizer", described)
         self._channel.mean, self._channel.deterministic = reduction == "mean", self._options["deterministic"]
-        self._chunks, self._pieces = [], []
-        self._add_chunks(0)
+        self._buckets, self._pieces = [], []
+        self._add_buckets(0)
 
-    # --- the face of a plain optimizer
+    # --- the interface of a plain optimizer
 
-    @property
-    def param_groups(self) -> ParamGroups:
-        """The groups, with whole parameters; hyper-parameters are re-read at every step, on all ranks the same."""
-        return self._whole.param_groups
+    if not TYPE_CHECKING:
 
-    @property
-    def lr(self) -> float:
-        """Learning rate of all groups, as for `Optimizer`."""
-        return self._whole.lr
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return getattr(self._whole, name)
 
-    @lr.setter
-    def lr(self, value: Any) -> None:
-        self._whole.lr = value
-
-    @property
-    def backend(self) -> str:
-        """Name of the backend that steps run on."""
-        return self._whole.backend
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name.startswith("_") or name == "comm" or hasattr(type(self), name)
+        if own:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._whole, name, value)
 
     @property
     def threads(self) -> int:
@@ -206,13 +204,10 @@ class ShardedOptimizer(States):
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """As `Optimizer.add_param_group`, on all ranks together."""
         whole = self._whole
-        if self.comm.size == 1:
-            whole.add_param_group(group)
-            return
-        with self._locked():
+        with self._locked(), deferred_signals():
             error: Exception | None = None
             described: dict[str, str] = {}
-            grouped, first = whole._grouped, len(whole.param_groups)
+            grouped, first = whole._model.grouped, len(whole.param_groups)
             try:
                 whole._append_group(group)
                 described = description(whole, self._options)
@@ -222,9 +217,9 @@ class ShardedOptimizer(States):
                 self._channel.agree(error, "adding a parameter group", described)
             except Exception:
                 if error is None:
-                    remove_last_group(whole, grouped)
+                    whole._model.remove_last(grouped)
                 raise
-            self._add_chunks(first)
+            self._add_buckets(first)
 
     # --- the step
 
@@ -239,14 +234,14 @@ class ShardedOptimizer(States):
 
         Arguments, result and errors are those of `Optimizer.step`; the norm is that of the reduced gradients, and all
         ranks skip or none does. A parameter is skipped if its gradient is ``None`` on every rank; where only some have
-        one, ``None`` counts as zeros. Options and hyper-parameters must be the same on all ranks. An error on one rank
+        one, ``None`` counts as zeros. Options and hyperparameters must be the same on all ranks. An error on one rank
         raises on all of them, before anything was changed.
         """
         with self._locked():
             error: Exception | None = None
             said: dict[str, str] = {}
             params: list[Array] = []
-            absent = np.zeros(len(self._whole._parameters), np.int64)
+            absent = np.zeros(len(self._whole._model.parameters), np.int64)
             try:
                 scale, limit, skip = step_options(grad_scale, max_norm, skip_nonfinite)
                 said = {
@@ -261,146 +256,12 @@ class ShardedOptimizer(States):
             except Exception as exception:
                 error = exception
             present = self._channel.agree(error, "this step", said, absent) == 0
-            with deferred(), self._whole._backend.arithmetic():  # MPI's sums too
+            with deferred_signals(), self._whole._backend.arithmetic():  # MPI's sums too
                 info = self._transaction(params, flats, present, scale, limit, skip)
                 if info.applied:
                     for target, copy in copies:
                         target[...] = copy.reshape(target.shape)
             return info
-
-    def _checked(self, grads: Any) -> tuple[list[Array], list[Array | None], list[tuple[Array, Array]]]:
-        """Flat parameters and gradients after every check that a step makes, and which parameters are copies."""
-        params, leaves = self._parameters(), self._leaves(grads)
-        written: list[checks.Span] = []
-        read: list[checks.Span] = []
-        checked = []
-        for (name, p), g in zip(params, leaves, strict=True):
-            written.append(checks.span(f"parameter {name!r}", p))
-            if g is not None:
-                g = checks.check_companion(name, "gradient", g, p.shape, p.dtype)
-                overwritten = self._options["overwrite_grads"] and g.flags.writeable
-                (written if overwritten else read).append(checks.span(f"gradient of parameter {name!r}", g))
-            checked.append(g)
-        for _, entry in self._entries():
-            written += [checks.span("a state", x) for key, x in entry.items() if key != "step"]
-        checks.check_disjoint(written, read)
-        if self.backend != "c":
-            checks.check_subnormals()
-        flat = [layout.flat(np.asarray(p)) for _, p in params]
-        copies = [(p, copy) for (_, p), copy in zip(params, flat, strict=True) if not np.may_share_memory(p, copy)]
-        return flat, [None if g is None else layout.flat(np.asarray(g)) for g in checked], copies
-
-    def _leaves(self, grads: Any) -> tuple[Any, ...]:
-        whole = self._whole
-        return whole._group_leaves(grads) if whole._grouped else whole._structures[0].leaves(grads)
-
-    def _prepare(self, params: Sequence[Array]) -> None:
-        """Bring the pieces up to date with the groups, and allocate whatever the step needs."""
-        for group in self._whole.param_groups:
-            type(self._whole)._policy(*self._whole._read(group))
-        for chunk, piece in zip(self._chunks, self._pieces, strict=True):
-            if piece is None:
-                continue
-            target, source = piece.optimizer.param_groups[0], self._whole.param_groups[chunk.group]
-            for key in self._whole._names:
-                if target[key] is not source[key]:
-                    target[key] = source[key]
-            target["params"][:] = [params[part.parameter][part.start : part.stop] for part in piece.parts]
-            plan_of(piece.optimizer)
-
-    def _transaction(
-        self,
-        params: list[Array],
-        grads: list[Array | None],
-        present: Array,
-        scale: float,
-        limit: float | None,
-        skip: bool,
-    ) -> StepInfo:
-        """The step itself, after all checks."""
-        channel, here = self._channel, present.tolist()
-        wants_norm = limit is not None or skip
-        places = self._places(grads, here) if wants_norm and self._options["overwrite_grads"] else None
-
-        def start_reduce(c: int, buffers: Any) -> None:
-            channel.start_reduce(self._chunks[c], grads, buffers)
-
-        def reduced(c: int, buffers: Any) -> Sequence[Array | None]:
-            own = self._split(c, channel.finish_reduce(self._chunks[c], buffers))
-            if places is None:
-                return own
-            for place, g in zip(places[c], own, strict=True):
-                if place is not None:
-                    place[...] = g
-            return places[c]
-
-        begin, gradients = start_reduce, reduced  # a pipeline's first stage, and what its second finds there
-
-        def sum_of_squares(k: float) -> float:
-            nonlocal begin, gradients
-            sums: list[Array] = []
-
-            def add_squares(c: int, buffers: Any) -> None:
-                sums.append(self._block_sums(c, gradients(c, buffers), here, scale, k))
-
-            self._pipeline(begin, add_squares, nothing)
-            if places is not None:
-                begin, gradients = nothing, lambda c, buffers: places[c]
-            return self._sum_over_ranks(np.concatenate(sums), present)
-
-        norm = None
-        if wants_norm:
-            norm = rules.norm_from_squares(sum_of_squares)
-            if skip and not math.isfinite(norm):
-                return StepInfo(False, norm)
-            scale *= rules.clip_factor(norm, limit)
-
-        def apply_gather(c: int, buffers: Any) -> None:
-            own, chunk, piece = gradients(c, buffers), self._chunks[c], self._pieces[c]
-            if piece is not None:
-                leaves = tuple(g if here[part.parameter] else None for part, g in zip(piece.parts, own, strict=True))
-                piece.optimizer._step_checked(plan_of(piece.optimizer), leaves, scale, None, False)
-            parts = [params[number][start:stop] for number, start, stop in chunk.parts[channel.rank]]
-            channel.start_gather(chunk, parts, buffers)
-
-        def finish_gather(c: int, buffers: Any) -> None:
-            channel.finish_gather(self._chunks[c], params, buffers)
-
-        self._pipeline(begin, apply_gather, finish_gather)
-        return StepInfo(True, norm)
-
-    # --- the norm
-
-    def _places(self, grads: Sequence[Array | None], here: Sequence[bool]) -> list[list[Array | None]]:
-        """Where this rank's slice of the reduced gradients waits for the norm, for `overwrite_grads`; by chunks."""
-
-        def place(part: Part, dtype: np.dtype) -> Array | None:
-            g = grads[part.parameter]
-            if g is not None and g.flags.writeable:
-                return g[part.start : part.stop]
-            return np.empty(part.size, dtype) if here[part.parameter] else None
-
-        return [[place(part, chunk.dtype) for part in chunk.parts[self._channel.rank]] for chunk in self._chunks]
-
-    def _block_sums(self, c: int, own: Sequence[Array | None], here: Sequence[bool], scale: float, k: float) -> Array:
-        parts = self._chunks[c].parts[self._channel.rank]
-        counted = [g for part, g in zip(parts, own, strict=True) if here[part.parameter]]
-        return self._whole._backend.block_sums(counted, scale, k, self.threads) if counted else np.zeros(0)
-
-    def _sum_over_ranks(self, own: Array, present: Array) -> float:
-        """The sum of all ranks' block sums by the fixed tree, which runs over the parameters in their order."""
-        blocks = [-(-math.prod(q.shape) // NORM_BLOCK) for q in self._whole._parameters]
-        first = list(accumulate((n if here else 0 for n, here in zip(blocks, present, strict=True)), initial=0))
-        positions = []
-        for rank in range(self._channel.size):
-            parts = [part for chunk in self._chunks for part in chunk.parts[rank] if present[part.parameter]]
-            positions.append([first[part.parameter] + np.arange(part.blocks.start, part.blocks.stop) for part in parts])
-        counts = [sum(x.size for x in found) for found in positions]
-        ordered = np.empty(first[-1])
-        ordered[np.concatenate([np.zeros(0, int), *(x for found in positions for x in found)])] = (
-            self._channel.gather_floats(own, counts)
-        )
-        return tree_sum(ordered)
 
     def __repr__(self) -> str:
         return f"<ShardedOptimizer: rank {self.comm.rank} of {self.comm.size}, {self._whole!r}>"

@@ -1,4 +1,4 @@
-"""What ranks must agree on before they build an optimizer or step it, in words that an error can quote."""
+"""Describes what ranks must agree on before they build an optimizer or step it, in words that an error can quote."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REDUCTIONS = ("mean", "sum")
 def plain_optimizer(
     kind: type[Optimizer], params: Any, backend: str, threads: int | None, hyper: Mapping[str, Any]
 ) -> Optimizer:
-    """The plain optimizer over the whole parameters: it knows structures and groups, and allocates no state."""
+    """Make the plain optimizer over the whole parameters: it knows structures and groups, and allocates no state."""
     if not isinstance(kind, type) or not issubclass(kind, Optimizer) or kind is Optimizer:
         raise TypeError(f"kind must be fastoptim.SGD, Adam or AdamW, got {kind!r}")
     whole = kind(params, backend=backend, threads=threads, **hyper)
@@ -29,7 +29,7 @@ def plain_optimizer(
 
 
 def options(reduction: Any, deterministic: Any, buffer_bytes: Any, overwrite_grads: Any) -> dict[str, Any]:
-    """What `ShardedOptimizer` adds to the hyper-parameters, validated."""
+    """Check what `ShardedOptimizer` adds to the hyperparameters."""
     if isinstance(buffer_bytes, bool) or not isinstance(buffer_bytes, int):
         raise TypeError(f"buffer_bytes must be an int, got {buffer_bytes!r}")
     if buffer_bytes < 1:
@@ -43,7 +43,7 @@ def options(reduction: Any, deterministic: Any, buffer_bytes: Any, overwrite_gra
 
 
 def description(whole: Optimizer, options: Mapping[str, Any]) -> dict[str, str]:
-    """Everything in which ranks must not differ, by name."""
+    """Describe everything in which ranks must not differ, by name."""
     said = {"fastoptim's version": __version__, "numpy's version": np.__version__, "kind": type(whole).__name__}
     said |= {name: repr(value) for name, value in options.items()} | hyper_texts(whole)
     for number, group in enumerate(whole.param_groups):
@@ -55,6 +55,7 @@ def description(whole: Optimizer, options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def hyper_texts(whole: Optimizer) -> dict[str, str]:
+    """Describe the hyperparameters of all groups, by name."""
     return {
         f"{name} of group {number}": _text(group[name])
         for number, group in enumerate(whole.param_groups)
@@ -63,18 +64,10 @@ def hyper_texts(whole: Optimizer) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """A hyper-parameter, written alike whatever the type of a number is."""
+    """A hyperparameter, written alike whatever the type of a number is."""
     if isinstance(value, (str, bool)):
         return repr(value)
     try:
         return repr(float(value))
     except (TypeError, ValueError):
         return f"({', '.join(map(_text, value))})" if isinstance(value, (tuple, list)) else repr(value)
-
-
-def remove_last_group(whole: Optimizer, grouped: bool) -> None:
-    """Undo `add_param_group`, which another rank has refused."""
-    count = len(list.pop(whole._groups)["names"])
-    whole._structures.pop()
-    del whole._parameters[-count:]
-    whole._grouped = grouped

@@ -1,4 +1,7 @@
-"""What ranks say to each other: agreement before a step, sums of gradients, pieces of parameters. Loads mpi4py."""
+"""Carries what ranks send each other: agreement before a step, sums of gradients, pieces of parameters.
+
+The one module that loads mpi4py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import numpy as np
 from mpi4py import MPI
 
 from ..common.threads import usable_cores
-from .partition import Chunk
+from .partition import Bucket
 
 Array = np.ndarray
 
@@ -21,7 +24,7 @@ _TYPES = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
 
 
 class Buffers:
-    """What one chunk passes through: `packed` holds the pieces of all ranks, `own` the sum of this rank's piece."""
+    """Hold one bucket on its way: `packed` holds the pieces of all ranks, `own` the sum of this rank's piece."""
 
     def __init__(self, packed: int, own: int, contributions: int):
         self.packed = np.empty(packed, np.uint8)
@@ -35,7 +38,7 @@ class Buffers:
 
 
 class Channel:
-    """A communicator of its own (so that nobody else's messages mix in), and the conversations of a step.
+    """Send and receive on a communicator of its own, so that nobody else's messages mix in.
 
     Parameters
     ----------
@@ -57,7 +60,7 @@ class Channel:
     def agree(
         self, error: BaseException | None, what: str, said: Mapping[str, str], counts: Sequence[int] | Array = ()
     ) -> Array:
-        """The least of every rank's `counts`, if no rank has an error and all say the same.
+        """Return the least of every rank's `counts`, if no rank has an error and all say the same.
 
         Else the error itself on the rank that has one, and an exception that tells of it on all others; or a ValueError
         on all ranks that names the first thing in `said` on which they differ.
@@ -91,7 +94,7 @@ class Channel:
         return f"{what}: the ranks differ"
 
     def tell(self, text: str) -> list[str]:
-        """Every rank's text."""
+        """Gather every rank's text."""
         raw = np.frombuffer(text.encode(), np.uint8)
         lengths = np.empty(self.size, np.int64)
         self.comm.Allgather(np.array([raw.size], np.int64), lengths)
@@ -99,41 +102,42 @@ class Channel:
         self.comm.Allgatherv(raw, [every, lengths.tolist()])
         return [part.tobytes().decode() for part in np.split(every, np.cumsum(lengths)[:-1])]
 
-    # --- the chunks of a step
+    # --- the buckets of a step
 
-    def buffers(self, chunks: Sequence[Chunk], number: int) -> list[Buffers]:
-        """`number` sets of buffers that are large enough for every chunk."""
-        packed = max(chunk.size * chunk.dtype.itemsize for chunk in chunks)
-        own = max(chunk.counts[self.rank] * chunk.dtype.itemsize for chunk in chunks)
+    def buffers(self, buckets: Sequence[Bucket], number: int) -> list[Buffers]:
+        """Allocate `number` sets of buffers, each large enough for every bucket."""
+        packed = max(bucket.size * bucket.dtype.itemsize for bucket in buckets)
+        own = max(bucket.counts[self.rank] * bucket.dtype.itemsize for bucket in buckets)
         return [Buffers(packed, own, own * self.size if self.deterministic else 0) for _ in range(number)]
 
-    def start_reduce(self, chunk: Chunk, grads: Sequence[Array | None], buffers: Buffers) -> None:
-        """Begin to add up a chunk of the gradients (flat arrays; None counts as zeros)."""
-        packed = buffers.packed[: chunk.size * chunk.dtype.itemsize].view(chunk.dtype)
+    def start_reduce(self, bucket: Bucket, grads: Sequence[Array | None], buffers: Buffers) -> None:
+        """Begin to add up a bucket of the gradients (flat arrays; None counts as zeros)."""
+        packed = buffers.packed[: bucket.size * bucket.dtype.itemsize].view(bucket.dtype)
         end = 0
-        for parts in chunk.parts:
+        for parts in bucket.parts:
             for parameter, start, stop in parts:
                 begin, end = end, end + stop - start
                 g = grads[parameter]
                 packed[begin:end] = 0 if g is None else g[start:stop]
-        kind = _TYPES[chunk.dtype]
+        kind = _TYPES[bucket.dtype]
         if not self.deterministic:
             buffers.request = self.comm.Ireduce_scatter(
-                [packed, kind], [self._own(chunk, buffers), kind], list(chunk.counts), MPI.SUM
+                [packed, kind], [self._own(bucket, buffers), kind], list(bucket.counts), MPI.SUM
             )
             return
-        count = chunk.counts[self.rank]
+        count = bucket.counts[self.rank]
         everybody = [count] * self.size, [rank * count for rank in range(self.size)]
         buffers.request = self.comm.Ialltoallv(
-            [packed, (chunk.counts, chunk.displacements), kind], [self._contributions(chunk, buffers), everybody, kind]
+            [packed, (bucket.counts, bucket.displacements), kind],
+            [self._contributions(bucket, buffers), everybody, kind],
         )
 
-    def finish_reduce(self, chunk: Chunk, buffers: Buffers) -> Array:
-        """The sum or mean of this rank's piece."""
+    def finish_reduce(self, bucket: Bucket, buffers: Buffers) -> Array:
+        """Wait for the sum or mean of this rank's piece."""
         buffers.request.Wait()
-        own = self._own(chunk, buffers)
+        own = self._own(bucket, buffers)
         if self.deterministic:
-            contributions = self._contributions(chunk, buffers).reshape(self.size, own.size)
+            contributions = self._contributions(bucket, buffers).reshape(self.size, own.size)
             np.add(contributions[0], contributions[1], out=own)
             for contribution in contributions[2:]:
                 own += contribution
@@ -141,51 +145,51 @@ class Channel:
             own /= self.size
         return own
 
-    def start_gather(self, chunk: Chunk, own: Sequence[Array], buffers: Buffers) -> None:
+    def start_gather(self, bucket: Bucket, own: Sequence[Array], buffers: Buffers) -> None:
         """Begin to send this rank's piece, given as its parts, and to receive the others'."""
-        packed = buffers.packed[: chunk.size * chunk.dtype.itemsize].view(chunk.dtype)
-        end = chunk.displacements[self.rank]
+        packed = buffers.packed[: bucket.size * bucket.dtype.itemsize].view(bucket.dtype)
+        end = bucket.displacements[self.rank]
         for part in own:
             begin, end = end, end + part.size
             packed[begin:end] = part
-        layout = chunk.counts, chunk.displacements
-        buffers.request = self.comm.Iallgatherv(MPI.IN_PLACE, [packed, layout, _TYPES[chunk.dtype]])
+        layout = bucket.counts, bucket.displacements
+        buffers.request = self.comm.Iallgatherv(MPI.IN_PLACE, [packed, layout, _TYPES[bucket.dtype]])
 
-    def finish_gather(self, chunk: Chunk, targets: Sequence[Array], buffers: Buffers) -> None:
+    def finish_gather(self, bucket: Bucket, targets: Sequence[Array], buffers: Buffers) -> None:
         """Put the other ranks' pieces where they belong in `targets` (flat arrays)."""
         buffers.request.Wait()
-        packed = buffers.packed[: chunk.size * chunk.dtype.itemsize].view(chunk.dtype)
-        for rank, parts in enumerate(chunk.parts):
+        packed = buffers.packed[: bucket.size * bucket.dtype.itemsize].view(bucket.dtype)
+        for rank, parts in enumerate(bucket.parts):
             if rank == self.rank:
                 continue
-            end = chunk.displacements[rank]
+            end = bucket.displacements[rank]
             for parameter, start, stop in parts:
                 begin, end = end, end + stop - start
                 targets[parameter][start:stop] = packed[begin:end]
 
-    def _own(self, chunk: Chunk, buffers: Buffers) -> Array:
-        return buffers.own[: chunk.counts[self.rank] * chunk.dtype.itemsize].view(chunk.dtype)
+    def _own(self, bucket: Bucket, buffers: Buffers) -> Array:
+        return buffers.own[: bucket.counts[self.rank] * bucket.dtype.itemsize].view(bucket.dtype)
 
-    def _contributions(self, chunk: Chunk, buffers: Buffers) -> Array:
-        used = self.size * chunk.counts[self.rank] * chunk.dtype.itemsize
-        return buffers.contributions[:used].view(chunk.dtype)
+    def _contributions(self, bucket: Bucket, buffers: Buffers) -> Array:
+        used = self.size * bucket.counts[self.rank] * bucket.dtype.itemsize
+        return buffers.contributions[:used].view(bucket.dtype)
 
     # --- small things
 
     def gather_floats(self, values: Array, counts: Sequence[int]) -> Array:
-        """Every rank's float64 values, end to end."""
+        """Gather every rank's float64 values, end to end."""
         every = np.empty(sum(counts))
         self.comm.Allgatherv(values, [every, list(counts)])
         return every
 
     def most(self, values: Array) -> Array:
-        """The greatest of every rank's int64 values."""
+        """Return the greatest of every rank's int64 values."""
         every = np.empty_like(values)
         self.comm.Allreduce(values, every, MPI.MAX)
         return every
 
     def broadcast(self, text: str) -> str:
-        """The text of rank 0."""
+        """Send the text of rank 0 to all."""
         length = np.array([len(text.encode())], np.int64)
         self.comm.Bcast(length)
         raw = np.frombuffer(text.encode(), np.uint8).copy() if self.rank == 0 else np.empty(int(length[0]), np.uint8)
@@ -193,10 +197,11 @@ class Channel:
         return raw.tobytes().decode()
 
     def barrier(self) -> None:
+        """Wait until every rank is here."""
         self.comm.Barrier()
 
     def share_of_cores(self) -> int:
-        """How many cores of this host are left for this rank, the others that run on it counted in."""
+        """Count the cores of this host that are left for this rank, the others that run on it counted in."""
         local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
         wanted = np.zeros(max(os.cpu_count() or 1, *(core + 1 for core in cores)), np.int32)
@@ -216,7 +221,7 @@ _ends_job = False
 
 
 def communicator(comm: Any) -> Any:
-    """`comm`, or all processes if it is None; TypeError if it is something else."""
+    """Return `comm`, or all processes if it is None; TypeError if it is something else."""
     comm = MPI.COMM_WORLD if comm is None else comm
     if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
         raise TypeError(f"comm must be an mpi4py.MPI.Intracomm, got {comm!r}")

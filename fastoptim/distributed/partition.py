@@ -1,4 +1,4 @@
-"""Which rank owns what: parameters cut into slices, slices into the chunks that communication moves.
+"""Decides which rank owns what: cuts parameters into slices, and slices into the buckets that communication moves.
 
 Every cut lies at a border of the blocks that the gradient norm is summed over, so that each rank sums whole blocks and
 the norm has the same bits however many ranks there are.
@@ -33,8 +33,8 @@ class Part(NamedTuple):
         return slice(self.start // NORM_BLOCK, -(-self.stop // NORM_BLOCK))
 
 
-class Chunk(NamedTuple):
-    """What one round of communication moves: a piece of every rank's slice, of one group and one dtype."""
+class Bucket(NamedTuple):
+    """One round of communication: a piece of every rank's slice, of one group and one dtype."""
 
     group: int
     dtype: np.dtype
@@ -48,7 +48,7 @@ class Chunk(NamedTuple):
 
 
 def cut(ends: Sequence[int], low: int, high: int, parts: int) -> list[int]:
-    """``parts + 1`` positions from `low` to `high`, evenly, at block borders of arrays laid end to end.
+    """Find ``parts + 1`` positions from `low` to `high`, evenly, at block borders of arrays laid end to end.
 
     `ends` holds where the arrays begin, and where the last one ends.
     """
@@ -62,7 +62,7 @@ def cut(ends: Sequence[int], low: int, high: int, parts: int) -> list[int]:
 
 
 def parts_between(ends: Sequence[int], numbers: Sequence[int], low: int, high: int) -> tuple[Part, ...]:
-    """The parts of arrays (numbered `numbers`) that lie between two positions; of no empty array."""
+    """List the parts of arrays (numbered `numbers`) that lie between two positions; of no empty array."""
     parts = []
     i = bisect_right(ends, low) - 1
     while i < len(numbers) and ends[i] < high:
@@ -74,17 +74,17 @@ def parts_between(ends: Sequence[int], numbers: Sequence[int], low: int, high: i
 
 
 def piece_size(room: int, pieces: int, itemsize: int) -> int:
-    """Elements of a piece of which so many fit into `room` bytes, and of one block at least.
+    """Compute the elements of a piece of which so many fit into `room` bytes, one block at least.
 
     One block is left over: as cuts lie between blocks, a piece may get one more than others.
     """
     return max(1, room // (pieces * itemsize * NORM_BLOCK) - 1) * NORM_BLOCK
 
 
-def chunks(
+def buckets(
     group: int, dtype: np.dtype, sizes: Sequence[int], numbers: Sequence[int], ranks: int, piece: int
-) -> list[Chunk]:
-    """Chunks of parameters of one group and dtype, with pieces of about `piece` elements per rank.
+) -> list[Bucket]:
+    """Make buckets of parameters of one group and dtype, with pieces of about `piece` elements per rank.
 
     Empty parameters go to the first rank, so that every parameter has a place.
     """
@@ -94,20 +94,20 @@ def chunks(
     pieces = [list(pairwise(cut(ends, low, high, count))) for low, high in slices]
     empty = tuple(Part(number, 0, 0) for number, size in zip(numbers, sizes, strict=True) if not size)
     result = []
-    for c in range(count):
-        parts = [parts_between(ends, numbers, *pieces[rank][c]) for rank in range(ranks)]
-        if c == 0:
+    for b in range(count):
+        parts = [parts_between(ends, numbers, *pieces[rank][b]) for rank in range(ranks)]
+        if b == 0:
             parts[0] = (*empty, *parts[0])
         counts = tuple(sum(part.size for part in own) for own in parts)
-        result.append(Chunk(group, dtype, tuple(parts), counts, tuple(accumulate(counts, initial=0))[:-1]))
+        result.append(Bucket(group, dtype, tuple(parts), counts, tuple(accumulate(counts, initial=0))[:-1]))
     return result
 
 
-def ranges(chunks: Sequence[Chunk], rank: int) -> dict[int, tuple[int, int]]:
-    """Number of a parameter -> the elements ``(start, stop)`` of it that a rank owns."""
+def ranges(buckets: Sequence[Bucket], rank: int) -> dict[int, tuple[int, int]]:
+    """Map the number of a parameter to the elements ``(start, stop)`` of it that a rank owns."""
     found: dict[int, tuple[int, int]] = {}
-    for chunk in chunks:
-        for number, start, stop in chunk.parts[rank]:
+    for bucket in buckets:
+        for number, start, stop in bucket.parts[rank]:
             low, high = found.get(number, (start, stop))
             found[number] = (min(low, start), max(high, stop))
     return found

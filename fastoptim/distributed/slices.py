@@ -1,4 +1,4 @@
-"""This rank's slice of everything: its pieces of all chunks, each stepped by a plain optimizer."""
+"""Keeps this rank's slice of everything: its pieces of all buckets, each stepped by a plain optimizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from ..arrays import layout
 from ..optimizers.base import Optimizer
-from .partition import Chunk, Part, chunks, piece_size
+from ..optimizers.update import StepOptions
+from .partition import Bucket, Part, buckets, piece_size
 
 if TYPE_CHECKING:
     from .channel import Buffers, Channel
@@ -20,24 +21,24 @@ if TYPE_CHECKING:
 Array = np.ndarray
 Stage = Callable[[int, Any], None]
 
-IN_FLIGHT = 3  # one chunk's gradients are on their way while the kernel has the next and parameters of a third leave
+IN_FLIGHT = 3  # one bucket's gradients are on their way while the kernel has the next and parameters of a third leave
 
 
 class Piece(NamedTuple):
-    """This rank's part of a chunk, and the plain optimizer that steps it."""
+    """This rank's part of a bucket, and the plain optimizer that steps it."""
 
     parts: tuple[Part, ...]
     optimizer: Optimizer
 
 
 class Slices:
-    """What one rank has of the parameters, and how it leads chunks through their stages."""
+    """What one rank has of the parameters, and how it leads buckets through their stages."""
 
     comm: Any
     _whole: Optimizer
     _channel: Channel
     _options: dict[str, Any]
-    _chunks: list[Chunk]
+    _buckets: list[Bucket]
     _pieces: list[Piece | None]
     _buffers: list[Buffers]
 
@@ -52,39 +53,39 @@ class Slices:
 
     @property
     def _names(self) -> list[str]:
-        return [parameter.name for parameter in self._whole._parameters]
+        return [parameter.name for parameter in self._whole._model.parameters]
 
-    def _add_chunks(self, first: int) -> None:
+    def _add_buckets(self, first: int) -> None:
         """Divide the groups from number `first` on, and make this rank's pieces of them."""
         whole, rank, size = self._whole, self._channel.rank, self._channel.size
         held = size + 1 + (size if self._options["deterministic"] else 0)  # pieces that a set of buffers holds
         room = self._options["buffer_bytes"] // IN_FLIGHT
         for number, group in enumerate(whole.param_groups[first:], first):
-            mine = [(i, q) for i, q in enumerate(whole._parameters) if q.group is group]
+            mine = [(i, q) for i, q in enumerate(whole._model.parameters) if q.group is group]
             for dtype in dict.fromkeys(q.dtype for _, q in mine):
                 chosen = [(i, math.prod(q.shape)) for i, q in mine if q.dtype == dtype]
                 sizes, numbers = [n for _, n in chosen], [i for i, _ in chosen]
                 piece = piece_size(room, held, dtype.itemsize)
-                self._chunks += chunks(number, dtype, sizes, numbers, size, piece)
+                self._buckets += buckets(number, dtype, sizes, numbers, size, piece)
         flat = [layout.flat(np.asarray(p)) for _, p in self._parameters()]
-        for chunk in self._chunks[len(self._pieces) :]:
-            parts = chunk.parts[rank]
+        for bucket in self._buckets[len(self._pieces) :]:
+            parts = bucket.parts[rank]
             views = [flat[part.parameter][part.start : part.stop] for part in parts]
-            hyper = {key: whole.param_groups[chunk.group][key] for key in whole._names}
+            hyper = {key: whole.param_groups[bucket.group][key] for key in whole._names}
             optimizer = type(whole)(views, backend=whole.backend, threads=whole.threads, **hyper) if parts else None
             self._pieces.append(None if optimizer is None else Piece(parts, optimizer))
-        self._buffers = self._channel.buffers(self._chunks, IN_FLIGHT)
+        self._buffers = self._channel.buffers(self._buckets, IN_FLIGHT)
 
     def _locked(self) -> AbstractContextManager[None]:
         return self._whole._locked()
 
     def _parameters(self) -> list[tuple[str, Array]]:
         """Names and arrays of all parameters; TypeError or ValueError if one is not what it was."""
-        return [(parameter.name, parameter.array(self._whole._backend)) for parameter in self._whole._parameters]
+        return [(parameter.name, parameter.array(self._whole._backend)) for parameter in self._whole._model.parameters]
 
     def _pipeline(self, first: Stage, second: Stage, third: Stage) -> None:
-        """Lead all chunks through three stages; while one is in its second, its neighbours are on their way."""
-        count = len(self._chunks)
+        """Lead all buckets through three stages; while one is in its second, its neighbours are on their way."""
+        count = len(self._buckets)
         for i in range(count + IN_FLIGHT):
             if i >= IN_FLIGHT:
                 third(i - IN_FLIGHT, self._buffers[i % IN_FLIGHT])
@@ -93,16 +94,17 @@ class Slices:
             if 0 < i <= count:
                 second(i - 1, self._buffers[(i - 1) % IN_FLIGHT])
 
-    def _split(self, c: int, own: Array) -> list[Array]:
-        """This rank's piece of a chunk as its parts."""
-        ends = accumulate((part.size for part in self._chunks[c].parts[self._channel.rank]), initial=0)
+    def _split(self, b: int, own: Array) -> list[Array]:
+        """This rank's piece of a bucket as its parts."""
+        ends = accumulate((part.size for part in self._buckets[b].parts[self._channel.rank]), initial=0)
         return [own[start:stop] for start, stop in pairwise(ends)]
 
 
-def nothing(c: int, buffers: Any) -> None:
-    """A stage without work."""
+def nothing(b: int, buffers: Any) -> None:
+    """Do nothing: a stage without work."""
 
 
-def plan_of(optimizer: Optimizer) -> Any:
-    plan = optimizer._plan
-    return plan if plan is not None and plan.version == optimizer._changes[0] else optimizer._current_plan()
+def step_piece(optimizer: Optimizer, grads: tuple[Any, ...], scale: float) -> None:
+    """Step a piece whose arrays were checked, with gradients multiplied by `scale`."""
+    plan = optimizer._ready_plan()
+    plan.update.step(plan.params, grads, plan.states, plan.rows(), StepOptions(scale))

@@ -1,4 +1,4 @@
-"""States and checkpoints of a sharded optimizer: saved by every rank, loaded by any number of them."""
+"""Saves and restores the states of a sharded optimizer: written by every rank, loaded by any number of them."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from .. import rules
 from ..arrays import checks, layout
 from ..checkpoint import format, matching, slices
+from ..common.signals import deferred_signals
 from ..optimizers.base import Optimizer
+from ..optimizers.saving import load_snapshot, snapshot
 from .agreement import hyper_texts
-from .partition import Chunk, ranges
+from .partition import Bucket, ranges
 from .slices import Array, Piece, Slices, nothing
 
+T = TypeVar("T")
+Own = Mapping[str, Mapping[str, Any]]  # name of a parameter -> "step", and this rank's elements of its states
+KINDS = ("slices", "optimizer", "training")
 SLOTS = tuple(dict.fromkeys(name for rule in rules.RULES.values() for name in rule.states))
 
 
 class States(Slices):
-    """The states' part of `ShardedOptimizer`."""
+    """Keeps, saves and restores the states of a `ShardedOptimizer`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What `Optimizer.state_dict` returns, whole, on every rank: for models whose states fit into one process."""
-        if self.comm.size == 1:
-            return self._whole.state_dict()
+        """Return `Optimizer.state_dict`'s content, whole, on every rank: for models whose states fit in one process."""
         with self._locked():
-            parameters = self._whole._parameters
+            parameters = self._whole._model.parameters
             facts = np.zeros((len(parameters), 1 + len(SLOTS)), np.int64)  # the step count, and which states there are
             for part, entry in self._entries():
                 facts[part.parameter] = [entry["step"], *(slot in entry for slot in SLOTS)]
@@ -41,12 +44,12 @@ class States(Slices):
                     for i, values in enumerate(self._gathered_states(slot)):
                         if facts[i, k]:
                             states[i][slot] = values.reshape(parameters[i].shape)
-            whole = self._whole._snapshot(lambda x: x)
+            whole = snapshot(self._whole, lambda x: x)
             return whole | {"state": dict(zip(self._names, states, strict=True))}
 
     def _gathered_states(self, slot: str) -> list[Array]:
         """The state `slot` of all parameters, flat; zeros where there is none."""
-        targets = [np.zeros(math.prod(q.shape), q.dtype) for q in self._whole._parameters]
+        targets = [np.zeros(math.prod(q.shape), q.dtype) for q in self._whole._model.parameters]
         for part, entry in self._entries():
             if slot in entry:
                 targets[part.parameter][part.start : part.stop] = entry[slot]
@@ -57,53 +60,52 @@ class States(Slices):
         """Fill flat arrays, in which every rank has filled its own slice, with all others' slices."""
         channel = self._channel
 
-        def start(c: int, buffers: Any) -> None:
-            own = [targets[number][begin:end] for number, begin, end in self._chunks[c].parts[channel.rank]]
-            channel.start_gather(self._chunks[c], own, buffers)
+        def start(b: int, buffers: Any) -> None:
+            own = [targets[number][begin:end] for number, begin, end in self._buckets[b].parts[channel.rank]]
+            channel.start_gather(self._buckets[b], own, buffers)
 
-        def finish(c: int, buffers: Any) -> None:
-            channel.finish_gather(self._chunks[c], targets, buffers)
+        def finish(b: int, buffers: Any) -> None:
+            channel.finish_gather(self._buckets[b], targets, buffers)
 
         self._pipeline(start, nothing, finish)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what `state_dict` of this class or of a plain optimizer returned, the same on every rank."""
-        if self.comm.size == 1:
-            self._whole.load_state_dict(state_dict)
-            return
         with self._locked():
-            self._restore(lambda: (state_dict, self._cut_states(state_dict)), "loading a state dict")
+            what = "loading a state dict"
+            own, steps = self._together(what, lambda: (self._cut_states(state_dict), _step_texts(state_dict)))
+            self._channel.agree(None, what, steps)
+            with deferred_signals():
+                self._restore(state_dict, own, what)
 
     def save(self, path: Any) -> None:
         """Write a checkpoint, every rank its slice; any number of ranks, or a plain optimizer, can load it.
 
         Beside the file at `path`, which is written last and atomically, there is one file per rank,
         ``<name>.<token>.<rank>``: the folder must be one that all ranks and hosts share. The checkpoint before stays as
-        ``<name>.previous``, with its slices. If a rank fails, all raise, and the last checkpoint is as it was.
+        ``<name>.previous``, with its slices; a file that is replaced hands down its mode, to slices too. If a rank
+        fails, all raise, and the last checkpoint is as it was.
         """
-        if self.comm.size == 1:
-            self._whole.save(path)
-            return
         with self._locked():
             channel, target = self._channel, os.path.realpath(os.fspath(path))
             token = channel.broadcast(secrets.token_hex(8))
             own = slices.slice_path(target, token, channel.rank)
             try:
-                self._together("saving a checkpoint", lambda: self._write_slice(own, token))
+                self._together("saving a checkpoint", lambda: self._write_slice(own, token, target))
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(own)
                 raise
             self._together("saving a checkpoint", lambda: self._write_manifest(target, token))
 
-    def _write_slice(self, path: str, token: str) -> None:
+    def _write_slice(self, path: str, token: str, target: str) -> None:
         params, names = [layout.flat(np.asarray(p)) for _, p in self._parameters()], self._names
         parts = []
         for part, entry in self._entries():
             contents = {"parameter": params[part.parameter][part.start : part.stop]}
             contents |= {slot: x for slot, x in entry.items() if slot != "step"}
             parts.append([names[part.parameter], part.start, part.stop, entry["step"], contents])
-        format.write(path, {"token": token, "parts": parts}, kind="slice", keep_previous=False)
+        format.write(path, {"token": token, "parts": parts}, kind="slice", keep_previous=False, like=target)
 
     def _write_manifest(self, target: str, token: str) -> None:
         """Commit the checkpoint that the slices make up, and remove slices that none needs any more; for rank 0."""
@@ -113,15 +115,15 @@ class States(Slices):
         missing = [path for path in paths if not os.path.exists(path)]
         if missing:
             raise FileNotFoundError(f"{missing[0]} is not there on rank 0: is the folder one that all hosts share?")
-        parameters, names = self._whole._parameters, self._names
+        parameters, names = self._whole._model.parameters, self._names
         written = []
         for rank, path in enumerate(paths):
-            spans = [[names[i], *span] for i, span in ranges(self._chunks, rank).items()]
+            spans = [[names[i], *span] for i, span in ranges(self._buckets, rank).items()]
             written.append({"file": os.path.basename(path), "parts": spans})
         tree = {
             "token": token,
             "params": {q.name: {"shape": list(q.shape), "dtype": q.dtype.name} for q in parameters},
-            "optimizer": self._whole._snapshot(lambda x: x) | {"state": {}},
+            "optimizer": snapshot(self._whole, lambda x: x) | {"state": {}},
             "slices": written,
         }
         format.write(target, tree, kind="slices")
@@ -130,39 +132,39 @@ class States(Slices):
     def load(self, path: Any) -> None:
         """Read a checkpoint that any number of ranks, a plain optimizer or `fit` has written.
 
-        Each rank reads the slices that overlap its own. If a rank fails, all raise, and nothing was changed.
+        Each rank reads the slices that overlap its own. Before anything is changed, the ranks compare the checksums of
+        what they have read: if one has found another file (in a folder that is not shared, or in an old view of one),
+        all raise ValueError. If a rank fails, all raise, and nothing was changed.
         """
-        if self.comm.size == 1:
-            self._whole.load(path)
-            return
-
-        params: Mapping[str, Array] | None = None
-
-        def read() -> tuple[Mapping[str, Any], dict[str, dict[str, Any]]]:
-            nonlocal params
-            tree = format.read(path, kind=("slices", "optimizer", "training"))
-            with format.malformed(f"{os.fspath(path)}: the optimizer's part"):
-                state_dict = tree["optimizer"]
-                if "slices" in tree:
-                    own = {self._names[i]: span for i, span in ranges(self._chunks, self._channel.rank).items()}
-                    slices.check_slices(tree, {q.name: (q.shape, q.dtype) for q in self._whole._parameters})
-                    return state_dict, slices.read_slices(path, tree, own)
-                params = tree["params"]
-                matching.check_arrays(dict(self._parameters()), params)
-                return state_dict, self._cut_states(state_dict)
-
+        what = f"loading {os.fspath(path)}"
         with self._locked():
-            own = self._restore(read, f"loading {os.fspath(path)}")
-            if params is not None:
-                for name, p in self._parameters():
-                    p[...] = params[name]
-            else:
-                self._fill_parameters(own)
+            tree, checksum = self._together(what, lambda: format.read_with_checksum(path, kind=KINDS))
+            # A node may have a folder of its own, or an old view of a shared one.
+            self._channel.agree(None, what, {"the checkpoint's content (SHA-256)": checksum})
+            state_dict, own, params = self._together(what, lambda: self._own_content(path, tree))
+            with deferred_signals():
+                self._restore(state_dict, own, what)
+                if params is None:
+                    self._fill_parameters(own)
+                else:
+                    for name, p in self._parameters():
+                        p[...] = params[name]
 
-    def _fill_parameters(self, own: Mapping[str, Mapping[str, Any]]) -> None:
+    def _own_content(self, path: Any, tree: Any) -> tuple[Mapping[str, Any], Own, Mapping[str, Array] | None]:
+        """The optimizer's state dict, this rank's slices of states, and the whole parameters if they are all there."""
+        with format.malformed(f"{os.fspath(path)}: the optimizer's part"):
+            state_dict = tree["optimizer"]
+            if "slices" in tree:
+                wanted = {self._names[i]: span for i, span in ranges(self._buckets, self._channel.rank).items()}
+                slices.check_slices(tree, {q.name: (q.shape, q.dtype) for q in self._whole._model.parameters})
+                return state_dict, slices.read_slices(path, tree, wanted), None
+            matching.check_arrays(dict(self._parameters()), tree["params"])
+            return state_dict, self._cut_states(state_dict), tree["params"]
+
+    def _fill_parameters(self, own: Own) -> None:
         """Set all parameters from every rank's slice of them."""
         flat = [layout.flat(np.asarray(p)) for _, p in self._parameters()]
-        for i, (start, stop) in ranges(self._chunks, self._channel.rank).items():
+        for i, (start, stop) in ranges(self._buckets, self._channel.rank).items():
             flat[i][start:stop] = own[self._names[i]]["parameter"]
         self._gather(flat)
         for (_, p), x in zip(self._parameters(), flat, strict=True):
@@ -172,8 +174,8 @@ class States(Slices):
     def _cut_states(self, state_dict: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """This rank's slice of whole states, by the names of parameters."""
         result = {}
-        for i, (start, stop) in ranges(self._chunks, self._channel.rank).items():
-            q = self._whole._parameters[i]
+        for i, (start, stop) in ranges(self._buckets, self._channel.rank).items():
+            q = self._whole._model.parameters[i]
             entry = dict(state_dict["state"][q.name])
             result[q.name] = {"step": entry.pop("step")}
             for slot, x in entry.items():
@@ -181,42 +183,32 @@ class States(Slices):
                 result[q.name][slot] = layout.flat(x)[start:stop]
         return result
 
-    def _restore(
-        self, read: Callable[[], tuple[Mapping[str, Any], dict[str, dict[str, Any]]]], what: str
-    ) -> dict[str, dict[str, Any]]:
-        """Take over the hyper-parameters and this rank's states that `read` returns; returns the latter.
-
-        If that fails on one rank, all raise, and nothing was changed.
-        """
-        whole, mine = self._whole, ranges(self._chunks, self._channel.rank)
-        before = whole._snapshot(lambda x: x)
-        error: Exception | None = None
+    def _restore(self, state_dict: Mapping[str, Any], own: Own, what: str) -> None:
+        """Take over hyperparameters and this rank's states; if one rank fails, all raise, with nothing changed."""
+        whole, mine = self._whole, ranges(self._buckets, self._channel.rank)
+        before = snapshot(whole, lambda x: x)
         states: list[tuple[Optimizer, Mapping[str, Any]]] = []
-        said: dict[str, str] = {}
-        own: dict[str, dict[str, Any]] = {}
+        error: Exception | None = None
         try:
-            loaded, own = read()
-            whole._load({**loaded, "state": {name: {"step": 0} for name in self._names}})
-            said = hyper_texts(whole)
-            for chunk, piece in zip(self._chunks, self._pieces, strict=True):
+            load_snapshot(whole, {**state_dict, "state": {name: {"step": 0} for name in self._names}})
+            for bucket, piece in zip(self._buckets, self._pieces, strict=True):
                 if piece is not None:
-                    states.append((piece.optimizer, self._piece_state(chunk, piece, own, mine)))
+                    states.append((piece.optimizer, self._piece_state(bucket, piece, own, mine)))
         except Exception as exception:
             error = exception
         try:
-            self._channel.agree(error, what, said)
+            self._channel.agree(error, what, hyper_texts(whole))
         except Exception:
-            whole._load(before)
+            load_snapshot(whole, before)
             raise
         for optimizer, state in states:
-            optimizer._load(state)
-        return own
+            load_snapshot(optimizer, state)
 
     def _piece_state(
-        self, chunk: Chunk, piece: Piece, own: Mapping[str, Mapping[str, Any]], mine: Mapping[int, tuple[int, int]]
+        self, bucket: Bucket, piece: Piece, own: Own, mine: Mapping[int, tuple[int, int]]
     ) -> Mapping[str, Any]:
         """The state dict of one piece."""
-        group = self._whole.param_groups[chunk.group]
+        group = self._whole.param_groups[bucket.group]
         hyper = {key: group[key] for key in self._whole._names}
         states: dict[str, Any] = {}
         for name, part in zip(piece.optimizer.param_groups[0]["names"], piece.parts, strict=True):
@@ -238,11 +230,17 @@ class States(Slices):
             "param_groups": [{"params": names, **hyper}],
         }
 
-    def _together(self, what: str, work: Callable[[], None]) -> None:
-        """Do something on all ranks; if it fails on one, raise on all."""
+    def _together(self, what: str, work: Callable[[], T]) -> T:
+        """Do something on all ranks and return what it returns here; if it fails on one, raise on all."""
         error: Exception | None = None
+        result: Any = None
         try:
-            work()
+            result = work()
         except Exception as exception:
             error = exception
         self._channel.agree(error, what, {})
+        return cast(T, result)
+
+
+def _step_texts(state_dict: Mapping[str, Any]) -> dict[str, str]:
+    return {f"the step count of parameter {name!r}": str(e["step"]) for name, e in state_dict["state"].items()}

@@ -20,10 +20,10 @@ from ..backends.offload import OffloadBackend
 from ..common.busy import BUSY, exclusive
 from ..common.threads import resolve_threads
 from ..common.trees import Structure, leaves_of
-from ..common.validation import real, step_options
+from ..common.validation import check_range, real, step_options
 from . import saving
 from .groups import Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
-from .hyperparameters import UpdateSpec, check_representable
+from .hyperparameters import UpdateSpec
 from .states import Plan, make_plan, state_view
 from .update import PLAIN, StepOptions
 
@@ -118,7 +118,9 @@ class Optimizer:
     def _spec_of(self, group: ParamGroup, dtypes: set[Any]) -> UpdateSpec:
         values = self._read(group)
         for name, value in zip(self._names, values, strict=True):
-            check_representable(name, value, dtypes)
+            for number in value if isinstance(value, tuple) else (value,):
+                for dtype in dtypes if isinstance(number, float) else ():
+                    check_range(name, number, dtype, may_vanish=name != "eps")
         return type(self)._spec(*values)
 
     def __getattr__(self, name: str) -> Any:
@@ -233,6 +235,11 @@ class Optimizer:
             return plan.update.step(plan.params, leaves, plan.states, plan.rows(), options)
         finally:
             busy.remove(thread)
+
+    def _ready_plan(self) -> Plan:
+        """The plan that the next step will use."""
+        plan = self._plan
+        return plan if plan is not None and plan.version == self._model.changes[0] else self._current_plan()
 
     def _current_plan(self) -> Plan:
         """The plan, made or brought up to date with the groups."""

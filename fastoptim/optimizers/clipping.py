@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import rules
 from ..backends import Backend, resolve
-from ..common.signals import deferred
+from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
 from ..common.trees import Structure
 from ..common.validation import flag, norm_limit, real
@@ -111,6 +111,6 @@ def clip_grad_norm(
         raise ValueError(f"the gradient norm is {norm}")
     factor = rules.clip_factor(norm, limit)
     if factor != 1.0:
-        with deferred():
+        with deferred_signals():
             chosen.multiply(list(checked.values()), factor)
     return norm

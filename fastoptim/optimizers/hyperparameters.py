@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar, cast
-
-import numpy as np
 
 from .. import rules
 from ..common.validation import choice, flag, real
@@ -94,24 +91,6 @@ def adam_spec(
         coefficient = rules.decoupled_coefficient(lr, weight_decay) if decoupled else weight_decay
     coefficients = partial(rules.adam_coefficients, lr, beta1, beta2, eps, mode)
     return UpdateSpec(Kernel(rule, decay), _head(maximize, coefficient), coefficients)
-
-
-# What must not become zero where it is not: it would divide by zero, or drop the gradient.
-_KEPT = ("eps", "grad_scale")
-
-
-def check_representable(name: str, value: Any, dtypes: Iterable[np.dtype[Any]]) -> None:
-    """ValueError if a finite number becomes infinite in one of these dtypes, or a small `eps` or `grad_scale` zero."""
-    for number in value if isinstance(value, tuple) else (value,):
-        if not isinstance(number, float):
-            continue
-        for dtype in dtypes:
-            with np.errstate(over="ignore", under="ignore"):
-                rounded = float(dtype.type(number))
-            if math.isfinite(number) and not math.isfinite(rounded):
-                raise ValueError(f"{name}={number} is beyond the range of {dtype.name}: give a smaller one")
-            if name in _KEPT and number and not rounded:
-                raise ValueError(f"{name}={number} is zero in {dtype.name}: give a larger one")
 
 
 def with_defaults(init: Init, owner: str, **defaults: Any) -> Init:

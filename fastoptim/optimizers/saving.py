@@ -12,10 +12,10 @@ import numpy as np
 from ..arrays.checks import check_companion
 from ..backends import resolve
 from ..checkpoint.files import CheckpointError
-from ..checkpoint.format import _short, malformed, read, write
+from ..checkpoint.format import malformed, read, shortened, write
 from ..checkpoint.matching import assign, check_arrays, to_host
 from ..checkpoint.slices import check_slices, read_slices
-from ..common.signals import deferred
+from ..common.signals import deferred_signals
 from ..common.validation import real
 from ..rules.table import RULES
 from .groups import Parameter
@@ -59,13 +59,13 @@ def restore_optimizer(optimizer: Any, tree: Any) -> None:
         check_arrays(dict(named), saved)
         for entry in state["state"].values():
             if type(entry["step"]) is not int or entry["step"] >= 2**63:
-                raise CheckpointError(f"step must be an int64, got {_short(entry['step'])}")
+                raise CheckpointError(f"step must be an int64, got {shortened(entry['step'])}")
         for group in state["param_groups"]:
             if any(_holds_array(value) for value in group.values()):
                 raise CheckpointError("a hyperparameter is an array")
         for name, p in named:
             optimizer._backend.check_parameter(name, p)
-        with deferred():
+        with deferred_signals():
             load_snapshot(optimizer, state)
             for name, p in named:
                 assign(p, saved[name])
@@ -130,7 +130,7 @@ def load_snapshot(optimizer: Any, state_dict: Any) -> None:
     _check_groups(optimizer, entries, groups)
     parameters = optimizer._model.parameters
     loaded = [_loaded(optimizer, parameter, entries[parameter.name]) for parameter in parameters]
-    with deferred():
+    with deferred_signals():
         optimizer._drop_plan()
         for parameter, (t, states, scalars) in zip(parameters, loaded, strict=True):
             parameter.t, parameter.states, parameter.scalars = t, states, scalars

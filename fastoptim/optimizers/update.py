@@ -16,7 +16,8 @@ import numpy as np
 from .. import rules
 from ..arrays.checks import DTYPES, check_unchanged
 from ..backends.base import Backend, KernelCall, Launch, Norm, Scalars, StepInfo
-from ..common.signals import deferred
+from ..common.signals import deferred_signals
+from ..common.validation import check_range
 from ..rules.table import Kernel
 
 APPLIED = StepInfo(True, None)
@@ -35,8 +36,7 @@ class StepOptions(NamedTuple):
 
 
 PLAIN = StepOptions()
-# Magnitudes up to the first round to zero in float32, from the second on to infinity.
-SMALLEST, LARGEST = 2.0**-150, 2.0**128 - 2.0**103
+SINGLE, TINY = np.dtype(np.float32), 2.0**-149  # the smallest number that it has
 
 
 class Member(NamedTuple):
@@ -110,7 +110,7 @@ class Update:
         self._counter = [0] if counter is None else counter
         self._native = backend.plan(kernels, run_of, members, self._counter, threads)
         self._bound: _Bound | None = None
-        self._single = any(member.dtype == np.float32 for member in members)
+        self._single = any(member.dtype == SINGLE for member in members)
 
     def step(
         self,
@@ -156,7 +156,7 @@ class Update:
             if options.skip_nonfinite and not math.isfinite(norm):
                 return StepInfo(False, norm)
         scaled = self._scaled([scalars[run] for run in bound.runs], options, norm)
-        with deferred():
+        with deferred_signals():
             bound.launch(scaled)
             for form in bound.copies:
                 form.copy_back()
@@ -193,7 +193,7 @@ class Update:
             scale *= rules.clip_factor(norm, options.max_norm)
         if scale == 1.0:
             return scalars
-        if options.max_norm is None or options.max_norm > SMALLEST:  # else the clipped gradients are zero, too
+        if options.max_norm is None or options.max_norm > TINY:  # else the clipped gradients are zero, too
             self._check_scale("grad_scale times the clip factor", scale)
         return [(sign * scale, *rest) for sign, *rest in scalars]
 
@@ -201,8 +201,8 @@ class Update:
 
     def _check_scale(self, name: str, scale: float) -> None:
         """ValueError if gradients would be lost by a factor that float32 rounds to zero or infinity."""
-        if self._single and (0.0 < abs(scale) <= SMALLEST or LARGEST <= abs(scale) < math.inf):
-            raise ValueError(f"{name} is {scale}, which is {'zero' if abs(scale) < 1 else 'infinite'} in float32")
+        if self._single:
+            check_range(name, scale, SINGLE)
 
     def _check(
         self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...]

@@ -17,7 +17,7 @@ import numpy as np
 from .. import __version__
 from ..checkpoint import files, format, matching
 from ..checkpoint.files import CheckpointError
-from ..common.signals import deferred
+from ..common.signals import deferred_signals
 from ..common.trees import Structure
 from ..common.validation import flag, real
 from ..optimizers import saving
@@ -169,7 +169,7 @@ class Loop:
             best = self._best_params
             named = {name: p for name, p in _named(self.params) if name in best}
             matching.check_assignable(named, best)
-            with deferred():
+            with deferred_signals():
                 for name, p in named.items():
                     matching.assign(p, best[name])
         return FitResult(
@@ -487,7 +487,7 @@ class Loop:
         if len(parts) != len(saved_parts):
             raise CheckpointError("it was written with other schedules or callbacks")
         before = [self.batches.state_dict(), *(part.state_dict() for part in parts)]
-        with deferred():
+        with deferred_signals():
             try:
                 for part, saved in zip([self.batches, *parts], [state["batches"], *saved_parts], strict=True):
                     part.load_state_dict(saved)

@@ -86,7 +86,7 @@ def small(path):
 
 def signed(data):
     """`data` with the checksum that belongs to it."""
-    at = 8 + len(format._PREFIX)
+    at = 8 + len(format.PREFIX)
     blank = data[:at] + b"0" * 64 + data[at + 64 :]
     return data[:at] + hashlib.sha256(blank).hexdigest().encode() + data[at + 64 :]
 
@@ -262,7 +262,7 @@ def test_a_damaged_file_takes_no_good_ones_place(tmp_path, monkeypatch):
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
             assert format.read_latest(path, kind="test", warn=lambda text: None) == 1
         else:
-            format._whole.clear()
+            format._intact.clear()
         replace = os.replace
         for count in range(2):  # interrupted before the first and before the second of what would be two renames
             calls = iter([replace] * count + [interrupted])
@@ -359,7 +359,7 @@ def test_killed_before_any_system_call_a_checkpoint_is_there(tmp_path):
 
         for name in ("open", "fsync", "link", "replace", "unlink", "fdopen", "listdir"):
             setattr(os, name, wrap(getattr(os, name)))
-        format._write_file, write = None, format._write_file
+        format.write_file, write = None, format.write_file
 
         def halfway(file, header, arrays):
             if next(count) == n:
@@ -368,7 +368,7 @@ def test_killed_before_any_system_call_a_checkpoint_is_there(tmp_path):
                 os.kill(os.getpid(), signal.SIGKILL)
             write(file, header, arrays)
 
-        format._write_file = halfway
+        format.write_file = halfway
 
     format.write(path, {"number": 0, "x": big}, kind="test")
     ends = []
@@ -433,7 +433,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
 
 
 def test_what_dead_writers_left_is_removed_what_live_ones_write_is_not(tmp_path):
-    dead, live, other = (tmp_path / name for name in (".a.ckpt.0badf00d.tmp", ".a.ckpt.11fe11fe.tmp", ".b.ckpt.00.tmp"))
+    dead, live, other = (
+        tmp_path / name for name in (".a.ckpt.0badf00d.tmp", ".a.ckpt.11fe11fe.tmp", ".b.ckpt.00000000.tmp")
+    )
     for path in (dead, live, other):
         path.write_bytes(b"half")
     with open(live, "rb") as file:
@@ -444,7 +446,7 @@ def test_what_dead_writers_left_is_removed_what_live_ones_write_is_not(tmp_path)
 
 def test_a_writer_locks_its_file_as_long_as_it_lives(tmp_path):
     target = str(tmp_path / "a.ckpt")
-    with files._temporary(target) as (_, temporary):
+    with files.temporary_file(target) as (_, temporary):
         format.write(target, 1, kind="test")
         assert os.path.exists(temporary)
 

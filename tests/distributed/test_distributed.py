@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastoptim as fo
-from fastoptim.distributed.partition import chunks, ranges
+from fastoptim.distributed.partition import buckets, ranges
 from fastoptim.rules.norm import NORM_BLOCK
 from tests.support import PROOFS, ROOT, mpi
 
@@ -37,12 +37,12 @@ some_sizes = st.lists(st.integers(0, 5 * NORM_BLOCK), min_size=1, max_size=8)
 @given(sizes=some_sizes, ranks=st.integers(1, 7), blocks=st.integers(1, 9))
 def test_every_element_has_one_owner_and_cuts_lie_between_blocks(sizes, ranks, blocks):
     numbers = [3 * i for i in range(len(sizes))]
-    found = chunks(0, np.dtype(np.float32), sizes, numbers, ranks, blocks * NORM_BLOCK)
+    found = buckets(0, np.dtype(np.float32), sizes, numbers, ranks, blocks * NORM_BLOCK)
     owners = {number: np.zeros(size, int) for number, size in zip(numbers, sizes, strict=True)}
     positions = []
     for rank in range(ranks):
-        for chunk in found:
-            for number, start, stop in chunk.parts[rank]:
+        for bucket in found:
+            for number, start, stop in bucket.parts[rank]:
                 owners[number][start:stop] += 1
                 positions.append((number, start))
                 assert start % NORM_BLOCK == 0
@@ -50,10 +50,10 @@ def test_every_element_has_one_owner_and_cuts_lie_between_blocks(sizes, ranks, b
     assert all((count == 1).all() for count in owners.values())
     assert positions == sorted(positions) or 0 in sizes  # slices are contiguous, in the order of ranks
     assert {number for number, _ in positions} == set(numbers)
-    for chunk in found:
-        assert chunk.counts == tuple(sum(part.size for part in own) for own in chunk.parts)
-        assert chunk.displacements == tuple(np.cumsum([0, *chunk.counts[:-1]]))
-        assert max(chunk.counts) <= (blocks + 1) * NORM_BLOCK
+    for bucket in found:
+        assert bucket.counts == tuple(sum(part.size for part in own) for own in bucket.parts)
+        assert bucket.displacements == tuple(np.cumsum([0, *bucket.counts[:-1]]))
+        assert max(bucket.counts) <= (blocks + 1) * NORM_BLOCK
     share = sum(sizes) / ranks
     for rank in range(ranks):
         owned = sum(stop - start for start, stop in ranges(found, rank).values())
@@ -78,8 +78,8 @@ def test_the_bits_are_compared_at_all():
         "import sys; sys.argv = ['mpi_bits.py', '--worker', '--steps', '2', '--every', '32']\n"
         "import runpy, fastoptim.distributed.channel as c\n"
         "finish = c.Channel.finish_reduce\n"
-        "def flip(self, chunk, buffers):\n"
-        "    own = finish(self, chunk, buffers)\n"
+        "def flip(self, bucket, buffers):\n"
+        "    own = finish(self, bucket, buffers)\n"
         "    own[-1:] += 1\n"
         "    return own\n"
         "c.Channel.finish_reduce = flip\n"

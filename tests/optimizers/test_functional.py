@@ -16,7 +16,7 @@ from fastoptim import rules
 from fastoptim.backends import get_backend
 from fastoptim.backends.c import lib
 from fastoptim.backends.numpy_cpu import TILE
-from fastoptim.common.signals import deferred
+from fastoptim.common.signals import deferred_signals
 from fastoptim.optimizers.update import Update
 from fastoptim.rules import reference
 from tests.support.cases import DTYPES, native_plan, same_bits
@@ -287,7 +287,7 @@ def test_every_handler_runs_and_is_put_back_whatever_others_raise(first):
     numbers = [signal.SIGUSR1, signal.SIGUSR2]
     before = [signal.signal(number, handler) for number in numbers]
     try:
-        with pytest.raises((TimeoutError, KeyboardInterrupt)), deferred():
+        with pytest.raises((TimeoutError, KeyboardInterrupt)), deferred_signals():
             for number in (getattr(signal, first), *numbers, signal.SIGINT):
                 signal.raise_signal(number)
             assert not seen
@@ -301,7 +301,7 @@ def test_every_handler_runs_and_is_put_back_whatever_others_raise(first):
 
 def test_handlers_run_in_the_main_thread_only_so_others_defer_nothing():
     def work():
-        with deferred():
+        with deferred_signals():
             found.append(signal.getsignal(signal.SIGINT))
 
     found = []

@@ -29,7 +29,7 @@ import numpy as np
 import fastoptim as fo
 from fastoptim.checkpoint import format, slices
 from fastoptim.checkpoint.files import CheckpointError
-from fastoptim.checkpoint.format import _DIGITS, _PREFIX
+from fastoptim.checkpoint.format import DIGITS, PREFIX
 from fastoptim.optimizers import saving
 
 ADDRESS_SPACE = 1 << 30  # bytes that a load may take beyond what the process has: more is a MemoryError, thus a failure
@@ -296,17 +296,17 @@ def mutate_structure(data, rng):
         text = text.replace(":", rng.choice((": " + "[" * 100_000, ": 1e99999,", ": NaN,", ": " + "9" * 5000 + ",")), 3)
     if rng.random() < 0.05:
         body = body[: rng.randrange(len(body) + 1)]
-    raw = text.replace('{"__metadata__": {"sha256": "', _PREFIX.decode(), 1).encode(errors="replace")
+    raw = text.replace('{"__metadata__": {"sha256": "', PREFIX.decode(), 1).encode(errors="replace")
     return len(raw).to_bytes(8, "little") + raw + body
 
 
 def sign(data):
     """`data` with a valid checksum, where its place is still there."""
-    at = 8 + len(_PREFIX)
-    blank = data[:at] + b"0" * _DIGITS + data[at + _DIGITS :]
+    at = 8 + len(PREFIX)
+    blank = data[:at] + b"0" * DIGITS + data[at + DIGITS :]
     return (
-        data[:at] + hashlib.sha256(blank).hexdigest().encode() + data[at + _DIGITS :]
-        if len(data) > at + _DIGITS
+        data[:at] + hashlib.sha256(blank).hexdigest().encode() + data[at + DIGITS :]
+        if len(data) > at + DIGITS
         else data
     )
 

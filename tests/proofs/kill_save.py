@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 import fastoptim as fo
-from fastoptim.checkpoint import files, format
+from fastoptim.checkpoint import encoding, files, format
 from fastoptim.optimizers import saving
 
 SIZE = 100_000  # float32 elements; with Adam's states a file of 1.2 MB
@@ -50,10 +50,10 @@ def safe_save(optimizer, path):
 def naive_save(optimizer, path):
     """What a checkpoint writer often is: the same bytes, written straight to the file."""
     arrays = {}
-    tree = format._encode(saving.optimizer_tree(optimizer), "", arrays)
-    header = format._header(json.dumps(tree), list(arrays.items()), "optimizer")
+    tree = encoding.encode(saving.optimizer_tree(optimizer), "", arrays)
+    header = format.make_header(json.dumps(tree), list(arrays.items()), "optimizer")
     with open(path, "w+b") as file:
-        format._write_file(file, header, list(arrays.values()))
+        format.write_file(file, header, list(arrays.values()))
 
 
 def saving_child(save, path, shared, number):

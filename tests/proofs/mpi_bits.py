@@ -103,7 +103,7 @@ def compare(case: tuple[type, dict], dtype: type, clip: bool, deterministic: boo
         deterministic=deterministic,
         reduction="mean" if mean else "sum",
         overwrite_grads=clip and deterministic,
-        buffer_bytes=1,  # chunks of one block per rank
+        buffer_bytes=1,  # buckets of one block per rank
         **hyper,
     )
     plain = kind(twins, backend="numpy", **hyper)

@@ -6,7 +6,7 @@
 Every rank measures its own resident memory: before the arrays are made, and at its highest during Adam steps (the
 kernel's VmHWM, reset before). The peak must be within 1.1 times parameters + gradients + its slice of the states +
 `buffer_bytes`, for every kind of step; what the MPI library allocates counts, and must fit into the tenth. All buffers
-together, of three chunks on their way, must fit into `buffer_bytes`; states must be 1 / ranks of the whole within one
+together, of three buckets on their way, must fit into `buffer_bytes`; states must be 1 / ranks of the whole within one
 block of 4096 elements.
 """
 

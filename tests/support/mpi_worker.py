@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 import tracemalloc
@@ -16,6 +17,7 @@ from mpi4py import MPI
 
 import fastoptim as fo
 from fastoptim.backends import available, get_backend
+from fastoptim.checkpoint import format
 from fastoptim.common.threads import usable_cores
 from fastoptim.distributed import ShardedOptimizer, agreement
 from fastoptim.rules.norm import NORM_BLOCK
@@ -223,7 +225,7 @@ def clipping():
             assert opt.step(own, max_norm=limit, **options) == expected
             stay = before == {name: None if g is None else g.tobytes("A") for name, g in own.items()}
             assert stay or (overwrite and limit is not None), "gradients were written to"
-            return len(travels) / len(opt._chunks), expected.grad_norm
+            return len(travels) / len(opt._buckets), expected.grad_norm
 
         for t, limit in enumerate(everything):
             grads = gradients(params, t)
@@ -252,7 +254,7 @@ def clipping():
             travels.clear()
             info = opt.step(grads, skip_nonfinite=True, max_norm=1.0)
             assert not info.applied and not np.isfinite(info.grad_norm)
-            assert len(travels) == len(opt._chunks) * (1 if overwrite or np.isnan(value) else 2)
+            assert len(travels) == len(opt._buckets) * (1 if overwrite or np.isnan(value) else 2)
             assert same(params, twins) and same_states(opt.state_dict(), before)
 
     # One gradient for two parameters would be overwritten before it was read for the second.
@@ -325,6 +327,10 @@ def face():
     with raises(ValueError, "different learning rates"):
         _ = opt.lr
     opt.lr = 0.3
+    opt.weight_decay = 0.0
+    assert opt._whole.weight_decay == 0.0 and opt.weight_decay == 0.0
+    with raises(AttributeError, "speed"):
+        _ = opt.speed
     assert opt.lr == 0.3 and opt.backend == plain.backend and f"rank {RANK} of {SIZE}" in repr(opt)
     opt.threads = 1
     assert opt.threads == 1 and all(piece.optimizer.threads == 1 for piece in opt._own())
@@ -419,6 +425,92 @@ def refuse(path, text):
     assert same(params, twins)
 
 
+def differing(path):
+    """Ranks that find other files at the same path, or are given other state dicts, load none of them."""
+    params = parameters()
+    opt = sharded(params)
+    saved = []
+    for t in range(2):  # one rank's folder is two steps behind
+        train(opt, params, 1 + t, first=t)
+        opt.save(f"{path}.{t}")
+        plain = fo.Adam(parameters(), lr=0.01)
+        plain.load(f"{path}.{t}")
+        if RANK == 0:
+            plain.save(f"{path}.plain.{t}")
+        saved.append(plain.state_dict())
+    COMM.Barrier()
+    params = parameters(seed=5)
+    opt = sharded(params, lr=0.02)
+    train(opt, params, 1)
+    before, content = opt.state_dict(), {name: p.tobytes() for name, p in params.items()}
+    for name in (path, f"{path}.plain"):
+        for pair in ((0, 1), (1, 0)):
+            with raises(ValueError, "differ in the checkpoint's content", "on rank 0", f"on rank {SIZE - 1}"):
+                opt.load(f"{name}.{odd(*pair)}")
+    with raises(ValueError, "differ in the step count of parameter", "1 on rank 0", f"3 on rank {SIZE - 1}"):
+        opt.load_state_dict(odd(*saved))
+    with raises(odd(RuntimeError, FileNotFoundError), "no.such.file"):
+        opt.load(odd(f"{path}.0", f"{path}.no.such.file"))
+    assert opt.lr == 0.02 and same_states(opt.state_dict(), before)
+    assert {name: p.tobytes() for name, p in params.items()} == content
+    opt.load(f"{path}.1")
+    assert same_states(opt.state_dict(), saved[1])
+
+
+def interrupted(path):
+    """Ctrl-C on one rank in the middle of loading or of adding a group: it happens whole, then the rank raises."""
+    params = parameters()
+    opt = sharded(params)
+    train(opt, params, 2)
+    opt.save(path)
+    saved = opt.state_dict()
+    again = parameters(seed=5)
+    other = sharded(again, lr=0.5)
+    load, append = fo.Adam._load, fo.Adam._append_group
+
+    def pressing(function):
+        def call(*args):
+            if RANK == SIZE - 1:
+                signal.raise_signal(signal.SIGINT)
+            return function(*args)
+
+        return call
+
+    def expect():
+        return raises(KeyboardInterrupt) if RANK == SIZE - 1 else contextlib.nullcontext()
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    fo.Adam._load, fo.Adam._append_group = pressing(load), pressing(append)
+    with expect():
+        other.load(path)
+    with expect():
+        other.add_param_group({"params": np.ones(3)})
+    fo.Adam._load, fo.Adam._append_group = load, append
+    assert same(again, params) and other.param_groups[0]["lr"] == 0.01
+    assert len(other.param_groups) == 2 and len(other.state_dict()["state"]) == len(saved["state"]) + 1
+    third = sharded(parameters(seed=6))
+    fo.Adam._load = pressing(load)
+    with expect():
+        third.load_state_dict(saved)
+    fo.Adam._load = load
+    assert same_states(third.state_dict(), saved)
+
+
+def modes_of_files(path):
+    """A checkpoint that others may not read keeps its slices from them too."""
+    opt = sharded(parameters())
+    opt.save(path)
+    COMM.Barrier()
+    if RANK == 0:
+        os.chmod(path, 0o600)
+    COMM.Barrier()
+    opt.save(path)
+    named = [entry["file"] for entry in format.read(path, kind="slices")["slices"]]
+    assert len(named) == SIZE
+    for file in (Path(path), *(Path(path).parent / name for name in named)):
+        assert file.stat().st_mode & 0o777 == 0o600, file
+
+
 def full_folder(path):
     """Where one rank cannot write, all raise and the last checkpoint stays."""
     params = parameters()
@@ -427,15 +519,15 @@ def full_folder(path):
     content = Path(path).read_bytes()
     slices = sorted(Path(path).parent.glob("*"))
     train(opt, params, 1)
-    write = fo.checkpoint.write
+    write = format.write
 
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    fo.checkpoint.write = odd(write, fail)
+    format.write = odd(write, fail)
     with raises(odd(RuntimeError, OSError), "No space left on device"):
         opt.save(path)
-    fo.checkpoint.write = write
+    format.write = write
     COMM.Barrier()
     assert Path(path).read_bytes() == content
     assert sorted(Path(path).parent.glob("*")) == slices

@@ -304,17 +304,6 @@ MUTANTS = (
         ("half an update of a group", "for key in new:\n", "for key in ():\n"),
     ),
     *planted(
-        "fastoptim/common/signals.py",
-        (FUNCTIONAL,),
-        ("signals handled in the midst", "_signal(number, self._collect)", "pass"),
-        ("signals lost", "handlers[number](number, frame)", "pass"),
-        (
-            "signals after one that raises lost",
-            "            finally:\n",
-            "            except BaseException:\n                raise\n            if True:\n",
-        ),
-    ),
-    *planted(
         "fastoptim/optimizers/update.py",
         (FUNCTIONAL, OPTIMIZERS, REFUSALS),
         ("an update in use lent again", "updates.pop(key, None)", "updates.get(key)"),

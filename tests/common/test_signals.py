@@ -1,0 +1,202 @@
+"""Signals wait, none is lost, and what others have asked the operating system for stays."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from fastoptim.common import signals
+from fastoptim.common.signals import Interrupts, deferred_signals
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="NOT TESTED: this platform has no setitimer")
+
+
+@pytest.fixture
+def handled():
+    """A function that sets a signal's handler for the length of the test."""
+    before = {}
+
+    def handle(number, handler):
+        before.setdefault(number, signal.getsignal(number))
+        signal.signal(number, handler)
+
+    yield handle
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_that_comes_a_thousand_times_runs_its_handler_once(handled):
+    """Thousands came where a timer ticked every .1 ms during a step of .7 s; each was a level of recursion."""
+    calls = []
+    handled(signal.SIGALRM, lambda *_: calls.append(1))
+    with deferred_signals():
+        for _ in range(3000):
+            signal.raise_signal(signal.SIGALRM)
+        assert not calls
+    assert calls == [1]
+
+
+def test_a_timer_that_ticks_all_the_time(handled):
+    calls = []
+    handled(signal.SIGALRM, lambda *_: calls.append(1))
+    with deferred_signals():
+        signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+        end = time.perf_counter() + 0.3
+        while time.perf_counter() < end:
+            pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert calls == [1]
+
+
+def test_signals_are_neither_lost_nor_seen_inside_while_a_timers_handler_raises(handled):
+    """Whenever an exception of the handler arrives, handlers are back or pass on what comes."""
+    inside = []
+
+    def ring(*_):
+        assert not inside
+        raise TimeoutError
+
+    handled(signal.SIGALRM, ring)
+    handled(signal.SIGUSR1, ring)
+    raised = 0
+    end = time.perf_counter() + 2
+    while time.perf_counter() < end:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1e-5 + raised % 40 * 1e-6, 2e-5)
+            for _ in range(100):
+                with deferred_signals():
+                    inside.append(1)
+                    inside.pop()
+        except TimeoutError:
+            raised += 1
+        finally:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except TimeoutError:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in (signal.SIGALRM, signal.SIGUSR1):  # whatever happened, it is heard
+            with pytest.raises(TimeoutError):
+                signal.raise_signal(number)
+    assert raised > 100, raised
+
+
+def test_two_handlers_that_raise_while_they_are_put_back(handled, monkeypatch):
+    """The handlers that are not back yet pass signals on, and go back as soon as one comes."""
+    calls = []
+
+    def raising(number, frame):
+        calls.append(number)
+        raise TimeoutError
+
+    numbers = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM]
+    for number in numbers:
+        handled(number, raising)
+    set_handler, failures = signals.set_handler, []
+
+    def failing(number, handler, action):
+        if handler is raising and len(failures) < 5:
+            failures.append(number)
+            raise TimeoutError  # as if that of another signal had run
+        set_handler(number, handler, action)
+
+    with pytest.raises(TimeoutError):  # noqa: SIM117
+        with deferred_signals():
+            monkeypatch.setattr(signals, "set_handler", failing)
+    monkeypatch.setattr(signals, "set_handler", set_handler)
+    assert len(failures) == 5
+    assert [signal.getsignal(number) for number in numbers] == [raising] * 3
+
+    def refusing(number, handler, action):
+        if handler is raising:
+            raise RecursionError
+        set_handler(number, handler, action)
+
+    with pytest.raises(RecursionError):  # noqa: SIM117
+        with deferred_signals():
+            monkeypatch.setattr(signals, "set_handler", refusing)
+    monkeypatch.setattr(signals, "set_handler", set_handler)
+    for number in numbers:
+        assert signal.getsignal(number) is not raising
+        with pytest.raises(TimeoutError):
+            signal.raise_signal(number)
+        assert calls.pop() == number and signal.getsignal(number) is raising
+
+
+def test_an_inner_block_hands_its_signals_to_the_outer_one(handled):
+    calls = []
+    handled(signal.SIGUSR1, lambda *_: calls.append(1))
+    with deferred_signals():
+        with deferred_signals():
+            signal.raise_signal(signal.SIGUSR1)
+        assert not calls
+    assert calls == [1]
+
+
+def test_a_signal_that_another_thread_receives_waits_too(handled):
+    """A mask of the main thread would not keep its handler from running here."""
+    calls = []
+    handled(signal.SIGUSR1, lambda *_: calls.append(threading.current_thread()))
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait)
+    other.start()
+    try:
+        with deferred_signals():
+            signal.pthread_kill(other.ident, signal.SIGUSR1)
+            time.sleep(0.05)
+            assert not calls
+        assert calls == [threading.main_thread()]
+    finally:
+        stop.set()
+        other.join()
+
+
+def caught(number):
+    """Whether a call that blocks goes on after a signal (SA_RESTART), read from the system itself."""
+    reader, writer = os.pipe()
+    code = (
+        f"import os, time; time.sleep(.1); os.kill({os.getpid()}, {int(number)}); time.sleep(.1); "
+        f"os.write({writer}, b'x')"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], pass_fds=[writer]) as child:
+        buffer = ctypes.create_string_buffer(1)
+        got = ctypes.CDLL(None, use_errno=True).read(reader, buffer, 1)
+        child.wait()
+    os.close(reader)
+    os.close(writer)
+    return got == 1
+
+
+@pytest.mark.parametrize("block", [deferred_signals, Interrupts])
+@pytest.mark.parametrize("number", [signal.SIGINT])
+def test_interrupted_calls_go_on_if_that_was_asked_for(handled, number, block):
+    handled(number, lambda *_: None)
+    assert not caught(number)
+    signal.siginterrupt(number, False)
+    assert caught(number)
+    with block():
+        assert caught(number)
+    assert caught(number)
+
+
+def test_faulthandler_goes_on_dumping():
+    code = (
+        "import faulthandler, os, signal, sys\n"
+        "from fastoptim.common.signals import deferred_signals\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled', flush=True))\n"
+        "faulthandler.register(signal.SIGUSR1, file=sys.stdout, chain=True)\n"
+        "with deferred_signals():\n"
+        "    signal.raise_signal(signal.SIGUSR1)\n"
+        "    print('inside', flush=True)\n"
+        "signal.raise_signal(signal.SIGUSR1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line.split()[0] in ("Current", "handled", "inside")]
+    assert [line.split()[0] for line in lines] == ["Current", "inside", "handled", "Current", "handled"]

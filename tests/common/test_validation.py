@@ -1,0 +1,129 @@
+"""Arguments: what is taken, and that an error names what is refused."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from fastoptim.common import validation
+from fastoptim.common.threads import MOST, resolve_threads
+from fastoptim.common.validation import check_range, choice, count, flag, norm_limit, real, step_options
+
+NUMBERS = [3, 3.0, np.float32(3), np.int8(3), np.array(3.0), np.array(3), Fraction(3), Decimal(3), np.float16(3)]
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=repr)
+def test_whatever_is_one_real_number_is_taken(value):
+    for found in (real("lr", value), norm_limit(value)):
+        assert type(found) is float and found == 3.0
+
+
+NO_NUMBERS = [True, False, np.True_, None, "3", b"3", 3j, [3], np.ones(1), np.ones((2, 3)), np.array("3"), object()]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_what_is_no_number_is_a_type_error_that_names_it(value):
+    with pytest.raises(TypeError, match="lr must be a real number, got"):
+        real("lr", value)
+    with pytest.raises(TypeError, match="max_norm must be a real number, got"):
+        norm_limit(value)
+
+
+@pytest.mark.parametrize("array", [np.ones(1), np.ones(3), np.ones((2, 3)), np.zeros(0)], ids=str)
+def test_arrays_are_refused_by_name_and_shape(array):
+    """Comparing one raised "the truth value of an array is ambiguous"."""
+    shape = str(array.shape).replace("(", r"\(").replace(")", r"\)")
+    calls = {
+        "grad_scale": lambda: step_options(array, None, False),
+        "max_norm": lambda: step_options(1.0, array, False),
+        "skip_nonfinite": lambda: step_options(1.0, None, array),
+        "eps_mode": lambda: choice("eps_mode", array, ("torch", "hat")),
+        "maximize": lambda: flag("maximize", array),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name} must be .*, got an array of shape {shape}"):
+            call()
+    with pytest.raises(TypeError, match="epochs must be an int"):
+        count("epochs", array)
+
+
+def test_limits_and_what_is_not_finite():
+    assert norm_limit(math.inf) == math.inf and norm_limit(np.float32(np.inf)) == math.inf
+    for value in (math.nan, -math.inf, -1, np.float64(-1e-300)):
+        with pytest.raises(ValueError, match="max_norm must be >= 0 and finite"):
+            norm_limit(value)
+    for value in (math.nan, math.inf, 10**400, -(10**400)):
+        with pytest.raises(ValueError, match="lr must be finite"):
+            real("lr", value)
+    with pytest.raises(ValueError, match=r"beta must be in \[0, 1\)"):
+        real("beta", 1.0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="mode must be one of"):
+        choice("mode", "hats", ("torch", "hat"))
+    assert choice("mode", "hat", ("torch", "hat")) == "hat"
+
+
+def test_long_values_are_cut_in_messages():
+    with pytest.raises(TypeError) as caught:
+        real("lr", "x" * 100_000)
+    assert len(str(caught.value)) < 300
+
+
+def around(value):
+    return [float(np.nextafter(value, 0.0)), value, float(np.nextafter(value, math.inf))]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ranges_are_those_of_rounding(dtype):
+    """Against what the rounding itself gives, at the borders and either side of them."""
+    edges = [x for edge in (2.0**-150, 2.0**-149, 2.0**128 - 2.0**103, 2.0**128, 1e39) for x in around(edge)]
+    for value in [0.0, 5e-324, 1e-50, 1e-46, 1e-8, 1.0, 1e308, *edges]:
+        for signed in (value, -value):
+            with np.errstate(all="ignore"):
+                rounded = dtype(signed)
+            vanishes, overflows = rounded == 0 != signed, bool(np.isinf(rounded))
+            for may_vanish in (False, True):
+                if overflows or (vanishes and not may_vanish):
+                    with pytest.raises(ValueError, match=f"eps = .*{'infinite' if overflows else 'zero'} in float"):
+                        check_range("eps", signed, np.dtype(dtype), may_vanish)
+                else:
+                    check_range("eps", signed, np.dtype(dtype), may_vanish)
+    check_range("max_norm", math.inf, np.dtype(dtype))  # what is infinite on purpose
+
+
+def test_every_validator_says_in_its_first_line_what_it_returns():
+    for name in ("real", "norm_limit", "count", "flag", "choice", "step_options"):
+        assert getattr(validation, name).__doc__.startswith("Return ")
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, "1" + "0" * 5000, "9" * 10, str(MOST + 1)])
+def test_thread_counts_of_any_length(monkeypatch, digits):
+    """int() refuses more than 4,300 digits."""
+    monkeypatch.delenv("FASTOPTIM_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", digits)
+    assert resolve_threads(None) == MOST
+    monkeypatch.setenv("OMP_NUM_THREADS", "0" * 5000 + "2,4")
+    assert resolve_threads(None) == 2
+    monkeypatch.setenv("FASTOPTIM_NUM_THREADS", digits)
+    with pytest.raises(ValueError, match="FASTOPTIM_NUM_THREADS must be an integer from 1 to") as caught:
+        resolve_threads(None)
+    assert len(str(caught.value)) < 200
+    monkeypatch.setenv("FASTOPTIM_NUM_THREADS", " 003 ")
+    assert resolve_threads(None) == 3
+
+
+@pytest.mark.parametrize("text", ["", " ", "x", "-1", "0", "1.5", ",4", "0" * 5000])
+def test_what_is_no_count_of_threads(monkeypatch, text):
+    monkeypatch.delenv("FASTOPTIM_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    expected = resolve_threads(None)
+    assert expected == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert resolve_threads(None) >= 1
+    if text:
+        monkeypatch.setenv("FASTOPTIM_NUM_THREADS", text)
+        with pytest.raises(ValueError, match="FASTOPTIM_NUM_THREADS"):
+            resolve_threads(None)
