@@ -21,7 +21,7 @@ from fastoptim.backends.c import RULE_NAMES
 from fastoptim.rules.table import DECAYS
 from tests.support import ROOT, golden
 
-SOURCES = ("plan.c", "pool.c", "kernels/cpu.c", "kernels/kernels.c")
+SOURCES = ("plan.c", "pool.c", "pace.c", "kernels/cpu.c", "kernels/kernels.c")
 GOLDEN = golden.load()
 ISAS = ["baseline", "avx2", "avx512"]
 
