@@ -125,18 +125,19 @@ def run(command: list) -> tuple[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("sanitizers", "optimization"),
-    [("address,undefined", "-O0"), ("thread", "-O1")],  # memory and arithmetic; races between the pool's threads
-    ids=["address,undefined", "thread"],
+    ("sanitizers", "optimization", "callers"),
+    # Memory and arithmetic; races between the pool's threads, and between threads that step at once.
+    [("address,undefined", "-O0", 1), ("thread", "-O1", 1), ("thread", "-O1", 3)],
+    ids=["address,undefined", "thread", "thread, three callers"],
 )
-def test_sanitizers_find_nothing(tmp_path, sanitizers, optimization):
+def test_sanitizers_find_nothing(tmp_path, sanitizers, optimization, callers):
     compiler = tool("gcc", "gcc")
     flags = [optimization, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     (tmp_path / "probe.c").write_text("int main(void) { return 0; }")
     probe = [compiler, *flags, "-o", tmp_path / "probe", tmp_path / "probe.c"]
     if subprocess.run(probe, capture_output=True, check=False).returncode or started([tmp_path / "probe"])[0]:
         pytest.skip(f"LOUD: this compiler or machine has no -fsanitize={sanitizers}; apt-get install gcc libc6-dev")
-    _, hashes = run([build(compiler, tmp_path / "steps", *flags)])
+    _, hashes = run([build(compiler, tmp_path / "steps", *flags), f"-{callers}"])
     assert hashes == GOLDEN["hashes"]
 
 
