@@ -11,13 +11,13 @@ Numba's three threading layers differ in what they survive; `_Pool` keeps steps 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..arrays import checks, layout
+from ..common.threads import ForkSafeLock
 from ..rules import lowering
 from ..rules.norm import NORM_BLOCK
 from ..rules.table import Rule
@@ -47,7 +47,7 @@ _PROBE = np.array([1e-310, 1.0])  # a subnormal number, and a factor that leaves
 class _Pool:
     """Numba's threads, where using them is safe."""
 
-    _lock = threading.Lock()  # of the process, not of one backend: two threads may make a backend each
+    _lock = ForkSafeLock()  # of the process, not of one backend: two threads may make a backend each
 
     def __init__(self, numba: Any, module: Any):
         self._numba, self._module = numba, module
@@ -57,7 +57,6 @@ class _Pool:
 
     def _forked(self) -> None:
         self._lost = self._layer() is not None
-        type(self)._lock = threading.Lock()
 
     def _layer(self) -> str | None:
         try:

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 
 import fastoptim as fo
 from tests.support.cases import on_threads, same_bits
+from tests.support.forks import in_child
 
 SIZES = (1_200_000, 3, 8193, 300_001)
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="LOUD: this platform has no fork")
@@ -40,22 +40,6 @@ def after(steps, seed=0, backend="c", threads=1):
     for _ in range(steps):
         opt.step(grads)
     return params
-
-
-def in_child(work, seconds=60):
-    """Exit status of a forked child that does `work`; it is ended if it hangs."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            signal.alarm(seconds)  # the default action ends the process
-            status = 0 if work() else 2
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])

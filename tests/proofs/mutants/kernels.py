@@ -180,6 +180,13 @@ MUTANTS = (
     ),
     Mutant("a core once left is lost", POOL, "own->allowed = present;", "", (THREADS,)),
     Mutant("interpreter held during steps", BIND, "RELEASE_BYTES = 64e3", "RELEASE_BYTES = 64e30", (THREADS,)),
+    *planted(
+        "fastoptim/common/threads.py",
+        ("tests/common/test_threads.py",),
+        ("a child waits for a thread of its parent", "if self._holder != threading.get_ident():", "if False:"),
+        ("a child takes a lock from itself", "if self._holder != threading.get_ident():", "if True:"),
+        ("a lock free after the first release", "max(0, self._depth - 1)", "0"),
+    ),
     # Whether threads pay
     *planted(
         PACE,
