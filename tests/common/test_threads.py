@@ -108,6 +108,10 @@ def test_what_the_forking_thread_holds_stays_held_in_its_child(reentrant):
         return taken == [False] and lock.acquire(blocking=False)
 
     with lock:
+        for _ in range(2 * reentrant):
+            lock.acquire()
+        for _ in range(2 * reentrant):
+            lock.release()
         assert in_child(work, SECONDS) == 0
 
 
