@@ -1,7 +1,8 @@
 """The kernels on other processors: cross-compiled or emulated, against the golden hashes.
 
 ``tests/support/emulated/steps.c`` is linked with the C files of the extension (all but the one that needs Python)
-and runs the jobs of `golden` under qemu's user-mode emulator, with flush-to-zero switched on by others meanwhile.
+and runs the jobs of `golden` under qemu's user-mode emulator, in threads that flush subnormal numbers to zero and
+round upward.
 """
 
 from __future__ import annotations

@@ -165,6 +165,14 @@ MUTANTS = (
     Mutant(
         "default float mode flushes", CPU, "__builtin_ia32_ldmxcsr(0x1f80)", "__builtin_ia32_ldmxcsr(0x9fc0)", NATIVE
     ),
+    Mutant(
+        "others' rounding kept",
+        CPU,
+        "__builtin_ia32_ldmxcsr(0x1f80)",
+        "__builtin_ia32_ldmxcsr((unsigned)mode & ~0x8040u)",
+        (EMULATED,),
+    ),
+    Mutant("tree of the norm rounded as others like", PLAN, "fo_float_mode_set_default()", "0x1f80", (EMULATED,)),
     Mutant("default float mode flushes on aarch64", CPU, '::"r"((uint64_t)0)', '::"r"((uint64_t)1 << 24)', (EMULATED,)),
     Mutant("children forget nothing", POOL, "pthread_atfork(0, 0, begin_child)", "(void)begin_child", (THREADS,)),
     Mutant("signals reach the pool's threads", POOL, "sigfillset(&all)", "sigemptyset(&all)", (THREADS,)),

@@ -9,7 +9,8 @@
  * coefficients (double) and the gradient of each entry. An answer is parameter and states of each entry, then the sum of
  * squares of the last gradients (double). All of it is in the byte order of the machine.
  *
- * Flush-to-zero is on all the while: the library must not mind, and must leave it as it was. */
+ * All the while, subnormal numbers are flushed to zero and results rounded upward: the library must not mind, and must
+ * leave that as it was. */
 #define _GNU_SOURCE
 #include "internal.h"
 
@@ -20,7 +21,7 @@
 
 #if defined(__x86_64__)
 static uint64_t float_mode(void) { return __builtin_ia32_stmxcsr() & ~0x3fu; /* without the sticky flags */ }
-static void flush_to_zero(void) { __builtin_ia32_ldmxcsr(0x9fc0); }
+static void spoil_float_mode(void) { __builtin_ia32_ldmxcsr(0xdfc0); }
 #elif defined(__aarch64__)
 static uint64_t float_mode(void)
 {
@@ -28,10 +29,10 @@ static uint64_t float_mode(void)
     __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
     return mode;
 }
-static void flush_to_zero(void) { __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)1 << 24)); }
+static void spoil_float_mode(void) { __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)(1 << 24 | 1 << 22))); }
 #else
 static uint64_t float_mode(void) { return 0; }
-static void flush_to_zero(void) {}
+static void spoil_float_mode(void) {}
 #endif
 
 typedef struct {
@@ -154,7 +155,7 @@ static pthread_barrier_t start;
 static void *caller(void *j)
 {
     pthread_barrier_wait(&start);
-    flush_to_zero();
+    spoil_float_mode();
     run_job(j);
     return 0;
 }
