@@ -332,8 +332,8 @@ def test_a_worker_stays_on_the_cores_that_were_imposed_on_it(left):
         worker = Worker()
         if left:
             worker.leave()
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), {worker.other_core})
+        for thread in (os.getpid(), worker.thread):  # a thread that has just ended may still be listed
+            os.sched_setaffinity(thread, {worker.other_core})
         for _ in range(50):
             worker.step()
             time.sleep(0.0005)
