@@ -6,7 +6,7 @@ import numpy
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ("bind.c", "plan.c", "pool.c", "kernels/cpu.c", "kernels/kernels.c")
+SOURCES = ("bind.c", "plan.c", "pool.c", "pace.c", "kernels/cpu.c", "kernels/kernels.c")
 
 # No contraction to FMA and no reassociation: they change bits. -fno-math-errno lets sqrt be vectorised, and
 # -fno-trapping-math lets selects be; neither changes a result.

@@ -23,14 +23,13 @@ typedef struct {
     void *data[6];
 } fo_param;
 
-/* What the pool of threads learned about a job, in ns: its time on one thread, what threads gained over that, how much
- * serial work must make good what they lost, and how many times their next loss it will be. */
+/* What pace.c knows about one job. Times are in ns. */
 typedef struct {
-    uint64_t runs;
-    double serial;
-    double balance;
-    double owed;
-    double debt;
+    uint64_t runs;         /* so far */
+    double serial_ns;      /* time of a run on one thread; 0 until it is known */
+    double credit_ns;      /* what threads have gained over that; below 0 what they have lost */
+    double serial_only_ns; /* to be spent serially before the next trial of threads; none if not above 0 */
+    double backoff;        /* how many times their next loss that will be */
 } fo_pace;
 
 /* A list of parameters that is stepped again and again: what is expected of its arrays, and how it is cut into chunks.
@@ -47,7 +46,7 @@ typedef struct {
     uint64_t least_gradient; /* in bytes; empty ones do not count */
     double step_bytes;
     double norm_bytes;
-    fo_pace step_pace[2]; /* after idle times, and closely after other steps */
+    fo_pace step_pace[2]; /* after idle times, and in bursts of steps */
     fo_pace norm_pace[2];
     fo_run *runs;
     fo_param *params;
@@ -68,6 +67,15 @@ double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k);
 
 /* pool.c, for tests: spread every job of several chunks over threads, whether that pays or not. */
 void fo_pool_always(int32_t on);
+
+/* pace.c: whether a job runs on threads. Used by pool.c; they stand here so that tests can call them on a fake clock. */
+int fo_pace_worth_joining(double bytes); /* with workers that spin */
+int fo_pace_worth_waking(double bytes);  /* with workers that sleep */
+int fo_pace_in_burst(int64_t idle_ns, int spinning); /* time since the last job; how many workers spin */
+int fo_pace_chooses_threads(const fo_pace *pace, int in_burst, double bytes);
+/* Each run is told to one of these. `waited_ns`: of `elapsed_ns`, what the caller waited for the workers at the end. */
+void fo_pace_observe_serial(fo_pace *pace, double elapsed_ns);
+void fo_pace_observe_threaded(fo_pace *pace, double elapsed_ns, double waited_ns);
 
 /* bind.c: the plan as Python functions. Objects are given by their addresses. fo_set_up comes first: `both` is the tuple
  * (ndarray, memmap), and `head` the size of a tuple without its items; 0 if they are not found behind it. fo_functions takes

@@ -18,25 +18,33 @@ int32_t fo_x86_isa(uint32_t max_leaf, uint32_t leaf1_ecx, uint32_t leaf7_ebx, ui
 #if defined(__x86_64__)
 
 #include <cpuid.h>
+#include <stdatomic.h>
+
+static int32_t ask_cpu(void)
+{
+    uint32_t a, b, c, d, max_leaf = __get_cpuid_max(0, 0), leaf1_ecx = 0, leaf7_ebx = 0, low = 0, high = 0;
+    if (max_leaf >= 1) {
+        __cpuid(1, a, b, c, d);
+        leaf1_ecx = c;
+    }
+    if (max_leaf >= 7) {
+        __cpuid_count(7, 0, a, b, c, d);
+        leaf7_ebx = b;
+    }
+    if (leaf1_ecx & 1u << 27)
+        __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return fo_x86_isa(max_leaf, leaf1_ecx, leaf7_ebx, (uint64_t)high << 32 | low);
+}
 
 int32_t fo_cpu_isa(void)
 {
-    static int32_t known = -1;
-    if (known < 0) {
-        uint32_t a, b, c, d, max_leaf = __get_cpuid_max(0, 0), leaf1_ecx = 0, leaf7_ebx = 0, low = 0, high = 0;
-        if (max_leaf >= 1) {
-            __cpuid(1, a, b, c, d);
-            leaf1_ecx = c;
-        }
-        if (max_leaf >= 7) {
-            __cpuid_count(7, 0, a, b, c, d);
-            leaf7_ebx = b;
-        }
-        if (leaf1_ecx & 1u << 27)
-            __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-        known = fo_x86_isa(max_leaf, leaf1_ecx, leaf7_ebx, (uint64_t)high << 32 | low);
+    static _Atomic int32_t known = -1; /* threads that ask at once all find the same */
+    int32_t isa = atomic_load_explicit(&known, memory_order_relaxed);
+    if (isa < 0) {
+        isa = ask_cpu();
+        atomic_store_explicit(&known, isa, memory_order_relaxed);
     }
-    return known;
+    return isa;
 }
 
 fo_float_mode fo_float_mode_set_default(void)

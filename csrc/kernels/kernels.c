@@ -3,6 +3,7 @@
 #include "rule_table.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 /* The loops of roofline.h, with the columns of rule_table.h. */
@@ -84,15 +85,19 @@ static const char *const isa_names[] = {"baseline", 0};
 
 #endif
 
-static int32_t selected = -1; /* until the first use */
+static _Atomic int32_t selected = -1; /* the machine's best, unless one was chosen */
 
-int32_t fo_isa_selected(void) { return selected < 0 ? fo_cpu_isa() : selected; }
+int32_t fo_isa_selected(void)
+{
+    int32_t isa = atomic_load_explicit(&selected, memory_order_relaxed);
+    return isa < 0 ? fo_cpu_isa() : isa;
+}
 
 int fo_isa_select(int32_t isa)
 {
     if (isa < 0 || isa > fo_cpu_isa())
         return 0;
-    selected = isa;
+    atomic_store_explicit(&selected, isa, memory_order_relaxed);
     return 1;
 }
 

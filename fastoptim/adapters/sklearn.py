@@ -27,7 +27,6 @@ float64 sample weights give in float32) goes to scikit-learn's own code.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -35,6 +34,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from ..common.threads import ForkSafeLock
 from ._update import RuleUpdate, plain_floats, velocity_coefficients
 
 try:
@@ -170,7 +170,7 @@ class _Mode:
     """How many `accelerate` blocks are open, and how float32 is computed."""
 
     def __init__(self) -> None:
-        self.lock, self.depth, self.float32 = threading.Lock(), 0, "exact"
+        self.lock, self.depth, self.float32 = ForkSafeLock(), 0, "exact"
 
 
 _mode = _Mode()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..common.threads import ForkSafeLock
 from .checks import Array
 
 
@@ -48,7 +48,7 @@ CACHE_LINE = 64
 CHUNK = 4 << 20  # bytes; from here on the system gives huge pages
 SMALL = CHUNK >> 5
 _chunk = np.empty(0, np.uint8)
-_chunk_lock = threading.Lock()
+_chunk_lock = ForkSafeLock()
 
 
 def _room(size: int) -> Array:

@@ -11,7 +11,6 @@ aborts the process if two threads enter it at once, and GNU OpenMP ("omp") ends 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from .. import rules
 from ..arrays import checks
+from ..common.threads import ForkSafeLock
 from ..rules import lowering, reference
 from ..rules.norm import NORM_BLOCK
 from .base import Backend, KernelCall, Launch, Norm, Scalars
@@ -46,7 +46,7 @@ _PROBE = np.array([1e-310, 1.0])  # a subnormal number, and a factor that leaves
 class _Pool:
     """Numba's threads, where using them is safe."""
 
-    _lock = threading.Lock()  # of the process, not of one backend: two threads may make a backend each
+    _lock = ForkSafeLock()  # of the process, not of one backend: two threads may make a backend each
 
     def __init__(self, numba: Any, module: Any):
         self._numba, self._module = numba, module
@@ -56,7 +56,6 @@ class _Pool:
 
     def _forked(self) -> None:
         self._lost = self._layer() is not None
-        type(self)._lock = threading.Lock()
 
     def _layer(self) -> str | None:
         try:

@@ -1,13 +1,15 @@
-"""Decides how many threads a step may use."""
+"""Decides how many threads a step may use; locks that outlive a fork."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
+import threading
 from functools import cache
 from operator import index
 from typing import Any
+from weakref import WeakSet
 
 MOST = 1024  # what the thread pool of the C backend can start
 
@@ -71,3 +73,61 @@ def resolve_threads(threads: Any) -> int:
     if not 1 <= number <= MOST:
         raise ValueError(f"threads must be from 1 to {MOST}, got {number}")
     return number
+
+
+class ForkSafeLock:
+    """Lock for one thread at a time that a forked child never waits for in vain.
+
+    A child of a fork has one thread. A lock that another thread of its parent held would never be released there, so
+    the child begins with a free one; only what the forking thread itself holds stays held. What a lock guards must be
+    usable wherever its holder may be cut off.
+
+    Parameters
+    ----------
+    reentrant : bool, default False
+        Whether the thread that holds the lock may acquire it again.
+    """
+
+    def __init__(self, reentrant: bool = False) -> None:
+        self._make: Any = threading.RLock if reentrant else threading.Lock
+        self._lock = self._make()
+        self._holder: int | None = None
+        self._depth = 0
+        _locks.add(self)
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Acquire the lock; False if another thread holds it and `blocking` is False."""
+        if not self._lock.acquire(blocking):
+            return False
+        self._holder = threading.get_ident()
+        self._depth += 1
+        return True
+
+    def release(self) -> None:
+        """Release the lock once; RuntimeError if it is not held."""
+        if self._depth <= 1:
+            self._holder = None
+        self._depth = max(0, self._depth - 1)
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _begin_child(self) -> None:
+        if self._holder != threading.get_ident():
+            self._lock, self._holder, self._depth = self._make(), None, 0
+
+
+_locks: WeakSet[ForkSafeLock] = WeakSet()
+
+
+def _begin_child() -> None:
+    for lock in list(_locks):
+        lock._begin_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_child)

@@ -1,7 +1,8 @@
 """The kernels on other processors: cross-compiled or emulated, against the golden hashes.
 
 ``tests/support/emulated/steps.c`` is linked with the C files of the extension (all but the one that needs Python)
-and runs the jobs of `golden` under qemu's user-mode emulator, with flush-to-zero switched on by others meanwhile.
+and runs the jobs of `golden` under qemu's user-mode emulator, in threads that flush subnormal numbers to zero and
+round upward.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fastoptim.backends.c import RULE_NAMES
 from fastoptim.rules.table import DECAYS
 from tests.support import ROOT, golden
 
-SOURCES = ("plan.c", "pool.c", "kernels/cpu.c", "kernels/kernels.c")
+SOURCES = ("plan.c", "pool.c", "pace.c", "kernels/cpu.c", "kernels/kernels.c")
 GOLDEN = golden.load()
 ISAS = ["baseline", "avx2", "avx512"]
 
@@ -125,18 +126,19 @@ def run(command: list) -> tuple[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("sanitizers", "optimization"),
-    [("address,undefined", "-O0"), ("thread", "-O1")],  # memory and arithmetic; races between the pool's threads
-    ids=["address,undefined", "thread"],
+    ("sanitizers", "optimization", "callers"),
+    # Memory and arithmetic; races between the pool's threads, and between threads that step at once.
+    [("address,undefined", "-O0", 1), ("thread", "-O1", 1), ("thread", "-O1", 3)],
+    ids=["address,undefined", "thread", "thread, three callers"],
 )
-def test_sanitizers_find_nothing(tmp_path, sanitizers, optimization):
+def test_sanitizers_find_nothing(tmp_path, sanitizers, optimization, callers):
     compiler = tool("gcc", "gcc")
     flags = [optimization, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     (tmp_path / "probe.c").write_text("int main(void) { return 0; }")
     probe = [compiler, *flags, "-o", tmp_path / "probe", tmp_path / "probe.c"]
     if subprocess.run(probe, capture_output=True, check=False).returncode or started([tmp_path / "probe"])[0]:
         pytest.skip(f"LOUD: this compiler or machine has no -fsanitize={sanitizers}; apt-get install gcc libc6-dev")
-    _, hashes = run([build(compiler, tmp_path / "steps", *flags)])
+    _, hashes = run([build(compiler, tmp_path / "steps", *flags), f"-{callers}"])
     assert hashes == GOLDEN["hashes"]
 
 

@@ -18,7 +18,7 @@ from fastoptim.rules.table import RULES
 from tests.support import ROOT
 
 CSRC = ROOT / "csrc"
-SOURCES = ("kernels/kernels.c", "plan.c", "pool.c", "kernels/cpu.c")
+SOURCES = ("kernels/kernels.c", "plan.c", "pool.c", "pace.c", "kernels/cpu.c")
 
 if not CSRC.is_dir():
     pytest.skip("LOUD: no C sources beside the tests", allow_module_level=True)

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 
 import fastoptim as fo
 from tests.support.cases import on_threads, same_bits
+from tests.support.forks import in_child
 
 SIZES = (1_200_000, 3, 8193, 300_001)
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="LOUD: this platform has no fork")
@@ -40,22 +40,6 @@ def after(steps, seed=0, backend="c", threads=1):
     for _ in range(steps):
         opt.step(grads)
     return params
-
-
-def in_child(work, seconds=60):
-    """Exit status of a forked child that does `work`; it is ended if it hangs."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            signal.alarm(seconds)  # the default action ends the process
-            status = 0 if work() else 2
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
@@ -266,5 +250,113 @@ def test_threads_take_part():
             opt.step(g)
         after = seconds()
         return len(after) == 7 and all(b > a for a, b in zip(before, after, strict=True))
+
+    assert in_child(work) == 0
+
+
+class Worker:
+    """The pool's only worker in a fresh child, beside a caller on one of two cores."""
+
+    def __init__(self):
+        self.caller_core, self.other_core = sorted(os.sched_getaffinity(0))[:2]
+        self.both = {self.caller_core, self.other_core}
+        os.sched_setaffinity(0, self.both)
+        opt, g = fo.SGD(np.ones(3_000_000, np.float32), lr=0.1, backend="c", threads=2), np.ones(3_000_000, np.float32)
+        self.step = lambda: opt.step(g)
+        self.step()
+        (self.thread,) = (int(task) for task in os.listdir("/proc/self/task") if int(task) != os.getpid())
+
+    def cores(self):
+        return os.sched_getaffinity(self.thread)
+
+    def step_until(self, cores, seconds=0.0):
+        """Step until the worker may use just these cores, or until it is too late."""
+        end = time.monotonic() + seconds
+        while self.cores() != cores and time.monotonic() < end:
+            self.step()
+            time.sleep(0.0005)
+        assert self.cores() == cores
+
+    def leave(self):
+        """Put the worker on its caller's core again and again, until it has left that."""
+        os.sched_setaffinity(0, {self.caller_core})
+        left = threading.Event()
+
+        def put():
+            os.sched_setaffinity(0, {self.other_core})
+            while not left.is_set():
+                os.sched_setaffinity(self.thread, {self.caller_core})
+                os.sched_setaffinity(self.thread, self.both)
+                end = time.monotonic() + 0.005  # in which this thread keeps the other core busy
+                while not left.is_set() and time.monotonic() < end:
+                    if self.cores() == {self.other_core}:
+                        left.set()
+
+        putter = threading.Thread(target=put)
+        putter.start()
+        end = time.monotonic() + 20
+        while not left.is_set() and time.monotonic() < end:
+            self.step()
+        left.set()
+        putter.join()
+        assert self.cores() == {self.other_core}
+
+
+def two_cores():
+    if not hasattr(os, "sched_setaffinity") or not os.path.isdir("/proc/self/task"):
+        pytest.skip("LOUD: this platform does not tell on which cores a thread may run")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("LOUD: this process has one core only")
+
+
+def test_a_worker_leaves_the_core_of_its_caller_and_comes_back():
+    two_cores()
+
+    def work():
+        worker = Worker()
+        worker.leave()
+        os.sched_setaffinity(0, {worker.other_core})
+        os.sched_setaffinity(0, worker.both)
+        worker.step_until({worker.caller_core}, 20)
+        return True
+
+    assert in_child(work) == 0
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["after it left one", "at once"])
+def test_a_worker_stays_on_the_cores_that_were_imposed_on_it(left):
+    """As by ``taskset -a -p``, which sets the cores of every thread of a running process."""
+    two_cores()
+
+    def work():
+        worker = Worker()
+        if left:
+            worker.leave()
+        for thread in (os.getpid(), worker.thread):  # a thread that has just ended may still be listed
+            os.sched_setaffinity(thread, {worker.other_core})
+        for _ in range(50):
+            worker.step()
+            time.sleep(0.0005)
+        return worker.cores() == {worker.other_core}
+
+    assert in_child(work) == 0
+
+
+def test_a_worker_forgets_the_cores_that_it_left_when_others_are_imposed_on_it():
+    two_cores()
+    if len(os.sched_getaffinity(0)) < 3:
+        pytest.skip("LOUD: this process has two cores only")
+
+    def work():
+        third = sorted(os.sched_getaffinity(0))[2]
+        worker = Worker()
+        worker.leave()
+        os.sched_setaffinity(worker.thread, {worker.other_core, third})
+        os.sched_setaffinity(0, {worker.other_core})
+        os.sched_setaffinity(0, worker.both)
+        for _ in range(50):
+            worker.step()
+            time.sleep(0.0005)
+        return worker.cores() <= {worker.other_core, third}
 
     assert in_child(work) == 0

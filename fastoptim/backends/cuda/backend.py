@@ -15,7 +15,6 @@ live on the current device of `numba.cuda`.
 from __future__ import annotations
 
 import contextlib
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -25,6 +24,7 @@ import numpy as np
 
 from ... import rules
 from ...arrays import checks
+from ...common.threads import ForkSafeLock
 from ...rules import lowering
 from ...rules.norm import NORM_BLOCK, NORM_LANES
 from ..base import Backend, KernelCall, Launch, Norm, Scalars
@@ -87,7 +87,7 @@ class CudaBackend(Backend):
             _require_device(cuda)
             self.threads = THREADS
         self._cuda = cuda
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock(reentrant=True)
         self._modules: dict[np.dtype, Any] = {}
         self._kernels: dict[tuple[str, np.dtype], Any] = {}
         self._launchers: dict[tuple[Any, ...], Any] = {}

@@ -20,8 +20,9 @@ from .mutant import (
 )
 
 UPDATES, REFERENCE, COEFFICIENTS = "fastoptim/rules", "fastoptim/rules/reference.py", (ORACLE, GOLDEN, OPTIMIZERS)
-RULES, LOOPS, PLAN, POOL, CPU, BIND = (
-    f"csrc/{name}" for name in ("kernels/rules.h", "kernels/loops.inc", "plan.c", "pool.c", "kernels/cpu.c", "bind.c")
+RULES, LOOPS, PLAN, POOL, PACE, CPU, BIND = (
+    f"csrc/{name}"
+    for name in ("kernels/rules.h", "kernels/loops.inc", "plan.c", "pool.c", "pace.c", "kernels/cpu.c", "bind.c")
 )
 NATIVE = (GOLDEN_C, RANDOM, EMULATED, BITS, THREADS)
 DRIVER = (REFUSALS, OPTIMIZERS, RANDOM, THREADS)
@@ -164,10 +165,67 @@ MUTANTS = (
     Mutant(
         "default float mode flushes", CPU, "__builtin_ia32_ldmxcsr(0x1f80)", "__builtin_ia32_ldmxcsr(0x9fc0)", NATIVE
     ),
+    Mutant(
+        "others' rounding kept",
+        CPU,
+        "__builtin_ia32_ldmxcsr(0x1f80)",
+        "__builtin_ia32_ldmxcsr((unsigned)mode & ~0x8040u)",
+        (EMULATED,),
+    ),
+    Mutant("tree of the norm rounded as others like", PLAN, "fo_float_mode_set_default()", "0x1f80", (EMULATED,)),
     Mutant("default float mode flushes on aarch64", CPU, '::"r"((uint64_t)0)', '::"r"((uint64_t)1 << 24)', (EMULATED,)),
-    Mutant("children forget nothing", POOL, "pthread_atfork(0, 0, forget)", "(void)forget", (THREADS,)),
+    Mutant("children forget nothing", POOL, "pthread_atfork(0, 0, begin_child)", "(void)begin_child", (THREADS,)),
     Mutant("signals reach the pool's threads", POOL, "sigfillset(&all)", "sigemptyset(&all)", (THREADS,)),
+    Mutant(
+        "workers leave the cores imposed on them",
+        POOL,
+        "CPU_AND(&wanted, &own->allowed, &callers);",
+        "wanted = own->allowed;",
+        (THREADS,),
+    ),
+    Mutant(
+        "workers stay on the caller's core", POOL, "        leave_core(&cores);\n", "        (void)cores;\n", (THREADS,)
+    ),
+    Mutant("a core once left is lost", POOL, "own->allowed = present;", "", (THREADS,)),
     Mutant("interpreter held during steps", BIND, "RELEASE_BYTES = 64e3", "RELEASE_BYTES = 64e30", (THREADS,)),
+    *planted(
+        "fastoptim/common/threads.py",
+        ("tests/common/test_threads.py",),
+        ("a child waits for a thread of its parent", "if self._holder != threading.get_ident():", "if False:"),
+        ("a child takes a lock from itself", "if self._holder != threading.get_ident():", "if True:"),
+        ("a lock free after the first release", "max(0, self._depth - 1)", "0"),
+    ),
+    # Whether threads pay
+    *planted(
+        PACE,
+        ("tests/backends/test_pace.py",),
+        ("no refresh runs", "return !refresh && ", "return "),
+        ("middling jobs wake workers", "(in_burst || fo_pace_worth_waking(bytes))", "1"),
+        ("idle starts taken for bursts", "idle_ns < FO_BURST_NS", "idle_ns >= 0"),
+        ("spinning workers not seen", "spinning || idle_ns", "idle_ns"),
+        ("serial work pays nothing off", "pace->serial_only_ns -= elapsed_ns;", ""),
+        ("serial run right after threads believed", "if (position(pace) != FIRST_REFRESH)", "if (1)"),
+        ("interrupted serial run believed", "lesser(mean, 1.1 * pace->serial_ns)", "mean"),
+        ("quicker serial run believed late", " || elapsed_ns < mean", ""),
+        ("threads judged by nothing", "    if (pace->serial_ns <= 0)\n        return;\n", ""),
+        (
+            "long runs may lose more",
+            "lesser(TRIAL_RUNS * pace->serial_ns, TRIAL_RUNS_NS)",
+            "TRIAL_RUNS * pace->serial_ns",
+        ),
+        (
+            "one interruption condemns threads",
+            "greater(pace->serial_ns - elapsed_ns, -worst)",
+            "pace->serial_ns - elapsed_ns",
+        ),
+        ("waiting taken for an interruption", "greater(waited_ns, trial)", "trial"),
+        ("credit without a limit", "    pace->credit_ns = lesser(pace->credit_ns, most);\n", ""),
+        ("failures never forgiven", "pace->credit_ns > most || pace->backoff <= 0", "pace->backoff <= 0"),
+        ("threads tried again too soon", "-pace->backoff * pace->credit_ns", "-pace->credit_ns"),
+        ("second trial as soon as the first", "        pace->backoff *= 2;", "        ;"),
+        ("threads given up for hours", "if (pace->serial_only_ns < RETRY_NS)", "if (1)"),
+        ("a loss counted twice", "    pace->credit_ns = 0;\n", ""),
+    ),
     # The choice of the instruction set
     Mutant("operating system not asked for ymm", CPU, "(xcr0 & ymm) != ymm", "0", (DISPATCH,)),
     Mutant("zmm without its upper half", CPU, "zmm = 0xe6", "zmm = 0x66", (DISPATCH,)),
@@ -366,5 +424,5 @@ EQUIVALENT = (
     ),
     ("chunks of another size, in whole blocks", "the same, and the norm is cut into blocks before chunks are"),
     ("a step run by one thread instead of several", "the same; which threads work is a question of speed"),
-    ("threads on any core, tried as often as ever, headers not fetched", "the same"),
+    ("headers not fetched", "the same"),
 )

@@ -1,22 +1,27 @@
 /* Runs steps that it reads from standard input and writes what becomes of the arrays: the kernels without Python, so that
  * they can be built for another processor and run by an emulator.
  *
- *   steps [ISA] < jobs > answers      prints the instruction set in use on standard error
+ *   steps [-CALLERS] [ISA] < jobs > answers      prints the instruction set in use on standard error
+ *
+ * With several callers, so many jobs at a time are begun at once, each by a thread of its own.
  *
  * A job is a struct header, the sizes of its entries (int64), parameter and states of each entry, and for each step the
  * scalars (18 doubles) and the gradient of each entry. An answer is parameter and states of each entry, then the sum of
  * squares of the last gradients (double). All of it is in the byte order of the machine.
  *
- * Flush-to-zero is on all the while: the library must not mind, and must leave it as it was. */
+ * All the while, subnormal numbers are flushed to zero and results rounded upward: the library must not mind, and must
+ * leave that as it was. */
+#define _GNU_SOURCE
 #include "internal.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #if defined(__x86_64__)
 static uint64_t float_mode(void) { return __builtin_ia32_stmxcsr() & ~0x3fu; /* without the sticky flags */ }
-static void flush_to_zero(void) { __builtin_ia32_ldmxcsr(0x9fc0); }
+static void spoil_float_mode(void) { __builtin_ia32_ldmxcsr(0xdfc0); }
 #elif defined(__aarch64__)
 static uint64_t float_mode(void)
 {
@@ -24,10 +29,10 @@ static uint64_t float_mode(void)
     __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
     return mode;
 }
-static void flush_to_zero(void) { __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)1 << 24)); }
+static void spoil_float_mode(void) { __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)(1 << 24 | 1 << 22))); }
 #else
 static uint64_t float_mode(void) { return 0; }
-static void flush_to_zero(void) {}
+static void spoil_float_mode(void) {}
 #endif
 
 typedef struct {
@@ -62,55 +67,132 @@ static void *room(size_t size)
     return memory;
 }
 
-static void serve(const header *h)
+typedef struct {
+    header h;
+    int64_t *sizes;
+    fo_plan *plan;
+    double (*scalars)[18]; /* of each step */
+    char **gradients;          /* of each step and entry */
+    double squares;
+} job;
+
+/* 0 if there is none. */
+static int read_job(job *j)
 {
-    size_t count = (size_t)h->entries, item = fo_storage_size(h->storage);
-    int slots = SLOT_STATE + fo_rule_states(h->rule);
-    int64_t *sizes = room(count * sizeof *sizes);
+    header *h = &j->h;
+    if (fread(h, sizeof *h, 1, stdin) != 1)
+        return 0;
+    size_t count = (size_t)h->entries, steps = (size_t)h->steps, item = fo_storage_size(h->storage);
     int32_t *run_of = room(count * sizeof *run_of), *dimensions = room(count * sizeof *dimensions);
     int8_t *storage = room(count * FO_SLOTS);
-    take(sizes, count * sizeof *sizes);
+    j->sizes = room(count * sizeof *j->sizes);
+    take(j->sizes, count * sizeof *j->sizes);
     for (size_t e = 0; e < count; e++)
         run_of[e] = 0, dimensions[e] = 1;
     memset(storage, h->storage, count * FO_SLOTS);
     fo_run run = {.rule = h->rule, .decay = h->decay};
-    fo_plan *plan = fo_plan_new(1, &run, h->entries, run_of, storage, dimensions, sizes, h->threads);
-    if (!plan)
+    j->plan = fo_plan_new(1, &run, h->entries, run_of, storage, dimensions, j->sizes, h->threads);
+    if (!j->plan)
         fail("no memory for a plan");
     for (size_t e = 0; e < count; e++)
-        for (int slot = 0; slot < slots; slot++) {
-            plan->params[e].data[slot] = room((size_t)sizes[e] * item);
-            if (slot != SLOT_GRAD)
-                take(plan->params[e].data[slot], (size_t)sizes[e] * item);
+        for (int slot = 0; slot < j->plan->params[e].slots; slot++)
+            if (slot != SLOT_GRAD) {
+                j->plan->params[e].data[slot] = room((size_t)j->sizes[e] * item);
+                take(j->plan->params[e].data[slot], (size_t)j->sizes[e] * item);
+            }
+    j->scalars = room(steps * sizeof *j->scalars);
+    j->gradients = room(steps * count * sizeof *j->gradients);
+    for (size_t i = 0; i < steps; i++) {
+        take(j->scalars[i], sizeof j->scalars[i]);
+        for (size_t e = 0; e < count; e++) {
+            char *g = j->gradients[i * count + e] = room((size_t)j->sizes[e] * item);
+            take(g, (size_t)j->sizes[e] * item);
         }
-    for (int32_t i = 0; i < h->steps; i++) {
-        take(plan->runs[0].scalars, sizeof plan->runs[0].scalars);
-        for (size_t e = 0; e < count; e++)
-            take(plan->params[e].data[SLOT_GRAD], (size_t)sizes[e] * item);
+    }
+    free(run_of), free(dimensions), free(storage);
+    return 1;
+}
+
+static void run_job(job *j)
+{
+    fo_plan *plan = j->plan;
+    for (int32_t i = 0; i < j->h.steps; i++) {
+        memcpy(plan->runs[0].scalars, j->scalars[i], sizeof j->scalars[i]);
+        for (int64_t e = 0; e < j->h.entries; e++)
+            plan->params[e].data[SLOT_GRAD] = j->gradients[i * j->h.entries + e];
         uint64_t before = float_mode();
         fo_plan_apply(plan);
         if (float_mode() != before)
             fail("a step changed the floating-point mode");
     }
-    double squares = fo_plan_sum_squares(plan, h->grad_scale, 1.0);
+    j->squares = fo_plan_sum_squares(plan, j->h.grad_scale, 1.0);
     for (int i = 0; i < 20; i++) {
-        double again = fo_plan_sum_squares(plan, h->grad_scale, 1.0);
-        if (again != squares && (again == again || squares == squares))
+        double again = fo_plan_sum_squares(plan, j->h.grad_scale, 1.0);
+        if (again != j->squares && (again == again || j->squares == j->squares))
             fail("a norm differs from one run to the next");
     }
-    for (size_t e = 0; e < count; e++)
-        for (int slot = 0; slot < slots; slot++) {
-            if (slot != SLOT_GRAD)
-                give(plan->params[e].data[slot], (size_t)sizes[e] * item);
-            free(plan->params[e].data[slot]);
-        }
-    give(&squares, sizeof squares);
-    fo_plan_free(plan);
-    free(sizes), free(run_of), free(dimensions), free(storage);
+}
+
+static void answer(job *j)
+{
+    int64_t count = j->h.entries;
+    for (int64_t e = 0; e < count; e++)
+        for (int slot = 0; slot < j->plan->params[e].slots; slot++)
+            if (slot != SLOT_GRAD) {
+                give(j->plan->params[e].data[slot], (size_t)j->sizes[e] * fo_storage_size(j->h.storage));
+                free(j->plan->params[e].data[slot]);
+            }
+    give(&j->squares, sizeof j->squares);
+    for (int64_t i = 0; i < j->h.steps * count; i++)
+        free(j->gradients[i]);
+    fo_plan_free(j->plan);
+    free(j->sizes), free(j->scalars), free(j->gradients);
+}
+
+enum { MAX_CALLERS = 9 };
+static pthread_barrier_t start;
+
+static void *caller(void *j)
+{
+    pthread_barrier_wait(&start);
+    spoil_float_mode();
+    run_job(j);
+    return 0;
+}
+
+/* Returns how many jobs there were. */
+static int run_at_once(int callers)
+{
+    job jobs[MAX_CALLERS];
+    pthread_t threads[MAX_CALLERS];
+    int count = 0;
+    while (count < callers && read_job(&jobs[count]))
+        count++;
+    if (count && pthread_barrier_init(&start, 0, (unsigned)count))
+        fail("no barrier");
+    for (int i = 1; i < count; i++)
+        if (pthread_create(&threads[i], 0, caller, &jobs[i]))
+            fail("no thread");
+    if (count)
+        caller(&jobs[0]);
+    for (int i = 1; i < count; i++)
+        pthread_join(threads[i], 0);
+    for (int i = 0; i < count; i++)
+        answer(&jobs[i]);
+    if (count)
+        pthread_barrier_destroy(&start);
+    return count;
 }
 
 int main(int argc, char **argv)
 {
+    int callers = 1;
+    if (argc > 1 && argv[1][0] == '-') {
+        callers = argv[1][1] - '0';
+        argc--, argv++;
+    }
+    if (callers < 1 || callers > MAX_CALLERS)
+        fail("-1 to -9 callers");
     if (argc > 1) {
         int32_t isa = 0;
         while (fo_isa_name(isa) && strcmp(fo_isa_name(isa), argv[1]))
@@ -118,11 +200,9 @@ int main(int argc, char **argv)
         if (!fo_isa_name(isa) || !fo_isa_select(isa))
             fail("this processor lacks that instruction set");
     }
-    fprintf(stderr, "%s\n", fo_isa_name(fo_isa_selected()));
-    flush_to_zero();
     fo_pool_always(1);
-    header h;
-    while (fread(&h, sizeof h, 1, stdin) == 1)
-        serve(&h);
+    while (run_at_once(callers))
+        ;
+    fprintf(stderr, "%s\n", fo_isa_name(fo_isa_selected())); /* late, so that jobs are the first to ask for it */
     return 0;
 }

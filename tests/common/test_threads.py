@@ -1,0 +1,152 @@
+"""Locks that a forked child never waits for in vain."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim.arrays import layout
+from fastoptim.common import threads
+from fastoptim.common.threads import ForkSafeLock
+from tests.support.forks import in_child
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="LOUD: this platform has no fork")
+SECONDS = 30  # until a child that hangs is ended
+
+
+@contextlib.contextmanager
+def held_elsewhere(*locks):
+    """Another thread holds locks meanwhile."""
+    held, enough = threading.Event(), threading.Event()
+
+    def hold():
+        with contextlib.ExitStack() as stack:
+            for lock in locks:
+                stack.enter_context(lock)
+            held.set()
+            enough.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
+def make_states():
+    p = np.ones(10, np.float32)
+    return fo.Adam(p, backend="numpy").step(p.copy()).applied
+
+
+def run_numba():
+    p = np.ones(1 << 20, np.float32)
+    return fo.SGD(p, lr=0.5, backend="numba", threads=2).step(p.copy()).applied and bool((p == 0.5).all())
+
+
+def open_a_block():
+    with pytest.importorskip("fastoptim.adapters.sklearn").accelerate():
+        return True
+
+
+def lock_of_layout():
+    return layout._chunk_lock
+
+
+def lock_of_numba():
+    return pytest.importorskip("fastoptim.backends.numba_cpu")._Pool._lock
+
+
+def lock_of_sklearn():
+    return pytest.importorskip("fastoptim.adapters.sklearn")._mode.lock
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("lock", "work"),
+    [(lock_of_layout, make_states), (lock_of_numba, run_numba), (lock_of_sklearn, open_a_block)],
+    ids=["states", "numba", "sklearn"],
+)
+def test_a_child_works_though_another_thread_of_its_parent_held_the_lock(lock, work):
+    with held_elsewhere(lock()):
+        assert in_child(work, SECONDS) == 0
+    assert in_child(work, SECONDS) == 0
+    assert work()
+
+
+@needs_fork
+def test_every_lock_is_free_in_a_child():
+    locks = [*threads._locks, ForkSafeLock(), ForkSafeLock(reentrant=True)]
+    with held_elsewhere(*locks):
+        assert not any(lock.acquire(blocking=False) for lock in locks)
+        assert in_child(lambda: all(lock.acquire(blocking=False) for lock in locks), SECONDS) == 0
+    assert all(lock.acquire(blocking=False) for lock in locks)
+    for lock in locks:
+        lock.release()
+
+
+@needs_fork
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_the_forking_thread_holds_stays_held_in_its_child(reentrant):
+    lock = ForkSafeLock(reentrant)
+
+    def work():
+        taken = []
+        other = threading.Thread(target=lambda: taken.append(lock.acquire(blocking=False)))
+        other.start()
+        other.join()
+        lock.release()
+        return taken == [False] and lock.acquire(blocking=False)
+
+    with lock:
+        for _ in range(2 * reentrant):
+            lock.acquire()
+        for _ in range(2 * reentrant):
+            lock.release()
+        assert in_child(work, SECONDS) == 0
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_lock_keeps_others_out_until_it_is_released_as_often_as_acquired(reentrant):
+    lock = ForkSafeLock(reentrant)
+    assert lock.acquire()
+    assert lock.acquire(blocking=False) == reentrant
+    if reentrant:
+        lock.release()
+    assert in_another_thread(lambda: lock.acquire(blocking=False)) is False
+    lock.release()
+    assert in_another_thread(lambda: lock.acquire(blocking=False) and not lock.release()) is True
+    with pytest.raises(RuntimeError):
+        lock.release()
+    with lock:
+        pass
+
+
+def in_another_thread(work):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(work()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def test_the_package_makes_no_other_locks():
+    """A lock of `threading` would stay held in a child for ever."""
+    kinds = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Event", "Barrier", "allocate_lock"}
+    found = []
+    for path in sorted(Path(fo.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in ("threading", "_thread"):
+                found += [(path.name, alias.name) for alias in node.names if alias.name in kinds]
+            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in ("threading", "_thread"):
+                found += [(path.name, node.attr)] if node.attr in kinds else []
+    assert sorted(found) == [("threads.py", "Lock"), ("threads.py", "RLock")]
