@@ -156,6 +156,7 @@ static void *caller(void *j)
 {
     pthread_barrier_wait(&start);
     spoil_float_mode();
+    fo_isa_select(fo_isa_selected()); /* to what it is: others read it meanwhile */
     run_job(j);
     return 0;
 }
