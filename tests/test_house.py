@@ -31,7 +31,8 @@ LAYERS = (
     ("plots",),
     ("demo",),
     ("distributed",),
-    ("adapters", "bench", "environment"),
+    ("adapters", "environment"),
+    ("bench",),
     ("cli",),
     ("__main__",),
 )

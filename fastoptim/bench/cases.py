@@ -126,7 +126,7 @@ TRAINING_ARRAYS = tuple(shape for a, b in itertools.pairwise(TRAINING_SIZES) for
 
 
 def thread_counts(cores: int, full: bool) -> list[int]:
-    """1 and all cores; in a full run the powers of two in between as well."""
+    """Choose 1 and all cores; in a full run the powers of two in between as well."""
     counts = {1, cores}
     if full:
         counts |= {2**k for k in range(cores.bit_length()) if 2**k < cores}

@@ -37,15 +37,15 @@ class Stepper:
         The parameters now, as NumPy arrays, one for each that was handed in.
     prepare : callable, optional
         Called with the step's number before each step and not timed: hands over this step's gradients.
-    yardsticks : dict of callable
-        Name -> a function that is called once after the first step and returns the loop to time: "roof" moves the
+    roofline_loops : dict of callable
+        Name -> a function that is called once after the first step and returns the loop to time: "roofline" moves the
         step's bytes and computes next to nothing, "divide" does one square root and one division per element.
     """
 
     step: Callable[[], Any]
     values: Callable[[], Sequence[Any]]
     prepare: Callable[[int], None] | None = None
-    yardsticks: dict[str, Callable[[], Callable[[], Any]]] = field(default_factory=dict)
+    roofline_loops: dict[str, Callable[[], Callable[[], Any]]] = field(default_factory=dict)
 
 
 MODEST = 20_000_000
@@ -77,7 +77,7 @@ class Subject:
     threaded : bool
         Whether it uses more than one thread.
     eps_mode : {"torch", "hat"}
-        Its convention for Adam's eps; the result is checked against the law in this convention.
+        Its convention for Adam's eps; the result is compared with the reference in this convention.
     quick : bool
         Whether a quick run times it too.
     """
@@ -106,12 +106,12 @@ ALL_SECTIONS = ("size", "list", "launch", "training", "clip")
 _HERE = __name__
 
 SUBJECTS: dict[str, Subject] = {
-    "c": Subject("fastoptim, C", "fastoptim", f"{_HERE}:fastoptim_c", sections=ALL_SECTIONS, threaded=True),
+    "c": Subject("fastoptim (C)", "fastoptim", f"{_HERE}:fastoptim_c", sections=ALL_SECTIONS, threaded=True),
     "numba": Subject(
-        "fastoptim, Numba", "fastoptim", f"{_HERE}:fastoptim_numba", ("numba",), sections=ALL_SECTIONS, threaded=True
+        "fastoptim (Numba)", "fastoptim", f"{_HERE}:fastoptim_numba", ("numba",), sections=ALL_SECTIONS, threaded=True
     ),
     "reference": Subject(
-        "fastoptim, NumPy", "fastoptim", f"{_HERE}:fastoptim_numpy", sections=ALL_SECTIONS, max_elements=MODEST
+        "fastoptim (NumPy)", "fastoptim", f"{_HERE}:fastoptim_numpy", sections=ALL_SECTIONS, max_elements=MODEST
     ),
     "numpy-in-place": Subject("NumPy in place", "numpy", f"{_HERE}:numpy_in_place", memory=1.5),
     "numpy-naive": Subject("NumPy naive", "numpy", f"{_HERE}:numpy_naive", memory=2.5),
@@ -132,7 +132,7 @@ SUBJECTS: dict[str, Subject] = {
         quick=False,
     ),
     "optax": Subject(
-        "Optax, jitted",
+        "Optax (jitted)",
         "optax",
         f"{_HERE}:optax_jitted",
         ("optax", "jax"),
@@ -143,7 +143,7 @@ SUBJECTS: dict[str, Subject] = {
         threaded=True,
     ),
     "jax": Subject(
-        "JAX, jitted by hand",
+        "JAX (jitted by hand)",
         "jax",
         f"{_HERE}:jax_jitted",
         ("jax",),
@@ -189,7 +189,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 def coefficients(rule: str, t: int, eps_mode: str) -> tuple[float, ...]:
-    """The rule's coefficients in step `t` with the benchmark's hyper-parameters."""
+    """The rule's coefficients in step `t` with the benchmark's hyperparameters."""
     if rule == "sgd":
         return rules.sgd_coefficients(lr=LR)
     if rule == "momentum":
@@ -235,7 +235,7 @@ def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[li
     native: Any = get_backend(backend)
     if hasattr(native, "roofline") and case.section in ("size", "list"):
 
-        def roof() -> Callable[[], Any]:
+        def roofline() -> Callable[[], Any]:
             states = [tuple(entry[name] for name in RULES[case.rule].states) for entry in opt.state.values()]
             return native.roofline(case.rule, params, gradients[0], states, case.threads)
 
@@ -243,9 +243,9 @@ def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[li
             p, g = (np.linspace(1, 2, case.elements, dtype=case.dtype) for _ in range(2))
             return native.root_and_divide(p, g, case.threads)
 
-        stepper.yardsticks["roof"] = roof
+        stepper.roofline_loops["roofline"] = roofline
         if case.count == 1 and case.rule in ("adam", "amsgrad"):
-            stepper.yardsticks["divide"] = divide
+            stepper.roofline_loops["divide"] = divide
     return stepper
 
 

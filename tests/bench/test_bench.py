@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastoptim import bench
-from fastoptim.bench import blocks, cases, charts, compare, machine, report, runner, statistics, view, worker
+from fastoptim import bench, cli, environment
+from fastoptim.bench import cases, charts, compare, render, report, results, runner, statistics, watch, worker
 from fastoptim.bench.cases import Case
 from fastoptim.bench.subjects import SUBJECTS, Subject
 from fastoptim.rules.table import RULES
@@ -134,16 +134,16 @@ def test_a_loss_is_below_one_beyond_its_spread():
     assert statistics.loses([0.8, 0.85, 0.85, 0.9])
     assert not statistics.loses([0.8, 0.9, 1.0, 1.1])
     assert not statistics.loses([0.985, 0.995, 0.995, 0.996])
-    assert view.verdict([0.8, 0.85, 0.85, 0.9]) == "loss"
-    assert view.verdict([0.9, 1.0, 1.0, 1.1]) == "tie"
-    assert view.verdict([1.2, 1.3, 1.3, 1.4]) == "win"
+    assert statistics.verdict([0.8, 0.85, 0.85, 0.9]) == "loss"
+    assert statistics.verdict([0.9, 1.0, 1.0, 1.1]) == "tie"
+    assert statistics.verdict([1.2, 1.3, 1.3, 1.4]) == "win"
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])
 def test_few_rounds_have_no_noise_to_compare_with(document, rounds):
     assert statistics.threshold(rounds * [1.0], 9 * [2.0]) == math.inf
     assert not statistics.loses(rounds * [0.5])
-    assert view.verdict(rounds * [0.5]) == view.verdict(rounds * [2.0]) == "tie"
+    assert statistics.verdict(rounds * [0.5]) == statistics.verdict(rounds * [2.0]) == "unknown"
     slowed = copy.deepcopy(document)
     for entry in slowed["cases"]:
         for result in entry["results"].values():
@@ -154,7 +154,7 @@ def test_few_rounds_have_no_noise_to_compare_with(document, rounds):
     assert found and not any(change.significant for change in found)
     ours = sum(change.ours for change in found)
     assert f"{ours} of them have fewer than 4 rounds" in compare.to_text(document, slowed, found, drift)
-    rows = list(view.View(slowed).compared())
+    rows = list(results.Results(slowed).compared())
     assert f"{len(rows)} of these comparisons have fewer than 4 rounds" in report.to_markdown(slowed)
 
 
@@ -211,7 +211,7 @@ def test_every_subject_computes_the_law(name, rule):
             assert "has no" in answer["reason"] or "another formula" in answer["reason"]
             assert (name, rule) not in [("torch-fused", "adam"), ("optax", "adam"), ("thinc", "adam"), ("jax", "sgd")]
             continue
-        expected = "equal to the last bit" if subject.family == "fastoptim" else "machine epsilons"
+        expected = "bit-identical" if subject.family == "fastoptim" else "machine epsilons"
         assert expected in answer["check"]
         assert worker.answer(timer, {"do": "run", "loop": "step"})["seconds"] > 0
 
@@ -302,7 +302,7 @@ def test_a_rule_that_was_added_to_the_table_is_timed(tmp_path):
     assert done.returncode == 0, done.stderr
     for name, answer in json.loads(done.stdout).items():
         if SUBJECTS[name].family == "fastoptim":
-            assert "equal to the last bit" in answer["check"] and answer["seconds"] > 0
+            assert "bit-identical" in answer["check"] and answer["seconds"] > 0
         else:
             assert answer["reason"] == "has no signsgd"
 
@@ -345,16 +345,16 @@ def test_a_wrong_result_is_not_timed(peers):
 def test_one_bit_is_enough_to_refuse_a_backend():
     case = cases.size_case("adam", 100, 1)
     params = [np.linspace(1, 2, 100, dtype=np.float32)]
-    law = worker.Law(case, params, "torch")
-    law.step([np.ones(100, np.float32)])
-    values = [law.rows[0][2].copy()]
-    assert "equal to the last bit" in law.verdict(values, exact=True)
+    expected = worker.Expected(case, params, "torch")
+    expected.step([np.ones(100, np.float32)])
+    values = [expected.rows[0][2].copy()]
+    assert "bit-identical" in expected.verdict(values, exact=True)
     values[0][57] = np.nextafter(values[0][57], np.float32(9))
     with pytest.raises(ValueError, match="differs from the reference in 1 of 100"):
-        law.verdict(values, exact=True)
+        expected.verdict(values, exact=True)
     values[0][57] = np.nan
     with pytest.raises(ValueError, match="away from the reference"):
-        law.verdict(values, exact=False)
+        expected.verdict(values, exact=False)
 
 
 def test_both_ends_of_a_large_array_are_checked():
@@ -418,14 +418,14 @@ def test_the_time_limit_leaves_cases_out(peers):
 
 
 def test_subjects_that_do_not_fit_together_take_turns(monkeypatch):
-    monkeypatch.setattr(machine, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(runner, "available_memory", lambda: 10_000)
     subjects = {name: SUBJECTS[name] for name in ("reference", "numpy-in-place", "numpy-naive", "sklearn")}
     run = runner.Run(BRIEF, subjects, [], io.StringIO())
     groups = run._groups(cases.size_case("adam", 150, 1), list(subjects))
     assert all(group[0] == "reference" for group in groups)
     assert sorted(name for group in groups for name in group[1:]) == ["numpy-in-place", "numpy-naive", "sklearn"]
     assert len(groups) > 1
-    monkeypatch.setattr(machine, "available_memory", lambda: 1 << 40)
+    monkeypatch.setattr(runner, "available_memory", lambda: 1 << 40)
     assert len(run._groups(cases.size_case("adam", 150, 1), list(subjects))) == 1
 
 
@@ -483,10 +483,10 @@ def test_against_chooses_families():
 
 
 def test_command_line_refuses_what_it_does_not_know(capsys, tmp_path):
-    assert bench.main(["--against", "tensorflow"]) == 2
+    assert cli.main(["bench", "--against", "tensorflow"]) == 2
     assert "--against knows" in capsys.readouterr().err
-    assert bench.main(["--only", "no such case"]) == 2
-    assert bench.main(["compare", str(tmp_path / "none.json"), str(tmp_path / "none.json")]) == 2
+    assert cli.main(["bench", "--only", "no such case"]) == 2
+    assert cli.main(["bench", "compare", str(tmp_path / "none.json"), str(tmp_path / "none.json")]) == 2
 
 
 # --- The machine --------------------------------------------------------------------------------------------------
@@ -494,24 +494,24 @@ def test_command_line_refuses_what_it_does_not_know(capsys, tmp_path):
 
 def test_levels_of_memory():
     sizes = {"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20}
-    assert machine.level(16_000, 1, sizes) == "L1"
-    assert machine.level(60_000, 1, sizes) == "L2"
-    assert machine.level(60_000, 2, sizes) == "L1"
-    assert machine.level(16 << 20, 2, sizes) == "L3"
-    assert machine.level(33 << 20, 2, sizes) == "memory"
-    assert machine.level(1, 1, {}) == "memory"
+    assert results.memory_level(16_000, 1, sizes) == "L1"
+    assert results.memory_level(60_000, 1, sizes) == "L2"
+    assert results.memory_level(60_000, 2, sizes) == "L1"
+    assert results.memory_level(16 << 20, 2, sizes) == "L3"
+    assert results.memory_level(33 << 20, 2, sizes) == "memory"
+    assert results.memory_level(1, 1, {}) == "memory"
 
 
 def test_paths_are_cut_down():
     text = "ImportError: /home/me/.venv/lib/python3.11/site-packages/a/_c.so: not found in /opt/x/y"
-    assert machine.without_paths(text) == "ImportError: _c.so: not found in y"
-    assert machine.without_paths("see https://docs.python.org/3/library and 1/2") == (
+    assert environment.without_paths(text) == "ImportError: _c.so: not found in y"
+    assert environment.without_paths("see https://docs.python.org/3/library and 1/2") == (
         "see https://docs.python.org/3/library and 1/2"
     )
 
 
 def test_description_has_what_a_reader_needs_and_no_paths():
-    described = machine.describe()
+    described = environment.describe()
     for key in (
         "cpu",
         "cores",
@@ -532,17 +532,17 @@ def test_description_has_what_a_reader_needs_and_no_paths():
 
 def test_the_work_of_others_is_what_is_not_ours(monkeypatch):
     clock = {"now": 100.0, "busy": 50.0, "ours": 10.0}
-    monkeypatch.setattr(machine.time, "monotonic", lambda: clock["now"])
-    monkeypatch.setattr(machine, "_busy_seconds", lambda: clock["busy"])
-    monkeypatch.setattr(machine, "_seconds_of", lambda pids: clock["ours"])
-    monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
-    watch = machine.Watch([1, 2])
+    monkeypatch.setattr(watch.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(watch, "_busy_seconds", lambda: clock["busy"])
+    monkeypatch.setattr(watch, "_seconds_of", lambda pids: clock["ours"])
+    monkeypatch.setattr(watch.os, "cpu_count", lambda: 2)
+    watching = watch.Watch([1, 2])
     clock |= {"now": 101.0, "busy": 51.5, "ours": 11.0}
-    assert watch.others() == pytest.approx((0.5 - machine.CLOCK_SLACK) / 2)
+    assert watching.others() == pytest.approx((0.5 - watch.CLOCK_SLACK) / 2)
     clock |= {"busy": 51.0}
-    assert watch.others() == 0.0
-    monkeypatch.setattr(machine, "_busy_seconds", lambda: None)
-    assert watch.others() == 0.0
+    assert watching.others() == 0.0
+    monkeypatch.setattr(watch, "_busy_seconds", lambda: None)
+    assert watching.others() == 0.0
 
 
 def test_cpu_time_of_a_process_is_read():
@@ -552,8 +552,8 @@ def test_cpu_time_of_a_process_is_read():
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        assert machine._seconds_of([other.pid]) - machine._seconds_of([]) == pytest.approx(0.45, abs=0.1)
-        busy = machine._busy_seconds()
+        assert watch._seconds_of([other.pid]) - watch._seconds_of([]) == pytest.approx(0.45, abs=0.1)
+        busy = watch._busy_seconds()
         assert busy is not None
         assert busy > 0.4
         other.communicate(b"\n")
@@ -576,7 +576,7 @@ def document():
         loops = [("c", "c", 1.0)] + [(n, n, 0.9 + 0.2 * k) for k, n in enumerate(SUBJECTS) if n != "c"]
         loops += [("own", "own", 0.8)]
         if case.section in ("size", "list"):
-            loops += [("roof", "c", 0.9), ("divide", "c", 0.7)]
+            loops += [("roofline", "c", 0.9), ("divide", "c", 0.7)]
         focus = pace * (1 + 0.01 * rng.standard_normal(8))
         for key, subject, factor in loops:
             seconds = focus if key == "c" else factor * pace * (1 + 0.01 * rng.standard_normal(8))
@@ -588,6 +588,11 @@ def document():
             if key == subject:
                 result |= {"check": "within 2 machine epsilons", "first_step_seconds": 0.1}
             entry["results"][key] = result
+        if "roofline" in entry["results"]:
+            limit = np.array(entry["results"]["roofline"]["seconds"])
+            for key, result in entry["results"].items():
+                if key != "roofline":
+                    result["share_of_roofline"] = list(limit / result["seconds"])
         entries.append(entry)
     run.document |= {"cases": entries, "complete": True}
     run.document["start_up"] = {
@@ -706,13 +711,13 @@ def test_compare_command(document, tmp_path, capsys):
     for path, content in zip(paths, (document, rerun(document, 4), slowed), strict=True):
         path.write_text(json.dumps(content))
     a, b, slow = map(str, paths)
-    assert bench.main(["compare", a, b]) == 0
+    assert cli.main(["bench", "compare", a, b]) == 0
     assert "No significant change." in capsys.readouterr().out
-    assert bench.main(["compare", a, slow]) == 1
+    assert cli.main(["bench", "compare", a, slow]) == 1
     output = capsys.readouterr().out
     assert "slower x1.8" in output
     assert " 0 faster" in output
-    assert bench.main(["compare", slow, a]) == 0
+    assert cli.main(["bench", "compare", slow, a]) == 0
     assert "0 slower" in capsys.readouterr().out
 
 
@@ -729,7 +734,7 @@ def test_compare_refuses_other_files(document, tmp_path, capsys):
         (json.dumps(document | {"cases": []}), "no case in common"),
     ):
         other.write_text(text)
-        assert bench.main(["compare", str(good), str(other)]) == 2
+        assert cli.main(["bench", "compare", str(good), str(other)]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -737,28 +742,25 @@ def test_compare_refuses_other_files(document, tmp_path, capsys):
 
 
 def figures(document):
-    return [c for block in report.blocks(document) if isinstance(block, blocks.Figures) for c in block.charts]
+    return [c for block in report.blocks(document) if isinstance(block, render.Figures) for c in block.charts]
 
 
-def test_report_folder(document, tmp_path, monkeypatch):
-    monkeypatch.setattr(charts, "png", lambda chart, path: path.write_bytes(b"drawn"))
+def test_report_folder(document, tmp_path):
     page = report.write(document, tmp_path / "out")
     names = {path.name for path in page.parent.iterdir()}
     assert {"report.html", "report.md", "results.json"} <= names
     slugs = [chart.slug for chart in figures(document)]
     assert len(set(slugs)) == len(slugs) > 15
     assert {f"{slug}.svg" for slug in slugs} <= names
-    if find_spec("matplotlib"):
-        assert {f"{slug}.png" for slug in slugs} <= names
     assert json.loads((page.parent / "results.json").read_text()) == document
     linked = re.findall(r"\]\((\S+)\)", (page.parent / "report.md").read_text())
-    assert set(linked) <= names
+    assert {link for link in linked if not link.startswith("#")} <= names
 
 
 def test_page_needs_nothing_else(document):
     page = report.to_html(document)
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert links == ["data:,"]
+    assert [link for link in links if not link.startswith("#")] == ["data:,"]
     assert "<script" not in page
     assert "url(" not in page
     assert 'name="viewport"' in page
@@ -774,7 +776,7 @@ def test_every_section_is_there(document):
         "The machine and the run",
         "Speed against the others",
         "Time per element against size",
-        "Fraction of the roof",
+        "Fraction of the roofline",
         "Many arrays",
         "Threads",
         "A whole training step",
@@ -796,30 +798,30 @@ def test_losses_are_told(document):
     assert 'class="loss"' in page
     assert 'class="bar v-loss"' in page
     assert "(loss)**" in markdown
-    lost = re.search(r"It loses in (\d+) of (\d+) comparisons", markdown)
+    lost = re.search(r" loses in (\d+) of (\d+) comparisons", markdown)
     assert lost is not None
-    rows = list(view.View(document).compared())
-    assert int(lost[1]) == sum(view.verdict(ratios) == "loss" for _, _, ratios in rows) > 0
+    rows = list(results.Results(document).compared())
+    assert int(lost[1]) == sum(statistics.verdict(ratios) == "loss" for _, _, ratios in rows) > 0
     assert int(lost[2]) == len(rows)
     winning = copy.deepcopy(document)
     for entry in winning["cases"]:
         for result in entry["results"].values():
             result["speedup_of_focus"] = [ratio + 5 for ratio in result["speedup_of_focus"]]
-    assert "It loses to nobody in" in report.to_markdown(winning)
+    assert f"loses in 0 of {len(rows)} comparisons" in report.to_markdown(winning)
     bars = [chart for chart in figures(winning) if isinstance(chart, charts.Bars)]
     assert not any(verdict == "loss" for chart in bars for row in chart.rows for _, verdict in row.parts)
 
 
 def test_figures_of_the_text_come_from_the_rounds(document):
-    shown = view.View(document)
+    shown = results.Results(document)
     entry = next(e for e in shown.cases if e["name"] == "size/adam/float32/1e7/2 threads")
     ratios = entry["results"]["numpy-in-place"]["speedup_of_focus"]
     table = report.speedup_table(shown, [entry], ["1e7"], "")
     row = next(row for row in table.rows if row[0].text == "NumPy in place")
-    assert row[1].text == view.ratio_text(float(np.median(ratios)))
-    roof, mine = entry["results"]["roof"]["seconds"], entry["results"]["c"]["seconds"]
-    fraction = shown.fraction_of_roof(entry, "c")
-    assert fraction.median == pytest.approx(float(np.median(np.divide(roof, mine))))
+    assert row[1].text == results.ratio_text(float(np.median(ratios)))
+    roofline, mine = entry["results"]["roofline"]["seconds"], entry["results"]["c"]["seconds"]
+    share = shown.share_of_roofline(entry, "c")
+    assert share.median == pytest.approx(float(np.median(np.divide(roofline, mine))))
 
 
 def svg_extent(root, font):
@@ -852,20 +854,10 @@ def test_charts_are_valid_and_nothing_is_cut_off(document):
             assert ("<style>" in charts.svg(chart, standalone)) == standalone
 
 
-def test_pictures_are_drawn(document, tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    for kind in (charts.Lines, charts.Bars):
-        chart = next(chart for chart in figures(document) if isinstance(chart, kind))
-        path = tmp_path / f"{chart.slug}.png"
-        charts.png(chart, path)
-        assert path.read_bytes().startswith(b"\x89PNG")
-        assert path.stat().st_size > 10_000
-
-
-def test_time_chart_has_a_line_for_everybody_and_the_roof(document):
+def test_time_chart_has_a_line_for_everybody_and_the_roofline(document):
     chart = next(chart for chart in figures(document) if chart.slug == "time-adam-float32-t2")
-    assert {series.key for series in chart.series} == {*SUBJECTS, "own", "roof", "divide"}
-    assert [series.x for series in chart.series if series.key == "roof"] == [[10.0**k for k in range(3, 9)]]
+    assert {series.key for series in chart.series} == {*SUBJECTS, "own", "roofline", "divide"}
+    assert [series.x for series in chart.series if series.key == "roofline"] == [[10.0**k for k in range(3, 9)]]
     assert chart.series[0].key == "c"
 
 
@@ -979,8 +971,8 @@ def test_readme_numbers_cannot_drift(readme_numbers, document, tmp_path, capsys)
     assert readme_numbers.main([*options, "--check"]) == 0
     entry = next(e for e in document["cases"] if e["name"] == "size/adam/float32/1e7/2 threads")
     ratio = float(np.median(entry["results"]["numpy-naive"]["speedup_of_focus"]))
-    assert view.ratio_text(ratio) in next(line for line in text.splitlines()[::-1] if line.startswith("| NumPy naive"))
-    readme.write_text(text.replace(view.ratio_text(ratio), "99x"))
+    assert results.ratio_text(ratio) in next(line for line in text.splitlines()[::-1] if line.startswith("| NumPy naive"))
+    readme.write_text(text.replace(results.ratio_text(ratio), "99x"))
     assert readme_numbers.main([*options, "--check"]) == 1
     assert "readme_numbers.py" in capsys.readouterr().out
 
@@ -998,4 +990,4 @@ def test_documentation_names_every_field(document):
     fields = {*document, *document["machine"], *document["settings"], *document["noise"], *entry}
     fields |= {field for result in entry["results"].values() for field in result} | {"update_seconds"}
     assert {field for field in fields if f"`{field}`" not in text and f'`{field}"' not in text} == set()
-    assert f"`schema_version` is {runner.SCHEMA_VERSION}" in text
+    assert f"`schema_version` is {results.SCHEMA_VERSION}" in text
