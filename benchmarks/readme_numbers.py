@@ -21,7 +21,7 @@ from typing import Any
 from fastoptim.bench import report
 from fastoptim.bench.render import markdown_table
 from fastoptim.bench.results import Results, load, ratio_text, seconds_text, threads_text
-from fastoptim.bench.statistics import summarise
+from fastoptim.bench.statistics import NOISY, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("benchmarks/results/cpu/results.json")
@@ -33,7 +33,7 @@ def numbers(results: Results) -> str:
     m = results.document["machine"]
     lines = [
         f"Measured on {m['cpu']} ({m['cores']} cores, {m['system']}), {m['date'][:10]}, by `fastoptim bench`; medians "
-        f"of interleaved rounds (\N{ALMOST EQUAL TO}: equal within noise). The whole report: "
+        f"of interleaved rounds (\N{ALMOST EQUAL TO}: equal within noise, ~: spread by more than {NOISY:.0%}). The whole report: "
         f"[report.md]({RESULTS.parent.as_posix()}/report.md).",
     ]
     for threads in sorted({1, results.threads}):
@@ -64,9 +64,9 @@ def with_numbers(readme: str, text: str) -> str:
 
 
 def _short(value: Any) -> Any:
-    """Six digits of every fraction, and quartiles in the place of a number for each round."""
+    """Nine digits of every fraction, and quartiles in the place of a number for each round."""
     if isinstance(value, float):
-        return float(f"{value:.6g}")
+        return float(f"{value:.9g}")
     if isinstance(value, list) and value and all(isinstance(x, float) for x in value):
         return _short(summarise(value)._asdict())
     if isinstance(value, dict):

@@ -40,7 +40,7 @@ def _usage() -> str:
 def _dispatch(arguments: list[str]) -> int:
     """Run one command."""
     if not arguments:
-        print(_usage())
+        print(_usage(), file=sys.stderr)
         return FAILED
     command, *rest = arguments
     if command in ("help", "-h", "--help"):

@@ -46,7 +46,7 @@ class Contents:
 
 @dataclass
 class Cell:
-    """Text of a table cell; `mark` is a verdict of `statistics.verdict` or nothing."""
+    """Text of a table cell; `mark` is "loss", a key of `MARKS` or nothing."""
 
     text: str
     mark: str = ""
@@ -75,7 +75,7 @@ class Folded:
 
 Block = Heading | Notice | Paragraph | Points | Contents | Table | Figures | Folded
 
-MARKS = {"tie": "\N{ALMOST EQUAL TO}", "unknown": "?"}
+MARKS = {"tie": "\N{ALMOST EQUAL TO}", "noisy": "~", "unknown": "?"}
 
 STYLE = """
 :root{color-scheme:light dark;--back:#fff;--text:#1b1f24;--soft:#57606a;--line:#d5dae0;--stripe:#f5f7f9;--loss:#c81e1e;
@@ -96,9 +96,9 @@ table.numbers td{white-space:nowrap;font-variant-numeric:tabular-nums}table.numb
 td:first-child{font-weight:500}tbody tr:nth-child(even){background:var(--stripe)}
 table.facts td{overflow-wrap:anywhere}
 table.facts td:first-child{white-space:nowrap;overflow-wrap:normal;color:var(--soft)}
-td.loss{color:var(--loss);font-weight:700}td.tie,td.unknown{color:var(--soft)}
+td.loss{color:var(--loss);font-weight:700}td.tie,td.noisy,td.unknown{color:var(--soft)}
 .notice{background:var(--warn);border-left:5px solid var(--edge);padding:.6em .9em;margin:1em 0;font-weight:600}
-nav ul{columns:2 17rem;padding-left:1.2em}a{color:inherit}
+nav ul{columns:2 17rem;padding-left:1.2em}nav li{margin:0}a{color:inherit}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,350px),1fr));gap:1.2rem;margin:1em 0}
 figure{margin:0;max-width:560px}figure svg{width:100%;height:auto;display:block}
 summary{cursor:pointer;font-weight:600;margin:1.5em 0 .5em}li{margin:.25em 0;overflow-wrap:anywhere}

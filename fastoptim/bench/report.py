@@ -36,7 +36,7 @@ from .results import (
     share_text,
     threads_text,
 )
-from .statistics import FEWEST_ROUNDS, NOISY, Summary, summarise, verdict
+from .statistics import FEWEST_ROUNDS, NOISY, Summary, Values, summarise, verdict
 
 TITLE = "How fast are the updates?"
 BUSY = 0.1  # of the cases or rows: where more are disturbed, the whole run is not to be relied on
@@ -133,8 +133,8 @@ def peer_verdicts(results: Results) -> list[str]:
         entries = results.sizes("adam", results.threads)
         rows = [(entry, summarise(ratios)) for entry in entries if (ratios := results.ratios(entry, key))]
         if rows:
-            span = _span(rows, ratio_text)
-            found.append(f"Adam by size, against {results.title(key)}, {threads_text(results.threads)}: {span}.")
+            span = _span([(e | {"label": f"{e['label']} elements"}, ratio) for e, ratio in rows], ratio_text)
+            found.append(f"Times as fast as {results.title(key)} (Adam, {threads_text(results.threads)}): {span}.")
     return found
 
 
@@ -166,14 +166,20 @@ def in_short(results: Results) -> list[str]:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
+def _ratio_cell(ratios: Values) -> Cell:
+    if not ratios:
+        return Cell("-")
+    s, mark = summarise(ratios), verdict(ratios)
+    return Cell(ratio_text(s.median), "noisy" if mark == "win" and s.spread > NOISY else mark)
+
+
 def speedup_table(results: Results, entries: list[Entry], columns: list[str], caption: str) -> Table | None:
     """Rows: peers; columns: cases; cells: how many times faster the focus is."""
     rows = []
     for key in results.peers():
         given = [results.ratios(entry, key) for entry in entries]
         if any(given):
-            cells = [Cell(ratio_text(summarise(r).median), verdict(r)) if r else Cell("-") for r in given]
-            rows.append([Cell(results.title(key)), *cells])
+            rows.append([Cell(results.title(key)), *map(_ratio_cell, given)])
     if not rows:
         return None
     own = [results.seconds(entry, results.focus) for entry in entries]
@@ -385,8 +391,9 @@ def _against_others(results: Results) -> Iterator[Block]:
             if table := speedup_table(results, entries, columns, caption):
                 yield table
     yield Paragraph(
-        f"Below 1 beyond noise is a loss, marked as such; \N{ALMOST EQUAL TO} is within noise; ? has fewer than "
-        f"{FEWEST_ROUNDS} rounds, too few to tell. In brackets: the smallest memory that holds all arrays."
+        f"Below 1 beyond noise is a loss, marked as such; \N{ALMOST EQUAL TO} is within noise; ~ is faster, but spreads "
+        f"by more than {NOISY:.0%}; ? has fewer than {FEWEST_ROUNDS} rounds, too few to tell. In brackets: the smallest "
+        "memory that holds all arrays."
     )
     entries = results.sizes("adam", results.threads)
     yield from _figures(speedup_bars(results, entry) for entry in entries)
