@@ -5,8 +5,8 @@
     python benchmarks/readme_numbers.py --take bench_out   # first keep what a run of `fastoptim bench` measured
 
 The numbers stand between the lines ``<!-- numbers: begin -->`` and ``<!-- numbers: end -->``; whatever is written there
-by hand is lost. Their source is ``benchmarks/results/cpu/results.json``: the results that ``fastoptim bench`` wrote, with
-medians and quartiles in the place of rounds. The report and its pictures lie beside it.
+by hand is lost. Their source is ``benchmarks/results/cpu/results.json``: what ``fastoptim bench`` wrote, with medians
+and quartiles in the place of rounds. The report and its pictures lie beside it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def numbers(results: Results) -> str:
     m = results.document["machine"]
     lines = [
         f"Measured on {m['cpu']} ({m['cores']} cores, {m['system']}), {m['date'][:10]}, by `fastoptim bench`; medians "
-        f"of interleaved rounds (\N{ALMOST EQUAL TO}: equal within noise, ~: spread by more than {NOISY:.0%}). The whole report: "
-        f"[report.md]({RESULTS.parent.as_posix()}/report.md).",
+        f"of interleaved rounds (\N{ALMOST EQUAL TO}: equal within noise, ~: spread by more than {NOISY:.0%}). The whole "
+        f"report: [report.md]({RESULTS.parent.as_posix()}/report.md).",
     ]
     for threads in sorted({1, results.threads}):
         entries = results.sizes("adam", threads)

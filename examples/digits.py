@@ -151,8 +151,8 @@ def report(runs: list[Run]) -> None:
     """Print what the runs learned, what they took, and how many times as fast the second is.
 
     Each figure is the median of ratios of blocks that were timed next to each other, in units of the second run's
-    median update. Forward and backward are the same code in both runs, so that one figure stands in both rows: the speed-up of
-    training then follows from the shares, and cannot exceed what they allow.
+    median update. Forward and backward are the same code in both runs, so that one figure stands in both rows: the
+    speed-up of training then follows from the shares, and cannot exceed what they allow.
     """
     first, second = runs
     pairs = list(zip(first.rest_seconds, first.update_seconds, second.rest_seconds, second.update_seconds, strict=True))
