@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastoptim.bench import report
+from fastoptim.bench import report, verdicts
 from fastoptim.bench.render import markdown_table
 from fastoptim.bench.results import Results, load, ratio_text, seconds_text, threads_text
 from fastoptim.bench.statistics import NOISY, summarise
@@ -33,8 +33,8 @@ def numbers(results: Results) -> str:
     m = results.document["machine"]
     lines = [
         f"Measured on {m['cpu']} ({m['cores']} cores, {m['system']}), {m['date'][:10]}, by `fastoptim bench`; medians "
-        f"of interleaved rounds (\N{ALMOST EQUAL TO}: equal within noise, ~: spread by more than {NOISY:.0%}). The whole "
-        f"report: [report.md]({RESULTS.parent.as_posix()}/report.md).",
+        "of interleaved rounds (\N{ALMOST EQUAL TO}: equal within noise, "
+        f"~: spread by more than {NOISY:.0%}). The whole report: [report.md]({RESULTS.parent.as_posix()}/report.md).",
     ]
     for threads in sorted({1, results.threads}):
         entries = results.sizes("adam", threads)
@@ -42,7 +42,7 @@ def numbers(results: Results) -> str:
         caption = f"Adam, float32, one array, {threads_text(threads)}: how many times faster fastoptim's C kernels are"
         if table := report.speedup_table(results, entries, columns, caption):
             lines.append(markdown_table(table))
-    points = report.training_verdicts(results)[:-1] + report.roofline_verdict(results)
+    points = verdicts.training_verdicts(results)[:-1] + verdicts.roofline_verdict(results)
     for entry in results.select("list"):
         ratios, mine = results.ratios(entry, "torch-fused"), results.seconds(entry, results.focus)
         if ratios and mine:
@@ -50,7 +50,7 @@ def numbers(results: Results) -> str:
                 f"{entry['label']}, {threads_text(entry['threads'])}: {seconds_text(mine.median)} a step, "
                 f"{ratio_text(summarise(ratios).median)} as fast as torch fused."
             )
-    points += report.tally(results)
+    points += verdicts.tally(results)
     lines.append("\n".join(f"- {point}" for point in points))
     return "\n\n".join(lines)
 

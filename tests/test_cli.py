@@ -148,7 +148,7 @@ def test_ctrl_c_is_no_error(monkeypatch, capsys):
 
 def run(command, **environment):
     return subprocess.run(
-        command, shell=True, capture_output=True, text=True, env=os.environ | environment, executable="/bin/bash"
+        ["/bin/bash", "-c", command], capture_output=True, text=True, env=os.environ | environment, check=False
     )
 
 

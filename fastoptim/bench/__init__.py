@@ -43,7 +43,7 @@ def _folder(path: Path) -> Path:
 
 
 def _bench(arguments: Sequence[str]) -> int:
-    from ..bench import report, results, runner
+    from ..bench import report, results, runner, verdicts
 
     parser = argparse.ArgumentParser(
         prog="fastoptim bench",
@@ -89,9 +89,9 @@ def _bench(arguments: Sequence[str]) -> int:
     run.measure(cases)
     page = report.write(run.document, out)
     found = results.Results(run.document)
-    for line in report.notices(found):
+    for line in verdicts.notices(found):
         print(f"! {line}")
-    for line in report.in_short(found):
+    for line in verdicts.in_short(found):
         print(f"- {line}")
     print(f"report: {page}")
     return 130 if run.document.get("interrupted") else 0

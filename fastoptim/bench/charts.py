@@ -198,7 +198,7 @@ def _wrap(text: str, width: int) -> list[str]:
     return lines
 
 
-def _frame(chart: Chart, body: list[str], height: float, top: float, standalone: bool) -> str:
+def _frame(chart: Chart, body: list[str], height: float, standalone: bool) -> str:
     title = [
         _text(8, 18 + 16 * i, line, classes="title") for i, line in enumerate(_wrap(chart.title, TITLE_CHARACTERS))
     ]
@@ -242,8 +242,8 @@ def _lines_svg(chart: Lines, top: float, standalone: bool) -> str:
     body.append(f'<path class="axis" d="M{left} {top + 14}V{bottom}H{right}" fill="none"/>')
     body.append(_text((left + right) / 2, bottom + 31, chart.x_label, "middle", "soft"))
     middle = (top + bottom) / 2
-    turn = f' transform="rotate(-90 12 {middle:.1f})"'
-    body.append(_text(12, middle, chart.y_label, "middle", "soft", turn))
+    upright = f' transform="rotate(-90 12 {middle:.1f})"'
+    body.append(_text(12, middle, chart.y_label, "middle", "soft", upright))
     for s in reversed(chart.series):  # the first is drawn on top
         _, _, marker, dash = STYLES.get(s.key, OWN)
         points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(s.x, s.y, strict=True))
@@ -263,7 +263,7 @@ def _lines_svg(chart: Lines, top: float, standalone: bool) -> str:
         strong = " strong" if s.key == "c" else ""
         body.append(f'<g class="{style_class(s.key)}"><path class="line{strong}" d="M{cx:.0f} {cy:.0f}h24"{dashes}/>')
         body.append(f"{_marker(marker, cx + 12, cy)}</g>{_text(cx + 31, cy + 4, s.title)}")
-    return _frame(chart, body, base + 17 * ((len(chart.series) + 1) // 2), top, standalone)
+    return _frame(chart, body, base + 17 * ((len(chart.series) + 1) // 2), standalone)
 
 
 def _bar_ends(chart: Bars) -> tuple[float, float]:
@@ -319,4 +319,4 @@ def _bars_svg(chart: Bars, top: float, standalone: bool) -> str:
         body.append(f'<rect class="bar v-{verdict}" x="{at_x:.1f}" y="{base - 9:.1f}" width="12" height="12"/>')
         body.append(_text(at_x + 17, base + 1, text))
         at_x += wide
-    return _frame(chart, body, base + 8 if chart.legend else bottom + 36, top, standalone)
+    return _frame(chart, body, base + 8 if chart.legend else bottom + 36, standalone)

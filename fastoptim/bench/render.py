@@ -30,16 +30,6 @@ class Notice:
 
 
 @dataclass
-class Paragraph:
-    text: str
-
-
-@dataclass
-class Points:
-    items: list[str]
-
-
-@dataclass
 class Contents:
     headings: list[Heading]
 
@@ -73,7 +63,8 @@ class Folded:
     blocks: list[Any]
 
 
-Block = Heading | Notice | Paragraph | Points | Contents | Table | Figures | Folded
+# A text is a paragraph, a list of texts a list of points.
+Block = Heading | Notice | str | list[str] | Contents | Table | Figures | Folded
 
 MARKS = {"tie": "\N{ALMOST EQUAL TO}", "noisy": "~", "unknown": "?"}
 
@@ -105,7 +96,7 @@ summary{cursor:pointer;font-weight:600;margin:1.5em 0 .5em}li{margin:.25em 0;ove
 @media(max-width:520px){body{padding:.8rem;font-size:15px}table{font-size:.8rem}th,td{padding:.25em .3em}
 table.numbers th,table.numbers td{padding:.25em .2em}
 table.facts td:first-child,table.numbers td{white-space:normal}table.numbers{font-size:.74rem}
-table.numbers th:not(:first-child){min-width:0}small{display:block}}
+table.numbers th:not(:first-child){min-width:0}td.loss small{display:block}}
 @media print{:root{--back:#fff;--text:#000;--soft:#444;--line:#bbb;--stripe:#f5f5f5;--loss:#b00000;--warn:#fff;
 color-scheme:light}
 body{max-width:none;padding:0;font-size:10.5pt}figure,tr{break-inside:avoid}h2,caption{break-after:avoid}.scroll{overflow:visible}
@@ -143,10 +134,10 @@ def _html(block: Block) -> str:
             return f'<h2 id="{block.anchor}">{escape(block.text)}</h2>'
         case Notice():
             return f'<p class="notice">{escape(block.text)}</p>'
-        case Paragraph():
-            return f"<p>{escape(block.text)}</p>"
-        case Points():
-            return _html_list(map(escape, block.items))
+        case str():
+            return f"<p>{escape(block)}</p>"
+        case list():
+            return _html_list(map(escape, block))
         case Contents():
             links = (f'<a href="#{h.anchor}">{escape(h.text)}</a>' for h in block.headings)
             return f"<nav>{_html_list(links)}</nav>"
@@ -198,10 +189,10 @@ def _markdown(block: Block) -> str:
             return f"## {block.text}"
         case Notice():
             return f"> **{block.text}**"
-        case Paragraph():
-            return block.text
-        case Points():
-            return "\n".join(f"- {item}" for item in block.items)
+        case str():
+            return block
+        case list():
+            return "\n".join(f"- {item}" for item in block)
         case Contents():
             return "\n".join(f"- [{h.text}](#{h.anchor})" for h in block.headings)
         case Table():

@@ -3,164 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..bench import charts
-from .cases import TRAINING_SIZES
 from .charts import BarRow, Bars, Chart, Lines, Series
-from .render import (
-    Block,
-    Cell,
-    Contents,
-    Figures,
-    Folded,
-    Heading,
-    Notice,
-    Paragraph,
-    Points,
-    Table,
-    html_page,
-    markdown_page,
-)
-from .results import (
-    ROOFLINE_LOOPS,
-    Entry,
-    Results,
-    bytes_text,
-    case_text,
-    ratio_text,
-    seconds_text,
-    share_text,
-    threads_text,
-)
+from .render import Block, Cell, Contents, Figures, Folded, Heading, Notice, Table, html_page, markdown_page
+from .results import ROOFLINE_LOOPS, Entry, Results, bytes_text, case_text, ratio_text, seconds_text, threads_text
 from .statistics import FEWEST_ROUNDS, NOISY, Summary, Values, summarise, verdict
+from .verdicts import NETWORK, in_short, notices
 
 TITLE = "How fast are the updates?"
-BUSY = 0.1  # of the cases or rows: where more are disturbed, the whole run is not to be relied on
-NETWORK = "-".join(map(str, TRAINING_SIZES))
 RULES = ("adam", "momentum", "sgd")
-
-
-# --- what to know first -------------------------------------------------------------------------------------------
-
-
-def notices(results: Results) -> list[str]:
-    """Warn of what makes this run unfit to decide by."""
-    noise, cases = results.document["noise"], len(results.cases)
-    reasons, found = [], []
-    if noise["disturbed_cases"] > BUSY * cases:
-        reasons.append(
-            f"in {noise['disturbed_cases']} of {cases} cases other programs used more than a tenth of the processor, "
-            f"up to {noise['others_at_most']:.0%}"
-        )
-    noisy, rows = results.noisy_rows()
-    if noisy > BUSY * rows:
-        reasons.append(f"{noisy} of {rows} rows spread by more than {NOISY:.0%}")
-    if reasons:
-        found.append(f"This machine was busy: do not decide by these figures ({'; '.join(reasons)}).")
-    if missing := results.document["not_reached"]:
-        threads = {entry["threads"] for entry in results.cases}
-        without = sorted({int(re.findall(r"\d+", name)[-1]) for name in missing} - threads)
-        all_of = f", among them all with {' or '.join(map(threads_text, without))}" if without else ""
-        why = "the run was interrupted" if results.document.get("interrupted") else "the time was up"
-        found.append(f"Not complete: {len(missing)} of {cases + len(missing)} cases are missing{all_of} ({why}).")
-    return found
-
-
-def training_verdicts(results: Results) -> list[str]:
-    """Say what updates take of a training step, with NumPy and with fastoptim."""
-    found = []
-    for entry in results.select("training"):
-        pairs = [(key, entry["results"][key]) for key in ("numpy-naive", results.focus) if key in entry["results"]]
-        if len(pairs) < 2:
-            continue
-        step = [summarise(result["seconds"]) for _, result in pairs]
-        update = [summarise(result["update_seconds"]) for _, result in pairs]
-        what = f"One training step of a {NETWORK} network, {entry['label']}, {threads_text(entry['threads'])}"
-        if max(s.spread for s in step) > NOISY:
-            found.append(f"{what}: no figure, as its times spread by more than {NOISY:.0%}.")
-            continue
-        shares = [f"{u.median / s.median:.0%}" for s, u in zip(step, update, strict=True)]
-        found.append(
-            f"{what}: updates take {shares[0]} of it with {results.title(pairs[0][0])} and {shares[1]} with "
-            f"{results.title(results.focus)}; the step takes {seconds_text(step[0].median)} and "
-            f"{seconds_text(step[1].median)}, {ratio_text(step[0].median / step[1].median)} as fast."
-        )
-    if found:
-        found.append(
-            "For your own network, time the updates alone: if they take the share s of a step, no update can make it "
-            "more than 1 / (1 - s) times as fast."
-        )
-    return found
-
-
-def _span(rows: list[tuple[Entry, Summary]], text: Callable[[float], str]) -> str:
-    """Least and greatest of the rows that can be quoted, each with its case."""
-    quiet = [(entry, s.median) for entry, s in rows if s.spread <= NOISY and s.rounds >= FEWEST_ROUNDS]
-    if not quiet:
-        return f"no figure, as all rows spread by more than {NOISY:.0%} or have too few rounds"
-    low, high = min(quiet, key=lambda row: row[1]), max(quiet, key=lambda row: row[1])
-    span = f"{text(low[1])} ({low[0]['label']})"
-    if text(high[1]) != text(low[1]):
-        span += f" to {text(high[1])} ({high[0]['label']})"
-    left_out = len(rows) - len(quiet)
-    return span + (f"; too noisy to be quoted: {left_out} of {len(rows)} rows" if left_out else "")
-
-
-def roofline_verdict(results: Results) -> list[str]:
-    """Say how near the speed of memory the focus comes."""
-    rows = [
-        (entry, share)
-        for entry in results.select("size", dtype="float32")
-        if results.level(entry) == "memory" and (share := results.share_of_roofline(entry, results.focus))
-    ]
-    if not rows:
-        return []
-    named = [(entry | {"label": case_text(entry)}, share) for entry, share in rows]
-    return [
-        "Share of the roofline (a loop that moves the same bytes with the same threads and computes next to nothing) "
-        f"that {results.title(results.focus)} reaches on arrays that no cache holds: {_span(named, share_text)}."
-    ]
-
-
-def peer_verdicts(results: Results) -> list[str]:
-    """Say how many times faster Adam is than what people use instead."""
-    found = []
-    for key in ("numpy-naive", "numpy-in-place", "torch-default", "torch-fused", "optax"):
-        entries = results.sizes("adam", results.threads)
-        rows = [(entry, summarise(ratios)) for entry in entries if (ratios := results.ratios(entry, key))]
-        if rows:
-            span = _span([(e | {"label": f"{e['label']} elements"}, ratio) for e, ratio in rows], ratio_text)
-            found.append(f"Times as fast as {results.title(key)} (Adam, {threads_text(results.threads)}): {span}.")
-    return found
-
-
-def tally(results: Results) -> list[str]:
-    """Count losses and what cannot be told from them."""
-    met = [(entry, key, summarise(r).median, verdict(r)) for entry, key, r in results.compared()]
-    if not met:
-        return []
-    lost = sorted((row for row in met if row[3] == "loss"), key=lambda row: row[2])
-    ties = [row[2] for row in met if row[3] == "tie"]
-    text = f"{results.title(results.focus)} loses in {len(lost)} of {len(met)} comparisons"
-    if lost:
-        listed = "; ".join(f"{results.title(key)} at {case_text(e)}: {ratio_text(r)}" for e, key, r, _ in lost[:5])
-        text += f", most clearly to {listed}"
-    if ties:
-        text += f". In {len(ties)} the difference is within noise, {ratio_text(min(ties))} to {ratio_text(max(ties))}"
-    found = [f"{text}."]
-    if too_few := sum(row[3] == "unknown" for row in met):
-        found.append(f"{too_few} of these comparisons have fewer than {FEWEST_ROUNDS} rounds: too few to tell.")
-    return found
-
-
-def in_short(results: Results) -> list[str]:
-    """Sum up the findings in a few sentences, losses included."""
-    parts = training_verdicts, peer_verdicts, roofline_verdict, tally
-    return [sentence for part in parts for sentence in part(results)]
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
@@ -299,7 +154,7 @@ def roofline_bars(results: Results, threads: int) -> Bars | None:
                 dtype = "" if entry["dtype"] == "float32" else f" {entry['dtype']}"
                 label = f"{entry['rule']}{dtype} {entry['label'].split(',')[0]}, {results.title(key)}"
                 kind = "win" if key == results.focus else "tie"
-                text = f"{s.median:.0%}" if s.median <= 1 else "roofline"
+                text = f"{s.median:.0%}" if s.median < 0.995 else "roofline"
                 rows.append(BarRow(label, [(s.median, kind)], text, s.q1, s.q3))
     if not rows:
         return None
@@ -376,7 +231,7 @@ def _training(results: Results) -> Iterator[Block]:
     entries = results.select("training")
     yield from _figures(training_bars(results, entry) for entry in entries)
     if entries:
-        yield Paragraph(
+        yield (
             "Forward and backward are the same NumPy code in every row. The update finds caches and threads as NumPy "
             "left them, so it may take longer than in a loop of updates alone."
         )
@@ -390,10 +245,10 @@ def _against_others(results: Results) -> Iterator[Block]:
             caption = f"{rule}, float32, one array, {threads_text(threads)}"
             if table := speedup_table(results, entries, columns, caption):
                 yield table
-    yield Paragraph(
-        f"Below 1 beyond noise is a loss, marked as such; \N{ALMOST EQUAL TO} is within noise; ~ is faster, but spreads "
-        f"by more than {NOISY:.0%}; ? has fewer than {FEWEST_ROUNDS} rounds, too few to tell. In brackets: the smallest "
-        "memory that holds all arrays."
+    yield (
+        f"Below 1 beyond noise is a loss, marked as such; \N{ALMOST EQUAL TO} is within noise; ~ is faster, but "
+        f"spreads by more than {NOISY:.0%}; ? has fewer than {FEWEST_ROUNDS} rounds, too few to tell. In brackets: the "
+        "smallest memory that holds all arrays."
     )
     entries = results.sizes("adam", results.threads)
     yield from _figures(speedup_bars(results, entry) for entry in entries)
@@ -411,7 +266,7 @@ def _many_arrays(results: Results) -> Iterator[Block]:
         pair = [results.seconds(e, results.focus) for e in (*many, *single)]
         if len(pair) == 2 and pair[0] and pair[1]:
             times = seconds_text(pair[0].median), seconds_text(pair[1].median)
-            yield Paragraph(
+            yield (
                 f"{threads_text(threads)}: 1,000 arrays of 1,000 elements take {times[0]}, one array of a million "
                 f"{times[1]} ({pair[0].median / pair[1].median:.2f} times as long)."
             )
@@ -420,7 +275,7 @@ def _many_arrays(results: Results) -> Iterator[Block]:
 
 def _sizes(results: Results) -> Iterator[Block]:
     yield from _figures(size_lines(results, rule, t) for rule in RULES for t in _thread_counts(results))
-    yield Paragraph(
+    yield (
         "Left of the dashed lines the arrays fit into that cache. In memory the roofline (dotted) is the limit, in "
         "cache the arithmetic is."
     )
@@ -455,7 +310,7 @@ HOW = [
 
 
 def _how(results: Results) -> Iterator[Block]:
-    yield Points([text.format(block=results.document["settings"]["block_ms"]) for text in HOW])
+    yield [text.format(block=results.document["settings"]["block_ms"]) for text in HOW]
 
 
 def _left_out(results: Results) -> Iterator[Block]:
@@ -467,7 +322,7 @@ def _left_out(results: Results) -> Iterator[Block]:
     for (title, why), names in reasons.items():
         shown = "; ".join(names[:3]) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
         lines.append(f"{title}: {why} ({shown})")
-    yield Points(lines or ["Nothing."])
+    yield lines or ["Nothing."]
 
 
 def _all_times(results: Results) -> Iterator[Block]:
@@ -483,12 +338,12 @@ def _all_times(results: Results) -> Iterator[Block]:
 
 
 SECTIONS: dict[str, Callable[[Results], Iterable[Block]]] = {
-    "In short": lambda results: [Points(in_short(results) or ["Nothing was measured."])],
+    "In short": lambda results: [in_short(results) or ["Nothing was measured."]],
     "A whole training step": _training,
     "Speed against the others": _against_others,
     "Many arrays": _many_arrays,
     "Time per element against size": _sizes,
-    "Fraction of the roofline": _roofline,
+    "Share of the roofline": _roofline,
     "Threads": _scaling,
     "Clipping by the global norm, in the step": lambda results: times_table(results, results.select("clip")),
     "What a call costs": lambda results: times_table(
@@ -507,7 +362,7 @@ def blocks(document: dict[str, Any]) -> list[Block]:
     results = Results(document)
     found = [(Heading(title), list(make(results))) for title, make in SECTIONS.items()]
     # A section of nothing but explanations has nothing to explain.
-    (first, summary), *rest = [row for row in found if any(not isinstance(block, Paragraph) for block in row[1])]
+    (first, summary), *rest = [row for row in found if any(not isinstance(block, str) for block in row[1])]
     out = [*map(Notice, notices(results)), first, *summary, Contents([heading for heading, _ in rest])]
     for heading, inner in rest:
         out += [heading, *inner]

@@ -121,9 +121,9 @@ def load(path: Path) -> dict[str, Any]:
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path.name} has schema version {str(version)[:20]}, expected {SCHEMA_VERSION}")
-    document = _clean(document)
-    _check(document, SHAPE, path.name)
-    return document
+    cleaned: dict[str, Any] = _clean(document)
+    _check(cleaned, SHAPE, path.name)
+    return cleaned
 
 
 # --- texts --------------------------------------------------------------------------------------------------------

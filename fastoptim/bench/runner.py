@@ -94,7 +94,8 @@ class Worker:
                 raise WorkerDied(self._last_words())
             self._buffer += piece
         line, self._buffer = self._buffer.split(b"\n", 1)
-        return json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def ask(self, patience: float, **request: Any) -> dict[str, Any]:
         """Send a request and wait for its answer."""

@@ -52,7 +52,7 @@ def test_every_section_is_there(document):
         "The machine and the run",
         "Speed against the others",
         "Time per element against size",
-        "Fraction of the roofline",
+        "Share of the roofline",
         "Many arrays",
         "Threads",
         "A whole training step",
@@ -165,7 +165,9 @@ def test_nothing_is_faster_than_the_roofline(document):
             if "share_of_roofline" in result:
                 result["share_of_roofline"] = 8 * [1.11]
     assert "the roofline, within noise" in first_lines(fast)
-    assert not re.search(r"1[0-9][0-9]%", first_lines(fast) + report.to_html(fast).partition("Fraction of the")[2])
+    assert not re.search(
+        r"1[0-9][0-9]%", first_lines(fast) + report.to_html(fast).partition("Share of the roofline")[2]
+    )
 
 
 def test_every_subject_has_one_name(document):
