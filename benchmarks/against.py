@@ -7,7 +7,8 @@ OLD and NEW are folders to put on the path: checkouts with their built extension
 process of its own, which lives as long as the run and keeps a case's arrays. Both are asked for short blocks of equally
 many steps in the order old, new, new, old, so that whatever else the machine does hits both alike; such a round
 makes one ratio. Tables show medians with quartiles. As it matters where arrays happen to lie, rounds are spread over
-several sittings with new arrays, and "slower" or "faster" is only what was so in every sitting. Two equal builds must
+several sittings with new arrays, and "slower" or "faster" is only what was so in every sitting
+and in three quarters of the rounds. Two equal builds must
 come out near 1; how near tells how far to trust the rest.
 
 Only what both builds have is used: `SGD`, `Adam`, `functional.adam`, `step(grads, max_norm=...)`.
@@ -31,7 +32,7 @@ from typing import Any, NamedTuple
 Loops = dict[str, Callable[[], Any]]
 
 MOST_REPEATS = 200_000
-SLOWER, FASTER = 1.01, 0.99  # what the median of every sitting must exceed to count
+SLOWER, FASTER = 1.01, 0.99  # what the near quartile and every sitting's median must exceed to count
 
 
 class Case(NamedTuple):
@@ -217,7 +218,8 @@ class Timing(NamedTuple):
         q1, median, q3 = quartiles(ratios)
         each = len(ratios) // sittings
         medians = [statistics.median(ratios[i : i + each]) for i in range(0, len(ratios), each)]
-        verdict = "slower" if min(medians) > SLOWER else "faster" if max(medians) < FASTER else ""
+        slower, faster = min(q1, *medians) > SLOWER, max(q3, *medians) < FASTER
+        verdict = "slower" if slower else "faster" if faster else ""
         times = {"old_us": 1e6 * statistics.median(self.old), "new_us": 1e6 * statistics.median(self.new)}
         spread = {"q1": q1, "q3": q3, "least_sitting": min(medians), "greatest_sitting": max(medians)}
         return {"case": name} | times | {"ratio": median} | spread | {"rounds": len(ratios), "verdict": verdict}
