@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from examples._data import digits  # noqa: E402
+from fastoptim.environment import processor  # noqa: E402
 
 JSON = ROOT / "benchmarks" / "results" / "adapters.json"
 PAGE = ROOT / "docs" / "adapters.md"
@@ -368,13 +369,6 @@ def write(result):
             raise SystemExit(f"{PAGE.name} has no place for {name}")
         page = f"{head}{begin}\n{text}\n{end}{tail}"
     PAGE.write_text(page)
-
-
-def processor():
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def main():

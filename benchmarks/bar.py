@@ -6,8 +6,8 @@ Every row interleaves its contestants round by round and takes the median of the
 range stands beside it. Where arrays happen to lie changes times in cache by up to a fifth, so rounds are spread over
 several sittings, each with arrays of its own; in memory, contestants share theirs. A row passes if the median reaches
 its bar; a row that asks to be no slower passes unless the whole interquartile range is more than 1 % slower, as losses
-are counted in reports. Peers: torch ``fused=True`` (2.13.0, CPU), plain NumPy, and the same-traffic loop of the
-extension, which moves the streams of the rule and computes next to nothing, on the same threads, chunks and pages.
+are counted in reports. Peers: torch ``fused=True`` (2.13.0, CPU), plain NumPy, and the roofline loop of the extension,
+which moves the memory streams of the rule and computes next to nothing, on the same threads, chunks and pages.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def rounds_of(
 
 def record(what: str, ratios: list[float], bar: float | None, at_least: bool, detail: str) -> None:
     """One row; without a bar it is one that asks to be no slower (`at_least`: ratios above 1 are quicker)."""
-    median, low, high = summarise(ratios)
+    median, low, high, _ = summarise(ratios)
     if bar is None:
         ok = not loses(ratios if at_least else [1 / x for x in ratios])
         asked = "no slower"
@@ -177,7 +177,7 @@ def numpy_naive_adam(n):
 
 
 def on_the_same_pages(rule, shapes, threads):
-    """fastoptim, roof and torch over the very same arrays: where these lie changes times in memory by some per cent."""
+    """fastoptim, the roofline loop and torch over the same arrays: where these lie changes times by some per cent."""
     p, g = arrays(shapes), arrays(shapes)
     opt = optimizer(rule, p, threads)
     opt.step(g)
@@ -187,7 +187,7 @@ def on_the_same_pages(rule, shapes, threads):
     peer.step()
     for parameter, own in zip(parameters, states, strict=True):
         peer.state[parameter].update(zip(RULES[rule].states, map(torch.from_numpy, own), strict=True))
-    return {"fastoptim": lambda: opt.step(g), "roof": c.roofline(rule, p, g, states, threads), "torch": peer.step}
+    return {"fastoptim": lambda: opt.step(g), "roofline": c.roofline(rule, p, g, states, threads), "torch": peer.step}
 
 
 def memory_rows(sizes, rounds):
@@ -201,7 +201,9 @@ def memory_rows(sizes, rounds):
                     sittings=1 if n > 10**7 else 3,
                 )
                 what = f"{rule}, N = {n:.0e}, {threads} thread{'s' * (threads > 1)}"
-                record(f"{what}: share of the roof", ratio(times, "roof", "fastoptim"), 0.95, True, ns(times, n))
+                record(
+                    f"{what}: share of the roofline", ratio(times, "roofline", "fastoptim"), 0.95, True, ns(times, n)
+                )
                 record(f"{what}: against torch fused", ratio(times, "torch", "fastoptim"), None, True, "")
 
 
@@ -329,7 +331,7 @@ def gpt2_rows(rounds):
             sittings=1,
         )
         what = f"GPT-2 small, {len(GPT2_SMALL)} arrays, {n / 1e6:.0f} M, {threads} thread{'s' * (threads > 1)}"
-        record(f"{what}: share of the roof", ratio(times, "roof", "fastoptim"), 0.95, True, ns(times, n))
+        record(f"{what}: share of the roofline", ratio(times, "roofline", "fastoptim"), 0.95, True, ns(times, n))
 
 
 def clipping_rows(sizes, rounds):

@@ -53,8 +53,8 @@ from fastoptim import rules  # noqa: E402
 from fastoptim.backends import get_backend  # noqa: E402
 from fastoptim.backends.cuda import backend as cuda_backend  # noqa: E402
 from fastoptim.bench.cases import GPT2_SMALL  # noqa: E402
-from fastoptim.bench.machine import output  # noqa: E402
 from fastoptim.bench.statistics import loses, summarise  # noqa: E402
+from fastoptim.environment import output  # noqa: E402
 from fastoptim.rules import reference  # noqa: E402
 from tests.support.cases import (  # noqa: E402
     DTYPES,

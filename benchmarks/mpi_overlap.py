@@ -18,8 +18,8 @@ communication and kernel that the step did not add to the longer one, computed i
 if they run fully beside each other, 0 if one after the other, negative if the step takes longer than both together.
 Where (communication + kernel - step) is spread by more than the shorter of them takes, it is called not resolvable.
 
-Beside the table goes a picture: communication, kernel and step of every row; and when the gradients of each bucket of a
-step were added up, its parameters updated and gathered.
+`mpi_model.py` writes the table into the documentation. Beside the results goes a picture: communication, kernel and
+step of every row; and when the gradients of each bucket of a step were added up, its parameters updated and gathered.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """The picture of the rows with small buffers that could be resolved, as PNG and SVG."""
+    """Draw the rows with small buffers that could be resolved."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -280,13 +280,12 @@ def draw(rows: list[Row], path: Path) -> None:
     below.set_title(f"One step on rank 0; {name(row)}", loc="left")
     below.legend(handles=[Patch(color=colour, label=stage) for stage, colour in stages.items()], loc="upper right")
     with matplotlib.rc_context({"svg.hashsalt": "fastoptim", "svg.fonttype": "none"}):
-        figure.savefig(path.with_suffix(".png"))
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="results (.json); the table (.md) and the picture go beside them")
+    parser.add_argument("--out", type=Path, help="results (.json); the picture (.svg) goes beside them")
     parser.add_argument("--links", nargs="*", default=[SHARED, UNLIMITED, "5gbit", "2.5gbit", "1gbit"])
     parser.add_argument("--rows", type=int, nargs="*", default=list(range(len(ROWS))), help="numbers of rows of ROWS")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for the rounds of a row; at least 15 rounds")
@@ -319,8 +318,7 @@ def main() -> int:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"about": about, "rows": rows}) + "\n")
-        options.out.with_suffix(".md").write_text(table(rows) + "\n")
-        draw(rows, options.out)
+        draw(rows, options.out.with_suffix(".svg"))
     return 0
 
 

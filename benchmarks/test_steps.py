@@ -33,10 +33,10 @@ def run(benchmark, subject: str, case: Case, loop: str = "step") -> None:
     backend = BACKENDS[subject]
     missing = available(backend)
     if missing:
-        pytest.skip(f"backend {backend!r} is not to be had: {missing}")
+        pytest.skip(f"backend {backend!r} is missing here: {missing}")
     bench = Bench(SUBJECTS[subject])
     verdict = bench.ready(case, block_seconds=0.0, check=True)["check"]
-    assert verdict.startswith("equal to the last bit")
+    assert verdict.startswith("bit-identical")
     step, prepare = bench.loops[loop]
     benchmark.group = case.name
     if prepare is None:
@@ -66,8 +66,8 @@ def test_step(benchmark, subject, rule, dtype, elements, threads):
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("elements", SIZES)
 @pytest.mark.parametrize("rule", list(RULES))
-def test_roof(benchmark, rule, elements, threads):
-    run(benchmark, "c", size_case(rule, elements, threads), loop="roof")
+def test_roofline(benchmark, rule, elements, threads):
+    run(benchmark, "c", size_case(rule, elements, threads), loop="roofline")
 
 
 @pytest.mark.parametrize("threads", THREADS)

@@ -1,25 +1,27 @@
-"""The command line."""
+"""The command line says what is wrong, in one line, and never shows a traceback."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 import fastoptim as fo
-from fastoptim import cli
+from fastoptim import cli, environment
 
 
 def test_info_tells_what_is_here(capsys):
     assert cli.main(["info"]) == 0
     text = capsys.readouterr().out
     assert "isa:" in text and "usable cores:" in text and "-ffp-contract=off" in text
+    assert "problems" not in text
     assert cli.main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(json.dumps(fo.info()))
-    assert found["auto"] == "c" and "missing" not in found["backends"]["numpy"]
+    assert found["auto"] == "c" and "missing" not in found["backends"]["numpy"] and found["problems"] == []
 
 
 def test_info_says_what_a_missing_backend_lacks(monkeypatch):
@@ -36,12 +38,141 @@ def test_info_says_what_a_missing_backend_lacks(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status"), [([], 2), (["--help"], 0), (["nothing"], 2), (["--version"], 0), (["info", "x"], 2)]
+    ("name", "value", "told"),
+    [
+        ("FASTOPTIM_NUM_THREADS", "abc", "must be an integer from 1 to 1024, got 'abc'"),
+        ("FASTOPTIM_NUM_THREADS", "0", "must be an integer from 1 to 1024, got '0'"),
+        ("FASTOPTIM_BACKEND", "foo", "must be one of auto, c, numba, numpy, cuda, got 'foo'"),
+        ("FASTOPTIM_ISA", "bogus", "must be one of baseline, avx2, avx512, neon, got 'bogus'"),
+        ("FASTOPTIM_REQUIRE_C", "yes", "must be one of 0, 1, got 'yes'"),
+    ],
+)
+def test_info_names_settings_that_are_wrong(name, value, told, monkeypatch, capsys):
+    monkeypatch.setenv(name, value)
+    assert cli.main(["info"]) == 0
+    assert f"problems: {name} {told}\n" in capsys.readouterr().out
+    assert fo.info()["problems"] == [f"{name} {told}"]
+    for command in (["bench", "--quick"], ["demo", "valley"]):
+        assert cli.main(command) == 2
+        seen = capsys.readouterr()
+        assert seen.err == f"fastoptim {command[0]}: {name} {told}\n" and not seen.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ([], 2),
+        (["--help"], 0),
+        (["-h"], 0),
+        (["help"], 0),
+        (["help", "bench"], 0),
+        (["help", "nothing"], 2),
+        (["nothing"], 2),
+        (["\x1b[31m"], 2),
+        (["--version"], 0),
+        (["-V"], 0),
+        (["info", "x"], 2),
+        (["info", "--help"], 0),
+        (["bench", "--help"], 0),
+        (["bench", "x"], 2),
+        (["bench", "--minutes"], 2),
+        (["bench", "--minutes", "0"], 2),
+        (["bench", "--minutes", "nan"], 2),
+        (["bench", "--minutes", "x"], 2),
+        (["bench", "--against", "nobody"], 2),
+        (["bench", "--against", "mine="], 2),
+        (["bench", "--against", "c=module:function"], 2),
+        (["bench", "--only", "nothing"], 2),
+        (["bench", "compare"], 2),
+        (["bench", "compare", "--help"], 0),
+        (["bench", "compare", "missing.json"], 2),
+        (["bench", "compare", "missing.json", "missing.json"], 2),
+        (["bench", "compare", "/", "/"], 2),
+        (["bench", "compare", "/dev/null", "/dev/null"], 2),
+        (["bench", "compare", "\0", "\0"], 2),
+        (["demo", "nothing"], 2),
+        (["demo", "--epochs", "0"], 2),
+        (["demo", "--help"], 0),
+        (["plot", "missing.jsonl"], 2),
+        (["plot", "--help"], 0),
+        (["plot"], 2),
+    ],
 )
 def test_exit_status(arguments, status, capsys):
     assert cli.main(arguments) == status
-    out = capsys.readouterr()
-    assert out.out or out.err
+    seen = capsys.readouterr()
+    assert seen.err if status else seen.out and not seen.err
+    assert "Traceback" not in seen.err and "\x1b" not in seen.err
+
+
+def test_no_command_prints_the_usage(capsys):
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err.startswith("usage: fastoptim COMMAND")
+
+
+def test_help_shows_defaults(capsys):
+    cli.main(["help", "bench"])
+    text = " ".join(capsys.readouterr().out.split())
+    for default in ("default: bench_out", "default: whatever is installed", "default: up to 20", "default: 19"):
+        assert default in text
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "run.jsonl"), "run.jsonl: No such file or directory"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("two\nlines \x1b[31m"), r"two lines \x1b[31m"),
+        (RuntimeError(), "RuntimeError"),
+        (RecursionError("too deep"), "too deep"),
+        (ImportError("pictures need matplotlib"), "pictures need matplotlib"),
+    ],
+)
+def test_errors_are_one_line_that_says_what(error, told, monkeypatch, capsys):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr(environment, "main", fail)
+    assert cli.main(["info"]) == 2
+    assert capsys.readouterr().err == f"fastoptim info: {told}\n"
+
+
+def test_ctrl_c_is_no_error(monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "main", interrupt)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def run(command, **environment):
+    return subprocess.run(
+        ["/bin/bash", "-c", command], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+FASTOPTIM = f"{sys.executable} -m fastoptim"
+
+
+@pytest.mark.skipif(not os.path.exists("/bin/bash"), reason="needs bash")
+@pytest.mark.parametrize("buffered", ["0", ""])
+@pytest.mark.parametrize("command", ["info", "help", "bench --help"])
+def test_a_pipe_that_is_closed_early_is_silent(command, buffered):
+    reads_nothing = f"{FASTOPTIM} {command} | true; echo ${{PIPESTATUS[0]}}"
+    done = run(reads_nothing, **({"PYTHONUNBUFFERED": "1"} if buffered else {}))
+    assert done.stderr == "" and done.stdout.strip() in ("0", "141")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_an_error_without_traceback():
+    done = run(f"{FASTOPTIM} info > /dev/full")
+    assert done.returncode == 2
+    assert done.stderr in (f"fastoptim{x}: No space left on device\n" for x in (" info", ": standard output"))
+
+
+def test_output_that_cannot_be_encoded_is_escaped():
+    assert run(f"{FASTOPTIM} info", PYTHONIOENCODING="ascii", OMP_PLACES="µ").stdout.rstrip().endswith("\\xb5")
 
 
 def test_module_runs():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_digits_learns_and_writes_the_picture(example, tmp_path, capsys):
     status = example("digits").main([*SMALL_RUN, "--out", str(tmp_path)])
     output = capsys.readouterr().out
     assert status == 0
-    assert output.count("equal to the last bit") == 2
+    assert output.count("bit-identical") == 2
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     accuracies = [
         float(line.split()[2].rstrip("%")) for line in output.splitlines() if line.strip().startswith("numpy ")
@@ -51,17 +52,63 @@ def test_digits_fails_where_one_bit_differs(example, tmp_path, monkeypatch, caps
     runs = []
 
     def flip_one_bit(*arguments):
-        result = train(*arguments)
-        runs.append(result)
-        if len(runs) == 4:
-            result.weights["b1"].view(np.uint32)[3] ^= 1
-        return result
+        pair = train(*arguments)
+        runs.append(pair)
+        if len(runs) == 2:
+            pair[1].weights["b1"].view(np.uint32)[3] ^= 1
+        return pair
 
     monkeypatch.setattr(digits, "train", flip_one_bit)
     assert digits.main([*SMALL_RUN, "--epochs", "1", "--out", str(tmp_path)]) == 1
     output = capsys.readouterr().out
-    assert output.count("equal to the last bit") == 1
+    assert output.count("bit-identical") == 1
     assert "DIFFERENT in 1 elements" in output
+
+
+class LoadedClock:
+    """A clock on which forward and backward take 10 ms, updates 5 and 1 ms, and all six times as long half of the time.
+
+    The load comes and goes as somebody else's program would: it knows nothing of the two runs.
+    """
+
+    def __init__(self, loaded):
+        self.now, self.calls, self.loaded = 0.0, 0, loaded
+
+    def spend(self, seconds):
+        self.calls += 1
+        self.now += seconds * (6 if self.loaded(self.calls) else 1)
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.mark.parametrize("loaded", [lambda n: n < 440, lambda n: n >= 440, lambda n: n % 300 < 150, lambda n: False])
+def test_digits_claims_no_more_than_its_shares_allow(example, tmp_path, monkeypatch, capsys, loaded):
+    pytest.importorskip("sklearn", reason="the small digits come with scikit-learn")
+    digits = example("digits")
+    clock = LoadedClock(loaded)
+    made = []
+
+    class Optimizer:
+        """The first that is made for a rule stands for NumPy, the second for C."""
+
+        def __init__(self):
+            made.append(self)
+            self.seconds = 0.005 if len(made) % 2 else 0.001
+
+        def step(self, grads):
+            clock.spend(self.seconds)
+
+    monkeypatch.setattr(digits, "time", clock)
+    monkeypatch.setattr(digits, "OPTIMIZERS", {"adam": lambda params, backend: Optimizer()})
+    monkeypatch.setattr(digits.Network, "loss_and_gradients", lambda *_: clock.spend(0.010) or 1.0)
+    assert digits.main([*SMALL_RUN, "--out", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    claims = re.search(r"updates ([0-9.]+) times .*training ([0-9.]+) times", output)
+    shares = [float(line.split()[-1].rstrip("%")) for line in output.splitlines() if line.startswith("  numpy ")]
+    assert float(claims[2]) <= 1 / (1 - shares[0] / 100) + 0.01
+    assert float(claims[1]) == pytest.approx(5.0, rel=0.05)
+    assert float(claims[2]) == pytest.approx(15 / 11, rel=0.05)
 
 
 def test_digits_network_gradient(example):

@@ -30,7 +30,8 @@ LAYERS = (
     ("plots",),
     ("demo",),
     ("distributed",),
-    ("adapters", "bench", "environment"),
+    ("adapters", "environment"),
+    ("bench",),
     ("cli",),
     ("__main__",),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,38 +16,55 @@ from ..common.threads import usable_cores
 from .cases import full_cases, quick_cases
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; the exit status is 0 if it worked, 130 after Ctrl-C (with a report of what was measured).
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
 
-    ``compare`` returns 1 if something became significantly slower.
+    Returns
+    -------
+    int
+        0 if it worked, 130 after Ctrl-C (with a report of what was measured); of ``compare``, 1 if something became
+        significantly slower.
+
+    Raises
+    ------
+    ValueError, OSError
+        If an option or a file cannot be used; before anything is measured.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if arguments[:1] == ["compare"]:
-            return _compare(arguments[1:])
-        return _bench(arguments)
-    except (ValueError, OSError) as error:
-        print(f"fastoptim bench: {error}", file=sys.stderr)
-        return 2
+    if arguments and arguments[0] == "compare":
+        return _compare(arguments[1:])
+    return _bench(arguments)
 
 
-def _bench(arguments: list[str]) -> int:
-    from ..bench import report, runner, view
+def _folder(path: Path) -> Path:
+    """The folder, made now and tried, so that a report is not lost after twenty minutes."""
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+        return path
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    from ..bench import report, results, runner, verdicts
 
     parser = argparse.ArgumentParser(
         prog="fastoptim bench",
         description="Time this machine and write a report. `fastoptim bench compare A.json B.json` compares two runs.",
     )
-    parser.add_argument("--quick", action="store_true", help="under 2 minutes; without it up to 20")
+    parser.add_argument("--quick", action="store_true", help="under 2 minutes (default: up to 20)")
     parser.add_argument(
         "--against",
         metavar="NAMES",
         help="comma-separated: torch, optax, jax, numpy, numexpr, thinc, sklearn, or name=module:function for code of "
         "your own (default: whatever is installed)",
     )
-    parser.add_argument("--minutes", type=float, metavar="M", help="stop measuring after so many minutes")
-    parser.add_argument("--out", type=Path, default=Path("bench_out"), help="folder for the report")
-    parser.add_argument("--only", metavar="TEXT", help="only cases whose name holds this text, such as adam/float32")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="stop measuring then (default: 19; 1.5 with --quick)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench_out"), help="folder for the report (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only", metavar="TEXT", help="only cases whose name holds this, as adam/float32 (default: all)"
+    )
     options = parser.parse_args(arguments)
 
     mode = runner.QUICK if options.quick else runner.FULL
@@ -61,27 +79,32 @@ def _bench(arguments: list[str]) -> int:
         cases = [case for case in cases if options.only in case.name]
         if not cases:
             raise ValueError(f"no case holds {options.only!r} in its name")
+    out = _folder(options.out)
     print(
         f"{len(cases)} cases, {len(subjects)} subjects, about {mode.seconds / 60:.0f} minutes. Close other programs; "
-        "Ctrl-C writes the report of what was measured."
+        "Ctrl-C writes the report of what was measured.",
+        flush=True,
     )
     run = runner.Run(mode, subjects, left_out, sys.stderr)
     run.measure(cases)
-    page = report.write(run.document, options.out)
-    for line in report.in_short(view.View(run.document)):
+    page = report.write(run.document, out)
+    found = results.Results(run.document)
+    for line in verdicts.notices(found):
+        print(f"! {line}")
+    for line in verdicts.in_short(found):
         print(f"- {line}")
     print(f"report: {page}")
     return 130 if run.document.get("interrupted") else 0
 
 
-def _compare(arguments: list[str]) -> int:
-    from ..bench import compare
+def _compare(arguments: Sequence[str]) -> int:
+    from ..bench import compare, results
 
-    parser = argparse.ArgumentParser(prog="fastoptim bench compare", description="What changed beyond noise.")
-    parser.add_argument("a", type=Path, metavar="A.json")
-    parser.add_argument("b", type=Path, metavar="B.json")
+    parser = argparse.ArgumentParser(prog="fastoptim bench compare", description="Show what changed beyond noise.")
+    parser.add_argument("a", type=Path, metavar="A.json", help="results.json of one run, or its folder")
+    parser.add_argument("b", type=Path, metavar="B.json", help="the other's")
     options = parser.parse_args(arguments)
-    a, b = (compare.load(path / "results.json" if path.is_dir() else path) for path in (options.a, options.b))
+    a, b = results.load(options.a), results.load(options.b)
     found, drift = compare.changes(a, b)
     if not any(change.ours for change in found):
         raise ValueError("the two runs have no case in common")

@@ -19,35 +19,17 @@ GPT2_SMALL: tuple[tuple[int, ...], ...] = ((50257, 768), (1024, 768), *(12 * _GP
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time, for every subject.
+    """One thing to time, for every subject."""
 
-    Attributes
-    ----------
-    section : {"size", "list", "clip", "launch", "training"}
-        Where the report shows it.
-    rule : str
-        A key of `fastoptim.rules.RULES`.
-    arrays : tuple of (count, elements)
-        The list of parameters.
-    threads : int
-        Threads that a step may use.
-    gradients : {"reused", "fresh"}
-        Whether every step gets arrays that the step before has not seen.
-    max_norm : float, optional
-        Clip gradients to this norm.
-    batch : int, optional
-        Compute the gradients of a network for so many rows before each step, and time that too.
-    """
-
-    section: str
-    rule: str
-    arrays: tuple[tuple[int, int], ...]
-    threads: int
+    section: str  # where the report shows it: "size", "list", "clip", "launch" or "training"
+    rule: str  # a key of `fastoptim.rules.RULES`
+    arrays: tuple[tuple[int, int], ...]  # the list of parameters: (count, elements)
+    threads: int  # that a step may use
     label: str
     dtype: str = "float32"
-    gradients: str = "reused"
-    max_norm: float | None = None
-    batch: int | None = None
+    gradients: str = "reused"  # or "fresh": every step gets arrays that the step before has not seen
+    max_norm: float | None = None  # clip gradients to this norm
+    batch: int | None = None  # compute a network's gradients for so many rows before each step, and time that too
 
     @property
     def name(self) -> str:
@@ -81,13 +63,8 @@ class Case:
         return RULES[self.rule].memory_streams * self.itemsize * self.elements
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {
-            "name": self.name,
-            "elements": self.elements,
-            "count": self.count,
-            "resident_bytes": self.resident_bytes,
-            "moved_bytes": self.moved_bytes,
-        }
+        derived = ("name", "elements", "count", "resident_bytes", "moved_bytes")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Case:
@@ -95,8 +72,12 @@ class Case:
         return cls(**fields | {"arrays": tuple((count, elements) for count, elements in fields["arrays"])})
 
 
+def _power(elements: int) -> str:
+    return f"{elements:.0e}".replace("e+0", "e")
+
+
 def size_case(rule: str, elements: int, threads: int, dtype: str = "float32") -> Case:
-    return Case("size", rule, ((1, elements),), threads, f"{elements:.0e}".replace("e+0", "e"), dtype)
+    return Case("size", rule, ((1, elements),), threads, _power(elements), dtype)
 
 
 def list_case(threads: int, gradients: str = "reused") -> Case:
@@ -110,7 +91,7 @@ def gpt2_case(threads: int) -> Case:
 
 
 def clip_case(elements: int, threads: int) -> Case:
-    return Case("clip", "adam", ((1, elements),), threads, f"clip {elements:.0e}".replace("e+0", "e"), max_norm=1.0)
+    return Case("clip", "adam", ((1, elements),), threads, f"clip {_power(elements)}", max_norm=1.0)
 
 
 def launch_case(rule: str, count: int) -> Case:
@@ -126,7 +107,7 @@ TRAINING_ARRAYS = tuple(shape for a, b in itertools.pairwise(TRAINING_SIZES) for
 
 
 def thread_counts(cores: int, full: bool) -> list[int]:
-    """1 and all cores; in a full run the powers of two in between as well."""
+    """Choose 1 and all cores; in a full run the powers of two in between as well."""
     counts = {1, cores}
     if full:
         counts |= {2**k for k in range(cores.bit_length()) if 2**k < cores}

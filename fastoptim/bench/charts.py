@@ -1,4 +1,4 @@
-"""Charts as data, drawn as SVG here and as PNG by matplotlib where it is installed.
+"""Charts as data, drawn as SVG.
 
 Colours are CSS variables, so that one SVG is legible on light and on dark pages; every series also has a marker and a
 dash of its own. Charts are as wide as a phone, so that nothing has to be scaled down there.
@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 
 WIDTH = 430
 TITLE_CHARACTERS = 54
@@ -20,7 +19,7 @@ STYLES: dict[str, tuple[str, str, str, str]] = {
     "c": ("#0b57d0", "#7db2ff", "circle", ""),
     "numba": ("#00796b", "#4fd1c1", "square", ""),
     "reference": ("#5f7186", "#9fb3c8", "triangle", "5 3"),
-    "roof": ("#1b1f24", "#e6e6e6", "none", "2 3"),
+    "roofline": ("#1b1f24", "#e6e6e6", "none", "2 3"),
     "divide": ("#1b1f24", "#e6e6e6", "cross", "1 4"),
     "torch-fused": ("#d97706", "#ffb454", "circle", ""),
     "torch-default": ("#92500a", "#d9a066", "square", "5 3"),
@@ -34,11 +33,12 @@ STYLES: dict[str, tuple[str, str, str, str]] = {
     "sklearn": ("#0e7490", "#67c7dd", "triangle", "2 2"),
 }
 OWN = ("#6b4f3a", "#d3b8a1", "diamond", "2 2")  # a subject of the user's own
-# what a bar says -> (light, dark)
+# what a bar says (verdicts, and parts of a training step) -> (light, dark)
 VERDICTS = {
     "win": ("#0b57d0", "#7db2ff"),
     "tie": ("#6b7280", "#9ca3af"),
     "loss": ("#c81e1e", "#ff6b6b"),
+    "unknown": ("#c3c8cf", "#4b5563"),
     "update": ("#d97706", "#ffb454"),
     "rest": ("#9aa7b5", "#5b6b7c"),
 }
@@ -91,7 +91,7 @@ class Bars:
     rows: list[BarRow]
     origin: float = 0.0
     log: bool = False
-    line: float | None = None  # a vertical line, such as the roof
+    line: float | None = None  # a vertical line, such as the roofline
     legend: list[tuple[str, str]] = field(default_factory=list)  # (verdict, what it means)
 
 
@@ -99,7 +99,7 @@ Chart = Lines | Bars
 
 
 def css() -> str:
-    """Rules that give every class its colour, light and dark."""
+    """Give every class its colour, light and dark."""
 
     def block(i: int) -> str:
         rules = [f".k-{key}{{--k:{style[i]}}}" for key, style in (STYLES | {"own": OWN}).items()]
@@ -129,7 +129,7 @@ def style_class(key: str) -> str:
 
 
 def number(value: float) -> str:
-    """A short number for an axis: 0.5, 20, 1k, 10M."""
+    """Shorten a number for an axis: 0.5, 20, 1k, 10M."""
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:g}{suffix}"
@@ -185,7 +185,7 @@ def _marker(kind: str, x: float, y: float) -> str:
 
 
 def text_width(text: str) -> float:
-    """Pixels that a label may take: the widths of a wide font."""
+    """Estimate the pixels that a label may take, with the widths of a wide font."""
     return sum(11.4 if c in "mwMW%@" else 4.2 if c in "ijlft.,:;|'()- " else 7.5 for c in text)
 
 
@@ -198,7 +198,7 @@ def _wrap(text: str, width: int) -> list[str]:
     return lines
 
 
-def _frame(chart: Chart, body: list[str], height: float, top: float, standalone: bool) -> str:
+def _frame(chart: Chart, body: list[str], height: float, standalone: bool) -> str:
     title = [
         _text(8, 18 + 16 * i, line, classes="title") for i, line in enumerate(_wrap(chart.title, TITLE_CHARACTERS))
     ]
@@ -210,7 +210,7 @@ def _frame(chart: Chart, body: list[str], height: float, top: float, standalone:
 
 
 def svg(chart: Chart, standalone: bool = False) -> str:
-    """The chart as SVG; `standalone` brings its own colours and background, for a file."""
+    """Draw a chart as SVG; `standalone` brings its own colours and background, for a file."""
     top = 14 + 16 * len(_wrap(chart.title, TITLE_CHARACTERS))
     return _lines_svg(chart, top, standalone) if isinstance(chart, Lines) else _bars_svg(chart, top, standalone)
 
@@ -242,8 +242,8 @@ def _lines_svg(chart: Lines, top: float, standalone: bool) -> str:
     body.append(f'<path class="axis" d="M{left} {top + 14}V{bottom}H{right}" fill="none"/>')
     body.append(_text((left + right) / 2, bottom + 31, chart.x_label, "middle", "soft"))
     middle = (top + bottom) / 2
-    turn = f' transform="rotate(-90 12 {middle:.1f})"'
-    body.append(_text(12, middle, chart.y_label, "middle", "soft", turn))
+    upright = f' transform="rotate(-90 12 {middle:.1f})"'
+    body.append(_text(12, middle, chart.y_label, "middle", "soft", upright))
     for s in reversed(chart.series):  # the first is drawn on top
         _, _, marker, dash = STYLES.get(s.key, OWN)
         points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(s.x, s.y, strict=True))
@@ -263,7 +263,7 @@ def _lines_svg(chart: Lines, top: float, standalone: bool) -> str:
         strong = " strong" if s.key == "c" else ""
         body.append(f'<g class="{style_class(s.key)}"><path class="line{strong}" d="M{cx:.0f} {cy:.0f}h24"{dashes}/>')
         body.append(f"{_marker(marker, cx + 12, cy)}</g>{_text(cx + 31, cy + 4, s.title)}")
-    return _frame(chart, body, base + 17 * ((len(chart.series) + 1) // 2), top, standalone)
+    return _frame(chart, body, base + 17 * ((len(chart.series) + 1) // 2), standalone)
 
 
 def _bar_ends(chart: Bars) -> tuple[float, float]:
@@ -277,7 +277,7 @@ def _bar_ends(chart: Bars) -> tuple[float, float]:
 
 
 def _bars_svg(chart: Bars, top: float, standalone: bool) -> str:
-    left = min(10 + max(text_width(row.label) for row in chart.rows), 210.0)
+    left = min(10 + max(text_width(row.label) for row in chart.rows), 230.0)
     right = WIDTH - 12 - max(text_width(row.text) for row in chart.rows)
     step = 22.0
     bottom = top + 6 + step * len(chart.rows)
@@ -319,72 +319,4 @@ def _bars_svg(chart: Bars, top: float, standalone: bool) -> str:
         body.append(f'<rect class="bar v-{verdict}" x="{at_x:.1f}" y="{base - 9:.1f}" width="12" height="12"/>')
         body.append(_text(at_x + 17, base + 1, text))
         at_x += wide
-    return _frame(chart, body, base + 8 if chart.legend else bottom + 36, top, standalone)
-
-
-# --- PNG ----------------------------------------------------------------------------------------------------------
-
-_MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "x", "none": ""}
-
-
-def png(chart: Chart, path: Path) -> None:
-    """The chart as a picture, drawn by matplotlib."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-    from matplotlib.ticker import NullLocator
-
-    rows = len(chart.rows) if isinstance(chart, Bars) else 0
-    figure = Figure(figsize=(7, 6 if isinstance(chart, Lines) else 1.6 + 0.32 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_title(chart.title, fontsize=11, loc="left", pad=18 if isinstance(chart, Lines) else 6)
-    axes.set_xlabel(chart.x_label)
-    axes.grid(alpha=0.25)
-    if isinstance(chart, Lines):
-        axes.set_ylabel(chart.y_label)
-        axes.set_xscale("log" if chart.log_x else "linear")
-        axes.set_yscale("log" if chart.log_y else "linear")
-        for s in chart.series:
-            colour, _, marker, dash = STYLES.get(s.key, OWN)
-            axes.plot(
-                s.x,
-                s.y,
-                color=colour,
-                marker=_MARKERS[marker],
-                markersize=5,
-                linestyle=(0, tuple(float(d) for d in dash.split())) if dash else "-",
-                linewidth=2.6 if s.key == "c" else 1.4,
-                zorder=3 if s.key == "c" else 2,
-                label=s.title,
-            )
-            axes.vlines(s.x, s.low, s.high, color=colour, linewidth=1)
-        for position, label in chart.marks:
-            axes.axvline(position, color="gray", linestyle=":", linewidth=1)
-            axes.text(position, 1.0, label, transform=axes.get_xaxis_transform(), fontsize=8, ha="center", va="bottom")
-        figure.legend(fontsize=8, ncols=3, loc="outside lower center", frameon=False)
-        if not chart.log_y:
-            axes.set_ylim(0, 1.08 * max(max(s.high) for s in chart.series))
-        for axis, log in ((axes.xaxis, chart.log_x), (axes.yaxis, chart.log_y)):
-            low, high = axis.get_view_interval()
-            axis.set_ticks(_ticks(low, high, log))
-            axis.set_major_formatter(lambda value, _: number(round(value, 10)))
-            axis.set_minor_locator(NullLocator())
-        if not chart.log_x:
-            axes.set_xticks(sorted({x for s in chart.series for x in s.x}))
-    else:
-        axes.set_xscale("log" if chart.log else "linear")
-        for i, row in enumerate(chart.rows):
-            at = chart.origin
-            for value, verdict in row.parts:
-                end = value if len(row.parts) == 1 else at + value
-                axes.barh(i, end - at, left=at, color=VERDICTS[verdict][0], height=0.7)
-                at = end
-            axes.text(max(at, chart.origin), i, f" {row.text}", va="center", fontsize=8)
-        axes.set_yticks(range(rows), [row.label for row in chart.rows])
-        axes.invert_yaxis()
-        axes.axvline(chart.line if chart.line is not None else chart.origin, color="black", linewidth=0.8)
-        axes.margins(x=0.22)
-        patches = [Patch(color=VERDICTS[verdict][0], label=text) for verdict, text in chart.legend]
-        figure.legend(handles=patches, fontsize=8, ncols=3, loc="outside lower center", frameon=False)
-    figure.savefig(path, dpi=130)
+    return _frame(chart, body, base + 8 if chart.legend else bottom + 36, standalone)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from .runner import SCHEMA, SCHEMA_VERSION
-from .statistics import FEWEST_ROUNDS, quantile, summarise, threshold
+from .statistics import FEWEST_ROUNDS, Values, quantile, summarise, threshold
 from .subjects import SUBJECTS, distribution
 
 MAD_TO_SIGMA = 1.4826
@@ -29,33 +26,22 @@ class Change(NamedTuple):
     shift: float  # logarithm of how much the others changed in the same case: that was the machine
 
     @property
+    def log_change(self) -> float:
+        """Logarithm of the change beyond the machine's; above 0 is slower."""
+        return math.log(self.after / self.before) - self.shift
+
+    @property
     def relative(self) -> float:
-        """Change beyond the machine's; above 0 is slower."""
-        return self.after / self.before / math.exp(self.shift) - 1
+        """The same as a fraction."""
+        return math.expm1(self.log_change)
 
     @property
     def significant(self) -> bool:
         # A halved time is as much of a change as a doubled one.
-        return abs(math.log1p(self.relative)) > math.log1p(self.limit)
+        return abs(self.log_change) > math.log1p(self.limit)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A results document; ValueError if the file is something else."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise ValueError(f"{path.name} does not hold results of a benchmark run")
-    if document.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"{path.name} has schema version {document.get('schema_version')}, expected {SCHEMA_VERSION}")
-    missing = [name for name in ("mode", "machine", "subjects", "cases") if name not in document]
-    if missing:
-        raise ValueError(f"{path.name} is not whole: it lacks {', '.join(missing)}")
-    return document
-
-
-def _rows(document: dict[str, Any]) -> dict[tuple[str, str], list[float]]:
+def _rows(document: dict[str, Any]) -> dict[tuple[str, str], Values]:
     return {
         (entry["name"], key): result["seconds"]
         for entry in document["cases"]
@@ -73,7 +59,7 @@ def _unchanged(subject: str, a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float | None]:
-    """Every row that both runs have, and the drift between the runs.
+    """Find every row that both runs have, and the drift between the runs.
 
     The *others* (NumPy, torch, ...) in the same version are the same programs in both runs, so what moves them is the
     machine. What they did in a case, in the median, is taken off the changes there; what is left of their changes is
@@ -105,9 +91,9 @@ def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float |
 
 
 def to_text(a: dict[str, Any], b: dict[str, Any], found: list[Change], drift: float | None) -> str:
-    """The comparison as a person reads it."""
+    """Write the comparison for a person to read."""
     ours = [change for change in found if change.ours]
-    significant = sorted((c for c in ours if c.significant), key=lambda c: -abs(math.log(1 + c.relative)))
+    significant = sorted((c for c in ours if c.significant), key=lambda c: -abs(c.log_change))
     lines = [f"A: {_header(a)}", f"B: {_header(b)}"]
     lines += [f"   {name} differs: {x} / {y}" for name, x, y in _differences(a, b)]
     lines.append(f"{len(ours)} rows of fastoptim are in both.")
@@ -125,10 +111,9 @@ def to_text(a: dict[str, Any], b: dict[str, Any], found: list[Change], drift: fl
         lines.append(f"{len(significant)} significant changes: {slower} slower, {len(significant) - slower} faster.")
     for c in significant:
         word = "slower" if c.relative > 0 else "faster"
-        factor = math.exp(abs(math.log1p(c.relative)))
         lines.append(
-            f"  {word:6} x{factor:.2f}  {c.before * 1e6:11.2f} -> {c.after * 1e6:11.2f} us  (noise: {c.limit:.0%})  "
-            f"{c.subject}: {c.case}"
+            f"  {word:6} x{math.exp(abs(c.log_change)):.2f}  {c.before * 1e6:11.2f} -> "
+            f"{c.after * 1e6:11.2f} us  (noise: {c.limit:.0%})  {c.subject}: {c.case}"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""The run: workers in turn, round after round, until the time is up or everything is measured."""
+"""The run: every worker once in a round, round after round, until the time is up or everything is measured."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from ..backends import available
-from ..bench import machine
+from ..environment import available_memory, describe, without_paths
 from .cases import Case
+from .results import SCHEMA, SCHEMA_VERSION
 from .statistics import summarise
 from .subjects import ALL_SECTIONS, SUBJECTS, Subject, distribution
+from .watch import Watch
 
-SCHEMA, SCHEMA_VERSION = "fastoptim-bench", 1
 LEADERS = ("c", "numba", "reference")  # the first that is there is whom the others are compared with
 
 
@@ -93,7 +94,8 @@ class Worker:
                 raise WorkerDied(self._last_words())
             self._buffer += piece
         line, self._buffer = self._buffer.split(b"\n", 1)
-        return json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def ask(self, patience: float, **request: Any) -> dict[str, Any]:
         """Send a request and wait for its answer."""
@@ -115,7 +117,7 @@ class Worker:
             how = f"ended with status {code}"
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return machine.without_paths(f"{how}: {lines[-1]}" if lines and code > 0 else how)
+        return without_paths(f"{how}: {lines[-1]}" if lines and code > 0 else how)
 
     def close(self, kill: bool = False) -> None:
         """End the process."""
@@ -256,7 +258,7 @@ def choose(against: Sequence[str] | None, mode: Mode) -> tuple[dict[str, Subject
         if reason is None:
             chosen[name] = subject
         else:
-            left_out.append({"what": subject.title, "why": machine.without_paths(reason)})
+            left_out.append({"what": subject.title, "why": without_paths(reason)})
     for own in against or ():
         if "=" in own:
             name, factory = own.split("=", 1)
@@ -273,14 +275,14 @@ class Run:
         self.mode, self.subjects, self.stream = mode, subjects, stream
         self.focus = next(name for name in LEADERS if name in subjects)
         self.started = time.monotonic()
-        self.load = machine.load_average()
+        self.load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
         self.pool = Pool(subjects, mode.patience, lambda name, why: self._lost(subjects[name].title, why))
         self.document: dict[str, Any] = {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
             "mode": mode.name,
             "complete": False,
-            "machine": machine.describe(),
+            "machine": describe(),
             "settings": {
                 "rounds": list(mode.rounds),
                 "sittings": mode.sittings,
@@ -294,10 +296,11 @@ class Run:
             "cases": [],
             "start_up": {},
             "left_out": left_out,
+            "not_reached": [],
         }
 
     def _lost(self, what: str, why: str) -> None:
-        entry = {"what": what, "why": machine.without_paths(why)}
+        entry = {"what": what, "why": without_paths(why)}
         if entry not in self.document["left_out"]:
             self.document["left_out"].append(entry)
 
@@ -326,6 +329,7 @@ class Run:
             bar.close()
             self.pool.close()
         self.document["complete"] = done == len(cases)
+        self.document["not_reached"] = [case.name for case in cases[done:]]
         if done < len(cases):
             why = "the run was interrupted" if "interrupted" in self.document else "the time limit was reached"
             self._lost(f"{len(cases) - done} cases, from {cases[done].name} on", why)
@@ -375,7 +379,7 @@ class Run:
 
     def _groups(self, case: Case, names: list[str]) -> list[list[str]]:
         """Subjects that fit into memory at the same time; the focus is in every group."""
-        budget = 0.6 * machine.available_memory()
+        budget = 0.6 * available_memory()
         leader = [name for name in names if name == self.focus]
         first = sum(case.resident_bytes * self.subjects[name].memory for name in leader)
         groups, size = [list(leader)], first
@@ -408,7 +412,7 @@ class Run:
 
     def _fail(self, entry: dict[str, Any], name: str, reason: str) -> None:
         """Strike a subject out of this case, with whatever it had measured."""
-        entry["left_out"][name] = machine.without_paths(reason)
+        entry["left_out"][name] = without_paths(reason)
         for key in [key for key, result in entry["results"].items() if result["subject"] == name]:
             del entry["results"][key]
 
@@ -430,7 +434,7 @@ class Run:
         return answer
 
     def _group(self, case: Case, group: list[str], entry: dict[str, Any], until: float, sittings: int) -> None:
-        """Rounds in which every subject of the group takes its turn."""
+        """Rounds in which every subject of the group is timed once."""
         loops: dict[str, list[str]] = {}
         for name in group:
             if self._remaining() <= 0:
@@ -450,7 +454,7 @@ class Run:
         least, most = (-(-count // sittings) for count in self.mode.rounds)
         rounds: list[tuple[float, dict[str, dict[str, float]]]] = []
         while loops:
-            watch = machine.Watch(self.pool.pids())
+            watch = Watch(self.pool.pids())
             turn = len(rounds) % len(loops)
             timed: dict[str, dict[str, float]] = {}
             for name in [*list(loops)[turn:], *list(loops)[:turn]]:
@@ -487,3 +491,6 @@ class Run:
                 result.setdefault("update_seconds", []).append(answer["update_seconds"])
             if self.focus in timed and key != self.focus:
                 result["speedup_of_focus"].append(answer["seconds"] / timed[self.focus]["seconds"])
+            if "roofline" in timed and key != "roofline":
+                shares = result.setdefault("share_of_roofline", [])
+                shares.append(timed["roofline"]["seconds"] / answer["seconds"])

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 IQR_TO_SIGMA = 1.349  # interquartile range of a normal distribution, in standard deviations
 SIGMAS = 4.0  # a report has some hundred rows: with 3 a few would stand out by chance
 FEWEST_ROUNDS = 4  # fewer show no spread that could be trusted, and a single one shows none at all
 FLOOR = 0.05  # what timings of one program on one machine differ by from day to day
+NOISY = 0.2  # rows that spread by more are left out of every range that a report states
 
 
 class Summary(NamedTuple):
-    """Quartiles of some timings or ratios."""
+    """Quartiles of some timings or ratios, and how many there were."""
 
     median: float
     q1: float
     q3: float
+    rounds: int
 
     @property
     def spread(self) -> float:
@@ -25,8 +27,12 @@ class Summary(NamedTuple):
         return (self.q3 - self.q1) / IQR_TO_SIGMA / self.median if self.median else 0.0
 
 
+# One number for each round, or what `summarise` makes of them: results may hold either.
+Values = Sequence[float] | Mapping[str, Any]
+
+
 def quantile(values: Sequence[float], fraction: float) -> float:
-    """Quantile by linear interpolation; ValueError for no values."""
+    """Interpolate a quantile linearly; ValueError for no values."""
     if not values:
         raise ValueError("no values")
     ordered = sorted(values)
@@ -36,18 +42,35 @@ def quantile(values: Sequence[float], fraction: float) -> float:
     return ordered[low] + (position - low) * (ordered[high] - ordered[low])
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Median and quartiles."""
-    return Summary(quantile(values, 0.5), quantile(values, 0.25), quantile(values, 0.75))
+def summarise(values: Values) -> Summary:
+    """Find median and quartiles."""
+    if isinstance(values, Mapping):
+        return Summary(**values)
+    return Summary(quantile(values, 0.5), quantile(values, 0.25), quantile(values, 0.75), len(values))
 
 
-def loses(ratios: Sequence[float]) -> bool:
-    """Whether ratios (above 1: faster) of paired rounds lie below 1 beyond their own spread; few rounds cannot tell."""
-    return len(ratios) >= FEWEST_ROUNDS and summarise(ratios).q3 < 1 - 0.01
+def verdict(ratios: Values) -> str:
+    """Judge how many times faster one of two was, round by round.
+
+    Returns
+    -------
+    str
+        "win" or "loss" where the whole interquartile range lies above 1 or below .99, "tie" elsewhere, and "unknown"
+        where fewer than `FEWEST_ROUNDS` rounds show no spread to judge by.
+    """
+    _, q1, q3, rounds = summarise(ratios)
+    if rounds < FEWEST_ROUNDS:
+        return "unknown"
+    return "loss" if q3 < 1 - 0.01 else "win" if q1 > 1 else "tie"
 
 
-def threshold(a: Sequence[float], b: Sequence[float], drift: float = 0.0) -> float:
-    """The relative change between two sets of timings that noise explains.
+def loses(ratios: Values) -> bool:
+    """Tell whether ratios (above 1: faster) of paired rounds lie below 1 beyond their own spread."""
+    return verdict(ratios) == "loss"
+
+
+def threshold(a: Values, b: Values, drift: float = 0.0) -> float:
+    """Find the relative change between two sets of timings that noise explains.
 
     `SIGMAS` times the spreads of both and the `drift` between the runs (a standard deviation too), and at least
     `FLOOR`. Spreads count in full, not divided by the root of the number of rounds: rounds that follow each other share
@@ -55,8 +78,8 @@ def threshold(a: Sequence[float], b: Sequence[float], drift: float = 0.0) -> flo
     it counts twice for four of them, and by half more for eight. Of fewer than `FEWEST_ROUNDS` no change is known to be
     one: the threshold is infinite.
     """
-    if min(len(a), len(b)) < FEWEST_ROUNDS:
+    both = summarise(a), summarise(b)
+    if min(s.rounds for s in both) < FEWEST_ROUNDS:
         return math.inf
-    of_a, of_b = (summarise(x).spread * (1 + 4 / len(x)) for x in (a, b))
-    spread = math.sqrt(of_a**2 + of_b**2 + drift**2)
+    spread = math.hypot(*(s.spread * (1 + 4 / s.rounds) for s in both), drift)
     return max(FLOOR, SIGMAS * spread)

@@ -27,150 +27,77 @@ class Unsupported(Exception):
 
 @dataclass
 class Stepper:
-    """A ready optimizer: `step()` makes one step.
+    """A ready optimizer."""
 
-    Attributes
-    ----------
-    step : callable
-        One step, finished when it returns.
-    values : callable
-        The parameters now, as NumPy arrays, one for each that was handed in.
-    prepare : callable, optional
-        Called with the step's number before each step and not timed: hands over this step's gradients.
-    yardsticks : dict of callable
-        Name -> a function that is called once after the first step and returns the loop to time: "roof" moves the
-        step's bytes and computes next to nothing, "divide" does one square root and one division per element.
-    """
-
-    step: Callable[[], Any]
-    values: Callable[[], Sequence[Any]]
+    step: Callable[[], Any]  # one step, finished when it returns
+    values: Callable[[], Sequence[Any]]  # the parameters now, as NumPy arrays, one for each that was handed in
+    # Called with the step's number before each step and not timed: hands over this step's gradients.
     prepare: Callable[[int], None] | None = None
-    yardsticks: dict[str, Callable[[], Callable[[], Any]]] = field(default_factory=dict)
+    # Called once after the first step, each returns a loop to time: "roofline" moves the step's bytes and computes next
+    # to nothing, "divide" does one square root and one division per element.
+    roofline_loops: dict[str, Callable[[], Callable[[], Any]]] = field(default_factory=dict)
 
 
+ALL_SECTIONS = ("size", "list", "launch", "training", "clip")
 MODEST = 20_000_000
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One row of the table.
-
-    Attributes
-    ----------
-    family : str
-        What `--against` calls it; "fastoptim" for the backends.
-    factory : str
-        ``"module:function"``, called as ``function(case, params, gradients)`` where `gradients` is a list of gradient
-        sets to be used in turn; returns a `Stepper` that updates its own copies or `params` themselves.
-    requires : tuple of str
-        Modules that must be importable.
-    in_place : bool
-        Whether `params` are updated where they lie, from gradients that are read where they lie.
-    sections : tuple of str
-        Sections of cases that it can do.
-    memory : float
-        Bytes needed while stepping, in multiples of the parameters, gradients and states.
-    max_arrays : int
-        Longest list that it gets ready in reasonable time.
-    max_elements : int
-        Largest case that it is timed in: what is many times slower than memory there would take most of the run.
-    threaded : bool
-        Whether it uses more than one thread.
-    eps_mode : {"torch", "hat"}
-        Its convention for Adam's eps; the result is checked against the law in this convention.
-    quick : bool
-        Whether a quick run times it too.
-    """
+    """One row of the table."""
 
     title: str
-    family: str
+    family: str  # what `--against` calls it; "fastoptim" for the backends
+    # "module:function", called as ``function(case, params, gradients)``, where `gradients` is a list of gradient sets
+    # that alternate; returns a `Stepper` that updates its own copies or `params` themselves.
     factory: str
-    requires: tuple[str, ...] = ()
-    in_place: bool = True
-    sections: tuple[str, ...] = ("size", "list", "launch", "training")
-    memory: float = 1.3
-    max_arrays: int = 1_000_000
-    max_elements: int = 1 << 60
-    threaded: bool = False
-    eps_mode: str = "torch"
-    quick: bool = True
+    requires: tuple[str, ...] = ()  # modules that must be importable
+    sections: tuple[str, ...] = ALL_SECTIONS[:-1]  # sections of cases that it can do
+    memory: float = 1.3  # bytes needed while stepping, in multiples of the parameters, gradients and states
+    max_arrays: int = 1_000_000  # longest list that it gets ready in reasonable time
+    max_elements: int = 1 << 60  # what is many times slower than memory there would take most of the run
+    threaded: bool = False  # whether it uses more than one thread
+    eps_mode: str = "torch"  # its convention for Adam's eps, "torch" or "hat", in which its result is checked
+    quick: bool = True  # whether a quick run times it too
 
 
 def make_stepper(subject: Subject, case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
     """Call the subject's factory."""
     module, function = subject.factory.split(":")
-    return getattr(importlib.import_module(module), function)(case, params, gradients)
+    stepper: Stepper = getattr(importlib.import_module(module), function)(case, params, gradients)
+    return stepper
 
 
-ALL_SECTIONS = ("size", "list", "launch", "training", "clip")
 _HERE = __name__
+_FULL: dict[str, Any] = {"sections": ALL_SECTIONS, "threaded": True}
+_COMPILED: dict[str, Any] = {"memory": 2.5, "max_arrays": 200, "threaded": True}
+_LISTS = ("size", "list", "launch")
 
+# fmt: off
 SUBJECTS: dict[str, Subject] = {
-    "c": Subject("fastoptim, C", "fastoptim", f"{_HERE}:fastoptim_c", sections=ALL_SECTIONS, threaded=True),
-    "numba": Subject(
-        "fastoptim, Numba", "fastoptim", f"{_HERE}:fastoptim_numba", ("numba",), sections=ALL_SECTIONS, threaded=True
-    ),
-    "reference": Subject(
-        "fastoptim, NumPy", "fastoptim", f"{_HERE}:fastoptim_numpy", sections=ALL_SECTIONS, max_elements=MODEST
-    ),
+    "c": Subject("fastoptim (C)", "fastoptim", f"{_HERE}:fastoptim_c", **_FULL),
+    "numba": Subject("fastoptim (Numba)", "fastoptim", f"{_HERE}:fastoptim_numba", ("numba",), **_FULL),
+    "reference": Subject("fastoptim (NumPy)", "fastoptim", f"{_HERE}:fastoptim_numpy", (), ALL_SECTIONS,
+                         max_elements=MODEST),
     "numpy-in-place": Subject("NumPy in place", "numpy", f"{_HERE}:numpy_in_place", memory=1.5),
     "numpy-naive": Subject("NumPy naive", "numpy", f"{_HERE}:numpy_naive", memory=2.5),
-    "torch-fused": Subject(
-        "torch fused", "torch", f"{_HERE}:torch_fused", ("torch",), sections=ALL_SECTIONS, threaded=True
-    ),
-    "torch-default": Subject(
-        "torch default", "torch", f"{_HERE}:torch_default", ("torch",), max_elements=MODEST, memory=2.0, threaded=True
-    ),
-    "torch-foreach": Subject(
-        "torch foreach",
-        "torch",
-        f"{_HERE}:torch_foreach",
-        ("torch",),
-        max_elements=MODEST,
-        memory=2.5,
-        threaded=True,
-        quick=False,
-    ),
-    "optax": Subject(
-        "Optax, jitted",
-        "optax",
-        f"{_HERE}:optax_jitted",
-        ("optax", "jax"),
-        in_place=False,
-        sections=("size", "list", "launch", "clip"),
-        memory=2.5,
-        max_arrays=200,
-        threaded=True,
-    ),
-    "jax": Subject(
-        "JAX, jitted by hand",
-        "jax",
-        f"{_HERE}:jax_jitted",
-        ("jax",),
-        max_elements=MODEST,
-        in_place=False,
-        sections=("size", "list", "launch"),
-        memory=2.5,
-        max_arrays=200,
-        threaded=True,
-        quick=False,
-    ),
-    "numexpr": Subject(
-        "numexpr", "numexpr", f"{_HERE}:numexpr_evaluate", ("numexpr",), max_elements=MODEST, threaded=True
-    ),
-    "thinc": Subject(
-        "thinc", "thinc", f"{_HERE}:thinc_optimizer", ("thinc",), max_elements=MODEST, memory=2.0, eps_mode="hat"
-    ),
-    "sklearn": Subject(
-        "scikit-learn",
-        "sklearn",
-        f"{_HERE}:sklearn_optimizer",
-        ("sklearn",),
-        max_elements=MODEST,
-        memory=4.0,
-        eps_mode="hat",
-    ),
+    "torch-fused": Subject("torch fused", "torch", f"{_HERE}:torch_fused", ("torch",), **_FULL),
+    "torch-default": Subject("torch default", "torch", f"{_HERE}:torch_default", ("torch",), max_elements=MODEST,
+                             memory=2.0, threaded=True),
+    "torch-foreach": Subject("torch foreach", "torch", f"{_HERE}:torch_foreach", ("torch",), max_elements=MODEST,
+                             memory=2.5, threaded=True, quick=False),
+    "optax": Subject("Optax (jitted)", "optax", f"{_HERE}:optax_jitted", ("optax", "jax"), (*_LISTS, "clip"),
+                     **_COMPILED),
+    "jax": Subject("JAX (jitted by hand)", "jax", f"{_HERE}:jax_jitted", ("jax",), _LISTS, max_elements=MODEST,
+                   quick=False, **_COMPILED),
+    "numexpr": Subject("numexpr", "numexpr", f"{_HERE}:numexpr_evaluate", ("numexpr",), max_elements=MODEST,
+                       threaded=True),
+    "thinc": Subject("thinc", "thinc", f"{_HERE}:thinc_optimizer", ("thinc",), max_elements=MODEST, memory=2.0,
+                     eps_mode="hat"),
+    "sklearn": Subject("scikit-learn", "sklearn", f"{_HERE}:sklearn_optimizer", ("sklearn",), max_elements=MODEST,
+                       memory=4.0, eps_mode="hat"),
 }
+# fmt: on
 
 
 def distribution(module: str) -> str:
@@ -189,7 +116,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 def coefficients(rule: str, t: int, eps_mode: str) -> tuple[float, ...]:
-    """The rule's coefficients in step `t` with the benchmark's hyper-parameters."""
+    """The rule's coefficients in step `t` with the benchmark's hyperparameters."""
     if rule == "sgd":
         return rules.sgd_coefficients(lr=LR)
     if rule == "momentum":
@@ -235,7 +162,7 @@ def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[li
     native: Any = get_backend(backend)
     if hasattr(native, "roofline") and case.section in ("size", "list"):
 
-        def roof() -> Callable[[], Any]:
+        def roofline() -> Callable[[], Any]:
             states = [tuple(entry[name] for name in RULES[case.rule].states) for entry in opt.state.values()]
             return native.roofline(case.rule, params, gradients[0], states, case.threads)
 
@@ -243,22 +170,13 @@ def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[li
             p, g = (np.linspace(1, 2, case.elements, dtype=case.dtype) for _ in range(2))
             return native.root_and_divide(p, g, case.threads)
 
-        stepper.yardsticks["roof"] = roof
+        stepper.roofline_loops["roofline"] = roofline
         if case.count == 1 and case.rule in ("adam", "amsgrad"):
-            stepper.yardsticks["divide"] = divide
+            stepper.roofline_loops["divide"] = divide
     return stepper
 
 
-def fastoptim_c(case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
-    return _fastoptim("c", case, params, gradients)
-
-
-def fastoptim_numba(case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
-    return _fastoptim("numba", case, params, gradients)
-
-
-def fastoptim_numpy(case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
-    return _fastoptim("numpy", case, params, gradients)
+fastoptim_c, fastoptim_numba, fastoptim_numpy = (partial(_fastoptim, name) for name in ("c", "numba", "numpy"))
 
 
 # --- Helpers for the others ---------------------------------------------------------------------------------------
@@ -439,16 +357,8 @@ def _torch(flags: dict[str, bool], case: Case, params: list[Array], gradients: l
     return stepper
 
 
-def torch_fused(case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
-    return _torch({"fused": True}, case, params, gradients)
-
-
-def torch_foreach(case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
-    return _torch({"foreach": True}, case, params, gradients)
-
-
-def torch_default(case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
-    return _torch({}, case, params, gradients)
+torch_fused, torch_foreach = partial(_torch, {"fused": True}), partial(_torch, {"foreach": True})
+torch_default = partial(_torch, {})
 
 
 # --- JAX ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One subject in a process of its own: it prepares a case, proves that it computes the law, and times what it is told.
+"""One subject in a process of its own: it prepares cases, compares results with the reference, and times.
 
     python -m fastoptim.bench.worker SUBJECT_AS_JSON
 
@@ -19,23 +19,24 @@ from typing import Any
 import numpy as np
 
 from .. import rules
+from ..environment import available_memory
 from ..rules import reference
 from ..rules.table import RULES, Kernel
 from .cases import TRAINING_SIZES, Case
 from .subjects import Stepper, Subject, Unsupported, coefficients, make_stepper
 
 CHECKED_STEPS = 3
-CHECKED_ELEMENTS = 1 << 18  # the law works element by element: of larger arrays, the ends are checked
-EPSILONS = 100  # how far a peer may be from the law, in epsilons of |p| + |distance travelled|
+CHECKED_ELEMENTS = 1 << 18  # rules work element by element: of larger arrays, the ends are checked
+EPSILONS = 100  # how far a peer may be from the reference, in epsilons of |p| + |distance travelled|
 BLOCK_ELEMENTS = 1 << 18  # arrays repeat random numbers after so many
-FRESH_SETS = 4  # gradient sets that take turns where every step is to get new arrays
+FRESH_SETS = 4  # gradient sets that alternate where every step is to get new arrays
 MOST_REPEATS = 20_000
 
 Array = np.ndarray
 
 
 def clip_factor(case: Case, gradients: list[Array]) -> float:
-    """Clip factor of the law for these gradients."""
+    """Compute the reference's clip factor for these gradients."""
     if case.max_norm is None:
         return 1.0
     slab = 1024 * rules.NORM_BLOCK
@@ -48,14 +49,14 @@ def clip_factor(case: Case, gradients: list[Array]) -> float:
 
 
 def checked_parts(size: int, budget: int) -> list[slice]:
-    """The parts of an array that are compared with the law: all of it, or the two ends."""
+    """Choose the parts of an array that are compared: all of it, or the two ends."""
     if size <= budget:
         return [slice(0, size)]
     half = budget // 2
     return [slice(0, half), slice(size - half, size)]
 
 
-class Law:
+class Expected:
     """The reference's result on the checked parts of every array."""
 
     def __init__(self, case: Case, params: list[Array], eps_mode: str):
@@ -79,7 +80,7 @@ class Law:
             reference.update(Kernel(self.rule, "none"), p, gradients[i][part], states, (s, 0.0, *k))
 
     def verdict(self, values: Any, exact: bool) -> str:
-        """What the comparison found; ValueError if `values` are not the law's."""
+        """What the comparison found; ValueError if `values` are not the reference's."""
         count, worst = 0, 0.0
         for (i, part, p, _), start in zip(self.rows, self.starts, strict=True):
             value = np.asarray(values[i]).reshape(-1)[part]
@@ -100,7 +101,7 @@ class Law:
                 )
             worst = max(worst, furthest)
         if exact:
-            return f"equal to the last bit after {self.t} steps ({count:,} elements)"
+            return f"bit-identical after {self.t} steps ({count:,} elements)"
         return f"within {max(worst, 1):.0f} machine epsilons after {self.t} steps ({count:,} elements)"
 
 
@@ -153,7 +154,7 @@ class Bench:
         self.count = 0
 
     def ready(self, case: Case, block_seconds: float, check: bool) -> dict[str, Any]:
-        """Build the case, check its result against the law, and find out how often to repeat it."""
+        """Build the case, compare its result with the reference, and find out how often to repeat it."""
         self.drop()
         rng = np.random.default_rng(7)
         block = rng.standard_normal(min(case.elements, BLOCK_ELEMENTS), np.float32).astype(case.dtype)
@@ -164,7 +165,7 @@ class Bench:
         if case.batch is not None:
             for p in params:
                 p *= 0.05
-        law = Law(case, params, self.subject.eps_mode) if check else None
+        expected = Expected(case, params, self.subject.eps_mode) if check else None
         pristine = gradients
         if self.subject.family != "fastoptim" and (case.max_norm is not None or case.rule == "nesterov"):
             pristine = [[g.copy() for g in grads] for grads in gradients]  # torch overwrites gradients there
@@ -176,11 +177,11 @@ class Bench:
             start = time.perf_counter()
             stepper.step()
             seconds.append(time.perf_counter() - start)
-            if law is not None:
-                law.step(pristine[k % sets])
+            if expected is not None:
+                expected.step(pristine[k % sets])
         verdict = None
-        if law is not None:
-            verdict = law.verdict(stepper.values(), exact=self.subject.family == "fastoptim")
+        if expected is not None:
+            verdict = expected.verdict(stepper.values(), exact=self.subject.family == "fastoptim")
         self.count = CHECKED_STEPS
         self._loops(case, stepper, params, gradients, block_seconds)
         return {"check": verdict, "first_step_seconds": seconds[0], "loops": list(self.loops)}
@@ -191,14 +192,14 @@ class Bench:
         if case.batch is not None:
             self.network = Network(case, params, gradients[0])
         self.loops["step"] = stepper.step, stepper.prepare
-        for name, make in stepper.yardsticks.items():
+        for name, make in stepper.roofline_loops.items():
             self.loops[name] = make(), None
         for name in self.loops:
             self.repeats[name] = 2
             spent = self.run(name)["seconds"]
             wanted = block_seconds / max(spent, 1e-9)
-            # An even number: the roof writes g - p for p, so that two passes give p back.
-            self.repeats[name] = max(2 if name == "roof" else 1, min(MOST_REPEATS, 2 * round(wanted / 2)))
+            # An even number: the roofline loop writes g - p for p, so that two passes give p back.
+            self.repeats[name] = max(2 if name == "roofline" else 1, min(MOST_REPEATS, 2 * round(wanted / 2)))
 
     def run(self, name: str) -> dict[str, float]:
         """Seconds of one step, the mean over a block of repeats."""
@@ -206,7 +207,7 @@ class Bench:
         repeats = self.repeats[name]
         if self.network is not None:
             return self._train(step, prepare, repeats)
-        # Another process had the caches, and pages of an idle process may have moved. The roof comes in pairs.
+        # Another process had the caches, and pages of an idle process may have moved. The roofline loop comes in pairs.
         untimed = repeats // 16 * 2 or 2
         if prepare is None:
             for _ in repeat(None, untimed):
@@ -272,13 +273,12 @@ def _limit_memory() -> None:
     try:
         import resource
 
-        with open("/proc/meminfo") as file:
-            available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+        available = available_memory()
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (available, hard))
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
-    except (ImportError, OSError, ValueError, StopIteration):
+    except (ImportError, OSError, ValueError):
         pass  # not Linux, or not allowed: the machine's own limits hold
 
 
