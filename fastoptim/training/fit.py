@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ..checkpoint import matching
 from ..common.validation import count, flag, real, step_options
 from ..optimizers.base import Optimizer
 from ..optimizers.names import OPTIMIZERS
 from .data import Minibatches, _NoData
+from .ending import StopTogether
 from .history import FitResult
-from .loop import Loop, _named
+from .log import Log
+from .loop import Callback, Loop, LossAndGrad, Rate, named_arrays
+from .progress import Progress, bar_class
+from .ranks import Ranks
+from .rates import Rates
+from .resuming import CALLBACK, Checkpoints, frozen_arrays
+from .resuming import resume as go_on
+from .validation import Validation, evaluator
+from .watching import Watch, curve_reader, say_non_finite
 
 
 def fit(
-    loss_and_grad: Callable[[Any, Any], tuple[Any, Any]],
+    loss_and_grad: LossAndGrad,
     params: Any,
     data: Any,
     optimizer: str | Optimizer = "adam",
     *,
-    lr: float | Callable[[int], float] | Sequence[float | Callable[[int], float]] | None = None,
+    lr: float | Rate | Sequence[float | Rate] | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -36,7 +48,7 @@ def fit(
     early_stopping: int | None = None,
     min_delta: float = 0.0,
     restore_best: bool = False,
-    callbacks: Sequence[Callable[[Loop], None]] = (),
+    callbacks: Sequence[Callback] = (),
     checkpoint: Any = None,
     checkpoint_every: int | None = None,
     resume: Any = False,
@@ -159,27 +171,96 @@ def fit(
             rng=0 if rng is None else rng,
             drop_last=False if drop_last is None else drop_last,
         )
+    optimizer = _optimizer(optimizer, params, backend, threads)
+    ranks = Ranks(getattr(optimizer, "comm", None))
+    callbacks = tuple(callbacks)
+    _check(loss_and_grad, callbacks, epochs, steps, batches)
+    if validation is None and (early_stopping is not None or restore_best or validate_every is not None):
+        raise ValueError("early_stopping, restore_best and validate_every need validation")
+    if checkpoint is None and checkpoint_every is not None:
+        raise ValueError("checkpoint_every needs checkpoint")
+    if checkpoint is not None or flag("restore_best", restore_best):
+        matching.check_holdable(dict(frozen_arrays(params, optimizer)), in_memory=checkpoint is None)
+
+    parts: dict[str, Callback] = {}
+    validated = None
+    if validation is not None:
+        validated = parts["validation"] = Validation(
+            evaluator(validation, loss_and_grad, batches.batch_size),
+            params,
+            every=_optional_count("validate_every", validate_every),
+            patience=_optional_count("early_stopping", early_stopping),
+            min_delta=real("min_delta", min_delta, 0.0),
+            restore_best=flag("restore_best", restore_best),
+        )
+    rates = parts["rates"] = Rates(lr, optimizer, validated is not None)
+    if log is not None:
+        parts["log"] = Log(log, rates, ranks.rank == 0)
+    parts |= {f"{CALLBACK}{i}": callback for i, callback in enumerate(callbacks)}
+    if ranks.size > 1:
+        _share(batches, ranks)
+        parts["stop"] = StopTogether(bool(callbacks))
+    if flag("diagnose", diagnose):
+        parts["diagnosis"] = Watch()
+    if checkpoint is not None:
+        every = _optional_count("checkpoint_every", checkpoint_every)
+        parts["checkpoints"] = Checkpoints(checkpoint, every, validated)
+    bar = bar_class(progress)
+    if bar is not None and ranks.rank == 0:
+        parts["progress"] = Progress(bar)
+
     loop = Loop(
         loss_and_grad,
         params,
         batches,
-        _optimizer(optimizer, params, backend, threads),
-        lr=lr,
-        epochs=_optional_count("epochs", epochs),
-        steps=_optional_count("steps", steps),
+        optimizer,
+        schedules=rates.schedules,
+        last_step=math.inf if steps is None else count("steps", steps),
+        last_epoch=math.inf if epochs is None else count("epochs", epochs),
         accumulate=count("accumulate", accumulate),
         step_options=step_options(1.0, max_norm, skip_nonfinite)[1:],
-        validation=_validation(validation, loss_and_grad, batches),
-        validate_every=_optional_count("validate_every", validate_every),
-        early_stopping=_optional_count("early_stopping", early_stopping),
-        min_delta=real("min_delta", min_delta, 0.0),
-        restore_best=flag("restore_best", restore_best),
-        callbacks=tuple(callbacks),
-        checkpoint=checkpoint,
-        checkpoint_every=_optional_count("checkpoint_every", checkpoint_every),
-        diagnose=flag("diagnose", diagnose),
+        parts=parts,
+        ranks=ranks,
     )
-    return loop._run(resume, log, progress)
+    if not isinstance(resume, bool):
+        go_on(loop, os.fspath(resume), required=True)
+    elif resume:
+        if checkpoint is None:
+            raise ValueError("resume=True needs checkpoint; or give the path to resume from")
+        go_on(loop, os.fspath(checkpoint), required=False)
+    loop.run()
+    if loop.reason == "non-finite loss":
+        say_non_finite(loop)
+    return FitResult(
+        params,
+        optimizer,
+        loop.history,
+        loop.steps,
+        loop.epoch,
+        loop.reason or "",
+        None if validated is None else validated.best_step,
+        None if validated is None or validated.best_step is None else validated.best_loss,
+        curve_reader(loop),
+    )
+
+
+def _check(loss_and_grad: Any, callbacks: tuple[Any, ...], epochs: Any, steps: Any, batches: Any) -> None:
+    if not callable(loss_and_grad):
+        raise TypeError(f"loss_and_grad must be callable, got {type(loss_and_grad).__name__}")
+    if epochs is None and steps is None:
+        raise ValueError("give epochs or steps: how long to train")
+    if isinstance(batches, _NoData) and (steps is None or epochs is not None):
+        raise ValueError("without data there are no epochs: give steps alone")
+    for callback in callbacks:
+        if not callable(callback):
+            raise TypeError(f"callbacks must be callable, got {type(callback).__name__}")
+
+
+def _share(batches: Any, ranks: Ranks) -> None:
+    """Give every process its part of each minibatch, and all of them the generator state of the first."""
+    if isinstance(batches, Minibatches):
+        batches.rng.bit_generator.state = ranks.first(batches.rng.bit_generator.state)
+    batches.share(ranks.rank, ranks.size)
 
 
 def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | None) -> Any:
@@ -196,7 +277,7 @@ def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | 
     if not all(hasattr(optimizer, name) for name in ("step", "param_groups", "save", "load")):
         raise TypeError(f"optimizer must be a name or an optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, Optimizer):
-        own = {id(p) for _, p in _named(params)}
+        own = {id(p) for _, p in named_arrays(params)}
         strange = [
             name
             for group in optimizer.param_groups
@@ -206,40 +287,6 @@ def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | 
         if strange:
             raise ValueError(f"the optimizer steps arrays that are not in params: {strange}")
     return optimizer
-
-
-def _validation(
-    validation: Any, loss_and_grad: Callable[[Any, Any], tuple[Any, Any]], batches: Any
-) -> Callable[[Any], Mapping[str, float]] | None:
-    """`validation` as a function from parameters to named figures."""
-    if validation is None:
-        return None
-    if not callable(validation):
-        held_out = (
-            validation.in_order()
-            if isinstance(validation, Minibatches)
-            else Minibatches(validation, max(batches.batch_size, 256), shuffle=False)
-        )
-
-        def evaluate(params: Any) -> Mapping[str, float]:
-            total = examples = 0.0
-            while examples < held_out.examples:
-                size = held_out.next_size()
-                total += size * float(loss_and_grad(params, held_out.next_batch())[0])
-                examples += size
-            return {"loss": total / examples}
-
-        return evaluate
-
-    def call(params: Any) -> Mapping[str, float]:
-        value = validation(params)
-        if not isinstance(value, Mapping):
-            return {"loss": float(value)}
-        if "loss" not in value or "step" in value or "kind" in value:
-            raise ValueError(f"validation must return 'loss', and neither 'step' nor 'kind'; got {list(value)}")
-        return {"loss": float(value["loss"])} | {name: float(x) for name, x in value.items()}
-
-    return call
 
 
 def _optional_count(name: str, value: Any) -> int | None:

@@ -92,14 +92,14 @@ class History:
         for name, value in metrics.items():
             self._validation[name].append(value)
 
-    def _state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "steps": {name: np.array(column) for name, column in self._columns.items()},
             "validation": self.validation,
         }
 
     @classmethod
-    def _restored(cls, state: Any, steps: int, epoch: int) -> History:
+    def restored(cls, state: Any, steps: int, epoch: int) -> History:
         history = cls()
         columns, validation = dict(state["steps"]), state["validation"]
         lengths = {"loss": steps, "lr": steps, "epoch_ends": epoch}
@@ -116,7 +116,14 @@ class History:
         return history
 
 
-def _fill(column: array, values: Any, length: int | None) -> None:
+def saved_count(value: Any) -> int:
+    """`value` if it is a count that a checkpoint may hold."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise CheckpointError("a count is not an int64 from 0")
+    return value
+
+
+def _fill(column: array[Any], values: Any, length: int | None) -> None:
     if not isinstance(values, np.ndarray) or values.dtype != np.dtype(column.typecode) or values.ndim != 1:
         raise CheckpointError("its history has a column of the wrong kind")
     if length is not None and len(values) != length:
