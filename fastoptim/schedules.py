@@ -25,6 +25,7 @@ from functools import partial, wraps
 from inspect import Signature, signature
 from itertools import pairwise
 from operator import index
+from types import CellType
 from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
 from .common.validation import choice, count, flag, real
@@ -84,9 +85,26 @@ def _text(value: Any) -> str:
     """`value` as in a call; a function by its name, because its address would differ from run to run."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, partial):
+        named = [f"{name}={_text(item)}" for name, item in value.keywords.items()]
+        return f"partial({', '.join([_text(value.func), *map(_text, value.args), *named])})"
     if callable(value) and not isinstance(value, (Schedule, Plateau)):
-        return str(getattr(value, "__qualname__", type(value).__name__))
+        return str(getattr(value, "__qualname__", type(value).__name__)) + _enclosed(value)
     return repr(value)
+
+
+def _enclosed(function: Any) -> str:
+    """The numbers and strings that a function has taken from where it was made, as other libraries' schedules do."""
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    cells = zip(names, getattr(function, "__closure__", None) or (), strict=False)
+    found = {name: cell.cell_contents for name, cell in cells if cell != CellType()}
+    plain = [f"{name}={value!r}" for name, value in found.items() if isinstance(value, (bool, int, float, str))]
+    return f"({', '.join(plain)})" if plain else ""
+
+
+def described(schedules: Iterable[Any]) -> str:
+    """`schedules` in words that are the same in every process."""
+    return _text(tuple(schedules))
 
 
 def parts_of(schedules: Iterable[Any]) -> list[Any]:
@@ -479,7 +497,8 @@ class Plateau:
     patience : int
         Calls without improvement that are let pass.
     threshold, threshold_mode : float, {"rel", "abs"}
-        How much better counts: ``best * (1 - threshold)`` or ``best - threshold`` for "min".
+        How much better counts: for "min" below ``best - threshold * abs(best)`` or below ``best - threshold``. (torch
+        takes ``best * (1 - threshold)``, so that it never lowers the rate for a negative metric that stays.)
     cooldown : int
         Calls after a reduction during which none counts as bad.
     min_lr : float
@@ -509,7 +528,7 @@ class Plateau:
         min_lr: float = 0.0,
         eps: float = 1e-8,
     ):
-        self.lr = real("lr", lr, 0.0)
+        self.lr = self.first_lr = real("lr", lr, 0.0)
         self.mode = choice("mode", mode, ("min", "max"))
         self.factor = real("factor", factor, 0.0, 1.0)
         self.patience = count("patience", patience, 0)
@@ -547,7 +566,8 @@ class Plateau:
         sign = 1.0 if self.mode == "min" else -1.0
         if self.threshold_mode == "abs":
             return sign * metric < sign * self.best - self.threshold
-        return sign * metric < sign * (self.best * (1.0 - sign * self.threshold))
+        side = sign if self.best >= 0 else -sign
+        return sign * metric < sign * (self.best * (1.0 - side * self.threshold))
 
     def state_dict(self) -> dict[str, Any]:
         """What `update` has changed."""
@@ -565,4 +585,4 @@ class Plateau:
 
     def __repr__(self) -> str:
         names = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps")
-        return f"Plateau({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+        return f"Plateau(lr={self.first_lr!r}, {', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"

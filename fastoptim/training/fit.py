@@ -17,7 +17,7 @@ from .data import Minibatches, _NoData
 from .ending import StopTogether
 from .history import FitResult
 from .log import Log
-from .loop import Callback, Loop, LossAndGrad, Rate, named_arrays
+from .loop import Callback, Loop, LossAndGrad, Rate, named_arrays, strange_arrays
 from .progress import Progress, bar_class
 from .ranks import Ranks
 from .rates import Rates
@@ -45,6 +45,8 @@ def fit(
     skip_nonfinite: bool = False,
     validation: Any = None,
     validate_every: int | None = None,
+    monitor: str = "loss",
+    mode: str | None = None,
     early_stopping: int | None = None,
     min_delta: float = 0.0,
     restore_best: bool = False,
@@ -76,7 +78,8 @@ def fit(
         "momentum" is SGD with momentum 0.9. An optimizer must have been made of arrays in `params`; those that it does
         not step are frozen.
     lr : float, schedule or Plateau, or one of these per parameter group
-        Schedules are called with the number of the optimizer step, from zero. Default: the optimizer's own rate.
+        Schedules are called with the number of the optimizer step, from zero. A number is set before the first step;
+        callbacks may change it (``loop.optimizer.lr = ...``). Default: the optimizer's own rate.
     epochs, steps : int
         When to end: after so many epochs, after so many optimizer steps, or whichever comes first. Counted from the
         very beginning, also where a run is resumed.
@@ -95,8 +98,12 @@ def fit(
     validate_every : int
         Steps between validations; default: after every epoch. There is one at the end, too, unless a callback ended
         training.
+    monitor, mode : str, {"min", "max"}
+        Which of validation's figures counts for `early_stopping`, the best parameters and `Plateau`, and whether less
+        or more of it is better. Default: the loss, of which less is better.
     early_stopping : int
-        End after so many validations in a row that did not lower the best validation loss by more than `min_delta`.
+        End after so many validations in a row that did not better the best by more than `min_delta`. A validation that
+        there is only because training ends is not counted.
     restore_best : bool
         At the end put the parameters of the best validation back. To be resumed, a run must have had it from the start.
     callbacks : sequence of callables
@@ -136,8 +143,8 @@ def fit(
 
     Notes
     -----
-    A loss that is NaN or infinite ends training before the step that it belongs to is taken, with a warning, unless
-    `skip_nonfinite` is set. No checkpoint is written then, so that the last good one stays.
+    A loss that is NaN or infinite ends training before the step that it belongs to is taken, with a warning. No
+    checkpoint is written then, so that the last good one stays. With `skip_nonfinite` only that step is skipped.
 
     With an optimizer that has an MPI communicator (``optimizer.comm``), every process sees its share of each minibatch,
     losses are averaged, and process 0 alone shows progress, logs and writes.
@@ -175,8 +182,9 @@ def fit(
     ranks = Ranks(getattr(optimizer, "comm", None))
     callbacks = tuple(callbacks)
     _check(loss_and_grad, callbacks, epochs, steps, batches)
-    if validation is None and (early_stopping is not None or restore_best or validate_every is not None):
-        raise ValueError("early_stopping, restore_best and validate_every need validation")
+    needing = early_stopping is not None or restore_best or validate_every is not None or mode is not None
+    if validation is None and (needing or monitor != "loss"):
+        raise ValueError("early_stopping, restore_best, validate_every, monitor and mode need validation")
     if checkpoint is None and checkpoint_every is not None:
         raise ValueError("checkpoint_every needs checkpoint")
     if checkpoint is not None or flag("restore_best", restore_best):
@@ -189,13 +197,15 @@ def fit(
             evaluator(validation, loss_and_grad, batches.batch_size),
             params,
             every=_optional_count("validate_every", validate_every),
+            monitor=monitor,
+            mode=mode,
             patience=_optional_count("early_stopping", early_stopping),
             min_delta=real("min_delta", min_delta, 0.0),
             restore_best=flag("restore_best", restore_best),
         )
-    rates = parts["rates"] = Rates(lr, optimizer, validated is not None)
+    rates = parts["rates"] = Rates(lr, optimizer, validated)
     if log is not None:
-        parts["log"] = Log(log, rates, ranks.rank == 0)
+        parts["log"] = Log(log, rates, validated, ranks.rank == 0)
     parts |= {f"{CALLBACK}{i}": callback for i, callback in enumerate(callbacks)}
     if ranks.size > 1:
         _share(batches, ranks)
@@ -239,7 +249,8 @@ def fit(
         loop.epoch,
         loop.reason or "",
         None if validated is None else validated.best_step,
-        None if validated is None or validated.best_step is None else validated.best_loss,
+        None if validated is None else validated.best_loss,
+        None if validated is None else validated.best_value,
         curve_reader(loop),
     )
 
@@ -277,13 +288,7 @@ def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | 
     if not all(hasattr(optimizer, name) for name in ("step", "param_groups", "save", "load")):
         raise TypeError(f"optimizer must be a name or an optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, Optimizer):
-        own = {id(p) for _, p in named_arrays(params)}
-        strange = [
-            name
-            for group in optimizer.param_groups
-            for name, p in zip(group["names"], group["params"], strict=True)
-            if id(p) not in own
-        ]
+        strange = strange_arrays(optimizer, [p for _, p in named_arrays(params)])
         if strange:
             raise ValueError(f"the optimizer steps arrays that are not in params: {strange}")
     return optimizer

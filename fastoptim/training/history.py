@@ -29,7 +29,7 @@ class History:
     epoch : int64 array
         The epoch, from zero, that a step belongs to.
     applied : bool array
-        False where a step was skipped because of non-finite gradients.
+        False where a step was skipped because the loss or a gradient was not finite.
     validation : dict of arrays
         "step" (number of the step, from zero, after which it was), "loss", and whatever else validation returned.
     """
@@ -92,6 +92,11 @@ class History:
         for name, value in metrics.items():
             self._validation[name].append(value)
 
+    def _forget_validation(self) -> None:
+        """Take back the last validation."""
+        for column in self._validation.values():
+            column.pop()
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "steps": {name: np.array(column) for name, column in self._columns.items()},
@@ -145,9 +150,9 @@ class FitResult:
     reason : str
         Why training ended: "steps", "epochs", "early stopping", "non-finite loss", or what a callback said.
     best_step : int or None
-        Number of the step, from zero, after which the validation loss was least.
-    best_loss : float or None
-        That validation loss.
+        Number of the step, from zero, after which validation was best.
+    best_loss, best_value : float or None
+        The validation loss there, and the figure that is monitored (by default the loss, too).
     diagnosis : Diagnosis or None
         Of the whole curve of training losses, made when it is first asked for; None if the curve is too short.
     """
@@ -160,6 +165,7 @@ class FitResult:
     reason: str
     best_step: int | None
     best_loss: float | None
+    best_value: float | None
     _diagnose: Callable[[], Diagnosis | None] = field(repr=False)
 
     @cached_property

@@ -14,6 +14,7 @@ from .. import __version__
 from .history import History, saved_count
 from .loop import Loop, named_arrays
 from .rates import Rates
+from .validation import Validation
 
 _TAIL = 1 << 20  # bytes at the end of a log within which its last two lines stand
 
@@ -25,23 +26,29 @@ class Log:
     a run that is refused leaves the log that is there.
     """
 
-    def __init__(self, path: Any, rates: Rates, writes: bool):
+    def __init__(self, path: Any, rates: Rates, validation: Validation | None, writes: bool):
         self.path, self._rates, self._writes = _checked_path(path, writes), rates, writes
+        self._validation = validation
         self._csv = _is_csv(self.path)
         self._file: IO[bytes] | None = None
         self._offset: int | None = None  # where a resumed run goes on
+        self._plain: tuple[int, str] | None = None  # where the last line begins, and that line without validation
 
     def begin(self, loop: Loop) -> None:
-        if self._offset is not None and self._writes and _is_empty(self.path):
+        if self._offset is None:
+            return
+        if self._writes and _is_empty(self.path):
             loop.warn(f"{self.path} is missing or empty, so it cannot be continued; it begins anew")
-            self._offset = None
+            self._offset = self._plain = None
 
     def __call__(self, loop: Loop) -> None:
         if not self._writes:
             return
         if self._file is None:
             self._open(loop)
-        self._write(*(self._cells(loop) if self._csv else self._lines(loop)))
+        additional = self._validation is not None and self._validation.additional
+        self._plain = (self._tell(), self._lines(loop, None)[0]) if additional else None
+        self._write(*self._lines(loop, loop.metrics))
 
     def end(self, loop: Loop) -> None:
         if self._file is not None:
@@ -49,29 +56,26 @@ class Log:
 
     def _open(self, loop: Loop) -> None:
         self._file = open(self.path, "wb" if self._offset is None else "r+b")  # noqa: SIM115 (`end` closes it)
-        if self._offset is not None:
-            self._file.truncate(self._offset)
-            self._file.seek(self._offset)
-        elif self._csv:
-            self._write("step,epoch,loss,lr,grad_norm,applied,validation_loss")
-        else:
-            self._write(json.dumps(_described(loop, self._rates.text())))
+        if self._offset is None:
+            head = "step,epoch,loss,lr,grad_norm,applied,validation_loss"
+            self._write(head if self._csv else json.dumps(_described(loop, self._rates.text())))
+            return
+        offset, *line = self._plain or (self._offset,)  # a validation at an end that was none is taken back
+        self._file.truncate(offset)
+        self._file.seek(offset)
+        self._write(*line)
 
-    def _cells(self, loop: Loop) -> list[str]:
-        metrics = loop.metrics and loop.metrics["loss"]
-        step, epoch = loop.steps - 1, loop.epoch - loop.epoch_ended
-        cells = (step, epoch, loop.loss, loop.lr, loop.info.grad_norm, loop.info.applied, metrics)
-        return [",".join("" if cell is None else str(cell) for cell in cells)]
-
-    def _lines(self, loop: Loop) -> list[str]:
-        step, norm = loop.steps - 1, loop.info.grad_norm
-        line: dict[str, Any] = {"kind": "step", "step": step, "epoch": loop.epoch - loop.epoch_ended}
-        line |= {"loss": _json(loop.loss), "lr": float(loop.lr)}
-        if norm is not None:
-            line["grad_norm"] = _json(norm)
-        lines = [line | {"applied": loop.info.applied}]
-        if loop.metrics is not None:
-            values = {name: _json(value) for name, value in loop.metrics.items()}
+    def _lines(self, loop: Loop, metrics: Mapping[str, float] | None) -> list[str]:
+        step, epoch, info = loop.steps - 1, loop.epoch - loop.epoch_ended, loop.info
+        if self._csv:
+            cells = (step, epoch, loop.loss, loop.lr, info.grad_norm, info.applied, metrics and metrics["loss"])
+            return [",".join("" if cell is None else str(cell) for cell in cells)]
+        line = {"kind": "step", "step": step, "epoch": epoch, "loss": _json(loop.loss), "lr": float(loop.lr)}
+        if info.grad_norm is not None:
+            line["grad_norm"] = _json(info.grad_norm)
+        lines = [line | {"applied": info.applied}]
+        if metrics is not None:
+            values = {name: _json(value) for name, value in metrics.items()}
             lines.append({"kind": "validation", "step": step} | values)
         return [json.dumps(line) for line in lines]
 
@@ -79,13 +83,17 @@ class Log:
         assert self._file is not None
         self._file.write("".join(f"{line}\n" for line in lines).encode())
 
+    def _tell(self) -> int:
+        assert self._file is not None
+        return self._file.tell()
+
     def state_dict(self) -> dict[str, Any]:
-        """Put everything on the disk; the size of the file."""
+        """Put everything on the disk; the size of the file, and what to go on from if this was no end."""
         if self._file is None:
-            return {"size": self._offset}
+            return {"size": self._offset, "plain": self._plain}
         self._file.flush()
         os.fsync(self._file.fileno())
-        return {"size": self._file.tell()}
+        return {"size": self._tell(), "plain": self._plain}
 
     def check(self, state: Mapping[str, Any] | None, history: History) -> str | None:
         """Why the log cannot be continued where a checkpoint with this state was taken."""
@@ -94,6 +102,8 @@ class Log:
         return _problem(self.path, _size(state), len(history) - 1, float(history.loss[-1]))
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        plain = None if state is None else state["plain"]
+        self._plain = None if plain is None else (saved_count(plain[0]), str(plain[1]))
         self._offset = _size(state)
 
 

@@ -11,11 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from ..common.trees import Structure
+from ..backends import StepInfo
+from ..common.trees import Structure, leaves_of
 from ..common.validation import real
 from .accumulate import _Accumulator
 from .history import History, TrainingWarning
 from .ranks import Ranks
+
+_SKIPPED = StepInfo(False, math.nan)  # of a step whose loss is not finite
 
 LossAndGrad = Callable[[Any, Any], tuple[Any, Any]]
 Rate = Callable[[int], float]
@@ -72,7 +75,7 @@ class Loop:
         batches: Any,
         optimizer: Any,
         *,
-        schedules: Sequence[Rate] | None,
+        schedules: Sequence[Rate | None] | None,
         last_step: float,
         last_epoch: float,
         accumulate: int,
@@ -91,6 +94,7 @@ class Loop:
         self.last_step, self.last_epoch, self.accumulate = last_step, last_epoch, accumulate
         self.parts, self.ranks = parts, ranks
         self._loss_and_grad, self._schedules, self._step_options = loss_and_grad, schedules, step_options
+        self._structure = Structure(params)
         self._seen_epoch: int = batches.epoch
         self._next_event: float = 0
 
@@ -105,8 +109,10 @@ class Loop:
 
     def is_due(self, every: int | None) -> bool:
         """Whether something is due that is done every so many steps (None: after every epoch) and at the end."""
-        if self.reason is not None:
-            return True
+        return self.reason is not None or self.is_regular(every)
+
+    def is_regular(self, every: int | None) -> bool:
+        """Whether it would be due here if training went on."""
         return self.epoch_ended if every is None else self.steps % every == 0
 
     def next_due(self, every: int | None) -> float:
@@ -120,13 +126,13 @@ class Loop:
 
     def run(self) -> None:
         """Train until a reason to end is there."""
+        self._check_end()
         with contextlib.ExitStack() as stack:
             for part in self.parts.values():
                 if hasattr(part, "end"):
                     stack.callback(part.end, self)
                 if hasattr(part, "begin"):
                     part.begin(self)
-            self._check_end()
             self._plan_events()
             self._train()
 
@@ -148,12 +154,11 @@ class Loop:
         while self.reason is None:
             if schedule is not None:
                 rate = schedule(steps)
-                if rate != group["lr"]:
+                if type(rate) is not float or rate != group["lr"]:
                     group["lr"] = rate = real("lr", rate, 0.0)  # as `optimizer.lr = rate`, in a third of the time
             else:
                 if schedules is not None:
-                    rates = [each(steps) for each in schedules]
-                    optimizer.lr = rates if len(rates) > 1 else rates[0]
+                    _set_rates(optimizer, schedules, steps)
                 rate = group["lr"]
             if accumulator is None:
                 try:
@@ -165,10 +170,13 @@ class Loop:
                 loss, grads = self._accumulated(accumulator)
             if mean_loss is not None:
                 loss = mean_loss(loss)
-            if not (skip or -math.inf < loss < math.inf):
+            if -math.inf < loss < math.inf:
+                info = take_step(grads)
+            elif skip:
+                info = _SKIPPED
+            else:
                 self.steps, self.loss, self.reason = steps, loss, "non-finite loss"
                 break
-            info = take_step(grads)
             add_loss(loss)
             add_rate(rate)
             if recorded:
@@ -200,6 +208,7 @@ class Loop:
         self.epoch_ended = self.batches.epoch != self._seen_epoch
         self._seen_epoch = self.batches.epoch
         self.metrics = None
+        self._check_arrays()
         if self.epoch_ended:
             self.epoch += 1
             self.history._columns["epoch_ends"].append(self.steps)
@@ -207,6 +216,19 @@ class Loop:
         for part in self.parts.values():
             part(self)
         self._plan_events()
+
+    def _check_arrays(self) -> None:
+        """ValueError if the model has replaced an array that the optimizer steps."""
+        try:
+            leaves = self._structure.leaves(self.params)
+        except (TypeError, ValueError):  # it has got another structure since
+            leaves = leaves_of(self.params)
+        strange = strange_arrays(self.optimizer, leaves)
+        if strange:
+            raise ValueError(
+                f"params: {strange} replaced by other arrays, after step {self.steps - 1} at the latest, and the "
+                "optimizer still steps the old ones: write into arrays, p[...] = new, instead of params[key] = new"
+            )
 
     def _check_end(self) -> None:
         if self.reason is None:
@@ -220,8 +242,30 @@ class Loop:
         self._next_event = min(self.last_step, *(_due(part, self) for part in self.parts.values()), math.inf)
 
 
+def _set_rates(optimizer: Any, schedules: Sequence[Rate | None], step: int) -> None:
+    """Set the rates of all groups by one schedule, or each by its own; a group without one keeps its rate."""
+    groups = optimizer.param_groups
+    if len(schedules) == 1 and schedules[0] is not None:
+        optimizer.lr = schedules[0](step)
+    else:
+        pairs = zip(schedules, groups, strict=True)
+        optimizer.lr = [group["lr"] if schedule is None else schedule(step) for schedule, group in pairs]
+
+
 def _due(part: Any, loop: Loop) -> float:
     return float(part.due(loop)) if hasattr(part, "due") else 0.0
+
+
+def strange_arrays(optimizer: Any, leaves: Sequence[Any]) -> list[str]:
+    """Names of the arrays that the optimizer steps and that are not among `leaves`."""
+    own = set(map(id, leaves))
+    return [
+        name
+        for group in optimizer.param_groups
+        if not own.issuperset(map(id, group["params"]))
+        for name, p in zip(group["names"], group["params"], strict=True)
+        if id(p) not in own
+    ]
 
 
 def named_arrays(params: Any) -> list[tuple[str, Any]]:

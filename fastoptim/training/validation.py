@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..checkpoint import matching
 from ..checkpoint.files import CheckpointError
 from ..common.signals import deferred
+from ..common.validation import choice
 from .data import Minibatches
 from .history import saved_count
 from .loop import Loop, LossAndGrad, named_arrays
 
 Evaluate = Callable[[Any], Mapping[str, float]]
+
+
+class _Best(NamedTuple):
+    """The best validation so far; numbers are infinite before there is one."""
+
+    step: int | None
+    loss: float
+    value: float
+    params: dict[str, np.ndarray] | None
 
 
 class Validation:
@@ -25,8 +35,10 @@ class Validation:
     ----------
     improved : bool
         Whether the validation after this step was the best so far.
-    best_step, best_loss
-        As in `FitResult`; `best_loss` is infinite before there is one.
+    additional : bool
+        Whether there was one only because training ends: it is taken back if training is resumed to a later end.
+    monitor, mode : str, {"min", "max"}
+        The figure that counts, and whether less or more of it is better.
     """
 
     def __init__(
@@ -35,19 +47,39 @@ class Validation:
         params: Any,
         *,
         every: int | None,
+        monitor: str,
+        mode: str | None,
         patience: int | None,
         min_delta: float,
         restore_best: bool,
     ):
+        if mode is None and monitor != "loss":
+            raise ValueError(f"monitor={monitor!r}: say whether less or more of it is better, mode='min' or mode='max'")
+        self.monitor, self.mode = monitor, choice("mode", mode or "min", ("min", "max"))
         self._evaluate, self._params, self._every = evaluate, params, every
         self._patience, self._min_delta, self._restore_best = patience, min_delta, restore_best
-        self.improved = False
-        self.best_step: int | None = None
-        self.best_loss = math.inf
-        self._best_params: dict[str, np.ndarray] | None = None
+        self.improved = self.additional = False
+        self._sign = 1.0 if self.mode == "min" else -1.0
+        self._best = _Best(None, math.inf, self._sign * math.inf, None)
         self._bad = 0  # validations since the best
+        self._before: _Best | None = None  # the best before an additional validation
+
+    @property
+    def best_step(self) -> int | None:
+        return self._best.step
+
+    @property
+    def best_loss(self) -> float | None:
+        return None if self._best.step is None else self._best.loss
+
+    @property
+    def best_value(self) -> float | None:
+        return None if self._best.step is None else self._best.value
 
     def begin(self, loop: Loop) -> None:
+        if self._before is not None and loop.reason is None:
+            loop.history._forget_validation()
+            self._best, self._before = self._before, None
         if self._is_over():
             loop.stop("early stopping")
 
@@ -55,27 +87,39 @@ class Validation:
         return loop.next_due(self._every)
 
     def __call__(self, loop: Loop) -> None:
-        self.improved = False
+        self.improved = self.additional = False
         if not loop.is_due(self._every):
             return
         metrics = loop.metrics = loop.ranks.first(dict(self._evaluate(self._params)))
+        if self.monitor not in metrics:
+            raise ValueError(f"monitor is {self.monitor!r}, validation returned {list(metrics)}")
         loop.history._validated(loop.steps - 1, metrics)
-        self.improved = metrics["loss"] < self.best_loss - self._min_delta
+        self.additional = not loop.is_regular(self._every)
+        self._before = self._best if self.additional else None
+        value = metrics[self.monitor]
+        self.improved = self._sign * value < self._sign * self._best.value - self._min_delta
         if self.improved:
-            self.best_step, self.best_loss, self._bad = loop.steps - 1, metrics["loss"], 0
-            if self._restore_best:
-                self._best_params = {name: matching.to_host(p).copy() for name, p in named_arrays(self._params)}
-            return
-        self._bad += 1
-        if self._is_over():
-            loop.stop("early stopping")
+            kept = (
+                {n: matching.to_host(p).copy() for n, p in named_arrays(self._params)} if self._restore_best else None
+            )
+            self._best = _Best(loop.steps - 1, metrics["loss"], value, kept)
+        if not self.additional:
+            self._bad = 0 if self.improved else self._bad + 1
+            if self._is_over():
+                loop.stop("early stopping")
 
     def _is_over(self) -> bool:
         return self._patience is not None and self._bad >= self._patience
 
     def end(self, loop: Loop) -> None:
         """Put the best parameters back."""
-        best = self._best_params
+        count = len(loop.history.validation.get("step", ()))
+        if count and self._best.step is None:
+            loop.warn(
+                f"validation's {self.monitor} was NaN or infinite in all {count} validations, so none was the best: "
+                "early_stopping, restore_best and the best checkpoint had nothing to go by"
+            )
+        best = self._best.params
         if loop.reason is None or best is None:
             return
         named = {name: p for name, p in named_arrays(self._params) if name in best}
@@ -85,14 +129,18 @@ class Validation:
                 matching.assign(p, best[name])
 
     def state_dict(self) -> dict[str, Any]:
-        best = {"step": self.best_step, "loss": self.best_loss, "params": self._best_params}
-        return {"best": best, "bad": self._bad}
+        before = None if self._before is None else self._before._asdict()
+        watched = {"monitor": self.monitor, "mode": self.mode}
+        return watched | {"best": self._best._asdict(), "before": before, "bad": self._bad}
 
     def check(self, state: Mapping[str, Any] | None, best_file: str) -> None:
-        """CheckpointError if the best parameters are wanted and a checkpoint with this state lacks them."""
-        if not self._restore_best or state is None or state["best"]["step"] is None:
+        """CheckpointError if a checkpoint with this state knows another best, or lacks the best parameters."""
+        if state is None:
             return
-        if state["best"]["params"] is None:
+        for name, own in (("monitor", self.monitor), ("mode", self.mode)):
+            if state[name] != own:
+                raise CheckpointError(f"{name} is {own!r} here, {state[name]!r} there: they know different bests")
+        if self._restore_best and state["best"]["step"] is not None and state["best"]["params"] is None:
             raise CheckpointError(
                 "it was written without restore_best=True, so the best parameters so far are not in it; go on without "
                 f"it, or take them from {best_file}"
@@ -101,12 +149,16 @@ class Validation:
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         if state is None:  # written without validation
             return
-        best, bad = state["best"], saved_count(state["bad"])
-        step, loss, params = best["step"], float(best["loss"]), best["params"]
+        best, bad = self._read(state["best"]), saved_count(state["bad"])
+        self._before = None if state["before"] is None else self._read(state["before"])
+        self._best, self._bad = best, bad
+
+    def _read(self, saved: Mapping[str, Any]) -> _Best:
+        step, params = saved["step"], saved["params"]
         if params is not None:
             matching.check_arrays(dict(named_arrays(self._params)), params)
-        self.best_step, self.best_loss, self._bad = None if step is None else saved_count(step), loss, bad
-        self._best_params = params if self._restore_best else None  # nobody would keep them up to date
+        params = params if self._restore_best else None  # nobody would keep them up to date
+        return _Best(None if step is None else saved_count(step), float(saved["loss"]), float(saved["value"]), params)
 
 
 def evaluator(validation: Any, loss_and_grad: LossAndGrad, batch_size: int) -> Evaluate:
