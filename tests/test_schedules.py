@@ -226,6 +226,8 @@ def test_shapes_without_a_namesake():
     assert [wsd(0), wsd(10), wsd(84), wsd(88), wsd(100), wsd(200)] == [0.0, 1.0, 1.0, 0.75, 0.5, 0.5]
     longer = s.warmup_stable_decay(1.0, 200, warmup_steps=10, decay_steps=16, final_lr=0.5, decay="sqrt")
     assert [longer(k) for k in range(85)] == [wsd(k) for k in range(85)]
+    joined = s.join([s.constant(0.3), s.linear(0.2, 0.1, 10)], [100])
+    assert [joined(k) for k in (0, 99, 100, 105)] == pytest.approx([0.3, 0.3, 0.2, 0.15])
     assert repr(s.scale(math.sqrt, 2.0)) == "scale(schedule=sqrt, factor=2.0)"
 
 

@@ -14,7 +14,7 @@ from ..common.validation import count, flag, real, step_options
 from ..optimizers.base import Optimizer
 from ..optimizers.names import OPTIMIZERS
 from .data import Minibatches, _NoData
-from .ending import StopTogether
+from .ending import Interrupts, StopTogether
 from .history import FitResult
 from .log import Log
 from .loop import Callback, Loop, LossAndGrad, Rate, named_arrays, strange_arrays
@@ -146,6 +146,10 @@ def fit(
     A loss that is NaN or infinite ends training before the step that it belongs to is taken, with a warning. No
     checkpoint is written then, so that the last good one stays. With `skip_nonfinite` only that step is skipped.
 
+    Ctrl-C and SIGTERM end training after the step in which they come: the checkpoint is saved, and `fit` returns with
+    the reason "interrupted". Another one ends it at once, by KeyboardInterrupt or the end of the process. That is so in
+    the main thread, and for a signal that has no other handler than Python's; it is put back at the end.
+
     With an optimizer that has an MPI communicator (``optimizer.comm``), every process sees its share of each minibatch,
     losses are averaged, and process 0 alone shows progress, logs and writes.
 
@@ -207,6 +211,7 @@ def fit(
     if log is not None:
         parts["log"] = Log(log, rates, validated, ranks.rank == 0)
     parts |= {f"{CALLBACK}{i}": callback for i, callback in enumerate(callbacks)}
+    parts["interrupts"] = Interrupts()
     if ranks.size > 1:
         _share(batches, ranks)
         parts["stop"] = StopTogether(bool(callbacks))

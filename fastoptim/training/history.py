@@ -148,7 +148,8 @@ class FitResult:
     steps, epochs : int
         Optimizer steps taken and epochs completed since the very beginning.
     reason : str
-        Why training ended: "steps", "epochs", "early stopping", "non-finite loss", or what a callback said.
+        Why training ended: "steps", "epochs", "early stopping", "non-finite loss", "interrupted", or what a callback
+        said.
     best_step : int or None
         Number of the step, from zero, after which validation was best.
     best_loss, best_value : float or None

@@ -97,10 +97,17 @@ class Loop:
         self._structure = Structure(params)
         self._seen_epoch: int = batches.epoch
         self._next_event: float = 0
+        self._asked = self._soon = False
 
     def stop(self, reason: str = "callback") -> None:
         """End training after this step; `reason` becomes ``FitResult.reason``."""
         self.reason = self.reason or str(reason)
+        self.call_soon()
+
+    def call_soon(self) -> None:
+        """Call the callbacks after this step, whether they are due or not; handlers of signals may do so."""
+        self._asked = True
+        self._soon = self.ranks.size == 1  # several processes decide together
 
     def warn(self, text: str) -> None:
         """Issue a `TrainingWarning`, from one process alone."""
@@ -144,14 +151,15 @@ class Loop:
         schedules, group = self._schedules, optimizer.param_groups[0]
         schedule = schedules[0] if schedules is not None and len(optimizer.param_groups) == 1 else None
         accumulator = _Accumulator(self.accumulate) if self.accumulate > 1 else None
-        mean_loss = self.ranks.mean if self.ranks.size > 1 else None
+        common_loss = self.ranks.common_loss if self.ranks.size > 1 else None
         max_norm, skip = self._step_options
         recorded = max_norm is not None or skip
         if recorded:
             history._pad()
             take_step = partial(take_step, max_norm=max_norm, skip_nonfinite=skip)
         steps, epoch, due = self.steps, self._seen_epoch, self._next_event
-        while self.reason is None:
+        going = self.reason is None
+        while going:
             if schedule is not None:
                 rate = schedule(steps)
                 if type(rate) is not float or rate != group["lr"]:
@@ -168,8 +176,8 @@ class Loop:
                     raise _explained(error) from error
             else:
                 loss, grads = self._accumulated(accumulator)
-            if mean_loss is not None:
-                loss = mean_loss(loss)
+            if common_loss is not None:
+                loss, self._soon = common_loss(loss, self._asked)
             if -math.inf < loss < math.inf:
                 info = take_step(grads)
             elif skip:
@@ -183,10 +191,10 @@ class Loop:
                 history._columns["grad_norm"].append(info.grad_norm)
                 history._columns["applied"].append(info.applied)
             steps += 1
-            if steps >= due or batches.epoch != epoch:
+            if steps >= due or self._soon or batches.epoch != epoch:
                 self.steps, self.loss, self.lr, self.info = steps, loss, rate, info
                 self._events()
-                epoch, due = self._seen_epoch, self._next_event
+                epoch, due, going = self._seen_epoch, self._next_event, self.reason is None
 
     def _accumulated(self, accumulator: _Accumulator) -> tuple[float, Any]:
         batches, epoch = self.batches, self.batches.epoch
@@ -205,6 +213,9 @@ class Loop:
 
     def _events(self) -> None:
         """Do everything that is not done at every step."""
+        if self._soon:
+            self.reason = self.ranks.agreed(self.reason)
+        self._asked = self._soon = False
         self.epoch_ended = self.batches.epoch != self._seen_epoch
         self._seen_epoch = self.batches.epoch
         self.metrics = None
