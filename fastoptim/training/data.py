@@ -214,6 +214,13 @@ class Minibatches:
         _set_generator(self.rng, state["rng"])
         self.epoch, self.cursor, self._order = epoch, cursor, order
 
+    def recut(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The position `state`, of batches of another size, for these: the batch that it is in begins anew."""
+        last = (self._end - 1) // self.batch_size * self.batch_size
+        cursor = min(state["cursor"] // self.batch_size * self.batch_size, last)
+        order = state["permutation"] if self._shuffled and cursor else None
+        return {**state, "batch_size": self.batch_size, "cursor": cursor, "permutation": order}
+
     def __repr__(self) -> str:
         return (
             f"<Minibatches: {self.examples} examples in batches of {self.batch_size}, epoch {self.epoch}, "

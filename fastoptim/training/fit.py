@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .ranks import Ranks
 from .rates import Rates
 from .resuming import CALLBACK, Checkpoints, frozen_arrays
 from .resuming import resume as go_on
+from .settings import Settings
 from .validation import Validation, evaluator
 from .watching import Watch, curve_reader, say_non_finite
 
@@ -54,6 +55,7 @@ def fit(
     checkpoint: Any = None,
     checkpoint_every: int | None = None,
     resume: Any = False,
+    override: str | Iterable[str] = (),
     log: Any = None,
     progress: bool | None = None,
     diagnose: bool = True,
@@ -119,6 +121,11 @@ def fit(
         True: go on from `checkpoint`, or, with a warning, from ``<name>.previous`` if that is all there is or
         `checkpoint` is damaged; begin if there is neither. A path: go on from that file or its previous one. The result
         has the same bits as if training had not been interrupted, on any backend.
+    override : str or iterable of str
+        Names of settings in which this program may differ from the checkpoint that it resumes: "lr" (rates, schedules,
+        `Plateau`), "batch_size" (the batch that the checkpoint is in begins anew), "accumulate", "max_norm",
+        "skip_nonfinite", and the optimizer's hyperparameters ("momentum", "weight_decay", ...). Training goes on with
+        those that are given here. A difference in any other is a CheckpointError that names both values.
     log : path
         ``.jsonl`` (JSON lines) or ``.csv``: one line per step and validation, in a new file. A resumed run continues
         the log where its checkpoint was taken, and refuses the log of another run.
@@ -139,7 +146,7 @@ def fit(
     TypeError, ValueError
         Bad arguments, before anything changed.
     CheckpointError
-        The file to resume from is not a whole checkpoint, or one of another model, optimizer or data.
+        The file to resume from is not a whole checkpoint, or one of another model, optimizer, data or settings.
 
     Notes
     -----
@@ -189,6 +196,8 @@ def fit(
     needing = early_stopping is not None or restore_best or validate_every is not None or mode is not None
     if validation is None and (needing or monitor != "loss"):
         raise ValueError("early_stopping, restore_best, validate_every, monitor and mode need validation")
+    if override and resume is False:
+        raise ValueError("override says how to resume: it needs resume")
     if checkpoint is None and checkpoint_every is not None:
         raise ValueError("checkpoint_every needs checkpoint")
     if checkpoint is not None or flag("restore_best", restore_best):
@@ -208,6 +217,17 @@ def fit(
             restore_best=flag("restore_best", restore_best),
         )
     rates = parts["rates"] = Rates(lr, optimizer, validated)
+    options = step_options(1.0, max_norm, skip_nonfinite)[1:]
+    accumulate = count("accumulate", accumulate)
+    settings = Settings(
+        optimizer,
+        batches,
+        rates,
+        accumulate=accumulate,
+        max_norm=options[0],
+        skip_nonfinite=options[1],
+        override=override,
+    )
     if log is not None:
         parts["log"] = Log(log, rates, validated, ranks.rank == 0)
     parts |= {f"{CALLBACK}{i}": callback for i, callback in enumerate(callbacks)}
@@ -219,7 +239,7 @@ def fit(
         parts["diagnosis"] = Watch()
     if checkpoint is not None:
         every = _optional_count("checkpoint_every", checkpoint_every)
-        parts["checkpoints"] = Checkpoints(checkpoint, every, validated)
+        parts["checkpoints"] = Checkpoints(checkpoint, every, validated, settings)
     bar = bar_class(progress)
     if bar is not None and ranks.rank == 0:
         parts["progress"] = Progress(bar)
@@ -232,17 +252,17 @@ def fit(
         schedules=rates.schedules,
         last_step=math.inf if steps is None else count("steps", steps),
         last_epoch=math.inf if epochs is None else count("epochs", epochs),
-        accumulate=count("accumulate", accumulate),
-        step_options=step_options(1.0, max_norm, skip_nonfinite)[1:],
+        accumulate=accumulate,
+        step_options=options,
         parts=parts,
         ranks=ranks,
     )
     if not isinstance(resume, bool):
-        go_on(loop, os.fspath(resume), required=True)
+        go_on(loop, settings, os.fspath(resume), required=True)
     elif resume:
         if checkpoint is None:
             raise ValueError("resume=True needs checkpoint; or give the path to resume from")
-        go_on(loop, os.fspath(checkpoint), required=False)
+        go_on(loop, settings, os.fspath(checkpoint), required=False)
     loop.run()
     if loop.reason == "non-finite loss":
         say_non_finite(loop)

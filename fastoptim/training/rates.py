@@ -31,17 +31,15 @@ class Rates:
         parts = parts_of(given)
         self._plateaus = [part for part in parts if hasattr(part, "update")]
         self._stateful = [part for part in parts if hasattr(part, "state_dict") and hasattr(part, "load_state_dict")]
-        self._resumed_text: str | None = None
+        self._resumed = False
         mode = "min" if validation is None else validation.mode
         for plateau in self._plateaus:
             if getattr(plateau, "mode", mode) != mode:
                 raise ValueError(f"a Plateau has mode={plateau.mode!r}, but what it is told has mode={mode!r}")
 
     def begin(self, loop: Loop) -> None:
-        if loop.steps == 0:
+        if not self._resumed:
             self._set_numbers()
-        if self._resumed_text not in (None, self.text()):
-            loop.warn("the learning rate's schedule is not the one that the checkpoint was written with")
 
     def _set_numbers(self) -> None:
         """Set the rates that are numbers, once: callbacks may change them later."""
@@ -76,15 +74,15 @@ class Rates:
         return described(self._given or [float(group["lr"]) for group in self._optimizer.param_groups])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"text": self.text(), "states": [part.state_dict() for part in self._stateful]}
+        return {"states": [part.state_dict() for part in self._stateful]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        text, states = state["text"], state["states"]
+        states = state["states"]
         if len(states) != len(self._stateful):
             raise CheckpointError("it was written with other schedules")
         for part, saved in zip(self._stateful, states, strict=True):
             part.load_state_dict(saved)
-        self._resumed_text = text
+        self._resumed = True
 
 
 def _given(lr: Any, optimizer: Any) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from ..optimizers.base import Optimizer
 from .history import History, saved_count
 from .log import Log
 from .loop import Loop, named_arrays
+from .settings import Settings
 from .validation import Validation
 
 CALLBACK = "callback "  # users' callbacks are parts of this name with a number
@@ -24,9 +25,9 @@ CALLBACK = "callback "  # users' callbacks are parts of this name with a number
 class Checkpoints:
     """Save the whole state of training now and then, and the best so far to a file of its own; part of `Loop`."""
 
-    def __init__(self, path: Any, every: int | None, validation: Validation | None):
+    def __init__(self, path: Any, every: int | None, validation: Validation | None, settings: Settings):
         self.path: str = os.fspath(path)
-        self._every, self._validation = every, validation
+        self._every, self._validation, self._settings = every, validation, settings
         files.check_target(self.path)
         if validation is not None:
             files.check_target(best_path(self.path))
@@ -41,7 +42,7 @@ class Checkpoints:
             self._save(loop, self.path)
 
     def _save(self, loop: Loop, path: str, keep_previous: bool = True) -> None:
-        tree: dict[str, Any] = {"loop": _state(loop)}
+        tree: dict[str, Any] = {"loop": _state(loop, self._settings)}
         optimizer = loop.optimizer
         if saves_itself(optimizer):
             name = f"{path}.optimizer-{loop.steps}"
@@ -57,11 +58,11 @@ class Checkpoints:
             format.write(path, tree, kind="training", keep_previous=keep_previous)
 
 
-def _state(loop: Loop) -> dict[str, Any]:
+def _state(loop: Loop, settings: Settings) -> dict[str, Any]:
     return {
         "steps": loop.steps,
         "epoch": loop.epoch,
-        "accumulate": loop.accumulate,
+        "settings": settings.texts,
         "batches": loop.batches.state_dict(),
         "history": loop.history.state_dict(),
         "parts": {name: part.state_dict() for name, part in _stateful(loop).items()},
@@ -84,7 +85,7 @@ def frozen_arrays(params: Any, optimizer: Any) -> list[tuple[str, Any]]:
     return [(name, p) for name, p in named_arrays(params) if id(p) not in stepped]
 
 
-def resume(loop: Loop, path: str, required: bool) -> None:
+def resume(loop: Loop, settings: Settings, path: str, required: bool) -> None:
     """Restore the state that was saved to `path`; where there is none, begin unless it is `required`."""
     try:
         tree = format.read_latest(path, kind="training", warn=loop.warn)
@@ -93,14 +94,14 @@ def resume(loop: Loop, path: str, required: bool) -> None:
             raise
         return
     with format.malformed(f"{path}: the state of training"):
-        _restore(loop, path, tree)
+        _restore(loop, settings, path, tree)
 
 
-def _restore(loop: Loop, path: str, tree: Any) -> None:
+def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
     state = tree["loop"]
     steps, epoch = saved_count(state["steps"]), saved_count(state["epoch"])
-    if saved_count(state["accumulate"]) != loop.accumulate:
-        raise CheckpointError(f"accumulate is {loop.accumulate} here, {state['accumulate']!r} there")
+    _check_optimizer(loop.optimizer, state, tree)
+    overridden = settings.overridden(state["settings"])
     history = History.restored(state["history"], steps, epoch)
     saved, parts = dict(state["parts"]), _stateful(loop)
     if {name for name in saved if name.startswith(CALLBACK)} != {name for name in parts if name.startswith(CALLBACK)}:
@@ -109,23 +110,32 @@ def _restore(loop: Loop, path: str, tree: Any) -> None:
     frozen = frozen_arrays(loop.params, loop.optimizer)
     matching.check_arrays(dict(frozen), state["frozen"])
     matching.check_assignable(dict(frozen), state["frozen"])
-    optimizer_file = state["optimizer_file"]
-    if (optimizer_file is not None) != saves_itself(loop.optimizer):
-        raise CheckpointError("it was written with another kind of optimizer (sharded or not)")
-    states = [(loop.batches, state["batches"]), *((part, saved.get(name)) for name, part in parts.items())]
+    position = loop.batches.recut(state["batches"]) if "batch_size" in overridden else state["batches"]
+    if "lr" in overridden:
+        del saved["rates"], parts["rates"]
+    states = [(loop.batches, position), *((part, saved.get(name)) for name, part in parts.items())]
     before = [(part, part.state_dict()) for part, _ in states]
     with deferred():
         try:
             for part, its_state in states:
                 part.load_state_dict(its_state)
-            _restore_optimizer(loop.optimizer, tree, os.path.dirname(path), optimizer_file)
+            _restore_optimizer(loop.optimizer, tree, os.path.dirname(path), state["optimizer_file"])
         except BaseException:
             for part, its_state in before:
                 part.load_state_dict(its_state)
             raise
         for name, p in frozen:
             matching.assign(p, state["frozen"][name])
+        settings.apply(overridden)
     loop.restore(steps, epoch, history)
+
+
+def _check_optimizer(optimizer: Any, state: Any, tree: Any) -> None:
+    if (state["optimizer_file"] is not None) != saves_itself(optimizer):
+        raise CheckpointError("it was written with another kind of optimizer (sharded or not)")
+    if not saves_itself(optimizer) and tree["optimizer"]["optimizer"] != type(optimizer).__name__:
+        written = tree["optimizer"]["optimizer"]
+        raise CheckpointError(f"it was written with {written!s:.40}, this optimizer is {type(optimizer).__name__}")
 
 
 def _check_parts(loop: Loop, saved: Mapping[str, Any], history: History, best_file: str) -> None:
