@@ -228,8 +228,13 @@ class Minibatches:
         )
 
 
+_INSTEAD = "give arrays, or in fit data=None and steps=..., and take batches in loss_and_grad: batch = next(stream)"
+
+
 def _columns(data: Any) -> tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]:
     """Named columns, and what puts a batch together from their parts."""
+    if isinstance(data, Iterator):
+        raise TypeError(f"data: an iterator can be neither shuffled nor resumed; {_INSTEAD}")
     if isinstance(data, Mapping):
         keys = tuple(data)
         return [(f"data[{key!r}]", data[key]) for key in keys], lambda parts: dict(zip(keys, parts, strict=True))
@@ -247,7 +252,8 @@ def _common_length(columns: list[tuple[str, Any]]) -> int:
     lengths = {}
     for name, column in columns:
         if isinstance(column, (str, bytes, list, tuple, Mapping, set)) or not hasattr(column, "__getitem__"):
-            raise TypeError(f"{name}: expected an array or something with len() and [], got {type(column).__name__}")
+            kind = type(column).__name__
+            raise TypeError(f"{name}: expected an array or something with len() and [], got {kind}; {_INSTEAD}")
         try:
             lengths[name] = len(column)
         except TypeError as error:

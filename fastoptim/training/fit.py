@@ -51,9 +51,10 @@ def fit(
     early_stopping: int | None = None,
     min_delta: float = 0.0,
     restore_best: bool = False,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Iterable[Callback] = (),
     checkpoint: Any = None,
     checkpoint_every: int | None = None,
+    keep: int | None = None,
     resume: Any = False,
     override: str | Iterable[str] = (),
     log: Any = None,
@@ -108,15 +109,17 @@ def fit(
         there is only because training ends is not counted.
     restore_best : bool
         At the end put the parameters of the best validation back. To be resumed, a run must have had it from the start.
-    callbacks : sequence of callables
+    callbacks : callable or sequence of callables
         Called after every step with the `Loop`, which they may read and may `Loop.stop`. If one has ``state_dict`` and
-        ``load_state_dict``, its state is part of the checkpoint. If one has ``begin``, that is called with the `Loop`
-        before the first step, after a checkpoint was restored.
+        ``load_state_dict``, its state is part of the checkpoint. ``begin``, ``due`` and ``end`` are called as well, if
+        there are: `fastoptim.training.Callback` says when.
     checkpoint : path
         Where to save the whole state of training; with `validation`, the best so far also goes to
         ``<name>.best<suffix>``. See `fastoptim.checkpoint` for what is guaranteed.
     checkpoint_every : int
         Steps between checkpoints; default: after every epoch. There is always one at the end.
+    keep : int
+        Keep so many of the last checkpoints as files of their own, too: ``<name>-<steps><suffix>``.
     resume : bool or path
         True: go on from `checkpoint`, or, with a warning, from ``<name>.previous`` if that is all there is or
         `checkpoint` is damaged; begin if there is neither. A path: go on from that file or its previous one. The result
@@ -130,7 +133,7 @@ def fit(
         ``.jsonl`` (JSON lines) or ``.csv``: one line per step and validation, in a new file. A resumed run continues
         the log where its checkpoint was taken, and refuses the log of another run.
     progress : bool
-        A progress bar by tqdm on the standard error. Default: if that is a terminal.
+        A progress bar by tqdm, on the standard error or in a notebook. Default: if that is a terminal or a notebook.
     diagnose : bool
         Run `fastoptim.diagnose` beside the loop, after 300, 1200, 4800, ... steps, and issue a `TrainingWarning` that
         names the remedy when its verdict is not "healthy".
@@ -191,20 +194,22 @@ def fit(
         )
     optimizer = _optimizer(optimizer, params, backend, threads)
     ranks = Ranks(getattr(optimizer, "comm", None))
-    callbacks = tuple(callbacks)
-    _check(loss_and_grad, callbacks, epochs, steps, batches)
+    callbacks = _callbacks(callbacks)
+    _check(loss_and_grad, epochs, steps, batches)
     needing = early_stopping is not None or restore_best or validate_every is not None or mode is not None
     if validation is None and (needing or monitor != "loss"):
         raise ValueError("early_stopping, restore_best, validate_every, monitor and mode need validation")
     if override and resume is False:
         raise ValueError("override says how to resume: it needs resume")
-    if checkpoint is None and checkpoint_every is not None:
-        raise ValueError("checkpoint_every needs checkpoint")
+    for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep)):
+        if checkpoint is None and value is not None:
+            raise ValueError(f"{name} needs checkpoint")
     if checkpoint is not None or flag("restore_best", restore_best):
         matching.check_holdable(dict(frozen_arrays(params, optimizer)), in_memory=checkpoint is None)
 
     parts: dict[str, Callback] = {}
-    validated = None
+    validated: Validation | None = None
+    saver: Checkpoints | None = None
     if validation is not None:
         validated = parts["validation"] = Validation(
             evaluator(validation, loss_and_grad, batches.batch_size),
@@ -238,8 +243,9 @@ def fit(
     if flag("diagnose", diagnose):
         parts["diagnosis"] = Watch()
     if checkpoint is not None:
-        every = _optional_count("checkpoint_every", checkpoint_every)
-        parts["checkpoints"] = Checkpoints(checkpoint, every, validated, settings)
+        every, keep = _optional_count("checkpoint_every", checkpoint_every), _optional_count("keep", keep)
+        saver = Checkpoints(checkpoint, settings, every=every, keep=keep, validation=validated, log=log)
+        parts["checkpoints"] = saver
     bar = bar_class(progress)
     if bar is not None and ranks.rank == 0:
         parts["progress"] = Progress(bar)
@@ -257,6 +263,8 @@ def fit(
         parts=parts,
         ranks=ranks,
     )
+    if saver is not None:
+        saver.rehearse(loop, callbacks=False)
     if not isinstance(resume, bool):
         go_on(loop, settings, os.fspath(resume), required=True)
     elif resume:
@@ -280,16 +288,23 @@ def fit(
     )
 
 
-def _check(loss_and_grad: Any, callbacks: tuple[Any, ...], epochs: Any, steps: Any, batches: Any) -> None:
+def _check(loss_and_grad: Any, epochs: Any, steps: Any, batches: Any) -> None:
     if not callable(loss_and_grad):
         raise TypeError(f"loss_and_grad must be callable, got {type(loss_and_grad).__name__}")
     if epochs is None and steps is None:
         raise ValueError("give epochs or steps: how long to train")
     if isinstance(batches, _NoData) and (steps is None or epochs is not None):
         raise ValueError("without data there are no epochs: give steps alone")
-    for callback in callbacks:
+
+
+def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    if callable(callbacks):
+        return (callbacks,)
+    every = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
+    for callback in every:
         if not callable(callback):
             raise TypeError(f"callbacks must be callable, got {type(callback).__name__}")
+    return every
 
 
 def _share(batches: Any, ranks: Ranks) -> None:

@@ -7,7 +7,8 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from time import monotonic
 from typing import IO, Any
 
 from .. import __version__
@@ -16,7 +17,19 @@ from .loop import Loop, named_arrays
 from .rates import Rates
 from .validation import Validation
 
+_FLUSH = 1.0  # seconds after which lines are written to the file
 _TAIL = 1 << 20  # bytes at the end of a log within which its last two lines stand
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Give an OSError that names no file, as that of a full disk does, the name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 class Log:
@@ -29,8 +42,11 @@ class Log:
     def __init__(self, path: Any, rates: Rates, validation: Validation | None, writes: bool):
         self.path, self._rates, self._writes = _checked_path(path, writes), rates, writes
         self._validation = validation
+        if writes:
+            _try_to_open(self.path)
         self._csv = _is_csv(self.path)
         self._file: IO[bytes] | None = None
+        self._flushed = -math.inf
         self._offset: int | None = None  # where a resumed run goes on
         self._plain: tuple[int, str] | None = None  # where the last line begins, and that line without validation
 
@@ -52,7 +68,8 @@ class Log:
 
     def end(self, loop: Loop) -> None:
         if self._file is not None:
-            self._file.close()
+            with naming(self.path):
+                self._file.close()
 
     def _open(self, loop: Loop) -> None:
         self._file = open(self.path, "wb" if self._offset is None else "r+b")  # noqa: SIM115 (`end` closes it)
@@ -80,8 +97,19 @@ class Log:
         return [json.dumps(line) for line in lines]
 
     def _write(self, *lines: str) -> None:
-        assert self._file is not None
-        self._file.write("".join(f"{line}\n" for line in lines).encode())
+        file, now = self._file, monotonic()
+        assert file is not None
+        try:
+            with naming(self.path):
+                file.write("".join(f"{line}\n" for line in lines).encode())
+                if now - self._flushed > _FLUSH:  # so that the file can be read while training goes on
+                    file.flush()
+                    self._flushed = now
+        except OSError:
+            self._file = None
+            with contextlib.suppress(OSError):  # it would try again to write the rest
+                file.close()
+            raise
 
     def _tell(self) -> int:
         assert self._file is not None
@@ -91,8 +119,9 @@ class Log:
         """Put everything on the disk; the size of the file, and what to go on from if this was no end."""
         if self._file is None:
             return {"size": self._offset, "plain": self._plain}
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return {"size": self._tell(), "plain": self._plain}
 
     def check(self, state: Mapping[str, Any] | None, history: History) -> str | None:
@@ -136,6 +165,14 @@ def _checked_path(log: Any, writes: bool) -> str:
     if writes and not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, "the folder for the log is missing", folder)
     return path
+
+
+def _try_to_open(path: str) -> None:
+    """OSError if the file cannot be written to; it stays as it is."""
+    made = not os.path.exists(path)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+    if made:
+        os.unlink(os.path.realpath(path))
 
 
 def _is_csv(path: str) -> bool:

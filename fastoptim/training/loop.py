@@ -99,6 +99,9 @@ class Loop:
         self._next_event: float = 0
         self._asked = self._soon = False
 
+    def __repr__(self) -> str:
+        return f"<Loop: {self.steps} steps, {self.epoch} epochs, loss {self.loss:.6g}, lr {self.lr:.6g}>"
+
     def stop(self, reason: str = "callback") -> None:
         """End training after this step; `reason` becomes ``FitResult.reason``."""
         self.reason = self.reason or str(reason)
@@ -173,7 +176,8 @@ class Loop:
                     loss, grads = loss_and_grad(params, next_batch())
                     loss = float(loss)
                 except (TypeError, ValueError) as error:
-                    raise _explained(error) from error
+                    _explain(error)
+                    raise
             else:
                 loss, grads = self._accumulated(accumulator)
             if common_loss is not None:
@@ -205,7 +209,8 @@ class Loop:
                 loss, grads = self._loss_and_grad(self.params, batches.next_batch())
                 total += weight * float(loss)
             except (TypeError, ValueError) as error:
-                raise _explained(error) from error
+                _explain(error)
+                raise
             accumulator.add(grads, weight)
             if batches.epoch != epoch:
                 break
@@ -286,12 +291,12 @@ def named_arrays(params: Any) -> list[tuple[str, Any]]:
     return [(name, leaf) for name, leaf in pairs if hasattr(leaf, "shape")]
 
 
-def _explained(error: Exception) -> Exception:
-    """`error` itself if it comes from within `loss_and_grad`, else what that should have returned."""
+def _explain(error: Exception) -> None:
+    """Raise what `loss_and_grad` should have returned, unless `error` comes from within it."""
     trace = error.__traceback__
     if trace is not None and trace.tb_next is None:
-        return TypeError(f"loss_and_grad(params, batch) must return (loss, gradients), the loss a number: {error}")
-    return error
+        text = f"loss_and_grad(params, batch) must return (loss, gradients), the loss a number: {error}"
+        raise TypeError(text) from error
 
 
 def _outside() -> int:

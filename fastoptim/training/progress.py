@@ -39,14 +39,24 @@ def _total(loop: Loop) -> float | None:
 
 
 def bar_class(progress: bool | None) -> Any:
-    """tqdm, or None: by default where the standard error is no terminal or tqdm is not installed."""
-    wanted = sys.stderr is not None and sys.stderr.isatty() if progress is None else flag("progress", progress)
-    if not wanted:
+    """tqdm, or None: by default where there is neither a terminal nor a notebook, or tqdm is not installed."""
+    notebook, terminal = _in_notebook(), sys.stderr is not None and sys.stderr.isatty()
+    if not (notebook or terminal if progress is None else flag("progress", progress)):
         return None
     try:
-        from tqdm import tqdm
+        if notebook:
+            from tqdm.auto import tqdm
+        else:
+            from tqdm import tqdm
     except ImportError as error:
         if progress:
             raise ImportError('progress=True needs tqdm: pip install "fastoptim[train]"') from error
         return None
     return tqdm
+
+
+def _in_notebook() -> bool:
+    """Whether this process runs the cells of a notebook."""
+    if "ipykernel" not in sys.modules or "IPython" not in sys.modules:
+        return False
+    return hasattr(sys.modules["IPython"].get_ipython(), "kernel")
