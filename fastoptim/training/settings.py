@@ -38,7 +38,7 @@ class Settings:
         self.texts |= {"lr": rates.text(), "max_norm": repr(max_norm), "skip_nonfinite": repr(skip_nonfinite)}
         self.texts["accumulate"] = str(accumulate)
         if isinstance(batches, Minibatches):
-            self.texts["batch_size"] = str(batches.batch_size)
+            self.texts["batch_size"] = str(batches.asked_size)
         self._override = _names(override)
         unknown = [name for name in self._override if name not in self.texts]
         if unknown:

@@ -164,13 +164,12 @@ class Validation:
 def evaluator(validation: Any, loss_and_grad: LossAndGrad, batch_size: int) -> Evaluate:
     """`validation` as a function from parameters to named figures."""
     if not callable(validation):
-        held_out = (
-            validation.in_order()
-            if isinstance(validation, Minibatches)
-            else Minibatches(validation, max(batch_size, 256), shuffle=False)
-        )
+        given = validation
+        if not isinstance(given, Minibatches):
+            given = Minibatches(validation, max(batch_size, 256), shuffle=False)
 
         def evaluate(params: Any) -> Mapping[str, float]:
+            held_out = given.in_order()  # as long as the data are now
             total = examples = 0.0
             while examples < held_out.examples:
                 size = held_out.next_size()
