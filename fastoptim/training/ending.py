@@ -1,4 +1,4 @@
-"""What ends training from outside: Ctrl-C, SIGTERM, and other processes' callbacks."""
+"""What ends training from outside: Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Interrupts:
         return math.inf
 
     def __call__(self, loop: Loop) -> None:
-        if self._seen:
+        if self._seen and (loop.asked or loop.ranks.size == 1):  # else another process may not know of it
             loop.stop("interrupted")
 
     def _put_back(self) -> None:
@@ -60,19 +60,3 @@ class Interrupts:
         self._put_back()
         if self._seen and loop.reason is not None:  # also where it came when training was ending anyway
             loop.reason = "interrupted"
-
-
-class StopTogether:
-    """If one process has a reason to end, end all; part of `Loop`, after whatever may stop it."""
-
-    def __init__(self, callbacks: bool):
-        self._callbacks = callbacks
-
-    def begin(self, loop: Loop) -> None:
-        self(loop)
-
-    def due(self, loop: Loop) -> float:
-        return 0 if self._callbacks else math.inf
-
-    def __call__(self, loop: Loop) -> None:
-        loop.reason = loop.ranks.agreed(loop.reason)

@@ -14,7 +14,7 @@ from ..common.validation import count, flag, real, step_options
 from ..optimizers.base import Optimizer
 from ..optimizers.names import OPTIMIZERS
 from .data import Minibatches, _NoData
-from .ending import Interrupts, StopTogether
+from .ending import Interrupts
 from .history import FitResult
 from .log import Log
 from .loop import Callback, Loop, LossAndGrad, Rate, named_arrays, strange_arrays
@@ -24,6 +24,7 @@ from .rates import Rates
 from .resuming import CALLBACK, Checkpoints, frozen_arrays
 from .resuming import resume as go_on
 from .settings import Settings
+from .together import StayTogether, share
 from .validation import Validation, evaluator
 from .watching import Watch, curve_reader, say_non_finite
 
@@ -161,7 +162,10 @@ def fit(
     the main thread, and for a signal that has no other handler than Python's; it is put back at the end.
 
     With an optimizer that has an MPI communicator (``optimizer.comm``), every process sees its share of each minibatch,
-    losses are averaged, and process 0 alone shows progress, logs and writes.
+    losses are averaged, and process 0 alone shows progress, logs and writes. What decides how processes communicate
+    must be the same in all of them: if it is not, all raise a ValueError that names it, before the first step.
+    Callbacks, and the paths and intervals of checkpoints and logs, may be given in one process alone. Arrays that are
+    not stepped, and the states of callbacks, are each process's own, in checkpoints as well.
 
     Examples
     --------
@@ -178,99 +182,95 @@ def fit(
     >>> result.steps, result.reason, params["a"].round(1), params["b"].round(1)
     (140, 'epochs', array([3.]), array([-1.]))
     """
-    if isinstance(data, (Minibatches, type(None))):
-        given = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last, "rng": rng}
-        extra = [name for name, value in given.items() if value is not None]
-        if extra:
-            raise ValueError(f"{extra} say how to cut data into minibatches; there is nothing to cut here")
-        batches = _NoData() if data is None else data
-    else:
-        batches = Minibatches(
-            data,
-            32 if batch_size is None else batch_size,
-            shuffle=True if shuffle is None else shuffle,
-            rng=0 if rng is None else rng,
-            drop_last=False if drop_last is None else drop_last,
-        )
     optimizer = _optimizer(optimizer, params, backend, threads)
     ranks = Ranks(getattr(optimizer, "comm", None))
-    callbacks = _callbacks(callbacks)
-    _check(loss_and_grad, epochs, steps, batches)
-    needing = early_stopping is not None or restore_best or validate_every is not None or mode is not None
-    if validation is None and (needing or monitor != "loss"):
-        raise ValueError("early_stopping, restore_best, validate_every, monitor and mode need validation")
-    if override and resume is False:
-        raise ValueError("override says how to resume: it needs resume")
-    for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep)):
-        if checkpoint is None and value is not None:
-            raise ValueError(f"{name} needs checkpoint")
-    if checkpoint is not None or flag("restore_best", restore_best):
-        matching.check_holdable(dict(frozen_arrays(params, optimizer)), in_memory=checkpoint is None)
-
-    parts: dict[str, Callback] = {}
-    validated: Validation | None = None
-    saver: Checkpoints | None = None
-    if validation is not None:
-        validated = parts["validation"] = Validation(
-            evaluator(validation, loss_and_grad, batches.batch_size),
-            params,
-            every=_optional_count("validate_every", validate_every),
-            monitor=monitor,
-            mode=mode,
-            patience=_optional_count("early_stopping", early_stopping),
-            min_delta=real("min_delta", min_delta, 0.0),
-            restore_best=flag("restore_best", restore_best),
-        )
-    rates = parts["rates"] = Rates(lr, optimizer, validated)
-    options = step_options(1.0, max_norm, skip_nonfinite)[1:]
-    accumulate = count("accumulate", accumulate)
-    settings = Settings(
-        optimizer,
-        batches,
-        rates,
-        accumulate=accumulate,
-        max_norm=options[0],
-        skip_nonfinite=options[1],
-        override=override,
-    )
-    if log is not None:
-        parts["log"] = Log(log, rates, validated, ranks.rank == 0)
-    parts |= {f"{CALLBACK}{i}": callback for i, callback in enumerate(callbacks)}
-    parts["interrupts"] = Interrupts()
     if ranks.size > 1:
-        _share(batches, ranks)
-        parts["stop"] = StopTogether(bool(callbacks))
-    if flag("diagnose", diagnose):
-        parts["diagnosis"] = Watch()
-    if checkpoint is not None:
-        every, keep = _optional_count("checkpoint_every", checkpoint_every), _optional_count("keep", keep)
-        saver = Checkpoints(checkpoint, settings, every=every, keep=keep, validation=validated, log=log)
-        parts["checkpoints"] = saver
-    bar = bar_class(progress)
-    if bar is not None and ranks.rank == 0:
-        parts["progress"] = Progress(bar)
-
-    loop = Loop(
-        loss_and_grad,
-        params,
-        batches,
-        optimizer,
-        schedules=rates.schedules,
-        last_step=math.inf if steps is None else count("steps", steps),
-        last_epoch=math.inf if epochs is None else count("epochs", epochs),
-        accumulate=accumulate,
-        step_options=options,
-        parts=parts,
-        ranks=ranks,
-    )
-    if saver is not None:
-        saver.rehearse(loop, callbacks=False)
-    if not isinstance(resume, bool):
-        go_on(loop, settings, os.fspath(resume), required=True)
-    elif resume:
-        if checkpoint is None:
+        where = ranks.pooled({"checkpoint": checkpoint, "log": log, "resume": resume})
+        how = ranks.pooled({"checkpoint_every": checkpoint_every, "keep": keep, "override": override})
+        checkpoint, log, resume = where.values()
+        checkpoint_every, keep, override = how.values()
+    with ranks.together("fit"):
+        batches = _batches(data, batch_size, shuffle, drop_last, rng)
+        callbacks = _callbacks(callbacks)
+        _check(loss_and_grad, epochs, steps, batches)
+        needing = early_stopping is not None or restore_best or validate_every is not None or mode is not None
+        if validation is None and (needing or monitor != "loss"):
+            raise ValueError("early_stopping, restore_best, validate_every, monitor and mode need validation")
+        if override and not resume:
+            raise ValueError("override says how to resume: it needs resume")
+        if resume is True and checkpoint is None:
             raise ValueError("resume=True needs checkpoint; or give the path to resume from")
-        go_on(loop, settings, os.fspath(checkpoint), required=False)
+        for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep)):
+            if checkpoint is None and value is not None:
+                raise ValueError(f"{name} needs checkpoint")
+        if flag("restore_best", restore_best) or checkpoint is not None:
+            matching.check_holdable(dict(frozen_arrays(params, optimizer)), in_memory=checkpoint is None)
+
+        parts: dict[str, Callback] = {}
+        validated: Validation | None = None
+        saver: Checkpoints | None = None
+        if validation is not None:
+            validated = parts["validation"] = Validation(
+                evaluator(validation, loss_and_grad, batches.batch_size),
+                params,
+                every=_optional_count("validate_every", validate_every),
+                monitor=monitor,
+                mode=mode,
+                patience=_optional_count("early_stopping", early_stopping),
+                min_delta=real("min_delta", min_delta, 0.0),
+                restore_best=restore_best,
+            )
+        rates = parts["rates"] = Rates(lr, optimizer, validated)
+        options = step_options(1.0, max_norm, skip_nonfinite)[1:]
+        accumulate = count("accumulate", accumulate)
+        settings = Settings(
+            optimizer,
+            batches,
+            rates,
+            accumulate=accumulate,
+            max_norm=options[0],
+            skip_nonfinite=options[1],
+            override=override,
+        )
+        if log is not None:
+            parts["log"] = Log(log, rates, validated, ranks.rank == 0)
+        parts |= {f"{CALLBACK}{i}": callback for i, callback in enumerate(callbacks)}
+        parts["interrupts"] = Interrupts()
+        if ranks.size > 1:
+            parts["together"] = StayTogether(bool(callbacks))
+        if flag("diagnose", diagnose):
+            parts["diagnosis"] = Watch()
+        if checkpoint is not None:
+            every, keep = _optional_count("checkpoint_every", checkpoint_every), _optional_count("keep", keep)
+            saver = Checkpoints(checkpoint, settings, every=every, keep=keep, validation=validated, log=log)
+            parts["checkpoints"] = saver
+        bar = bar_class(progress)
+        if bar is not None and ranks.rank == 0:
+            parts["progress"] = Progress(bar)
+        loop = Loop(
+            loss_and_grad,
+            params,
+            batches,
+            optimizer,
+            schedules=rates.schedules,
+            last_step=math.inf if steps is None else count("steps", steps),
+            last_epoch=math.inf if epochs is None else count("epochs", epochs),
+            accumulate=accumulate,
+            step_options=options,
+            parts=parts,
+            ranks=ranks,
+        )
+    if ranks.size > 1:
+        given: dict[str, Any] = {"steps": steps, "epochs": epochs, "validation": validation is not None}
+        given |= {"validate_every": validate_every, "early_stopping": early_stopping, "min_delta": min_delta}
+        given |= {"monitor": monitor, "mode": mode, "restore_best": restore_best}
+        share(batches, ranks, settings.texts | {name: repr(value) for name, value in given.items()})
+    if saver is not None:
+        with ranks.together("trying to save a checkpoint"):
+            saver.rehearse(loop, callbacks=False)
+    if resume:
+        path = checkpoint if resume is True else resume
+        go_on(loop, settings, os.fspath(path), required=resume is not True)
     loop.run()
     if loop.reason == "non-finite loss":
         say_non_finite(loop)
@@ -286,6 +286,16 @@ def fit(
         None if validated is None else validated.best_value,
         curve_reader(loop),
     )
+
+
+def _batches(data: Any, batch_size: Any, shuffle: Any, drop_last: Any, rng: Any) -> Any:
+    given = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last, "rng": rng}
+    given = {name: value for name, value in given.items() if value is not None}
+    if data is not None and not isinstance(data, Minibatches):
+        return Minibatches(data, **given)
+    if given:
+        raise ValueError(f"{list(given)} say how to cut data into minibatches; there is nothing to cut here")
+    return _NoData() if data is None else data
 
 
 def _check(loss_and_grad: Any, epochs: Any, steps: Any, batches: Any) -> None:
@@ -305,13 +315,6 @@ def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
         if not callable(callback):
             raise TypeError(f"callbacks must be callable, got {type(callback).__name__}")
     return every
-
-
-def _share(batches: Any, ranks: Ranks) -> None:
-    """Give every process its part of each minibatch, and all of them the generator state of the first."""
-    if isinstance(batches, Minibatches):
-        batches.rng.bit_generator.state = ranks.first(batches.rng.bit_generator.state)
-    batches.share(ranks.rank, ranks.size)
 
 
 def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | None) -> Any:

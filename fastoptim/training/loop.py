@@ -66,6 +66,8 @@ class Loop:
         What validation returned, if there was one after this step.
     reason : str or None
         Why training ends after this step; None while it goes on.
+    asked : bool
+        Whether `call_soon` has asked for this call, in this process or another.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Loop:
         self._structure = Structure(params)
         self._seen_epoch: int = batches.epoch
         self._next_event: float = 0
-        self._asked = self._soon = False
+        self.asked = self._asked = self._soon = False
 
     def __repr__(self) -> str:
         return f"<Loop: {self.steps} steps, {self.epoch} epochs, loss {self.loss:.6g}, lr {self.lr:.6g}>"
@@ -218,9 +220,10 @@ class Loop:
 
     def _events(self) -> None:
         """Do everything that is not done at every step."""
-        if self._soon:
+        self.asked, self._soon = self._soon, False
+        if self.asked:
+            self._asked = False
             self.reason = self.ranks.agreed(self.reason)
-        self._asked = self._soon = False
         self.epoch_ended = self.batches.epoch != self._seen_epoch
         self._seen_epoch = self.batches.epoch
         self.metrics = None

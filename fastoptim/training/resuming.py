@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..checkpoint import files, format, matching
@@ -53,7 +53,7 @@ class Checkpoints:
         self.path: str = os.fspath(path)
         self._every, self._keep, self._validation, self._settings = every, keep, validation, settings
         self._kept: list[int] = []  # steps of those that stay
-        self._files: list[str] | None = None  # of an optimizer that saves itself, those that are there
+        self._files: dict[str, str] | None = None  # checkpoint -> file of an optimizer that saves itself
         self._targets = [self.path] if validation is None else [self.path, best_path(self.path)]
         for target in self._targets:
             files.check_target(target)
@@ -68,12 +68,13 @@ class Checkpoints:
         With or without the states of users' callbacks, which there may not be before they have begun.
         """
         paths = self._targets if self._keep is None else [*self._targets, kept_path(self.path, 10**9)]
-        state = _state(loop, self._settings, callbacks)
+        state = _state(loop, self._settings) | {"own": [_own_state(loop, callbacks)]}
         rehearsal.rehearse(paths, state, loop.optimizer, saves_itself(loop.optimizer))
 
     def begin(self, loop: Loop) -> None:
-        if any(name.startswith(CALLBACK) for name in _stateful(loop)):
-            self.rehearse(loop, callbacks=True)
+        with loop.ranks.together("trying to save a checkpoint"):
+            if _stateful(loop, users=True):
+                self.rehearse(loop, callbacks=True)
 
     def due(self, loop: Loop) -> float:
         return loop.next_due(self._every)
@@ -82,48 +83,54 @@ class Checkpoints:
         if self._validation is not None and self._validation.improved:
             self._save(loop, best_path(self.path), keep_previous=False)
         if loop.is_due(self._every):
-            kept = [*self._kept, loop.steps][-self._keep :] if self._keep is not None else []
-            outdated, self._kept = [step for step in self._kept if step not in kept], kept
             self._save(loop, self.path)
-            if kept and loop.ranks.rank == 0:
-                _link(self.path, kept_path(self.path, loop.steps))
-                for step in outdated:
-                    with contextlib.suppress(OSError):
-                        os.unlink(kept_path(self.path, step))
 
     def _save(self, loop: Loop, path: str, keep_previous: bool = True) -> None:
-        optimizer = loop.optimizer
-        if saves_itself(optimizer):
-            self._save_apart(loop, path, keep_previous)
-            return
-        tree: dict[str, Any] = {"loop": _state(loop, self._settings)}
-        with optimizer._locked():
-            tree |= saving.optimizer_tree(optimizer)
-            _write(path, tree, keep_previous)
-
-    def _save_apart(self, loop: Loop, path: str, keep_previous: bool) -> None:
-        """Save with an optimizer that writes files of its own, and remove those that no checkpoint needs any more."""
-        if self._files is None:
-            self._files = _files_of(self.path)
-        name = f"{path}.optimizer-{loop.steps}"
-        own = os.path.basename(name)
-        with naming(name):
-            loop.optimizer.save(name)
-        needed = {own, *_needed([self.path, best_path(self.path), *(kept_path(self.path, k) for k in self._kept)])}
-        outdated = [file for file in self._files if file not in needed]
-        self._files = [file for file in self._files if file in needed and file != own] + [own]
+        kept: list[int] = []
+        if self._keep is not None and keep_previous:
+            kept = [*self._kept, loop.steps][-self._keep :]
+        outdated = [kept_path(path, step) for step in self._kept if kept and step not in kept]
+        self._kept = kept or self._kept
+        if saves_itself(loop.optimizer):
+            self._save_apart(loop, path, keep_previous, outdated)
+        else:
+            state = _state(loop, self._settings) | {"own": [_own_state(loop)]}
+            with loop.optimizer._locked():
+                _write(path, {"loop": state, **saving.optimizer_tree(loop.optimizer)}, keep_previous)
         if loop.ranks.rank == 0:
-            _write(path, {"loop": _state(loop, self._settings) | {"optimizer_file": own}}, keep_previous)
-            _remove(os.path.dirname(os.path.realpath(path)), outdated)
+            if kept:
+                _link(path, kept_path(path, loop.steps))
+            _remove(outdated)
         loop.ranks.wait()
 
+    def _save_apart(self, loop: Loop, path: str, keep_previous: bool, outdated: Sequence[str]) -> None:
+        """Save with an optimizer that writes files of its own, and remove those that no checkpoint needs any more."""
+        before = _files_of(loop, self.path) if self._files is None else self._files
+        name = f"{path}.optimizer-{loop.steps}"
+        with naming(name):
+            loop.optimizer.save(name)
+        after = {key: value for key, value in before.items() if key not in map(os.path.basename, outdated)}
+        if keep_previous and os.path.basename(path) in before:
+            after[os.path.basename(files.previous_path(path))] = before[os.path.basename(path)]
+        after[os.path.basename(path)] = os.path.basename(name)
+        if self._keep is not None and keep_previous:
+            after[os.path.basename(kept_path(path, loop.steps))] = os.path.basename(name)
+        self._files = after
+        own = loop.ranks.gathered(_own_state(loop))
+        with loop.ranks.together("saving a checkpoint"):
+            if loop.ranks.rank == 0:
+                file = {"optimizer_file": os.path.basename(name), "optimizer_checksum": _checksum(name)}
+                _write(path, {"loop": _state(loop, self._settings) | {"own": own} | file}, keep_previous)
+                folder = os.path.dirname(os.path.realpath(path))
+                _remove(_with_slices(folder, set(before.values()) - set(after.values())))
+
     def state_dict(self) -> dict[str, Any]:
-        return {"kept": list(self._kept), "files": list(self._files or ())}
+        return {"kept": list(self._kept), "files": dict(self._files or {})}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         if state is not None:
-            kept, own = [saved_count(step) for step in state["kept"]], list(map(os.path.basename, state["files"]))
-            self._kept, self._files = kept, own or None
+            kept, own = [saved_count(step) for step in state["kept"]], dict(state["files"])
+            self._kept, self._files = kept, _base_names(own) or None
 
 
 def _write(path: str, tree: Any, keep_previous: bool) -> None:
@@ -153,26 +160,36 @@ def kept_path(path: str, steps: int) -> str:
     return f"{root}-{steps}{suffix}"
 
 
-def _state(loop: Loop, settings: Settings, callbacks: bool = True) -> dict[str, Any]:
-    parts = {name: part for name, part in _stateful(loop).items() if callbacks or not name.startswith(CALLBACK)}
+def _state(loop: Loop, settings: Settings) -> dict[str, Any]:
+    """What all processes have in common."""
     return {
         "steps": loop.steps,
         "epoch": loop.epoch,
         "settings": settings.texts,
         "batches": loop.batches.state_dict(),
         "history": loop.history.state_dict(),
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-        "frozen": {name: matching.to_host(p) for name, p in frozen_arrays(loop.params, loop.optimizer)},
+        "parts": {name: part.state_dict() for name, part in _stateful(loop).items()},
         "optimizer_file": None,
     }
 
 
-def _stateful(loop: Loop) -> dict[str, Any]:
-    """The parts that have a state; users' callbacks are numbered among themselves."""
+def _own_state(loop: Loop, callbacks: bool = True) -> dict[str, Any]:
+    """What every process has of its own: arrays that no optimizer keeps alike, and users' callbacks."""
+    frozen = {name: matching.to_host(p) for name, p in frozen_arrays(loop.params, loop.optimizer)}
+    validation = loop.parts.get("validation")
+    several = loop.ranks.size > 1 and isinstance(validation, Validation)
+    return {
+        "frozen": frozen,
+        "callbacks": {name: part.state_dict() for name, part in _stateful(loop, users=True).items() if callbacks},
+        "best": validation.own_arrays(frozen) if several and isinstance(validation, Validation) else None,
+    }
+
+
+def _stateful(loop: Loop, users: bool = False) -> dict[str, Any]:
+    """The parts that have a state: the users' callbacks, numbered among themselves, or all others."""
     found = {n: p for n, p in loop.parts.items() if hasattr(p, "state_dict") and hasattr(p, "load_state_dict")}
-    own = {name: part for name, part in found.items() if not name.startswith(CALLBACK)}
-    users = [part for name, part in found.items() if name.startswith(CALLBACK)]
-    return own | {f"{CALLBACK}{i}": part for i, part in enumerate(users)}
+    chosen = {name: part for name, part in found.items() if name.startswith(CALLBACK) == users}
+    return {str(i): part for i, part in enumerate(chosen.values())} if users else chosen
 
 
 def frozen_arrays(params: Any, optimizer: Any) -> list[tuple[str, Any]]:
@@ -182,56 +199,91 @@ def frozen_arrays(params: Any, optimizer: Any) -> list[tuple[str, Any]]:
 
 
 def resume(loop: Loop, settings: Settings, path: str, required: bool) -> None:
-    """Restore the state that was saved to `path`; where there is none, begin unless it is `required`."""
-    try:
-        tree = format.read_latest(path, kind="training", warn=loop.warn)
-    except FileNotFoundError:
-        if required:
-            raise
-        return
-    with format.malformed(f"{path}: the state of training"):
-        _restore(loop, settings, path, tree)
+    """Restore the state that was saved to `path`; where there is none, begin unless it is `required`.
+
+    The first process reads the checkpoint for all, so that none can take another one.
+    """
+    tree: Any = None
+    with loop.ranks.together(f"reading {path}"):
+        if loop.ranks.rank == 0:
+            try:
+                tree = format.read_latest(path, kind="training", warn=loop.warn)
+            except FileNotFoundError:
+                if required:
+                    raise
+    tree = loop.ranks.first(tree)
+    if tree is not None:
+        with format.malformed(f"{path}: the state of training"):
+            _restore(loop, settings, path, tree)
 
 
 def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
-    state = tree["loop"]
-    steps, epoch = saved_count(state["steps"]), saved_count(state["epoch"])
-    _check_optimizer(loop.optimizer, state, tree)
-    overridden = settings.overridden(state["settings"])
-    history = History.restored(state["history"], steps, epoch)
-    saved, parts = dict(state["parts"]), _stateful(loop)
-    if {name for name in saved if name.startswith(CALLBACK)} != {name for name in parts if name.startswith(CALLBACK)}:
-        raise CheckpointError("it was written with other callbacks")
-    _check_parts(loop, saved, history, best_path(path))
-    frozen = frozen_arrays(loop.params, loop.optimizer)
-    matching.check_arrays(dict(frozen), state["frozen"])
-    matching.check_assignable(dict(frozen), state["frozen"])
-    position = loop.batches.recut(state["batches"]) if "batch_size" in overridden else state["batches"]
-    if "lr" in overridden:
-        del saved["rates"], parts["rates"]
-    states = [(loop.batches, position), *((part, saved.get(name)) for name, part in parts.items())]
-    before = [(part, part.state_dict()) for part, _ in states]
+    ranks, optimizer = loop.ranks, loop.optimizer
+    with ranks.together("resuming"), format.malformed(f"{path}: the state of training"):
+        state = tree["loop"]
+        steps, epoch = saved_count(state["steps"]), saved_count(state["epoch"])
+        _check_optimizer(optimizer, state, tree, path)
+        overridden = settings.overridden(state["settings"])
+        history = History.restored(state["history"], steps, epoch)
+        own, saved = _own_of(loop, state["own"]), dict(state["parts"])
+        parts, users = _stateful(loop), _stateful(loop, users=True)
+        if set(own["callbacks"]) != set(users):
+            raise CheckpointError("it was written with other callbacks")
+        _check_parts(loop, saved, history, best_path(path))
+        frozen = frozen_arrays(loop.params, optimizer)
+        matching.check_arrays(dict(frozen), own["frozen"])
+        matching.check_assignable(dict(frozen), own["frozen"])
+        position = loop.batches.recut(state["batches"]) if "batch_size" in overridden else state["batches"]
+        if "lr" in overridden:
+            del saved["rates"], parts["rates"]
+        states = [(loop.batches, position), *((part, saved.get(name)) for name, part in parts.items())]
+        states += [(part, own["callbacks"][name]) for name, part in users.items()]
+        before = [(part, part.state_dict()) for part, _ in states]
     with deferred():
         try:
-            for part, its_state in states:
-                part.load_state_dict(its_state)
-            _restore_optimizer(loop.optimizer, tree, os.path.dirname(path), state["optimizer_file"])
+            with ranks.together("resuming"), format.malformed(f"{path}: the state of training"):
+                for part, its_state in states:
+                    part.load_state_dict(its_state)
+                if own["best"] is not None and isinstance(validation := parts.get("validation"), Validation):
+                    validation.take_own_arrays(own["best"])
+            if state["optimizer_file"] is not None:
+                optimizer.load(_beside(path, state["optimizer_file"]))
+            else:
+                with optimizer._locked():
+                    saving.restore_optimizer(optimizer, tree)
         except BaseException:
             for part, its_state in before:
                 part.load_state_dict(its_state)
             raise
         for name, p in frozen:
-            matching.assign(p, state["frozen"][name])
+            matching.assign(p, own["frozen"][name])
         settings.apply(overridden)
     loop.restore(steps, epoch, history)
 
 
-def _check_optimizer(optimizer: Any, state: Any, tree: Any) -> None:
+def _own_of(loop: Loop, saved: Any) -> Any:
+    """What this process has of its own in a checkpoint; where it was written by others, that of one of them."""
+    size, rank = loop.ranks.size, loop.ranks.rank
+    if len(saved) != size and any(own["frozen"] or own["callbacks"] for own in saved):
+        loop.warn(
+            f"the checkpoint was written by {len(saved)} processes, here are {size}: those that are new take the "
+            "arrays that are not stepped (running means, for example) and the callbacks' states of the first"
+        )
+    return saved[rank if rank < len(saved) else 0]
+
+
+def _check_optimizer(optimizer: Any, state: Any, tree: Any, path: str) -> None:
     if (state["optimizer_file"] is not None) != saves_itself(optimizer):
         raise CheckpointError("it was written with another kind of optimizer (sharded or not)")
     if not saves_itself(optimizer) and tree["optimizer"]["optimizer"] != type(optimizer).__name__:
         written = tree["optimizer"]["optimizer"]
         raise CheckpointError(f"it was written with {written!s:.40}, this optimizer is {type(optimizer).__name__}")
+    if saves_itself(optimizer):
+        file = _beside(path, state["optimizer_file"])
+        if not os.path.exists(file):
+            raise CheckpointError(f"the optimizer's part is missing, {file}: do all processes share the folder?")
+        if _checksum(file) != state["optimizer_checksum"]:
+            raise CheckpointError(f"the optimizer's part, {file}, is of another checkpoint")
 
 
 def _check_parts(loop: Loop, saved: Mapping[str, Any], history: History, best_file: str) -> None:
@@ -239,17 +291,9 @@ def _check_parts(loop: Loop, saved: Mapping[str, Any], history: History, best_fi
     if isinstance(validation, Validation):
         validation.check(saved.get("validation"), best_file)
     if isinstance(log, Log):
-        problem = loop.ranks.first(log.check(saved.get("log"), history))  # all raise, or none
+        problem = log.check(saved.get("log"), history)
         if problem is not None:
             raise CheckpointError(problem)
-
-
-def _restore_optimizer(optimizer: Any, tree: Any, folder: str, optimizer_file: str | None) -> None:
-    if optimizer_file is not None:
-        optimizer.load(os.path.join(folder, os.path.basename(optimizer_file)))
-        return
-    with optimizer._locked():
-        saving.restore_optimizer(optimizer, tree)
 
 
 def saves_itself(optimizer: Any) -> bool:
@@ -263,27 +307,37 @@ def best_path(path: str) -> str:
     return f"{root}.best{suffix}"
 
 
-def _files_of(path: str) -> list[str]:
+def _beside(path: str, name: str) -> str:
+    return os.path.join(os.path.dirname(path), os.path.basename(name))
+
+
+def _checksum(path: str) -> str:
+    """The checksum that a checkpoint file begins with."""
+    with open(path, "rb") as file:
+        return file.read(8 + 128)[8:].partition(b'"sha256":"')[2][:64].decode("ascii", "replace")
+
+
+def _files_of(loop: Loop, path: str) -> dict[str, str]:
     """The optimizer's files that the checkpoint at `path`, of an earlier run, knows of."""
-    with contextlib.suppress(OSError, CheckpointError, LookupError, TypeError):
-        state = format.read(path, kind="training")["loop"]["parts"]["checkpoints"]
-        return [os.path.basename(file) for file in state["files"]]
-    return []
+    found: dict[str, str] = {}
+    if loop.ranks.rank == 0:
+        with contextlib.suppress(OSError, CheckpointError, LookupError, TypeError, AttributeError):
+            found = _base_names(format.read(path, kind="training")["loop"]["parts"]["checkpoints"]["files"])
+    return dict(loop.ranks.first(found))
 
 
-def _needed(paths: Sequence[str]) -> set[str]:
-    """The optimizer's files that the checkpoints at `paths` refer to."""
-    needed = set()
+def _base_names(files: Mapping[str, str]) -> dict[str, str]:
+    return {os.path.basename(key): os.path.basename(value) for key, value in files.items()}
+
+
+def _with_slices(folder: str, names: Collection[str]) -> list[str]:
+    """The files of these names in a folder, and those that belong to them."""
+    patterns = [re.compile(rf"{re.escape(name)}(\.previous|\.[0-9a-f]{{16}}\.[0-9]+)?") for name in names]
+    found = [name for name in os.listdir(folder) if any(pattern.fullmatch(name) for pattern in patterns)]
+    return [os.path.join(folder, name) for name in found]
+
+
+def _remove(paths: Sequence[str]) -> None:
     for path in paths:
-        with contextlib.suppress(OSError, CheckpointError, LookupError, TypeError):
-            needed.add(str(format.read(path, kind="training")["loop"]["optimizer_file"]))
-    return needed
-
-
-def _remove(folder: str, names: list[str]) -> None:
-    """Remove files of an optimizer that saves itself, with their slices."""
-    for name in names:
-        pattern = re.compile(rf"{re.escape(name)}(\.previous|\.[0-9a-f]{{16}}\.[0-9]+)?")
-        for found in filter(pattern.fullmatch, os.listdir(folder)):
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(folder, found))
+        with contextlib.suppress(OSError):
+            os.unlink(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,6 +152,20 @@ class Validation:
         best, bad = self._read(state["best"]), saved_count(state["bad"])
         self._before = None if state["before"] is None else self._read(state["before"])
         self._best, self._bad = best, bad
+
+    def own_arrays(self, names: Collection[str]) -> list[dict[str, np.ndarray] | None]:
+        """Those of the best parameters that each process has its own of."""
+        kept = [None if best is None else best.params for best in (self._best, self._before)]
+        return [None if params is None else {name: params[name] for name in names} for params in kept]
+
+    def take_own_arrays(self, saved: Sequence[Any]) -> None:
+        """Put `own_arrays` back among the best parameters, once these have been restored."""
+        best, before = ({} if arrays is None else dict(arrays) for arrays in saved)
+        if self._best.params is not None:
+            matching.check_arrays({name: self._best.params[name] for name in best}, best)
+            self._best.params.update(best)
+        if self._before is not None and self._before.params is not None:
+            self._before.params.update(before)
 
     def _read(self, saved: Mapping[str, Any]) -> _Best:
         step, params = saved["step"], saved["params"]
