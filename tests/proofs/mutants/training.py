@@ -17,6 +17,10 @@ SAVING, FITTING, BATCHES, RATES, READING, PROBING, DRAWING = (
     )
 )
 
+EVENTS, INTERRUPTS, OVERRIDE, FILES = (
+    f"tests/training/test_{name}.py" for name in ("fit_events", "interrupts", "override", "files")
+)
+
 # A folder stands for whichever file in it holds the text.
 TRAINING = "fastoptim/training"
 DATA = "fastoptim"
@@ -55,16 +59,20 @@ MUTANTS = (
         ),
         ("warnings given not saved", '"warned": list(self._warned)}', '"warned": []}'),
         ("patience not saved", '"bad": self._bad}', '"bad": 0}'),
-        ("best parameters not saved", '"params": self._best_params}', '"params": None}'),
-        ("best loss not saved", '"loss": self.best_loss, "params"', '"loss": math.inf, "params"'),
+        (
+            "best parameters not saved",
+            '"best": self._best._asdict()',
+            '"best": self._best._replace(params=None)._asdict()',
+        ),
+        ("best loss not saved", '"best": self._best._asdict()', '"best": self._best._replace(loss=math.inf)._asdict()'),
         (
             "states of callbacks not saved",
-            "{name: part.state_dict() for name, part in",
-            "{name: (type(part)() if name[-1] in '0123456789' else part).state_dict() for name, part in",
+            "{name: part.state_dict() for name, part in _stateful(loop, users=True).items()",
+            "{name: type(part)().state_dict() for name, part in _stateful(loop, users=True).items()",
         ),
         (
             "frozen arrays not restored",
-            '            matching.assign(p, state["frozen"][name])\n',
+            '            matching.assign(p, own["frozen"][name])\n',
             "            pass\n",
         ),
         (
@@ -74,7 +82,7 @@ MUTANTS = (
         ),
         (
             "log not cut",
-            "self._file.truncate(self._offset)\n            self._file.seek(self._offset)",
+            "self._file.truncate(offset)\n        self._file.seek(offset)",
             "self._file.seek(0, 2)",
         ),
         ("log shorter than its checkpoint continued", "len(tail) == min(offset, _TAIL) and ", ""),
@@ -82,12 +90,8 @@ MUTANTS = (
         ("schedule one step late", "rate = schedule(steps)", "rate = schedule(max(steps - 1, 0))"),
         ("rate not validated before it is set", 'rate = real("lr", rate, 0.0)', "rate"),
         ("rate of the step before recorded", "            add_rate(rate)\n", "            add_rate(self.lr)\n"),
-        ("infinite loss stepped", "if not (skip or -math.inf < loss < math.inf):", "if not skip and loss != loss:"),
-        (
-            "loss of not a number stepped",
-            "if not (skip or -math.inf < loss < math.inf):",
-            "if not skip and abs(loss) == math.inf:",
-        ),
+        ("infinite loss stepped", "if -math.inf < loss < math.inf:", "if loss == loss:"),
+        ("loss of not a number stepped", "if -math.inf < loss < math.inf:", "if abs(loss) != math.inf:"),
         (
             "step mixes epochs",
             "            accumulator.add(grads, weight)\n            if batches.epoch != epoch:",
@@ -104,19 +108,19 @@ MUTANTS = (
             "self._bad >= self._patience",
             "self._bad > self._patience",
         ),
-        ("min_delta ignored", "< self.best_loss - self._min_delta", "< self.best_loss"),
-        ("no validation at the end", "        if self.reason is not None:\n            return True\n", ""),
+        ("min_delta ignored", "self._best.value - self._min_delta", "self._best.value"),
+        ("no validation at the end", "self.reason is not None or self.is_regular", "self.is_regular"),
         (
             "checkpoint_every forgotten without events",
             "return math.inf if every is None else (self.steps",
             "return math.inf if True else (self.steps",
         ),
-        ("plateau told the mean of all epochs", "ends[-2] if len(ends) > 1 else 0 :", "0 :"),
+        ("plateau told the mean of all epochs", "ends[-2] if len(ends) > 1 else 0, None", "0, None"),
         ("best parameters not put back", "if loop.reason is None or best is None:", "if True:"),
         (
             "best parameters are live arrays",
-            "matching.to_host(p).copy() for name",
-            "matching.to_host(p) for name",
+            "kept = {name: matching.to_host(p).copy() for",
+            "kept = {name: matching.to_host(p) for",
         ),
         (
             "history of epochs one step late",
@@ -125,9 +129,73 @@ MUTANTS = (
         ),
         (
             "accumulate of the checkpoint not compared",
-            "!= loop.accumulate:\n        raise",
-            "< 0:\n        raise",
+            'self.texts["accumulate"] = str(accumulate)',
+            "pass",
         ),
+    ),
+    *planted(
+        TRAINING,
+        (EVENTS,),
+        ("arrays that were replaced not looked for", "        self._check_arrays()\n", ""),
+        ("mean of an epoch with its skipped steps", "[epoch][loop.history.applied[epoch]]", "[epoch]"),
+        ("rate compared before it is a float", "type(rate) is not float or rate != group", "rate != group"),
+        (
+            "numbers as rates set at a resume",
+            "if not self._resumed:\n            self._set",
+            "if True:\n            self._set",
+        ),
+        ("additional validation counts", "        if not self.additional:\n", "        if True:\n"),
+        ("additional validation not taken back", "            loop.history._forget_validation()\n", ""),
+        ("additional validation told to a plateau", "is not None and not self._validation.additional", "is not None"),
+        ("mode ignored", 'self._sign = 1.0 if self.mode == "min" else -1.0', "self._sign = 1.0"),
+        ("only the loss monitored", "value = metrics[self.monitor]", 'value = metrics["loss"]'),
+    ),
+    *planted(
+        TRAINING,
+        (INTERRUPTS,),
+        ("interrupt waits for the next event", "            self._loop.call_soon()\n", "            pass\n"),
+        ("second interrupt waits as well", "if self._seen or self._loop is None:", "if self._loop is None:"),
+        (
+            "handlers not put back",
+            "    def end(self, loop: Loop) -> None:\n        self._put_back()\n",
+            "    def end(self, loop: Loop) -> None:\n",
+        ),
+        ("handler of the user's replaced", "if signal.getsignal(number) == default:", "if True:"),
+    ),
+    *planted(
+        TRAINING,
+        (OVERRIDE,),
+        ("hyperparameters not put back", "        settings.apply(overridden)\n", ""),
+        (
+            "nothing refused",
+            "if name not in self._override]\n        if refused",
+            "if name not in self._override]\n        if False",
+        ),
+        ("override for ever", "return set(different)", "return set(self._override)"),
+        (
+            "batch begun not begun anew",
+            'state["cursor"] // self.batch_size * self.batch_size, last',
+            'state["cursor"], last',
+        ),
+    ),
+    *planted(
+        TRAINING,
+        (FILES,),
+        (
+            "checkpoint not tried beforehand",
+            "            saver.rehearse(loop, callbacks=False)\n",
+            "            pass\n",
+        ),
+        (
+            "states of callbacks not tried beforehand",
+            "                self.rehearse(loop, callbacks=True)\n",
+            "                pass\n",
+        ),
+        ("shapes not counted", '"room": "-" * _numerals(_arrays_in(whole))', '"room": ""'),
+        ("states of the optimizer not counted", 'return [slot for slot in trial.state["0"] if slot != "step"]', "pass"),
+        ("log not flushed", "                    file.flush()\n", ""),
+        ("one more kept", "[*self._kept, loop.steps][-self._keep :]", "[*self._kept, loop.steps][-self._keep - 1 :]"),
+        ("permissions not kept", "        os.chmod(path, mode)\n", "        pass\n"),
     ),
     *planted(
         DATA,
@@ -160,6 +228,12 @@ MUTANTS = (
         ("position within a batch", " or cursor % self.batch_size", ""),
         ("share counted as the whole", "return size - size % self._share[1]", "return size"),
         ("shares overlap", "start += rank * part", "start += rank * (part - 1)"),
+        ("length of the data not looked at again", "if self._varies and (examples", "if False and (examples"),
+        (
+            "order of the epoch before kept",
+            "            self._lay_out(examples)\n            self._order = None\n",
+            "            self._lay_out(examples)\n",
+        ),
         ("drop_last ignored", "if self.drop_last else 0)", "if False else 0)"),
     ),
     *planted(
@@ -198,6 +272,7 @@ MUTANTS = (
             "self.best, self.bad, self.cooling = lr, float(best), bad, cooling",
             "self.best, self.cooling = lr, float(best), cooling",
         ),
+        ("margin on the wrong side", "side = sign if self.best >= 0 else -sign", "side = sign"),
         ("steps before zero", "if step < 0:", "if False:"),
     ),
 )
