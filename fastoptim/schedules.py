@@ -21,9 +21,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, wraps
+from inspect import Signature, signature
 from itertools import pairwise
 from operator import index
-from typing import Any
+from types import CellType
+from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
 from .common.validation import choice, count, flag, real
 
@@ -50,41 +53,58 @@ __all__ = [
 class Schedule:
     """A function of the step together with the arguments that made it; the functions below return these."""
 
-    __slots__ = ("_arguments", "_function", "_name")
+    __slots__ = ("_arguments", "_call", "_make")
 
-    def __init__(self, name: str, function: Callable[..., float], arguments: dict[str, Any]):
-        self._name, self._function = name, function
-        self._arguments = tuple(arguments.items())
+    def __init__(self, make: Callable[..., Schedule], function: Callable[..., float], arguments: dict[str, Any]):
+        self._make, self._arguments = make, tuple(arguments.items())
+        self._call = partial(function, **arguments)
 
     def __call__(self, step: int) -> float:
         """The learning rate for optimizer step number `step`, an int from 0."""
         step = index(step)
         if step < 0:
             raise ValueError(f"step counts from 0, got {step}")
-        return self._function(step, *[value for _, value in self._arguments])
+        return self._call(step)
 
     def __repr__(self) -> str:
-        return f"{self._name}({', '.join(f'{name}={_text(value)}' for name, value in self._arguments)})"
+        return f"{self._make.__name__}({', '.join(f'{name}={_text(value)}' for name, value in self._arguments)})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Schedule):
             return NotImplemented
-        return (self._name, self._arguments) == (other._name, other._arguments)
+        return (self._make, self._arguments) == (other._make, other._arguments)
 
     def __hash__(self) -> int:
-        return hash((self._name, self._arguments))
+        return hash((self._make, self._arguments))
 
     def __reduce__(self) -> Any:
-        return Schedule, (self._name, self._function, dict(self._arguments))
+        return partial(self._make, **dict(self._arguments)), ()  # a call of a public function
 
 
 def _text(value: Any) -> str:
     """`value` as in a call; a function by its name, because its address would differ from run to run."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, partial):
+        named = [f"{name}={_text(item)}" for name, item in value.keywords.items()]
+        return f"partial({', '.join([_text(value.func), *map(_text, value.args), *named])})"
     if callable(value) and not isinstance(value, (Schedule, Plateau)):
-        return str(getattr(value, "__qualname__", type(value).__name__))
+        return str(getattr(value, "__qualname__", type(value).__name__)) + _enclosed(value)
     return repr(value)
+
+
+def _enclosed(function: Any) -> str:
+    """The numbers and strings that a function has taken from where it was made, as other libraries' schedules do."""
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    cells = zip(names, getattr(function, "__closure__", None) or (), strict=False)
+    found = {name: cell.cell_contents for name, cell in cells if cell != CellType()}
+    plain = [f"{name}={value!r}" for name, value in found.items() if isinstance(value, (bool, int, float, str))]
+    return f"({', '.join(plain)})" if plain else ""
+
+
+def described(schedules: Iterable[Any]) -> str:
+    """`schedules` in words that are the same in every process."""
+    return _text(tuple(schedules))
 
 
 def parts_of(schedules: Iterable[Any]) -> list[Any]:
@@ -104,71 +124,124 @@ def parts_of(schedules: Iterable[Any]) -> list[Any]:
     return list(found.values())
 
 
-def _schedule(name: str, value: Any) -> Callable[[int], float]:
+# --- How a schedule is stated: ``equation(step, arguments)``, each argument with what validates it --------------------
+
+P = ParamSpec("P")
+_Equation = Callable[Concatenate[int, P], float]
+_Check = Callable[[str, Any], Any]  # (name of the argument, value) -> the value to use
+
+
+def _public(equation: _Equation[P], check: Callable[..., None] | None = None) -> Callable[P, Schedule]:
+    """Make of an equation the function that takes its arguments and returns a `Schedule`.
+
+    Arguments are validated as their annotations say, then all together by `check`.
+    """
+    hints = get_type_hints(equation, include_extras=True)
+    plain = [
+        p.replace(annotation=getattr(hints[p.name], "__origin__", int)) for p in signature(equation).parameters.values()
+    ]
+    own = Signature(plain[1:], return_annotation=Schedule)
+
+    @wraps(equation)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Schedule:
+        given = own.bind(*args, **kwargs)
+        given.apply_defaults()
+        valid = {name: hints[name].__metadata__[0](name, value) for name, value in given.arguments.items()}
+        if check is not None:
+            check(**valid)
+        return Schedule(make, equation, valid)
+
+    make.__signature__ = own  # type: ignore[attr-defined]
+    del make.__wrapped__
+    return make
+
+
+def _checked(check: Callable[..., None]) -> Callable[[_Equation[P]], Callable[P, Schedule]]:
+    return partial(_public, check=check)
+
+
+def _real(low: float, below: float = math.inf) -> _Check:
+    return lambda name, value: real(name, value, low, below)
+
+
+def _count(low: int) -> _Check:
+    return lambda name, value: count(name, value, low)
+
+
+def _choice(*choices: str) -> _Check:
+    return lambda name, value: choice(name, value, choices)
+
+
+def _function(name: str, value: Any) -> Callable[[int], float]:
     if not callable(value):
         raise TypeError(f"{name} must be a schedule (a callable from step to rate), got {value!r}")
-    return value
+    function: Callable[[int], float] = value
+    return function
+
+
+def _functions(name: str, values: Any) -> tuple[Callable[[int], float], ...]:
+    return tuple(_function(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+def _factor(name: str, value: Any) -> Any:
+    return value if callable(value) else real(name, value, 0.0)
+
+
+def _counts(name: str, values: Any) -> tuple[int, ...]:
+    return tuple(count(f"{name}[{i}]", value, 0) for i, value in enumerate(values))
+
+
+Real = Annotated[float, _real(0.0)]
+AtLeast1 = Annotated[float, _real(1.0)]
+Count = Annotated[int, _count(1)]
+From0 = Annotated[int, _count(0)]
+Counts = Annotated[Sequence[int], _counts]
+Function = Annotated[Callable[[int], float], _function]
+Functions = Annotated[Sequence[Callable[[int], float]], _functions]
 
 
 # --- Schedules ----------------------------------------------------------------------------------------------------
 
 
-def constant(lr: float) -> Schedule:
+@_public
+def constant(step: int, lr: Real) -> float:
     """``lr`` at every step; Optax's ``constant_schedule``.
 
     >>> constant(0.1)(7)
     0.1
     """
-    return Schedule("constant", _constant, {"lr": real("lr", lr, 0.0)})
-
-
-def _constant(step: int, lr: float) -> float:
     return lr
 
 
-def step_decay(lr: float, step_size: int, gamma: float = 0.1) -> Schedule:
+@_public
+def step_decay(step: int, lr: Real, step_size: Count, gamma: Real = 0.1) -> float:
     """``lr * gamma ** (step // step_size)``; torch's ``StepLR``.
 
     >>> [round(step_decay(1.0, 10)(step), 4) for step in (9, 10, 25)]
     [1.0, 0.1, 0.01]
     """
-    arguments = {
-        "lr": real("lr", lr, 0.0),
-        "step_size": count("step_size", step_size, 1),
-        "gamma": real("gamma", gamma, 0.0),
-    }
-    return Schedule("step_decay", _step_decay, arguments)
-
-
-def _step_decay(step: int, lr: float, step_size: int, gamma: float) -> float:
     return _decayed(lr, gamma, step // step_size)
 
 
-def multistep(lr: float, milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
+@_public
+def multistep(
+    step: int, lr: Real, milestones: Annotated[Sequence[int], lambda *x: tuple(sorted(_counts(*x)))], gamma: Real = 0.1
+) -> float:
     """``lr * gamma ** k``, where `k` of the milestones are at or before the step; torch's ``MultiStepLR``.
 
     >>> [round(multistep(1.0, [30, 80])(step), 4) for step in (29, 30, 79, 80)]
     [1.0, 0.1, 0.1, 0.01]
     """
-    counts = tuple(sorted(count("every milestone", m, 0) for m in milestones))
-    arguments = {"lr": real("lr", lr, 0.0), "milestones": counts, "gamma": real("gamma", gamma, 0.0)}
-    return Schedule("multistep", _multistep, arguments)
-
-
-def _multistep(step: int, lr: float, milestones: tuple[int, ...], gamma: float) -> float:
     return _decayed(lr, gamma, bisect_right(milestones, step))
 
 
-def exponential(lr: float, gamma: float) -> Schedule:
+@_public
+def exponential(step: int, lr: Real, gamma: Real) -> float:
     """``lr * gamma ** step``; torch's ``ExponentialLR``, Optax's ``exponential_decay`` with ``transition_steps=1``.
 
     >>> exponential(1.0, 0.5)(3)
     0.125
     """
-    return Schedule("exponential", _exponential, {"lr": real("lr", lr, 0.0), "gamma": real("gamma", gamma, 0.0)})
-
-
-def _exponential(step: int, lr: float, gamma: float) -> float:
     return _decayed(lr, gamma, step)
 
 
@@ -179,7 +252,8 @@ def _decayed(lr: float, gamma: float, times: int) -> float:
         return math.inf if lr else 0.0
 
 
-def linear(lr: float, final_lr: float, steps: int) -> Schedule:
+@_public
+def linear(step: int, lr: Real, final_lr: Real, steps: Count) -> float:
     """From `lr` at step 0 in a straight line to `final_lr` at step `steps`, which it keeps.
 
     Optax's ``linear_schedule``; torch's ``LinearLR`` with ``start_factor=1``, ``end_factor=final_lr / lr``.
@@ -187,19 +261,11 @@ def linear(lr: float, final_lr: float, steps: int) -> Schedule:
     >>> [linear(1.0, 0.0, 4)(step) for step in (0, 1, 4, 9)]
     [1.0, 0.75, 0.0, 0.0]
     """
-    arguments = {
-        "lr": real("lr", lr, 0.0),
-        "final_lr": real("final_lr", final_lr, 0.0),
-        "steps": count("steps", steps, 1),
-    }
-    return Schedule("linear", _linear, arguments)
-
-
-def _linear(step: int, lr: float, final_lr: float, steps: int) -> float:
     return final_lr if step >= steps else lr + (final_lr - lr) * (step / steps)
 
 
-def polynomial(lr: float, steps: int, power: float = 1.0, final_lr: float = 0.0) -> Schedule:
+@_public
+def polynomial(step: int, lr: Real, steps: Count, power: Real = 1.0, final_lr: Real = 0.0) -> float:
     """``final_lr + (lr - final_lr) * (1 - step / steps) ** power`` up to step `steps`, then `final_lr`.
 
     Optax's ``polynomial_schedule``; with ``final_lr=0`` torch's ``PolynomialLR``.
@@ -207,20 +273,11 @@ def polynomial(lr: float, steps: int, power: float = 1.0, final_lr: float = 0.0)
     >>> [polynomial(1.0, 4, power=2.0)(step) for step in (0, 2, 4)]
     [1.0, 0.25, 0.0]
     """
-    arguments = {
-        "lr": real("lr", lr, 0.0),
-        "steps": count("steps", steps, 1),
-        "power": real("power", power, 0.0),
-        "final_lr": real("final_lr", final_lr, 0.0),
-    }
-    return Schedule("polynomial", _polynomial, arguments)
+    return final_lr if step >= steps else float(final_lr + (lr - final_lr) * (1.0 - step / steps) ** power)
 
 
-def _polynomial(step: int, lr: float, steps: int, power: float, final_lr: float) -> float:
-    return final_lr if step >= steps else final_lr + (lr - final_lr) * (1.0 - step / steps) ** power
-
-
-def cosine(lr: float, steps: int, final_lr: float = 0.0) -> Schedule:
+@_public
+def cosine(step: int, lr: Real, steps: Count, final_lr: Real = 0.0) -> float:
     """``final_lr + (lr - final_lr) * (1 + cos(pi * step / steps)) / 2`` up to step `steps`, then `final_lr`.
 
     Optax's ``cosine_decay_schedule``; torch's ``CosineAnnealingLR`` up to ``T_max`` (beyond it torch's rate rises
@@ -233,19 +290,15 @@ def cosine(lr: float, steps: int, final_lr: float = 0.0) -> Schedule:
     >>> [round(cosine(1.0, 100)(step), 4) for step in (0, 50, 100, 150)]
     [1.0, 0.5, 0.0, 0.0]
     """
-    arguments = {
-        "lr": real("lr", lr, 0.0),
-        "steps": count("steps", steps, 1),
-        "final_lr": real("final_lr", final_lr, 0.0),
-    }
-    return Schedule("cosine", _cosine, arguments)
+    return _cosine(step, lr, steps, final_lr)
 
 
 def _cosine(step: int, lr: float, steps: int, final_lr: float) -> float:
     return final_lr if step >= steps else final_lr + (lr - final_lr) * (1.0 + math.cos(math.pi * step / steps)) / 2.0
 
 
-def cosine_restarts(lr: float, period: int, multiplier: int = 1, final_lr: float = 0.0) -> Schedule:
+@_public
+def cosine_restarts(step: int, lr: Real, period: Count, multiplier: Count = 1, final_lr: Real = 0.0) -> float:
     """`cosine` over `period` steps, again and again, each cycle `multiplier` times as long as the one before.
 
     torch's ``CosineAnnealingWarmRestarts`` with ``T_0=period``, ``T_mult=multiplier``, ``eta_min=final_lr``.
@@ -253,16 +306,6 @@ def cosine_restarts(lr: float, period: int, multiplier: int = 1, final_lr: float
     >>> [round(cosine_restarts(1.0, 10, 2)(step), 4) for step in (0, 5, 10, 20, 30)]
     [1.0, 0.5, 1.0, 0.5, 1.0]
     """
-    arguments = {
-        "lr": real("lr", lr, 0.0),
-        "period": count("period", period, 1),
-        "multiplier": count("multiplier", multiplier, 1),
-        "final_lr": real("final_lr", final_lr, 0.0),
-    }
-    return Schedule("cosine_restarts", _cosine_restarts, arguments)
-
-
-def _cosine_restarts(step: int, lr: float, period: int, multiplier: int, final_lr: float) -> float:
     if multiplier == 1:
         step %= period
     while step >= period:
@@ -271,16 +314,24 @@ def _cosine_restarts(step: int, lr: float, period: int, multiplier: int, final_l
     return _cosine(step, lr, period, final_lr)
 
 
+def _check_one_cycle(steps: int, pct_start: float, three_phase: bool, **others: Any) -> None:
+    real("pct_start", pct_start, 1.0 / steps, 1.0)
+    if three_phase and pct_start > 0.5:
+        raise ValueError(f"pct_start must be at most 0.5 with three_phase, got {pct_start}")
+
+
+@_checked(_check_one_cycle)
 def one_cycle(
-    max_lr: float,
-    steps: int,
+    step: int,
+    max_lr: Real,
+    steps: Annotated[int, _count(2)],
     *,
-    pct_start: float = 0.3,
-    div_factor: float = 25.0,
-    final_div_factor: float = 1e4,
-    anneal_strategy: str = "cos",
-    three_phase: bool = False,
-) -> Schedule:
+    pct_start: Real = 0.3,
+    div_factor: AtLeast1 = 25.0,
+    final_div_factor: AtLeast1 = 1e4,
+    anneal_strategy: Annotated[str, _choice("cos", "linear")] = "cos",
+    three_phase: Annotated[bool, flag] = False,
+) -> float:
     """Up from ``max_lr / div_factor`` to `max_lr`, then down to ``max_lr / div_factor / final_div_factor``.
 
     torch's ``OneCycleLR`` with ``total_steps=steps`` (rates only): the peak is at step ``pct_start * steps - 1`` and
@@ -294,31 +345,6 @@ def one_cycle(
     >>> [round(one_cycle(1.0, 100)(step), 4) for step in (0, 29, 99)]
     [0.04, 1.0, 0.0]
     """
-    steps = count("steps", steps, 2)
-    arguments = {
-        "max_lr": real("max_lr", max_lr, 0.0),
-        "steps": steps,
-        "pct_start": real("pct_start", pct_start, 1.0 / steps, 1.0),
-        "div_factor": real("div_factor", div_factor, 1.0),
-        "final_div_factor": real("final_div_factor", final_div_factor, 1.0),
-        "anneal_strategy": choice("anneal_strategy", anneal_strategy, ("cos", "linear")),
-        "three_phase": flag("three_phase", three_phase),
-    }
-    if three_phase and pct_start > 0.5:
-        raise ValueError(f"pct_start must be at most 0.5 with three_phase, got {pct_start}")
-    return Schedule("one_cycle", _one_cycle, arguments)
-
-
-def _one_cycle(
-    step: int,
-    max_lr: float,
-    steps: int,
-    pct_start: float,
-    div_factor: float,
-    final_div_factor: float,
-    anneal_strategy: str,
-    three_phase: bool,
-) -> float:
     low = max_lr / div_factor
     last = low / final_div_factor
     begin, end, rates = 0.0, pct_start * steps - 1.0, (low, max_lr)
@@ -337,7 +363,8 @@ def _one_cycle(
     return stop + (start - stop) * (1.0 + math.cos(math.pi * done)) / 2.0
 
 
-def inverse_sqrt(lr: float, timescale: int) -> Schedule:
+@_public
+def inverse_sqrt(step: int, lr: Real, timescale: Count) -> float:
     """``lr * sqrt(timescale / (timescale + step))``.
 
     ``warmup(inverse_sqrt(lr, n), n)`` is the Transformer's schedule: up to `lr` at step n, then
@@ -350,17 +377,25 @@ def inverse_sqrt(lr: float, timescale: int) -> Schedule:
     >>> [inverse_sqrt(1.0, 100)(step) for step in (0, 300)]
     [1.0, 0.5]
     """
-    arguments = {"lr": real("lr", lr, 0.0), "timescale": count("timescale", timescale, 1)}
-    return Schedule("inverse_sqrt", _inverse_sqrt, arguments)
-
-
-def _inverse_sqrt(step: int, lr: float, timescale: int) -> float:
     return lr * math.sqrt(timescale / (timescale + step))
 
 
+def _check_stable(steps: int, warmup_steps: int, decay_steps: int, **others: Any) -> None:
+    if warmup_steps + decay_steps > steps:
+        raise ValueError(f"warmup_steps + decay_steps must be at most steps = {steps}")
+
+
+@_checked(_check_stable)
 def warmup_stable_decay(
-    lr: float, steps: int, *, warmup_steps: int, decay_steps: int, final_lr: float = 0.0, decay: str = "linear"
-) -> Schedule:
+    step: int,
+    lr: Real,
+    steps: Count,
+    *,
+    warmup_steps: From0,
+    decay_steps: Count,
+    final_lr: Real = 0.0,
+    decay: Annotated[str, _choice("linear", "cosine", "sqrt")] = "linear",
+) -> float:
     """Linearly from 0 to `lr`, then `lr`, then down to `final_lr` over the last `decay_steps` of `steps`.
 
     `decay` is "linear", "cosine" or "sqrt" (``1 - sqrt(fraction done)``). To train longer, raise `steps`: all rates
@@ -375,22 +410,6 @@ def warmup_stable_decay(
     >>> [round(schedule(step), 4) for step in (0, 5, 10, 80, 90, 100)]
     [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
     """
-    arguments = {
-        "lr": real("lr", lr, 0.0),
-        "steps": count("steps", steps, 1),
-        "warmup_steps": count("warmup_steps", warmup_steps, 0),
-        "decay_steps": count("decay_steps", decay_steps, 1),
-        "final_lr": real("final_lr", final_lr, 0.0),
-        "decay": choice("decay", decay, ("linear", "cosine", "sqrt")),
-    }
-    if warmup_steps + decay_steps > steps:
-        raise ValueError(f"warmup_steps + decay_steps must be at most steps = {steps}")
-    return Schedule("warmup_stable_decay", _warmup_stable_decay, arguments)
-
-
-def _warmup_stable_decay(
-    step: int, lr: float, steps: int, warmup_steps: int, decay_steps: int, final_lr: float, decay: str
-) -> float:
     if step < warmup_steps:
         return lr * (step / warmup_steps)
     begin = steps - decay_steps
@@ -411,7 +430,8 @@ def _warmup_stable_decay(
 # --- Ways to compose them -----------------------------------------------------------------------------------------
 
 
-def warmup(schedule: Callable[[int], float], steps: int, start_factor: float = 0.0) -> Schedule:
+@_public
+def warmup(step: int, schedule: Function, steps: From0, start_factor: Real = 0.0) -> float:
     """Linearly from ``start_factor * schedule(0)`` to ``schedule(0)`` at step `steps`; then `schedule` from its step 0.
 
     With a cosine behind it Optax's ``warmup_cosine_decay_schedule``; torch's ``LinearLR`` followed by `schedule` in a
@@ -420,21 +440,20 @@ def warmup(schedule: Callable[[int], float], steps: int, start_factor: float = 0
     >>> [warmup(constant(1.0), 4)(step) for step in (0, 1, 4, 5)]
     [0.0, 0.25, 1.0, 1.0]
     """
-    arguments = {
-        "schedule": _schedule("schedule", schedule),
-        "steps": count("steps", steps, 0),
-        "start_factor": real("start_factor", start_factor, 0.0),
-    }
-    return Schedule("warmup", _warmup, arguments)
-
-
-def _warmup(step: int, schedule: Callable[[int], float], steps: int, start_factor: float) -> float:
     if step >= steps:
         return schedule(step - steps)
     return schedule(0) * (start_factor + (1.0 - start_factor) * (step / steps))
 
 
-def join(schedules: Sequence[Callable[[int], float]], boundaries: Sequence[int]) -> Schedule:
+def _check_join(schedules: Sequence[Any], boundaries: Sequence[int]) -> None:
+    if not schedules or len(boundaries) != len(schedules) - 1:
+        raise ValueError(f"expected one boundary fewer than schedules, got {len(boundaries)} for {len(schedules)}")
+    if any(a >= b for a, b in pairwise(boundaries)):
+        raise ValueError(f"boundaries must increase, got {list(boundaries)}")
+
+
+@_checked(_check_join)
+def join(step: int, schedules: Functions, boundaries: Counts) -> float:
     """One schedule after another: number i begins, at its own step 0, at step ``boundaries[i - 1]``.
 
     Optax's ``join_schedules``, torch's ``SequentialLR``.
@@ -443,31 +462,17 @@ def join(schedules: Sequence[Callable[[int], float]], boundaries: Sequence[int])
     >>> [joined(step) for step in (99, 100, 105)]
     [1.0, 0.5, 0.25]
     """
-    parts = tuple(_schedule(f"schedules[{i}]", schedule) for i, schedule in enumerate(schedules))
-    edges = tuple(count("every boundary", b, 0) for b in boundaries)
-    if not parts or len(edges) != len(parts) - 1:
-        raise ValueError(f"expected one boundary fewer than schedules, got {len(edges)} for {len(parts)}")
-    if any(a >= b for a, b in pairwise(edges)):
-        raise ValueError(f"boundaries must increase, got {list(edges)}")
-    return Schedule("join", _join, {"schedules": parts, "boundaries": edges})
-
-
-def _join(step: int, schedules: tuple[Callable[[int], float], ...], boundaries: tuple[int, ...]) -> float:
     i = bisect_right(boundaries, step)
     return schedules[i](step - (boundaries[i - 1] if i else 0))
 
 
-def scale(schedule: Callable[[int], float], factor: float | Callable[[int], float]) -> Schedule:
+@_public
+def scale(step: int, schedule: Function, factor: Annotated[float | Callable[[int], float], _factor]) -> float:
     """``factor * schedule(step)``; `factor` is a number or another schedule.
 
     >>> scale(constant(0.1), 0.5)(3)
     0.05
     """
-    by = factor if callable(factor) else real("factor", factor, 0.0)
-    return Schedule("scale", _scale, {"schedule": _schedule("schedule", schedule), "factor": by})
-
-
-def _scale(step: int, schedule: Callable[[int], float], factor: Any) -> float:
     return (factor(step) if callable(factor) else factor) * schedule(step)
 
 
@@ -492,7 +497,8 @@ class Plateau:
     patience : int
         Calls without improvement that are let pass.
     threshold, threshold_mode : float, {"rel", "abs"}
-        How much better counts: ``best * (1 - threshold)`` or ``best - threshold`` for "min".
+        How much better counts: for "min" below ``best - threshold * abs(best)`` or below ``best - threshold``. (torch
+        takes ``best * (1 - threshold)``, so that it never lowers the rate for a negative metric that stays.)
     cooldown : int
         Calls after a reduction during which none counts as bad.
     min_lr : float
@@ -522,7 +528,7 @@ class Plateau:
         min_lr: float = 0.0,
         eps: float = 1e-8,
     ):
-        self.lr = real("lr", lr, 0.0)
+        self.lr = self.first_lr = real("lr", lr, 0.0)
         self.mode = choice("mode", mode, ("min", "max"))
         self.factor = real("factor", factor, 0.0, 1.0)
         self.patience = count("patience", patience, 0)
@@ -560,7 +566,8 @@ class Plateau:
         sign = 1.0 if self.mode == "min" else -1.0
         if self.threshold_mode == "abs":
             return sign * metric < sign * self.best - self.threshold
-        return sign * metric < sign * (self.best * (1.0 - sign * self.threshold))
+        side = sign if self.best >= 0 else -sign
+        return sign * metric < sign * (self.best * (1.0 - side * self.threshold))
 
     def state_dict(self) -> dict[str, Any]:
         """What `update` has changed."""
@@ -578,4 +585,4 @@ class Plateau:
 
     def __repr__(self) -> str:
         names = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps")
-        return f"Plateau({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+        return f"Plateau(lr={self.first_lr!r}, {', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import pickle
+import pickletools
 import tracemalloc
 import warnings
 
@@ -224,6 +226,8 @@ def test_shapes_without_a_namesake():
     assert [wsd(0), wsd(10), wsd(84), wsd(88), wsd(100), wsd(200)] == [0.0, 1.0, 1.0, 0.75, 0.5, 0.5]
     longer = s.warmup_stable_decay(1.0, 200, warmup_steps=10, decay_steps=16, final_lr=0.5, decay="sqrt")
     assert [longer(k) for k in range(85)] == [wsd(k) for k in range(85)]
+    joined = s.join([s.constant(0.3), s.linear(0.2, 0.1, 10)], [100])
+    assert [joined(k) for k in (0, 99, 100, 105)] == pytest.approx([0.3, 0.3, 0.2, 0.15])
     assert repr(s.scale(math.sqrt, 2.0)) == "scale(schedule=sqrt, factor=2.0)"
 
 
@@ -262,3 +266,29 @@ def test_shapes_without_a_namesake():
 def test_bad_arguments_are_refused(make):
     with pytest.raises((TypeError, ValueError)):
         make()
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1.0), ("max", -1.0)])
+@pytest.mark.parametrize("value", [-2.0, -1e-3, 0.0, 3.0])
+def test_plateau_wants_a_margin_whatever_the_sign_of_the_metric(mode, sign, value):
+    """torch's margin is on the wrong side of a negative metric: its rate is never lowered."""
+    plateau = s.Plateau(1.0, mode=mode, patience=0, threshold=0.1)
+    plateau.update(value)
+    assert plateau.update(value - sign * 0.05 * abs(value)) == pytest.approx(0.1)  # less than the margin
+    assert plateau.best == value
+    plateau.update(value - sign * (0.2 * abs(value) + 1e-6))
+    assert plateau.bad == 0 and plateau.best != value
+
+
+def test_pickles_name_public_things_only():
+    for schedule in EVERY.values():
+        names = {a for op, a, _ in pickletools.genops(pickle.dumps(schedule, 4)) if op.name == "SHORT_BINUNICODE"}
+        assert not [name for name in names if name.startswith("_")] and "functools" in names
+        found = {name for name in names if hasattr(s, name)} - {"partial"}
+        assert found <= set(s.__all__)
+
+
+def test_a_schedule_is_typed_like_a_function():
+    assert str(inspect.signature(s.cosine)).startswith("(lr: float, steps: int, final_lr: float = 0.0) -> ")
+    with pytest.raises(TypeError, match="'final'"):
+        s.cosine(0.1, 5, final=3)

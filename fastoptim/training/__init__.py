@@ -2,4 +2,4 @@
 
 from .fit import fit
 from .history import FitResult, TrainingWarning
-from .loop import Loop
+from .loop import Callback, Loop

@@ -33,7 +33,8 @@ def minibatches(
         All of one length along the first axis; a batch has the same structure. Memory maps are read where they are
         used. An object of your own will do for an array: it needs ``len(x)`` and ``x[where]``, which is asked for a
         slice if batches are in order and for an int64 index array if they are shuffled. What has ``iloc`` (pandas) is
-        read by that: by position, never by label.
+        read by that: by position, never by label. An object's length is asked for at the beginning of every epoch, so
+        that data may grow.
     batch_size : int or None
         Examples per batch, from 1 (one example per step) to all; None, or more than there are, means all.
     shuffle : bool
@@ -77,9 +78,9 @@ class Minibatches:
     Attributes
     ----------
     examples : int
-        Length of the data.
-    batch_size : int
-        Examples in a full batch.
+        Length of the data, as it was when the present epoch began.
+    batch_size, asked_size : int
+        Examples in a full batch, and what was asked for (None: all).
     epoch : int
         Epochs completed; it moves as soon as the last batch of an epoch is handed out.
     cursor : int
@@ -97,20 +98,33 @@ class Minibatches:
         rng: int | np.random.Generator = 0,
         drop_last: bool = False,
     ):
-        columns, self.assemble = _columns(data)
+        self._columns, self.assemble = _columns(data)
         self._several = isinstance(data, (Mapping, tuple, list))
-        self.examples = _common_length(columns)
-        self.batch_size = self.examples if batch_size is None else min(count("batch_size", batch_size), self.examples)
+        self._varies = not all(isinstance(column, np.ndarray) for _, column in self._columns)
+        self.asked_size = None if batch_size is None else count("batch_size", batch_size)
         self.drop_last = flag("drop_last", drop_last)
         self.shuffle = flag("shuffle", shuffle)
         self.rng = _generator(rng)
-        self._shuffled = self.shuffle and self.batch_size < self.examples
-        self._readers = [_reader(name, column, self.batch_size, self._shuffled) for name, column in columns]
-        self._end = self.examples - (self.examples % self.batch_size if self.drop_last else 0)
         self._share = (0, 1)
+        self._lay_out(_common_length(self._columns))
         self._order: Array | None = None
         self.epoch = 0
         self.cursor = 0
+
+    def _lay_out(self, examples: int) -> None:
+        """Say how epochs of so many examples are cut."""
+        size = min(self.asked_size or examples, examples)
+        end = examples - (examples % size if self.drop_last else 0)
+        _check_share(end, size, self._share[1])
+        self.examples, self.batch_size, self._end = examples, size, end
+        self._shuffled = self.shuffle and size < examples
+        self._readers = [_reader(name, column, size, self._shuffled) for name, column in self._columns]
+
+    def _begin_epoch(self) -> None:
+        """Take the data as long as they are now; within an epoch they stay as long as they were."""
+        if self._varies and (examples := _common_length(self._columns)) != self.examples:
+            self._lay_out(examples)
+            self._order = None
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -123,7 +137,10 @@ class Minibatches:
 
     def next_batch(self) -> Any:
         """The next batch, going on to the next epoch where one ends."""
-        start, end, order, before = self.cursor, self._end, self._order, None
+        start = self.cursor
+        if start == 0:
+            self._begin_epoch()
+        end, order, before = self._end, self._order, None
         if start == 0 and self._shuffled:
             before = self.rng.bit_generator.state
             order = self.rng.permutation(self.examples)
@@ -150,6 +167,8 @@ class Minibatches:
 
     def next_size(self) -> int:
         """How many examples the next batch will have, with the shares of all processes."""
+        if self.cursor == 0:
+            self._begin_epoch()
         size = min(self.batch_size, self._end - self.cursor)
         return size - size % self._share[1]
 
@@ -159,19 +178,19 @@ class Minibatches:
         Up to ``size - 1`` examples at the end of a batch whose length is not a multiple of `size` are left out, so that
         the mean over processes is the mean over examples. All processes need generators in the same state.
         """
-        shortest = (self._end % self.batch_size) or self.batch_size
         if not 0 <= rank < size:
             raise ValueError(f"rank must be in [0, {size}), got {rank}")
-        if shortest < size:
-            raise ValueError(f"a batch of {shortest} examples cannot be shared by {size} processes; set drop_last=True")
+        _check_share(self._end, self.batch_size, size)
         self._share = (rank, size)
 
     def in_order(self) -> Minibatches:
         """The same data with a position of its own: every example once, in order, in batches of the same size."""
         view = copy.copy(self)
         view.shuffle = view._shuffled = view.drop_last = False
-        view._order = np.arange(self.examples) if self._shuffled else None  # columns are asked for what they know
-        view._end, view._share = self.examples, (0, 1)
+        view.examples = _common_length(self._columns) if self._varies else self.examples
+        view._order = np.arange(view.examples) if self._shuffled else None  # columns are asked for what they know
+        view._varies = False
+        view._end, view._share = view.examples, (0, 1)
         view.epoch = view.cursor = 0
         return view
 
@@ -214,6 +233,13 @@ class Minibatches:
         _set_generator(self.rng, state["rng"])
         self.epoch, self.cursor, self._order = epoch, cursor, order
 
+    def recut(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The position `state`, of batches of another size, for these: the batch that it is in begins anew."""
+        last = (self._end - 1) // self.batch_size * self.batch_size
+        cursor = min(state["cursor"] // self.batch_size * self.batch_size, last)
+        order = state["permutation"] if self._shuffled and cursor else None
+        return {**state, "batch_size": self.batch_size, "cursor": cursor, "permutation": order}
+
     def __repr__(self) -> str:
         return (
             f"<Minibatches: {self.examples} examples in batches of {self.batch_size}, epoch {self.epoch}, "
@@ -221,8 +247,13 @@ class Minibatches:
         )
 
 
+_INSTEAD = "give arrays, or in fit data=None and steps=..., and take batches in loss_and_grad: batch = next(stream)"
+
+
 def _columns(data: Any) -> tuple[list[tuple[str, Any]], Callable[[list[Any]], Any]]:
     """Named columns, and what puts a batch together from their parts."""
+    if isinstance(data, Iterator):
+        raise TypeError(f"data: an iterator can be neither shuffled nor resumed; {_INSTEAD}")
     if isinstance(data, Mapping):
         keys = tuple(data)
         return [(f"data[{key!r}]", data[key]) for key in keys], lambda parts: dict(zip(keys, parts, strict=True))
@@ -234,13 +265,21 @@ def _columns(data: Any) -> tuple[list[tuple[str, Any]], Callable[[list[Any]], An
     return [("data", data)], lambda parts: parts[0]
 
 
+def _check_share(end: int, batch_size: int, processes: int) -> None:
+    shortest = (end % batch_size) or batch_size
+    if shortest < processes:
+        text = f"a batch of {shortest} examples cannot be shared by {processes} processes; set drop_last=True"
+        raise ValueError(text)
+
+
 def _common_length(columns: list[tuple[str, Any]]) -> int:
     if not columns:
         raise ValueError("data holds no arrays")
     lengths = {}
     for name, column in columns:
         if isinstance(column, (str, bytes, list, tuple, Mapping, set)) or not hasattr(column, "__getitem__"):
-            raise TypeError(f"{name}: expected an array or something with len() and [], got {type(column).__name__}")
+            kind = type(column).__name__
+            raise TypeError(f"{name}: expected an array or something with len() and [], got {kind}; {_INSTEAD}")
         try:
             lengths[name] = len(column)
         except TypeError as error:

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..checkpoint import matching
 from ..common.validation import count, flag, real, step_options
 from ..optimizers.base import Optimizer
 from ..optimizers.names import OPTIMIZERS
 from .data import Minibatches, _NoData
+from .ending import Interrupts
 from .history import FitResult
-from .loop import Loop, _named
+from .log import Log
+from .loop import Callback, Loop, LossAndGrad, Rate, named_arrays, strange_arrays
+from .progress import Progress, bar_class
+from .ranks import Ranks
+from .rates import Rates
+from .resuming import CALLBACK, Checkpoints, frozen_arrays
+from .resuming import resume as go_on
+from .settings import Settings
+from .together import StayTogether, share
+from .validation import Validation, evaluator
+from .watching import Watch, curve_reader, say_non_finite
 
 
 def fit(
-    loss_and_grad: Callable[[Any, Any], tuple[Any, Any]],
+    loss_and_grad: LossAndGrad,
     params: Any,
     data: Any,
     optimizer: str | Optimizer = "adam",
     *,
-    lr: float | Callable[[int], float] | Sequence[float | Callable[[int], float]] | None = None,
+    lr: float | Rate | Sequence[float | Rate] | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -33,13 +47,17 @@ def fit(
     skip_nonfinite: bool = False,
     validation: Any = None,
     validate_every: int | None = None,
+    monitor: str = "loss",
+    mode: str | None = None,
     early_stopping: int | None = None,
     min_delta: float = 0.0,
     restore_best: bool = False,
-    callbacks: Sequence[Callable[[Loop], None]] = (),
+    callbacks: Callback | Iterable[Callback] = (),
     checkpoint: Any = None,
     checkpoint_every: int | None = None,
+    keep: int | None = None,
     resume: Any = False,
+    override: str | Iterable[str] = (),
     log: Any = None,
     progress: bool | None = None,
     diagnose: bool = True,
@@ -64,7 +82,8 @@ def fit(
         "momentum" is SGD with momentum 0.9. An optimizer must have been made of arrays in `params`; those that it does
         not step are frozen.
     lr : float, schedule or Plateau, or one of these per parameter group
-        Schedules are called with the number of the optimizer step, from zero. Default: the optimizer's own rate.
+        Schedules are called with the number of the optimizer step, from zero. A number is set before the first step;
+        callbacks may change it (``loop.optimizer.lr = ...``). Default: the optimizer's own rate.
     epochs, steps : int
         When to end: after so many epochs, after so many optimizer steps, or whichever comes first. Counted from the
         very beginning, also where a run is resumed.
@@ -83,28 +102,39 @@ def fit(
     validate_every : int
         Steps between validations; default: after every epoch. There is one at the end, too, unless a callback ended
         training.
+    monitor, mode : str, {"min", "max"}
+        Which of validation's figures counts for `early_stopping`, the best parameters and `Plateau`, and whether less
+        or more of it is better. Default: the loss, of which less is better.
     early_stopping : int
-        End after so many validations in a row that did not lower the best validation loss by more than `min_delta`.
+        End after so many validations in a row that did not better the best by more than `min_delta`. A validation that
+        there is only because training ends is not counted.
     restore_best : bool
         At the end put the parameters of the best validation back. To be resumed, a run must have had it from the start.
-    callbacks : sequence of callables
+    callbacks : callable or sequence of callables
         Called after every step with the `Loop`, which they may read and may `Loop.stop`. If one has ``state_dict`` and
-        ``load_state_dict``, its state is part of the checkpoint. If one has ``begin``, that is called with the `Loop`
-        before the first step, after a checkpoint was restored.
+        ``load_state_dict``, its state is part of the checkpoint. ``begin``, ``due`` and ``end`` are called as well, if
+        there are: `fastoptim.training.Callback` says when.
     checkpoint : path
         Where to save the whole state of training; with `validation`, the best so far also goes to
         ``<name>.best<suffix>``. See `fastoptim.checkpoint` for what is guaranteed.
     checkpoint_every : int
         Steps between checkpoints; default: after every epoch. There is always one at the end.
+    keep : int
+        Keep so many of the last checkpoints as files of their own, too: ``<name>-<steps><suffix>``.
     resume : bool or path
         True: go on from `checkpoint`, or, with a warning, from ``<name>.previous`` if that is all there is or
         `checkpoint` is damaged; begin if there is neither. A path: go on from that file or its previous one. The result
         has the same bits as if training had not been interrupted, on any backend.
+    override : str or iterable of str
+        Names of settings in which this program may differ from the checkpoint that it resumes: "lr" (rates, schedules,
+        `Plateau`), "batch_size" (the batch that the checkpoint is in begins anew), "accumulate", "max_norm",
+        "skip_nonfinite", and the optimizer's hyperparameters ("momentum", "weight_decay", ...). Training goes on with
+        those that are given here. A difference in any other is a CheckpointError that names both values.
     log : path
         ``.jsonl`` (JSON lines) or ``.csv``: one line per step and validation, in a new file. A resumed run continues
         the log where its checkpoint was taken, and refuses the log of another run.
     progress : bool
-        A progress bar by tqdm on the standard error. Default: if that is a terminal.
+        A progress bar by tqdm, on the standard error or in a notebook. Default: if that is a terminal or a notebook.
     diagnose : bool
         Run `fastoptim.diagnose` beside the loop, after 300, 1200, 4800, ... steps, and issue a `TrainingWarning` that
         names the remedy when its verdict is not "healthy".
@@ -120,15 +150,22 @@ def fit(
     TypeError, ValueError
         Bad arguments, before anything changed.
     CheckpointError
-        The file to resume from is not a whole checkpoint, or one of another model, optimizer or data.
+        The file to resume from is not a whole checkpoint, or one of another model, optimizer, data or settings.
 
     Notes
     -----
-    A loss that is NaN or infinite ends training before the step that it belongs to is taken, with a warning, unless
-    `skip_nonfinite` is set. No checkpoint is written then, so that the last good one stays.
+    A loss that is NaN or infinite ends training before the step that it belongs to is taken, with a warning. No
+    checkpoint is written then, so that the last good one stays. With `skip_nonfinite` only that step is skipped.
+
+    Ctrl-C and SIGTERM end training after the step in which they come: the checkpoint is saved, and `fit` returns with
+    the reason "interrupted". Another one ends it at once, by KeyboardInterrupt or the end of the process. That is so in
+    the main thread, and for a signal that has no other handler than Python's; it is put back at the end.
 
     With an optimizer that has an MPI communicator (``optimizer.comm``), every process sees its share of each minibatch,
-    losses are averaged, and process 0 alone shows progress, logs and writes.
+    losses are averaged, and process 0 alone shows progress, logs and writes. What decides how processes communicate
+    must be the same in all of them: if it is not, all raise a ValueError that names it, before the first step.
+    Callbacks, and the paths and intervals of checkpoints and logs, may be given in one process alone. Arrays that are
+    not stepped, and the states of callbacks, are each process's own, in checkpoints as well.
 
     Examples
     --------
@@ -145,41 +182,139 @@ def fit(
     >>> result.steps, result.reason, params["a"].round(1), params["b"].round(1)
     (140, 'epochs', array([3.]), array([-1.]))
     """
-    if isinstance(data, (Minibatches, type(None))):
-        given = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last, "rng": rng}
-        extra = [name for name, value in given.items() if value is not None]
-        if extra:
-            raise ValueError(f"{extra} say how to cut data into minibatches; there is nothing to cut here")
-        batches = _NoData() if data is None else data
-    else:
-        batches = Minibatches(
-            data,
-            32 if batch_size is None else batch_size,
-            shuffle=True if shuffle is None else shuffle,
-            rng=0 if rng is None else rng,
-            drop_last=False if drop_last is None else drop_last,
+    optimizer = _optimizer(optimizer, params, backend, threads)
+    ranks = Ranks(getattr(optimizer, "comm", None))
+    if ranks.size > 1:
+        where = ranks.pooled({"checkpoint": checkpoint, "log": log, "resume": resume})
+        how = ranks.pooled({"checkpoint_every": checkpoint_every, "keep": keep, "override": override})
+        checkpoint, log, resume = where.values()
+        checkpoint_every, keep, override = how.values()
+    with ranks.together("fit"):
+        batches = _batches(data, batch_size, shuffle, drop_last, rng)
+        callbacks = _callbacks(callbacks)
+        _check(loss_and_grad, epochs, steps, batches)
+        needing = early_stopping is not None or restore_best or validate_every is not None or mode is not None
+        if validation is None and (needing or monitor != "loss"):
+            raise ValueError("early_stopping, restore_best, validate_every, monitor and mode need validation")
+        if override and not resume:
+            raise ValueError("override says how to resume: it needs resume")
+        if resume is True and checkpoint is None:
+            raise ValueError("resume=True needs checkpoint; or give the path to resume from")
+        for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep)):
+            if checkpoint is None and value is not None:
+                raise ValueError(f"{name} needs checkpoint")
+        if flag("restore_best", restore_best) or checkpoint is not None:
+            matching.check_holdable(dict(frozen_arrays(params, optimizer)), in_memory=checkpoint is None)
+
+        parts: dict[str, Callback] = {}
+        validated: Validation | None = None
+        saver: Checkpoints | None = None
+        if validation is not None:
+            validated = parts["validation"] = Validation(
+                evaluator(validation, loss_and_grad, batches.batch_size),
+                params,
+                every=_optional_count("validate_every", validate_every),
+                monitor=monitor,
+                mode=mode,
+                patience=_optional_count("early_stopping", early_stopping),
+                min_delta=real("min_delta", min_delta, 0.0),
+                restore_best=restore_best,
+            )
+        rates = parts["rates"] = Rates(lr, optimizer, validated)
+        options = step_options(1.0, max_norm, skip_nonfinite)[1:]
+        accumulate = count("accumulate", accumulate)
+        settings = Settings(
+            optimizer,
+            batches,
+            rates,
+            accumulate=accumulate,
+            max_norm=options[0],
+            skip_nonfinite=options[1],
+            override=override,
         )
-    loop = Loop(
-        loss_and_grad,
+        if log is not None:
+            parts["log"] = Log(log, rates, validated, ranks.rank == 0)
+        parts |= {f"{CALLBACK}{i}": callback for i, callback in enumerate(callbacks)}
+        parts["interrupts"] = Interrupts()
+        if ranks.size > 1:
+            parts["together"] = StayTogether(bool(callbacks))
+        if flag("diagnose", diagnose):
+            parts["diagnosis"] = Watch()
+        if checkpoint is not None:
+            every, keep = _optional_count("checkpoint_every", checkpoint_every), _optional_count("keep", keep)
+            saver = Checkpoints(checkpoint, settings, every=every, keep=keep, validation=validated, log=log)
+            parts["checkpoints"] = saver
+        bar = bar_class(progress)
+        if bar is not None and ranks.rank == 0:
+            parts["progress"] = Progress(bar)
+        loop = Loop(
+            loss_and_grad,
+            params,
+            batches,
+            optimizer,
+            schedules=rates.schedules,
+            last_step=math.inf if steps is None else count("steps", steps),
+            last_epoch=math.inf if epochs is None else count("epochs", epochs),
+            accumulate=accumulate,
+            step_options=options,
+            parts=parts,
+            ranks=ranks,
+        )
+    if ranks.size > 1:
+        given: dict[str, Any] = {"steps": steps, "epochs": epochs, "validation": validation is not None}
+        given |= {"validate_every": validate_every, "early_stopping": early_stopping, "min_delta": min_delta}
+        given |= {"monitor": monitor, "mode": mode, "restore_best": restore_best}
+        share(batches, ranks, settings.texts | {name: repr(value) for name, value in given.items()})
+    if saver is not None:
+        with ranks.together("trying to save a checkpoint"):
+            saver.rehearse(loop, callbacks=False)
+    if resume:
+        path = checkpoint if resume is True else resume
+        go_on(loop, settings, os.fspath(path), required=resume is not True)
+    loop.run()
+    if loop.reason == "non-finite loss":
+        say_non_finite(loop)
+    return FitResult(
         params,
-        batches,
-        _optimizer(optimizer, params, backend, threads),
-        lr=lr,
-        epochs=_optional_count("epochs", epochs),
-        steps=_optional_count("steps", steps),
-        accumulate=count("accumulate", accumulate),
-        step_options=step_options(1.0, max_norm, skip_nonfinite)[1:],
-        validation=_validation(validation, loss_and_grad, batches),
-        validate_every=_optional_count("validate_every", validate_every),
-        early_stopping=_optional_count("early_stopping", early_stopping),
-        min_delta=real("min_delta", min_delta, 0.0),
-        restore_best=flag("restore_best", restore_best),
-        callbacks=tuple(callbacks),
-        checkpoint=checkpoint,
-        checkpoint_every=_optional_count("checkpoint_every", checkpoint_every),
-        diagnose=flag("diagnose", diagnose),
+        optimizer,
+        loop.history,
+        loop.steps,
+        loop.epoch,
+        loop.reason or "",
+        None if validated is None else validated.best_step,
+        None if validated is None else validated.best_loss,
+        None if validated is None else validated.best_value,
+        curve_reader(loop),
     )
-    return loop._run(resume, log, progress)
+
+
+def _batches(data: Any, batch_size: Any, shuffle: Any, drop_last: Any, rng: Any) -> Any:
+    given = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last, "rng": rng}
+    given = {name: value for name, value in given.items() if value is not None}
+    if data is not None and not isinstance(data, Minibatches):
+        return Minibatches(data, **given)
+    if given:
+        raise ValueError(f"{list(given)} say how to cut data into minibatches; there is nothing to cut here")
+    return _NoData() if data is None else data
+
+
+def _check(loss_and_grad: Any, epochs: Any, steps: Any, batches: Any) -> None:
+    if not callable(loss_and_grad):
+        raise TypeError(f"loss_and_grad must be callable, got {type(loss_and_grad).__name__}")
+    if epochs is None and steps is None:
+        raise ValueError("give epochs or steps: how long to train")
+    if isinstance(batches, _NoData) and (steps is None or epochs is not None):
+        raise ValueError("without data there are no epochs: give steps alone")
+
+
+def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    if callable(callbacks):
+        return (callbacks,)
+    every = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
+    for callback in every:
+        if not callable(callback):
+            raise TypeError(f"callbacks must be callable, got {type(callback).__name__}")
+    return every
 
 
 def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | None) -> Any:
@@ -196,50 +331,10 @@ def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | 
     if not all(hasattr(optimizer, name) for name in ("step", "param_groups", "save", "load")):
         raise TypeError(f"optimizer must be a name or an optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, Optimizer):
-        own = {id(p) for _, p in _named(params)}
-        strange = [
-            name
-            for group in optimizer.param_groups
-            for name, p in zip(group["names"], group["params"], strict=True)
-            if id(p) not in own
-        ]
+        strange = strange_arrays(optimizer, [p for _, p in named_arrays(params)])
         if strange:
             raise ValueError(f"the optimizer steps arrays that are not in params: {strange}")
     return optimizer
-
-
-def _validation(
-    validation: Any, loss_and_grad: Callable[[Any, Any], tuple[Any, Any]], batches: Any
-) -> Callable[[Any], Mapping[str, float]] | None:
-    """`validation` as a function from parameters to named figures."""
-    if validation is None:
-        return None
-    if not callable(validation):
-        held_out = (
-            validation.in_order()
-            if isinstance(validation, Minibatches)
-            else Minibatches(validation, max(batches.batch_size, 256), shuffle=False)
-        )
-
-        def evaluate(params: Any) -> Mapping[str, float]:
-            total = examples = 0.0
-            while examples < held_out.examples:
-                size = held_out.next_size()
-                total += size * float(loss_and_grad(params, held_out.next_batch())[0])
-                examples += size
-            return {"loss": total / examples}
-
-        return evaluate
-
-    def call(params: Any) -> Mapping[str, float]:
-        value = validation(params)
-        if not isinstance(value, Mapping):
-            return {"loss": float(value)}
-        if "loss" not in value or "step" in value or "kind" in value:
-            raise ValueError(f"validation must return 'loss', and neither 'step' nor 'kind'; got {list(value)}")
-        return {"loss": float(value["loss"])} | {name: float(x) for name, x in value.items()}
-
-    return call
 
 
 def _optional_count(name: str, value: Any) -> int | None:

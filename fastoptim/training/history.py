@@ -29,7 +29,7 @@ class History:
     epoch : int64 array
         The epoch, from zero, that a step belongs to.
     applied : bool array
-        False where a step was skipped because of non-finite gradients.
+        False where a step was skipped because the loss or a gradient was not finite.
     validation : dict of arrays
         "step" (number of the step, from zero, after which it was), "loss", and whatever else validation returned.
     """
@@ -92,14 +92,19 @@ class History:
         for name, value in metrics.items():
             self._validation[name].append(value)
 
-    def _state(self) -> dict[str, Any]:
+    def _forget_validation(self) -> None:
+        """Take back the last validation."""
+        for column in self._validation.values():
+            column.pop()
+
+    def state_dict(self) -> dict[str, Any]:
         return {
             "steps": {name: np.array(column) for name, column in self._columns.items()},
             "validation": self.validation,
         }
 
     @classmethod
-    def _restored(cls, state: Any, steps: int, epoch: int) -> History:
+    def restored(cls, state: Any, steps: int, epoch: int) -> History:
         history = cls()
         columns, validation = dict(state["steps"]), state["validation"]
         lengths = {"loss": steps, "lr": steps, "epoch_ends": epoch}
@@ -116,7 +121,14 @@ class History:
         return history
 
 
-def _fill(column: array, values: Any, length: int | None) -> None:
+def saved_count(value: Any) -> int:
+    """`value` if it is a count that a checkpoint may hold."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise CheckpointError("a count is not an int64 from 0")
+    return value
+
+
+def _fill(column: array[Any], values: Any, length: int | None) -> None:
     if not isinstance(values, np.ndarray) or values.dtype != np.dtype(column.typecode) or values.ndim != 1:
         raise CheckpointError("its history has a column of the wrong kind")
     if length is not None and len(values) != length:
@@ -136,11 +148,12 @@ class FitResult:
     steps, epochs : int
         Optimizer steps taken and epochs completed since the very beginning.
     reason : str
-        Why training ended: "steps", "epochs", "early stopping", "non-finite loss", or what a callback said.
+        Why training ended: "steps", "epochs", "early stopping", "non-finite loss", "interrupted", or what a callback
+        said.
     best_step : int or None
-        Number of the step, from zero, after which the validation loss was least.
-    best_loss : float or None
-        That validation loss.
+        Number of the step, from zero, after which validation was best.
+    best_loss, best_value : float or None
+        The validation loss there, and the figure that is monitored (by default the loss, too).
     diagnosis : Diagnosis or None
         Of the whole curve of training losses, made when it is first asked for; None if the curve is too short.
     """
@@ -153,6 +166,7 @@ class FitResult:
     reason: str
     best_step: int | None
     best_loss: float | None
+    best_value: float | None
     _diagnose: Callable[[], Diagnosis | None] = field(repr=False)
 
     @cached_property

@@ -7,64 +7,157 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator, Mapping
+from time import monotonic
+from typing import IO, Any
 
+from .. import __version__
+from .history import History, saved_count
+from .loop import Loop, named_arrays
+from .rates import Rates
+from .validation import Validation
+
+_FLUSH = 1.0  # seconds after which lines are written to the file
 _TAIL = 1 << 20  # bytes at the end of a log within which its last two lines stand
 
 
-class _Log:
-    """Lines about steps and validations; what is past a checkpoint is cut off when training resumes from it."""
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Give an OSError that names no file, as that of a full disk does, the name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
 
-    def __init__(
-        self, path: str, offset: int | None, describe: Callable[[], dict[str, Any]], warn: Callable[[str], None]
-    ):
-        self._csv = _is_csv(path)
-        if offset is not None and _is_empty(path):
-            warn(f"{path} is missing or empty, so it cannot be continued; it begins anew")
-            offset = None
-        self._file = open(path, "wb" if offset is None else "r+b")  # noqa: SIM115 (__exit__ closes it)
-        if offset is None:
-            first = "step,epoch,loss,lr,grad_norm,applied,validation_loss" if self._csv else json.dumps(describe())
-            self._write(first)
-        else:
-            self._file.truncate(offset)
-            self._file.seek(offset)
 
-    def __enter__(self) -> _Log:
-        return self
+class Log:
+    """Write a line about every step and validation; part of `Loop`.
 
-    def __exit__(self, *error: Any) -> None:
-        self._file.close()
+    What is past a checkpoint is cut off when training resumes from it. The file is opened for the first line, so that
+    a run that is refused leaves the log that is there.
+    """
 
-    def step(self, loop: Any, epoch: int) -> None:
-        step, norm, metrics = loop.steps - 1, loop.info.grad_norm, loop.metrics
-        if self._csv:
-            cells = (step, epoch, loop.loss, loop.lr, norm, loop.info.applied, metrics and metrics["loss"])
-            self._write(",".join("" if cell is None else str(cell) for cell in cells))
+    def __init__(self, path: Any, rates: Rates, validation: Validation | None, writes: bool):
+        self.path, self._rates, self._writes = _checked_path(path, writes), rates, writes
+        self._validation = validation
+        if writes:
+            _try_to_open(self.path)
+        self._csv = _is_csv(self.path)
+        self._file: IO[bytes] | None = None
+        self._flushed = -math.inf
+        self._offset: int | None = None  # where a resumed run goes on
+        self._plain: tuple[int, str] | None = None  # where the last line begins, and that line without validation
+
+    def begin(self, loop: Loop) -> None:
+        if self._offset is None:
             return
+        if self._writes and _is_empty(self.path):
+            loop.warn(f"{self.path} is missing or empty, so it cannot be continued; it begins anew")
+            self._offset = self._plain = None
+
+    def __call__(self, loop: Loop) -> None:
+        if not self._writes:
+            return
+        if self._file is None:
+            self._open(loop)
+        additional = self._validation is not None and self._validation.additional
+        self._plain = (self._tell(), self._lines(loop, None)[0]) if additional else None
+        self._write(*self._lines(loop, loop.metrics))
+
+    def end(self, loop: Loop) -> None:
+        if self._file is not None:
+            with naming(self.path):
+                self._file.close()
+
+    def _open(self, loop: Loop) -> None:
+        self._file = open(self.path, "wb" if self._offset is None else "r+b")  # noqa: SIM115 (`end` closes it)
+        if self._offset is None:
+            head = "step,epoch,loss,lr,grad_norm,applied,validation_loss"
+            self._write(head if self._csv else json.dumps(_described(loop, self._rates.text())))
+            return
+        offset, *line = self._plain or (self._offset,)  # a validation at an end that was none is taken back
+        self._file.truncate(offset)
+        self._file.seek(offset)
+        self._write(*line)
+
+    def _lines(self, loop: Loop, metrics: Mapping[str, float] | None) -> list[str]:
+        step, epoch, info = loop.steps - 1, loop.epoch - loop.epoch_ended, loop.info
+        if self._csv:
+            cells = (step, epoch, loop.loss, loop.lr, info.grad_norm, info.applied, metrics and metrics["loss"])
+            return [",".join("" if cell is None else str(cell) for cell in cells)]
         line = {"kind": "step", "step": step, "epoch": epoch, "loss": _json(loop.loss), "lr": float(loop.lr)}
-        if norm is not None:
-            line["grad_norm"] = _json(norm)
-        self._write(json.dumps(line | {"applied": loop.info.applied}))
+        if info.grad_norm is not None:
+            line["grad_norm"] = _json(info.grad_norm)
+        lines = [line | {"applied": info.applied}]
         if metrics is not None:
             values = {name: _json(value) for name, value in metrics.items()}
-            self._write(json.dumps({"kind": "validation", "step": step} | values))
+            lines.append({"kind": "validation", "step": step} | values)
+        return [json.dumps(line) for line in lines]
 
-    def _write(self, line: str) -> None:
-        self._file.write(line.encode() + b"\n")
+    def _write(self, *lines: str) -> None:
+        file, now = self._file, monotonic()
+        assert file is not None
+        try:
+            with naming(self.path):
+                file.write("".join(f"{line}\n" for line in lines).encode())
+                if now - self._flushed > _FLUSH:  # so that the file can be read while training goes on
+                    file.flush()
+                    self._flushed = now
+        except OSError:
+            self._file = None
+            with contextlib.suppress(OSError):  # it would try again to write the rest
+                file.close()
+            raise
 
-    def sync(self) -> int:
-        """Put everything on the disk; returns the size."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def _tell(self) -> int:
+        assert self._file is not None
         return self._file.tell()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Put everything on the disk; the size of the file, and what to go on from if this was no end."""
+        if self._file is None:
+            return {"size": self._offset, "plain": self._plain}
+        with naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return {"size": self._tell(), "plain": self._plain}
 
-def _log_path(log: Any, writes: bool) -> str:
+    def check(self, state: Mapping[str, Any] | None, history: History) -> str | None:
+        """Why the log cannot be continued where a checkpoint with this state was taken."""
+        if not self._writes or _is_empty(self.path):
+            return None
+        return _problem(self.path, _size(state), len(history) - 1, float(history.loss[-1]))
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        plain = None if state is None else state["plain"]
+        self._plain = None if plain is None else (saved_count(plain[0]), str(plain[1]))
+        self._offset = _size(state)
+
+
+def _size(state: Mapping[str, Any] | None) -> int | None:
+    return None if state is None or state["size"] is None else saved_count(state["size"])
+
+
+def _described(loop: Loop, rates: str) -> dict[str, Any]:
+    return {
+        "kind": "run",
+        "version": 1,
+        "fastoptim": __version__,
+        "optimizer": type(loop.optimizer).__name__,
+        "lr": rates,
+        "parameters": sum(math.prod(p.shape) for _, p in named_arrays(loop.params)),
+        "examples": loop.batches.examples,
+        "batch_size": loop.batches.batch_size,
+        "accumulate": loop.accumulate,
+    }
+
+
+def _checked_path(log: Any, writes: bool) -> str:
     """The log's path; ValueError or FileNotFoundError if who writes cannot open a log there."""
-    path = os.fspath(log)
-    if os.path.splitext(path)[1].lower() not in (".jsonl", ".csv"):
+    path: str = os.fspath(log)
+    if not path.lower().endswith((".jsonl", ".csv")):
         raise ValueError(f"log must end in .jsonl or .csv, got {path!r}")
     if writes and os.path.isdir(path):
         raise ValueError(f"log must be a file, {path!r} is a folder")
@@ -74,15 +167,23 @@ def _log_path(log: Any, writes: bool) -> str:
     return path
 
 
+def _try_to_open(path: str) -> None:
+    """OSError if the file cannot be written to; it stays as it is."""
+    made = not os.path.exists(path)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+    if made:
+        os.unlink(os.path.realpath(path))
+
+
 def _is_csv(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() == ".csv"
+    return path.lower().endswith(".csv")
 
 
 def _is_empty(path: str) -> bool:
     return not os.path.exists(path) or os.path.getsize(path) == 0
 
 
-def _log_problem(path: str, offset: int | None, step: int, loss: float) -> str | None:
+def _problem(path: str, offset: int | None, step: int, loss: float) -> str | None:
     """Why a log cannot be continued at `offset`: it must have a line that ends there, and this last step before it."""
     if offset is None:
         return f"the checkpoint was written without a log, and {path} is there: move it away, or log to another file"

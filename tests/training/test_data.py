@@ -378,3 +378,105 @@ def test_an_indexable_that_returns_something_else_is_caught():
     for shuffle in (True, False):
         with pytest.raises(ValueError, match="asked for 5 examples, indexing returned 4"):
             fo.minibatches(Short(np.zeros(20)), 5, shuffle=shuffle).next_batch()
+
+
+class Growing:
+    """Data that get more, or less, while they are used."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, where):
+        return np.arange(self.n)[where]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_data_may_grow_and_shrink_between_epochs(shuffle, drop_last):
+    data = Growing(10)
+    batches = fo.minibatches((data, data), 4, shuffle=shuffle, drop_last=drop_last)
+    for n in (10, 17, 17, 3, 9):
+        data.n = n
+        seen = [x for one, _ in batches for x in one.tolist()]
+        size = min(4, n)
+        assert len(seen) == (n // size * size if drop_last else n) == len(set(seen)) and batches.examples == n
+        assert batches.batch_size == size
+        if not drop_last:
+            assert sorted(seen) == list(range(n))
+    assert batches.epoch == 5
+
+
+def test_columns_that_do_not_grow_together_are_named():
+    one, two = Growing(10), Growing(10)
+    batches = fo.minibatches({"x": one, "y": two}, 4, shuffle=False)
+    list(batches)
+    one.n = 12
+    before = batches.state_dict()
+    with pytest.raises(ValueError, match=r"one length.*'x'.*12.*'y'.*10"):
+        batches.next_batch()
+    assert repr(batches.state_dict()) == repr(before)
+    two.n = 12
+    assert sum(len(batch["x"]) for batch in batches) == 12
+    one.n = two.n = 0
+    with pytest.raises(ValueError, match="no examples"):
+        batches.next_batch()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_validation_sees_data_that_grow(cut):
+    data, seen = Growing(5), []
+
+    def f(p, batch):
+        if batch is not None:
+            seen.append(len(batch))
+        return 1.0, np.zeros(2)
+
+    held_out = fo.minibatches(data, 4) if cut else data
+    grow = lambda loop: setattr(data, "n", 5 + loop.steps)  # noqa: E731
+    fo.fit(f, np.ones(2), None, "sgd", steps=3, validation=held_out, validate_every=1, callbacks=grow)
+    assert seen == ([4, 1, 4, 2, 4, 3] if cut else [5, 5, 1, 5, 2])
+
+
+def test_fit_sees_data_that_grow(tmp_path):
+    seen = []
+
+    def run(sizes, **options):
+        data = Growing(sizes[0])
+
+        class Grow:
+            def begin(self, loop):
+                data.n = sizes[loop.epoch]
+
+            def __call__(self, loop):
+                if loop.epoch_ended and loop.epoch < len(sizes):
+                    data.n = sizes[loop.epoch]
+
+        def f(p, batch):
+            seen.append(batch.tolist())
+            return float(p @ p), p * batch.mean() / 10
+
+        w = np.ones(2)
+        options = {"epochs": len(sizes), "batch_size": 4, "checkpoint": tmp_path / "a.ckpt"} | options
+        result = fo.fit(f, w, data, "sgd", lr=0.1, callbacks=Grow(), **options)
+        return w.tobytes(), result.steps
+
+    whole = run([8, 12, 20])
+    assert whole[1] == 2 + 3 + 5 and sum(map(len, seen)) == 8 + 12 + 20
+    run([8, 12, 20], steps=4)  # within the second epoch
+    del seen[:]
+    with pytest.raises(fo.CheckpointError, match="examples is 8 here, 12 there"):
+        run([8, 12, 20], resume=True)
+    data = Growing(12)
+
+    def f(p, batch):
+        seen.append(batch.tolist())
+        return float(p @ p), p * batch.mean() / 10
+
+    w, sizes = np.ones(2), [8, 12, 20]
+    grow = lambda loop: setattr(data, "n", sizes[min(loop.epoch, 2)])  # noqa: E731
+    options = {"epochs": 3, "batch_size": 4, "checkpoint": tmp_path / "a.ckpt"}
+    fo.fit(f, w, data, "sgd", lr=0.1, callbacks=grow, resume=True, **options)
+    assert w.tobytes() == whole[0]

@@ -18,7 +18,7 @@ from fastoptim.backends import available
 from fastoptim.checkpoint import format, matching
 from fastoptim.checkpoint.files import CheckpointError
 from fastoptim.optimizers import saving
-from fastoptim.training import loop
+from fastoptim.training import watching
 from fastoptim.training.diagnosis import Diagnosis
 from fastoptim.training.history import TrainingWarning
 from tests.support import ROOT
@@ -646,7 +646,7 @@ def test_a_resumed_run_is_diagnosed_when_an_uninterrupted_one_is(tmp_path, monke
         fo.fit(lambda p, batch: (1.0, np.ones(2)), np.ones(2), None, "sgd", steps=steps, **options)
         return list(lengths)
 
-    monkeypatch.setattr(loop, "read_curve", record)
+    monkeypatch.setattr(watching, "read_curve", record)
     path = tmp_path / "a.ckpt"
     assert run_until(1300) == [300, 1200]
     assert run_until(400, checkpoint=path) == [300]
@@ -665,8 +665,9 @@ def test_a_resume_that_fails_leaves_data_schedule_and_callbacks_where_they_were(
     options = {"lr": schedules.Plateau(0.5, patience=0), "validation": lambda p: 1.0, "validate_every": 1}
     fo.fit(f, params, fo.minibatches(data, 16), "adam", steps=7, callbacks=[Mean()], checkpoint=path, **options)
 
-    batches, plateau, mean = fo.minibatches(data, 16, rng=5), schedules.Plateau(0.25), Mean()
+    batches, plateau, mean = fo.minibatches(data, 16, rng=5), schedules.Plateau(0.5, patience=0), Mean()
     batches.next_batch()
+    plateau.update(3.0)
     before = str([batches.state_dict(), plateau.state_dict(), mean.state_dict()])
     for target, optimizer in ((params, "sgd"), ({**params, "w1": params["w1"][:, :4].copy()}, "adam")):
         with pytest.raises(CheckpointError):
@@ -727,8 +728,9 @@ def test_resume_refuses_other_data_models_and_optimizers(tmp_path):
         with pytest.raises(CheckpointError, match=message):
             fo.fit(f, *arguments, steps=9, checkpoint=path, resume=True, **options)
         assert bits(*leaves(arguments[0])) == before
-    with pytest.warns(TrainingWarning, match="schedule"):
+    with pytest.raises(CheckpointError, match=r"lr is \[0.5\] here, \[0.001\] there"):
         fo.fit(f, other, data, "adam", lr=0.5, steps=9, batch_size=16, resume=path)
+    fo.fit(f, other, data, "adam", lr=0.5, steps=9, batch_size=16, resume=path, override=["lr"])
 
 
 def test_a_log_is_cut_where_training_goes_on(tmp_path):
@@ -821,7 +823,7 @@ def test_read_only_and_foreign_frozen_arrays(tmp_path):
     before = repr(batches.state_dict())
     with pytest.raises(CheckpointError, match="'frozen' is read-only"):
         f = lambda p, batch: (1.0, p)  # noqa: E731
-        fo.fit(f, other, batches, fo.SGD({"w": other["w"]}), steps=5, resume=path)
+        fo.fit(f, other, batches, fo.SGD({"w": other["w"]}, lr=0.1), steps=5, resume=path)
     assert other["w"].tolist() == [9.0, 9.0] and repr(batches.state_dict()) == before
     for value, kind in ((np.float64(2.0), "float64"), (np.ma.ones(2), "MaskedArray"), (np.array(["x"]), "ndarray")):
         params = {"w": np.ones(2), "frozen": value}

@@ -1,0 +1,106 @@
+"""What the processes of one training run tell each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint.files import CheckpointError
+
+
+class Ranks:
+    """The processes that train together by one optimizer, or the only one.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm or None
+        The optimizer's communicator.
+    """
+
+    def __init__(self, comm: Any):
+        self._comm = comm
+        self.rank: int = 0 if comm is None else comm.Get_rank()
+        self.size: int = 1 if comm is None else comm.Get_size()
+        self._sent, self._received = np.empty(2), np.empty(2)
+
+    def common_loss(self, loss: float, flag: bool) -> tuple[float, bool]:
+        """The mean of all processes' losses, and whether one of them raises its flag."""
+        self._sent[:] = loss, flag
+        self._comm.Allreduce(self._sent, self._received)
+        total, flags = self._received.tolist()
+        return total / self.size, flags > 0
+
+    def first(self, value: Any) -> Any:
+        """What the first process has."""
+        return value if self.size == 1 else self._comm.bcast(value)
+
+    def every(self, value: Any) -> list[Any]:
+        """What each process has."""
+        return [value] if self.size == 1 else list(self._comm.allgather(value))
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What each process has, for the first alone; the others get an empty list."""
+        return [value] if self.size == 1 else list(self._comm.gather(value) or ())
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            self._comm.Barrier()
+
+    def agreed(self, reason: str | None) -> str | None:
+        """The reason to end of the first process that has one."""
+        return next((each for each in self.every(reason) if each), None)
+
+    @contextlib.contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """Do something that needs no other process; if it fails on one, raise on all."""
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as exception:
+            error = exception
+        failures = self.every(None if error is None else (type(error).__name__, str(error)))
+        if error is not None:
+            raise error
+        for rank, failure in enumerate(failures):
+            if failure is not None:
+                name, text = failure
+                kind = CheckpointError if name == "CheckpointError" else RuntimeError
+                raise kind(f"{what} failed on rank {rank}, so on all ranks: {name}: {text}")
+
+    def same(self, said: Mapping[str, str]) -> None:
+        """ValueError on every process that names what differs, unless all say the same."""
+        first, *others = self.every(dict(said))
+        for rank, other in enumerate(others, 1):
+            names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+            if names:
+                here, there = ([each.get(name, "nothing") for name in names] for each in (first, other))
+                rows = zip(names, here, there, strict=True)
+                found = [f"{name}: {own} on rank 0, {its} on rank {rank}" for name, own, its in rows]
+                raise ValueError(f"fit: the ranks differ in {'; '.join(found)}")
+
+    def pooled(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments that may be given on one process alone, as if they were on all; ValueError if two differ."""
+        own = {name: _plain(value) for name, value in given.items()}
+        pooled = dict(own)
+        everybody = self.every(own)
+        for name in own:
+            values = [(rank, other[name]) for rank, other in enumerate(everybody) if other[name]]
+            if len({repr(value) for _, value in values}) > 1:
+                texts = [f"{value!r} on rank {rank}" for rank, value in values]
+                raise ValueError(f"fit: the ranks differ in {name}: {', '.join(texts)}")
+            pooled[name] = values[0][1] if values else own[name]
+        return pooled
+
+
+def _plain(value: Any) -> Any:
+    """`value` as something that any process can be sent."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple, set)) else repr(value)

@@ -1,0 +1,343 @@
+"""Saves the whole state of training and goes on from it: every part of the loop is asked for its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ..checkpoint import files, format, matching
+from ..checkpoint.files import CheckpointError
+from ..common.signals import deferred_signals
+from ..optimizers import saving
+from ..optimizers.base import Optimizer
+from . import rehearsal
+from .history import History, saved_count
+from .log import Log, naming
+from .loop import Loop, named_arrays
+from .settings import Settings
+from .validation import Validation
+
+CALLBACK = "callback "  # users' callbacks are parts of this name with a number
+
+
+class Checkpoints:
+    """Save the whole state of training now and then, and the best so far to a file of its own; part of `Loop`.
+
+    Parameters
+    ----------
+    every : int or None
+        Steps between checkpoints; None: after every epoch.
+    keep : int or None
+        How many of the last ones stay as files of their own, ``<name>-<steps><suffix>``.
+    validation : Validation or None
+        Says when there is a new best.
+    log : path or None
+        Where the log is, which may be none of these files.
+    """
+
+    def __init__(
+        self,
+        path: Any,
+        settings: Settings,
+        *,
+        every: int | None,
+        keep: int | None,
+        validation: Validation | None,
+        log: Any,
+    ):
+        self.path: str = os.fspath(path)
+        self._every, self._keep, self._validation, self._settings = every, keep, validation, settings
+        self._kept: list[int] = []  # steps of those that stay
+        self._files: dict[str, str] | None = None  # checkpoint -> file of an optimizer that saves itself
+        self._targets = [self.path] if validation is None else [self.path, best_path(self.path)]
+        for target in self._targets:
+            files.check_target(target)
+            if log is not None and os.path.realpath(log) in (os.path.realpath(target), files.previous_path(target)):
+                raise ValueError(f"log and checkpoint would be one file, {os.fspath(log)!r}")
+        if keep is not None:
+            rehearsal.check_free(self.path, log)
+
+    def rehearse(self, loop: Loop, callbacks: bool) -> None:
+        """Raise whatever would keep a checkpoint from being saved, before there is one.
+
+        With or without the states of users' callbacks, which there may not be before they have begun.
+        """
+        paths = self._targets if self._keep is None else [*self._targets, kept_path(self.path, 10**9)]
+        state = _state(loop, self._settings) | {"own": [_own_state(loop, callbacks)]}
+        rehearsal.rehearse(paths, state, loop.optimizer, saves_itself(loop.optimizer))
+
+    def begin(self, loop: Loop) -> None:
+        with loop.ranks.together("trying to save a checkpoint"):
+            if _stateful(loop, users=True):
+                self.rehearse(loop, callbacks=True)
+
+    def due(self, loop: Loop) -> float:
+        return loop.next_due(self._every)
+
+    def __call__(self, loop: Loop) -> None:
+        if self._validation is not None and self._validation.improved:
+            self._save(loop, best_path(self.path), keep_previous=False)
+        if loop.is_due(self._every):
+            self._save(loop, self.path)
+
+    def _save(self, loop: Loop, path: str, keep_previous: bool = True) -> None:
+        kept: list[int] = []
+        if self._keep is not None and keep_previous:
+            kept = [*self._kept, loop.steps][-self._keep :]
+        outdated = [kept_path(path, step) for step in self._kept if kept and step not in kept]
+        self._kept = kept or self._kept
+        if saves_itself(loop.optimizer):
+            self._save_apart(loop, path, keep_previous, outdated)
+        else:
+            state = _state(loop, self._settings) | {"own": [_own_state(loop)]}
+            with loop.optimizer._locked():
+                _write(path, {"loop": state, **saving.optimizer_tree(loop.optimizer)}, keep_previous)
+        if loop.ranks.rank == 0:
+            if kept:
+                _link(path, kept_path(path, loop.steps))
+            _remove(outdated)
+        loop.ranks.wait()
+
+    def _save_apart(self, loop: Loop, path: str, keep_previous: bool, outdated: Sequence[str]) -> None:
+        """Save with an optimizer that writes files of its own, and remove those that no checkpoint needs any more."""
+        before = _files_of(loop, self.path) if self._files is None else self._files
+        name = f"{path}.optimizer-{loop.steps}"
+        with naming(name):
+            loop.optimizer.save(name)
+        after = {key: value for key, value in before.items() if key not in map(os.path.basename, outdated)}
+        if keep_previous and os.path.basename(path) in before:
+            after[os.path.basename(files.previous_path(path))] = before[os.path.basename(path)]
+        after[os.path.basename(path)] = os.path.basename(name)
+        if self._keep is not None and keep_previous:
+            after[os.path.basename(kept_path(path, loop.steps))] = os.path.basename(name)
+        self._files = after
+        own = loop.ranks.gathered(_own_state(loop))
+        with loop.ranks.together("saving a checkpoint"):
+            if loop.ranks.rank == 0:
+                file = {"optimizer_file": os.path.basename(name), "optimizer_checksum": _checksum(name)}
+                _write(path, {"loop": _state(loop, self._settings) | {"own": own} | file}, keep_previous)
+                folder = os.path.dirname(os.path.realpath(path))
+                _remove(_with_slices(folder, set(before.values()) - set(after.values())))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": list(self._kept), "files": dict(self._files or {})}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        if state is not None:
+            kept, own = [saved_count(step) for step in state["kept"]], dict(state["files"])
+            self._kept, self._files = kept, _base_names(own) or None
+
+
+def _write(path: str, tree: Any, keep_previous: bool) -> None:
+    """`format.write`; the file gets the permissions that the one before it has."""
+    mode = stat.S_IMODE(os.stat(path).st_mode) if os.path.exists(path) else None
+    with naming(path):
+        format.write(path, tree, kind="training", keep_previous=keep_previous)
+    if mode is not None and stat.S_IMODE(os.stat(path).st_mode) != mode:
+        os.chmod(path, mode)
+
+
+def _link(path: str, other: str) -> None:
+    """Make the checkpoint at `path` available as `other`, too, whatever becomes of `path` later."""
+    spare = f"{other}.tmp"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(spare)
+    try:
+        os.link(os.path.realpath(path), spare)
+    except OSError:  # a file system without hard links
+        shutil.copy2(path, spare)
+    os.replace(spare, other)
+
+
+def kept_path(path: str, steps: int) -> str:
+    """Where a checkpoint goes that is one of the last few."""
+    root, suffix = os.path.splitext(path)
+    return f"{root}-{steps}{suffix}"
+
+
+def _state(loop: Loop, settings: Settings) -> dict[str, Any]:
+    """What all processes have in common."""
+    return {
+        "steps": loop.steps,
+        "epoch": loop.epoch,
+        "settings": settings.texts,
+        "batches": loop.batches.state_dict(),
+        "history": loop.history.state_dict(),
+        "parts": {name: part.state_dict() for name, part in _stateful(loop).items()},
+        "optimizer_file": None,
+    }
+
+
+def _own_state(loop: Loop, callbacks: bool = True) -> dict[str, Any]:
+    """What every process has of its own: arrays that no optimizer keeps alike, and users' callbacks."""
+    frozen = {name: matching.to_host(p) for name, p in frozen_arrays(loop.params, loop.optimizer)}
+    validation = loop.parts.get("validation")
+    several = loop.ranks.size > 1 and isinstance(validation, Validation)
+    return {
+        "frozen": frozen,
+        "callbacks": {name: part.state_dict() for name, part in _stateful(loop, users=True).items() if callbacks},
+        "best": validation.own_arrays(frozen) if several and isinstance(validation, Validation) else None,
+    }
+
+
+def _stateful(loop: Loop, users: bool = False) -> dict[str, Any]:
+    """The parts that have a state: the users' callbacks, numbered among themselves, or all others."""
+    found = {n: p for n, p in loop.parts.items() if hasattr(p, "state_dict") and hasattr(p, "load_state_dict")}
+    chosen = {name: part for name, part in found.items() if name.startswith(CALLBACK) == users}
+    return {str(i): part for i, part in enumerate(chosen.values())} if users else chosen
+
+
+def frozen_arrays(params: Any, optimizer: Any) -> list[tuple[str, Any]]:
+    """Arrays in `params` that the optimizer does not step; `loss_and_grad` may change them (running means)."""
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [(name, p) for name, p in named_arrays(params) if id(p) not in stepped]
+
+
+def resume(loop: Loop, settings: Settings, path: str, required: bool) -> None:
+    """Restore the state that was saved to `path`; where there is none, begin unless it is `required`.
+
+    The first process reads the checkpoint for all, so that none can take another one.
+    """
+    tree: Any = None
+    with loop.ranks.together(f"reading {path}"):
+        if loop.ranks.rank == 0:
+            try:
+                tree = format.read_latest(path, kind="training", warn=loop.warn)
+            except FileNotFoundError:
+                if required:
+                    raise
+    tree = loop.ranks.first(tree)
+    if tree is not None:
+        with format.malformed(f"{path}: the state of training"):
+            _restore(loop, settings, path, tree)
+
+
+def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
+    ranks, optimizer = loop.ranks, loop.optimizer
+    with ranks.together("resuming"), format.malformed(f"{path}: the state of training"):
+        state = tree["loop"]
+        steps, epoch = saved_count(state["steps"]), saved_count(state["epoch"])
+        _check_optimizer(optimizer, state, tree, path)
+        overridden = settings.overridden(state["settings"])
+        history = History.restored(state["history"], steps, epoch)
+        own, saved = _own_of(loop, state["own"]), dict(state["parts"])
+        parts, users = _stateful(loop), _stateful(loop, users=True)
+        if set(own["callbacks"]) != set(users):
+            raise CheckpointError("it was written with other callbacks")
+        _check_parts(loop, saved, history, best_path(path))
+        frozen = frozen_arrays(loop.params, optimizer)
+        matching.check_arrays(dict(frozen), own["frozen"])
+        matching.check_assignable(dict(frozen), own["frozen"])
+        position = loop.batches.recut(state["batches"]) if "batch_size" in overridden else state["batches"]
+        if "lr" in overridden:
+            del saved["rates"], parts["rates"]
+        states = [(loop.batches, position), *((part, saved.get(name)) for name, part in parts.items())]
+        states += [(part, own["callbacks"][name]) for name, part in users.items()]
+        before = [(part, part.state_dict()) for part, _ in states]
+    with deferred_signals():
+        try:
+            with ranks.together("resuming"), format.malformed(f"{path}: the state of training"):
+                for part, its_state in states:
+                    part.load_state_dict(its_state)
+                if own["best"] is not None and isinstance(validation := parts.get("validation"), Validation):
+                    validation.take_own_arrays(own["best"])
+            if state["optimizer_file"] is not None:
+                optimizer.load(_beside(path, state["optimizer_file"]))
+            else:
+                with optimizer._locked():
+                    saving.restore_optimizer(optimizer, tree)
+        except BaseException:
+            for part, its_state in before:
+                part.load_state_dict(its_state)
+            raise
+        for name, p in frozen:
+            matching.assign(p, own["frozen"][name])
+        settings.apply(overridden)
+    loop.restore(steps, epoch, history)
+
+
+def _own_of(loop: Loop, saved: Any) -> Any:
+    """What this process has of its own in a checkpoint; where it was written by others, that of one of them."""
+    size, rank = loop.ranks.size, loop.ranks.rank
+    if len(saved) != size and any(own["frozen"] or own["callbacks"] for own in saved):
+        loop.warn(
+            f"the checkpoint was written by {len(saved)} processes, here are {size}: those that are new take the "
+            "arrays that are not stepped (running means, for example) and the callbacks' states of the first"
+        )
+    return saved[rank if rank < len(saved) else 0]
+
+
+def _check_optimizer(optimizer: Any, state: Any, tree: Any, path: str) -> None:
+    if (state["optimizer_file"] is not None) != saves_itself(optimizer):
+        raise CheckpointError("it was written with another kind of optimizer (sharded or not)")
+    if not saves_itself(optimizer) and tree["optimizer"]["optimizer"] != type(optimizer).__name__:
+        written = tree["optimizer"]["optimizer"]
+        raise CheckpointError(f"it was written with {written!s:.40}, this optimizer is {type(optimizer).__name__}")
+    if saves_itself(optimizer):
+        file = _beside(path, state["optimizer_file"])
+        if not os.path.exists(file):
+            raise CheckpointError(f"the optimizer's part is missing, {file}: do all processes share the folder?")
+        if _checksum(file) != state["optimizer_checksum"]:
+            raise CheckpointError(f"the optimizer's part, {file}, is of another checkpoint")
+
+
+def _check_parts(loop: Loop, saved: Mapping[str, Any], history: History, best_file: str) -> None:
+    validation, log = loop.parts.get("validation"), loop.parts.get("log")
+    if isinstance(validation, Validation):
+        validation.check(saved.get("validation"), best_file)
+    if isinstance(log, Log):
+        problem = log.check(saved.get("log"), history)
+        if problem is not None:
+            raise CheckpointError(problem)
+
+
+def saves_itself(optimizer: Any) -> bool:
+    """Whether the optimizer writes files of its own, as a sharded one does."""
+    return getattr(type(optimizer), "save", None) is not Optimizer.save
+
+
+def best_path(path: str) -> str:
+    """Where the best checkpoint so far goes."""
+    root, suffix = os.path.splitext(path)
+    return f"{root}.best{suffix}"
+
+
+def _beside(path: str, name: str) -> str:
+    return os.path.join(os.path.dirname(path), os.path.basename(name))
+
+
+def _checksum(path: str) -> str:
+    """The checksum that a checkpoint file begins with."""
+    with open(path, "rb") as file:
+        return file.read(8 + 128)[8:].partition(b'"sha256":"')[2][:64].decode("ascii", "replace")
+
+
+def _files_of(loop: Loop, path: str) -> dict[str, str]:
+    """The optimizer's files that the checkpoint at `path`, of an earlier run, knows of."""
+    found: dict[str, str] = {}
+    if loop.ranks.rank == 0:
+        with contextlib.suppress(OSError, CheckpointError, LookupError, TypeError, AttributeError):
+            found = _base_names(format.read(path, kind="training")["loop"]["parts"]["checkpoints"]["files"])
+    return dict(loop.ranks.first(found))
+
+
+def _base_names(files: Mapping[str, str]) -> dict[str, str]:
+    return {os.path.basename(key): os.path.basename(value) for key, value in files.items()}
+
+
+def _with_slices(folder: str, names: Collection[str]) -> list[str]:
+    """The files of these names in a folder, and those that belong to them."""
+    patterns = [re.compile(rf"{re.escape(name)}(\.previous|\.[0-9a-f]{{16}}\.[0-9]+)?") for name in names]
+    found = [name for name in os.listdir(folder) if any(pattern.fullmatch(name) for pattern in patterns)]
+    return [os.path.join(folder, name) for name in found]
+
+
+def _remove(paths: Sequence[str]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.unlink(path)

@@ -1,0 +1,90 @@
+"""What decides what the steps of a run are: compared with the checkpoint where training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint.files import CheckpointError
+from .data import Minibatches
+from .rates import Rates
+
+
+class Settings:
+    """What the program asks for, taken before anything has changed it.
+
+    Parameters
+    ----------
+    override : iterable of str
+        Names of the settings that may differ from those of the checkpoint.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        batches: Any,
+        rates: Rates,
+        *,
+        accumulate: int,
+        max_norm: float | None,
+        skip_nonfinite: bool,
+        override: str | Iterable[str],
+    ):
+        self._optimizer = optimizer
+        self._hyper = [{k: v for k, v in group.items() if k not in _ARRAYS} for group in optimizer.param_groups]
+        self.texts = {name: self._hyper_text(name) for group in self._hyper for name in group}
+        self.texts |= {"lr": rates.text(), "max_norm": repr(max_norm), "skip_nonfinite": repr(skip_nonfinite)}
+        self.texts["accumulate"] = str(accumulate)
+        if isinstance(batches, Minibatches):
+            self.texts["batch_size"] = str(batches.asked_size)
+        self._override = _names(override)
+        unknown = [name for name in self._override if name not in self.texts]
+        if unknown:
+            raise ValueError(f"override: there is no {unknown}; it may name {sorted(self.texts)}")
+
+    def _hyper_text(self, name: str) -> str:
+        texts = [_text(group[name]) for group in self._hyper]
+        return texts[0] if len(set(texts)) == 1 else f"[{', '.join(texts)}]"
+
+    def overridden(self, saved: Mapping[str, str]) -> set[str]:
+        """Names of what differs from the checkpoint's; CheckpointError unless all of it may."""
+        different = [name for name, text in self.texts.items() if saved.get(name, text) != text]
+        refused = [name for name in different if name not in self._override]
+        if refused:
+            differences = "; ".join(f"{name} is {self.texts[name]} here, {saved[name]} there" for name in refused)
+            raise CheckpointError(
+                f"it was written with other settings: {differences}. Give the same, or override={refused} to go on "
+                "with those that are given here"
+            )
+        return set(different)
+
+    def apply(self, names: set[str]) -> None:
+        """Put hyperparameters that the checkpoint has replaced back to what is asked for."""
+        for group, own in zip(self._optimizer.param_groups, self._hyper, strict=True):
+            group.update({name: own[name] for name in names if name in own})
+
+
+_ARRAYS = ("params", "names")
+
+
+def _names(override: Any) -> tuple[str, ...]:
+    names = (override,) if isinstance(override, str) else override
+    if isinstance(names, Mapping) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"override holds names of settings, whose values are given as ever; got {override!r}")
+    return tuple(names)
+
+
+def _text(value: Any) -> str:
+    """A hyperparameter, written alike whatever the type of a number is."""
+    if value is None or isinstance(value, (str, bool)):
+        return repr(value)
+    if isinstance(value, np.bool_):
+        return repr(bool(value))
+    if isinstance(value, (tuple, list, np.ndarray)) and np.ndim(value):
+        return f"({', '.join(map(_text, value))})"
+    try:
+        return repr(float(value))
+    except (TypeError, ValueError):
+        return type(value).__qualname__

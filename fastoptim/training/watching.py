@@ -1,0 +1,73 @@
+"""Diagnosis beside the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .diagnosis import MINIMUM, Diagnosis
+from .diagnosis import diagnose as read_curve
+from .loop import Loop
+
+# Steps before the first diagnosis, and the factor to the next: a diagnosis costs about as much as ten small steps.
+# Floats, so that a checkpoint has the same bytes whether training was resumed before it or not.
+_FIRST, _FACTOR = 300.0, 4.0
+
+
+class Watch:
+    """Diagnose the losses after 300, 1200, 4800, ... steps, and warn once of each verdict; part of `Loop`."""
+
+    def __init__(self) -> None:
+        self._next = _FIRST
+        self._warned: list[str] = []
+        self._resumed = False
+
+    def begin(self, loop: Loop) -> None:
+        if not self._resumed and loop.steps:
+            self._next = _FACTOR * loop.steps + 1.0
+        self._next = max(self._next, loop.steps + 1.0)
+
+    def due(self, loop: Loop) -> float:
+        return self._next
+
+    def __call__(self, loop: Loop) -> None:
+        if loop.steps < self._next:
+            return
+        self._next = _FACTOR * loop.steps
+        diagnosis = curve_reader(loop)()
+        if diagnosis is not None and diagnosis.verdict not in ("healthy", *self._warned):
+            self._warned.append(diagnosis.verdict)
+            loop.warn(f"after {loop.steps} steps training looks {diagnosis.verdict}. {diagnosis.remedy}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self._next, "warned": list(self._warned)}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        if state is not None:
+            next_one, warned = float(state["next"]), [str(verdict) for verdict in state["warned"]]
+            self._next, self._warned, self._resumed = next_one, warned, True
+
+
+def curve_reader(loop: Loop) -> Callable[[], Diagnosis | None]:
+    """What `fastoptim.diagnose` says about the training losses up to now, on demand."""
+    losses = loop.history.loss
+    if loop.reason == "non-finite loss":
+        losses = np.append(losses, loop.loss)
+    else:
+        losses = losses[np.isfinite(losses)]  # steps with others were skipped, as was asked for
+        if len(losses) < MINIMUM:
+            return lambda: None
+    group = loop.optimizer.param_groups[0]
+    momentum = float(group["momentum"] if "momentum" in group else group["betas"][0])
+    anchor = loop.batches.batch_size == loop.batches.examples
+    return partial(read_curve, losses, anchor=anchor, momentum=momentum, lr=float(group["lr"]))
+
+
+def say_non_finite(loop: Loop) -> None:
+    """Warn of a loss that has ended training, with the remedy."""
+    diagnosis = curve_reader(loop)()
+    remedy = diagnosis.remedy if diagnosis is not None else "lower the learning rate"
+    loop.warn(f"the loss is {loop.loss} at step {loop.steps}, which was not taken: {remedy}")

@@ -1,0 +1,35 @@
+"""fit on several ranks: what differs is named on all, what one rank has alone works, resuming is exact on each."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import ROOT, mpi
+
+WORKER = ROOT / "tests" / "support" / "fit_worker.py"
+
+pytestmark = pytest.mark.skipif(
+    mpi.mpiexec() is None, reason='NOT TESTED: several processes; pip install "fastoptim[mpi]" brings what is missing'
+)
+
+
+def run(ranks, *arguments):
+    done = mpi.run(ranks, WORKER, *arguments, timeout=100)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.split("\n")[:ranks]) == [f"rank {rank} done" for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("name", ["differences", "generators"])
+def test_what_differs_is_named_on_every_rank(name):
+    run(2, name)
+
+
+@pytest.mark.parametrize("name", ["one_sided", "own_states", "one_checkpoint", "files", "interrupted", "unwritable"])
+def test_two_ranks(name, tmp_path):
+    run(2, name, tmp_path)
+
+
+def test_another_number_of_ranks_goes_on(tmp_path):
+    path = tmp_path / "run.ckpt"
+    for ranks, epochs in ((2, 1), (3, 2), (3, 3)):
+        run(ranks, "other_number", path, epochs)

@@ -1,0 +1,342 @@
+"""What the ranks do in `tests/distributed/test_fit.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("FASTOPTIM_NUM_THREADS", "1")
+
+import numpy as np
+from mpi4py import MPI
+
+import fastoptim as fo
+from fastoptim.checkpoint import format
+from fastoptim.distributed import ShardedOptimizer
+from fastoptim.training import resuming
+
+COMM = MPI.COMM_WORLD
+RANK, SIZE = COMM.rank, COMM.size
+LAST = RANK == SIZE - 1
+DATA = np.random.default_rng(3).standard_normal((48, 6))
+
+
+def network(params, batch):
+    """Least squares on normalised inputs: every process has running means of its own."""
+    params["mean"] += 0.1 * (batch.mean(0) - params["mean"])
+    error = (batch - params["mean"]) @ params["w"] - batch[:, :1]
+    return float(np.mean(error**2)), {"w": 2 * (batch - params["mean"]).T @ error / len(batch)}
+
+
+def fresh():
+    params = {"w": np.zeros((6, 1)), "mean": np.zeros(6)}
+    return params, ShardedOptimizer(fo.Adam, {"w": params["w"]}, lr=0.05, deterministic=True)
+
+
+def fit(loss=network, data=DATA, **options):
+    params, optimizer = fresh()
+    options = {"batch_size": 8, "epochs": 3, "diagnose": False, "progress": False} | options
+    return params, fo.fit(loss, params, data, optimizer, **options)
+
+
+def all_equal(value):
+    every = COMM.allgather(value)
+    assert all(each == every[0] for each in every), every
+
+
+@contextlib.contextmanager
+def refused(kind, *texts, seconds=10.0):
+    """Every rank must raise this, with these texts, soon."""
+    begin = time.perf_counter()
+    try:
+        yield
+    except kind as error:
+        for text in texts:
+            assert text in str(error), f"rank {RANK}: {text!r} is not in {error}"
+    else:
+        raise AssertionError(f"rank {RANK}: no {kind}")
+    assert time.perf_counter() - begin < seconds
+    COMM.Barrier()
+
+
+def differences():
+    """Arguments that differ are named on every rank before the first step."""
+    schedule = fo.schedules.cosine
+    base = {"validation": lambda p: 1.0, "epochs": 2}
+    other = {
+        "epochs": (2, 3),
+        "steps": (5, 6),
+        "batch_size": (8, 16),
+        "accumulate": (1, 2),
+        "shuffle": (True, False),
+        "drop_last": (False, True),
+        "validate_every": (2, 3),
+        "early_stopping": (2, 3),
+        "restore_best": (False, True),
+        "min_delta": (0.0, 0.1),
+        "max_norm": (1.0, 2.0),
+        "skip_nonfinite": (False, True),
+        "lr": (schedule(0.1, 9), schedule(0.1, 10)),
+        "checkpoint": ("a", "b"),
+        "log": ("a.csv", "b.csv"),
+    }
+    calls = []
+    f = lambda p, batch: calls.append(0) or network(p, batch)  # noqa: E731
+    for name, values in other.items():
+        with refused(ValueError, f"differ in {name}", "on rank 0", f"on rank {SIZE - 1}"):
+            fit(f, **base | {name: values[LAST]})
+    with refused(ValueError, "differ in examples: 48 on rank 0, 40 on rank"):
+        fit(f, DATA[:40] if LAST else DATA, **base)
+    with refused(ValueError, "differ in validation: True on rank 0, False"):
+        fit(f, validation=None if LAST else base["validation"])
+    batches = fo.minibatches(DATA, 8)
+    if LAST:
+        batches.next_batch()
+    with refused(ValueError, "cursor: 0 on rank 0, 8 on rank"):
+        fit(f, batches, batch_size=None)
+    with refused(ValueError, "kind of generator"):
+        fit(f, rng=np.random.Generator(np.random.MT19937(0) if LAST else np.random.PCG64(0)))
+    for kind, text in ((ValueError, "max_norm"), (RuntimeError, "failed on rank")):
+        if (kind is ValueError) == LAST:
+            with refused(kind, text, "max_norm must be"):
+                fit(f, max_norm=-1.0 if LAST else 1.0)
+    with refused(TypeError if LAST else RuntimeError, "callbacks must be callable"):
+        fit(f, callbacks=[3] if LAST else [])
+    assert not calls
+
+
+def one_sided(folder):
+    """Callbacks, checkpoint, log and resume on one rank alone."""
+    folder = Path(folder)
+    whole = fit(epochs=4)[0]["w"].tobytes()
+    path = {"checkpoint": folder / "run.ckpt", "log": folder / "run.jsonl"} if RANK == 0 else {}
+    fit(epochs=2, **path)
+    params, result = fit(epochs=4, resume=RANK == 0, callbacks=[lambda loop: None] if LAST else [], **path)
+    assert params["w"].tobytes() == whole and result.steps == 24
+    if RANK == 0:
+        assert (folder / "run.jsonl").read_text().count('"kind": "step"') == 24
+        assert sorted(p.name for p in folder.glob("run.ckpt*") if "optimizer" not in p.name) == [
+            "run.ckpt",
+            "run.ckpt.previous",
+        ]
+
+    def stop(loop):
+        if loop.steps == 5:
+            loop.stop(f"rank {RANK}")
+
+    for who in range(SIZE):
+        result = fit(callbacks=[stop] if who == RANK else [])[1]
+        assert (result.steps, result.reason) == (5, f"rank {who}")
+
+    class Rarely:
+        seen = ()
+
+        def due(self, loop):
+            return loop.next_due(4)
+
+        def __call__(self, loop):
+            if loop.steps % 4 == 0:
+                self.seen += (loop.steps,)
+
+    rarely = Rarely()
+    fit(callbacks=rarely if LAST else [], epochs=2)
+    assert rarely.seen == ((4, 8, 12) if LAST else ())
+
+    class Begin:
+        def begin(self, loop):
+            loop.stop("at once")
+
+        def __call__(self, loop):
+            raise AssertionError
+
+    assert fit(callbacks=[Begin()] if LAST else [])[1].steps == 0
+
+
+class Own:
+    """A callback whose state differs from rank to rank."""
+
+    def __init__(self):
+        self.value = float(RANK)
+
+    def __call__(self, loop):
+        self.value = 0.9 * self.value + RANK + loop.loss
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = float(state["value"])
+
+
+def own_states(folder):
+    """Running means and callbacks' states are each rank's own, also those of the best parameters."""
+    ends = []
+    for cut in (False, True):
+        losses = {0: 3.0, 6: 2.0, 12: 1.0, 18: 4.0, 24: 5.0}
+        callback, steps = Own(), [0]
+
+        def count(loop, steps=steps):
+            steps[0] = loop.steps
+
+        options = {
+            "checkpoint": Path(folder) / f"{cut}.ckpt",
+            "validation": lambda p, steps=steps, losses=losses: losses[round(steps[0] / 6 + 0.49) * 6],
+            "restore_best": True,
+        }
+        callbacks = [callback, count, *([Own()] if RANK == 0 else [])]
+        if cut:
+            fit(epochs=3, callbacks=callbacks, **options)
+            callback.value, callbacks = -1.0, [callback, count, *([Own()] if RANK == 0 else [])]
+        params, result = fit(epochs=4, callbacks=callbacks, resume=cut, **options)
+        extra = callbacks[2].value if RANK == 0 else 0.0
+        ends.append((params["w"].tobytes(), params["mean"].tobytes(), callback.value, extra, result.best_step))
+    assert ends[0] == ends[1], ends
+    assert len(set(COMM.allgather(ends[0][1]))) == SIZE and len(set(COMM.allgather(ends[0][2]))) == SIZE
+    all_equal(ends[0][0])
+
+
+def other_number(path, epochs):
+    """Resumed by another number of ranks: it goes on, and says whose running means are taken."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = fit(epochs=int(epochs), checkpoint=path, resume=True, callbacks=[Own()])[1]
+    assert result.steps == 6 * int(epochs)
+    told = [str(warning.message) for warning in caught if "processes" in str(warning.message)]
+    assert len(told) == (RANK == 0 and epochs == "2"), told
+
+
+def one_checkpoint(folder):
+    """No rank can take another checkpoint than the first rank does."""
+    path = Path(folder) / "run.ckpt"
+    whole = fit(epochs=3)[0]["w"].tobytes()
+    fit(epochs=2, checkpoint=path)
+    read = format.read
+
+    def stale(file, *, kind):
+        if kind == "training":
+            raise FileNotFoundError(2, "not there yet", str(file))
+        return read(file, kind=kind)
+
+    if LAST:
+        format.read = stale
+    assert fit(epochs=3, checkpoint=path, resume=True)[0]["w"].tobytes() == whole
+    format.read = read
+    fit(epochs=2, checkpoint=path)
+    checksum = resuming._checksum
+    if LAST:
+        resuming._checksum = lambda file: "0" * 64
+    with refused(fo.CheckpointError, "is of another checkpoint"):
+        fit(epochs=3, checkpoint=path, resume=True)
+    resuming._checksum = checksum
+    beside = resuming._beside
+    if LAST:
+        resuming._beside = lambda file, name: f"/somewhere else/{name}"
+    with refused(fo.CheckpointError, "do all processes share the folder?"):
+        fit(epochs=3, checkpoint=path, resume=True)
+    resuming._beside = beside
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    COMM.Barrier()
+    if RANK == 0:
+        path.write_bytes(damaged)
+        (path.parent / "run.ckpt.previous").unlink()
+    COMM.Barrier()
+    with refused(fo.CheckpointError, "checksum"):
+        fit(epochs=3, checkpoint=path, resume=True)
+
+
+def files(folder):
+    """Files of the optimizer that no checkpoint needs are removed, users' own are not."""
+    folder = Path(folder)
+    mine = ["run.ckpt.optimizer-notes.txt", "run.ckpt.optimizer-6.txt", "run.ckpt.optimizer-12.bak"]
+    if RANK == 0:
+        for name in mine:
+            (folder / name).write_text("mine")
+    COMM.Barrier()
+    options = {"checkpoint": folder / "run.ckpt"}
+
+    def steps_of_optimizers():
+        COMM.Barrier()
+        found = {
+            p.name.split("optimizer-")[1].split(".")[0]
+            for p in folder.glob("run.ckpt.optimizer-*")
+            if p.name not in mine
+        }
+        COMM.Barrier()
+        return found
+
+    fit(epochs=4, **options)
+    assert steps_of_optimizers() == {"18", "24"}
+    fit(epochs=5, resume=True, **options)
+    assert steps_of_optimizers() == {"24", "30"}
+    fit(epochs=2, keep=2, **options)  # a new run
+    assert steps_of_optimizers() == {"6", "12"}, steps_of_optimizers()
+    fit(epochs=4, resume=True, keep=2, **options)
+    assert steps_of_optimizers() == {"18", "24"}
+    for steps in (18, 24):
+        assert fit(epochs=4, resume=folder / f"run-{steps}.ckpt")[1].steps == 24
+    assert all((folder / name).read_text() == "mine" for name in mine)
+
+
+def interrupted(folder):
+    """Ctrl-C that only one rank hears ends all after the same step."""
+    path = Path(folder) / "run.ckpt"
+    whole = fit(epochs=3)[0]["w"].tobytes()
+    calls = []
+
+    def f(params, batch):
+        calls.append(0)
+        if LAST and len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return network(params, batch)
+
+    result = fit(f, checkpoint=path)[1]
+    assert result.reason == "interrupted" and result.steps in (4, 5)
+    all_equal(result.steps)
+    assert fit(checkpoint=path, resume=True)[0]["w"].tobytes() == whole
+
+
+def generators():
+    """Ranks whose shuffling generators part are told so before they see different data."""
+    rng = np.random.default_rng(5)
+
+    def f(params, batch):
+        if LAST:
+            rng.random()
+        return network(params, batch)
+
+    with refused(ValueError, "generator that shuffles"):
+        fit(f, rng=rng)
+
+
+def unwritable(folder):
+    """Where one rank cannot save, all are told before the first step."""
+    calls = []
+    f = lambda p, batch: calls.append(0) or network(p, batch)  # noqa: E731
+    write = format.write
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    if LAST:
+        format.write = refuse
+    with refused(PermissionError if LAST else RuntimeError, "Permission denied"):
+        fit(f, checkpoint=Path(folder) / "run.ckpt")
+    format.write = write
+    assert not calls
+
+
+def main():
+    name, *arguments = sys.argv[1:]
+    globals()[name](*arguments)
+    sys.stdout.write(f"rank {RANK} done\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
