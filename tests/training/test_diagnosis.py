@@ -92,7 +92,7 @@ def test_every_verdict_is_right_on_quadratics_without_noise(condition, momentum)
             for share in RATES:
                 lr = share * 2.0 * (1.0 + momentum)
                 losses = descend(curvature, start, lr, momentum, steps)
-                found = fo.diagnose(losses, anchor=True, momentum=momentum)
+                found = fo.diagnose(losses, fixed_batch=True, momentum=momentum)
                 faster = descend(curvature, start, 2 * lr, momentum, steps)
                 reason = wrong(found.verdict, share, losses, faster)
                 if reason:
@@ -108,7 +108,7 @@ def test_every_verdict_is_right_on_quadratics_with_noise(condition):
         for steps in (100, 250):
             for share in RATES:
                 losses = descend(curvature, start, 2.0 * share, 0.0, steps, sigma=0.1, seed=seed)
-                found = fo.diagnose(losses, anchor=True)
+                found = fo.diagnose(losses, fixed_batch=True)
                 exact = expected(curvature, start, 2.0 * share, steps, 0.1)
                 faster = expected(curvature, start, 4.0 * share, steps, 0.1)
                 reason = wrong(
@@ -160,7 +160,7 @@ def test_bounded_logistic_cycles_are_called_oscillating(size):
             losses = train(loss_and_grad, size, share * limit, 0.0, 1000)
             assert np.isfinite(losses).all()
             if np.ptp(losses[-200:]) > 0.01 * losses[-1]:  # it does not converge
-                verdicts += [fo.diagnose(losses[:steps], anchor=True).verdict for steps in (200, 500)]
+                verdicts += [fo.diagnose(losses[:steps], fixed_batch=True).verdict for steps in (200, 500)]
     assert len(verdicts) > 30
     assert verdicts.count("oscillating") >= 0.99 * len(verdicts), verdicts
 
@@ -173,7 +173,7 @@ def test_converging_logistic_runs_are_not_called_oscillating(momentum):
         for share in (0.05, 0.1, 0.2, 0.3, 0.5):
             losses = train(loss_and_grad, 5, share * limit * (1.0 + momentum), momentum, 1000)
             if np.ptp(losses[100:]) < 1e-3 * losses[-1]:  # settled within the 200 losses that are shown
-                verdicts.append(fo.diagnose(losses[:200], anchor=True, momentum=momentum).verdict)
+                verdicts.append(fo.diagnose(losses[:200], fixed_batch=True, momentum=momentum).verdict)
     assert len(verdicts) >= 40
     assert not {"oscillating", "diverged"} & set(verdicts)
 
@@ -185,8 +185,8 @@ def test_ringing_that_converges_is_not_called_oscillating(momentum, share):
     curvature = np.array([1.0])
     losses = descend(curvature, np.ones(1), share * 2.0 * (1.0 + momentum), momentum, steps)
     assert np.mean(np.diff(losses) > 0) > 0.05  # it does ring
-    assert fo.diagnose(losses, anchor=True, momentum=momentum).verdict in ("healthy", "plateau")
-    floor = fo.diagnose(losses + 0.5, anchor=True, momentum=momentum)  # as an irreducible loss hides the fall
+    assert fo.diagnose(losses, fixed_batch=True, momentum=momentum).verdict in ("healthy", "plateau")
+    floor = fo.diagnose(losses + 0.5, fixed_batch=True, momentum=momentum)  # as an irreducible loss hides the fall
     assert floor.verdict in ("healthy", "plateau")
 
 
@@ -226,15 +226,15 @@ def test_alternation_is_seen_through_minibatch_noise():
 def test_alternation_is_seen_on_a_slope():
     t = np.arange(200.0)
     losses = 2.0 * np.exp(-t / 5) + 1.0 + 0.05 * (-1.0) ** t + 0.003 * t
-    assert fo.diagnose(losses, anchor=True).verdict == "oscillating"
+    assert fo.diagnose(losses, fixed_batch=True).verdict == "oscillating"
 
 
 def test_scale_does_not_matter():
     losses = descend(*quadratic(1e3, 20, 5), 0.5, 0.0, 100)
-    verdicts = {fo.diagnose(scale * losses, anchor=True).verdict for scale in (1e-30, 1e-3, 1.0, 1e6, 1e30)}
+    verdicts = {fo.diagnose(scale * losses, fixed_batch=True).verdict for scale in (1e-30, 1e-3, 1.0, 1e6, 1e30)}
     assert verdicts == {"healthy"}
-    assert fo.diagnose(losses[::-1], anchor=True).verdict == "diverged"
-    assert fo.diagnose(losses.tolist(), anchor=True) == fo.diagnose(losses, anchor=True)
+    assert fo.diagnose(losses[::-1], fixed_batch=True).verdict == "diverged"
+    assert fo.diagnose(losses.tolist(), fixed_batch=True) == fo.diagnose(losses, fixed_batch=True)
 
 
 def test_losses_may_be_negative():
@@ -248,7 +248,7 @@ def test_losses_may_be_negative():
 def test_a_loss_of_zero_is_a_plateau():
     assert fo.diagnose([1.0, 0.1, 0.01, *[0.0] * 50]).verdict == "plateau"
     assert fo.diagnose(np.zeros(20)).verdict == "too slow"
-    assert fo.diagnose(0.5 ** np.arange(400.0), anchor=True).verdict == "plateau"  # a share of 1e-15 is round-off
+    assert fo.diagnose(0.5 ** np.arange(400.0), fixed_batch=True).verdict == "plateau"  # a share of 1e-15 is round-off
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -284,9 +284,9 @@ def test_the_remedy_is_the_chapters():
     straight, slower = fo.diagnose(2.3 - 0.6 * t / 100), fo.diagnose(2.3 - 0.1 * t / 100)
     assert (straight.verdict, straight.lr_factor) == ("too slow", 2.0)
     assert (slower.verdict, slower.lr_factor) == ("too slow", 10.0)
-    high = fo.diagnose(np.where(t < 5, 1.0, 20 + 5 * (-1) ** t), anchor=True)  # bounded, but far above its start
+    high = fo.diagnose(np.where(t < 5, 1.0, 20 + 5 * (-1) ** t), fixed_batch=True)  # bounded, but far above its start
     assert (high.verdict, high.lr_factor) == ("oscillating", 0.1)
-    dead = fo.diagnose(np.where(t < 5, 2.0 + t, 1.99), anchor=True)  # a network whose units have all died
+    dead = fo.diagnose(np.where(t < 5, 2.0 + t, 1.99), fixed_batch=True)  # a network whose units have all died
     assert (dead.verdict, dead.lr_factor) == ("diverged", 0.1)
     risen = fo.diagnose(np.minimum(1.0 + t, 20.0))
     assert (risen.verdict, risen.lr_factor) == ("diverged", 0.1)
@@ -308,7 +308,7 @@ def test_a_longer_momentum_is_given_more_steps_to_settle():
 
 def test_evidence_is_what_it_says():
     losses = 4.0 * 0.5 ** (np.arange(100) / 25)
-    evidence = fo.diagnose(losses, anchor=True).evidence
+    evidence = fo.diagnose(losses, fixed_batch=True).evidence
     assert evidence["start"] == pytest.approx(4.0)
     assert evidence["end"] == pytest.approx(np.median(losses[-5:]))
     assert evidence["drop"] == pytest.approx(1 - np.median(losses[-5:]) / 4.0)
@@ -316,7 +316,7 @@ def test_evidence_is_what_it_says():
     assert evidence["envelope_trend"] == -1.0
     assert evidence["rises"] == 0.0
     assert evidence["noise"] == pytest.approx(0.0, abs=1e-12)
-    cycle = fo.diagnose(1.0 + 0.5 * np.cos(np.arange(120) * 2 * np.pi / 6), anchor=True).evidence
+    cycle = fo.diagnose(1.0 + 0.5 * np.cos(np.arange(120) * 2 * np.pi / 6), fixed_batch=True).evidence
     assert cycle["period"] == 6
     assert cycle["cycle"] > 0.9
 
