@@ -25,7 +25,8 @@ from .common.validation import count, real
 from .optimizers.adam import Adam, AdamW
 from .optimizers.base import Optimizer
 from .optimizers.sgd import SGD
-from .tuning.probe import ProbeResult, RangeTest
+from .tuning.probe import ProbeResult
+from .tuning.range_test import RangeTest
 
 __all__ = [
     "UpdateRatios",

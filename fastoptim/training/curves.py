@@ -218,8 +218,9 @@ def _scaled(y: Array, start: float) -> tuple[bool, Array]:
 def detrended(x: Array) -> Array:
     """A sequence without its mean and its straight trend."""
     time = np.arange(len(x)) - (len(x) - 1) / 2
-    e = x - x.mean()
-    return e - time * ((time @ e) / (time @ time))
+    e: Array = x - x.mean()
+    e -= time * float(time @ e) / float(time @ time)
+    return e
 
 
 def autocorrelation(e: Array, lag: int) -> float:

@@ -76,10 +76,10 @@ def diagnose(
       neither the loss nor its swings get smaller; or much of what was gained has been lost again. Fluctuations
       without structure, as minibatches cause them, are not oscillation; nor is the ringing of momentum, whose envelope
       falls, nor a rhythm of minibatches that always come in the same order;
-    - *unclear*: the loss has risen, but not by so much, or not so steadily, that it must be the learning rate: losses of
-      a game between two networks, of reinforcement learning and of validation do that;
-    - *too slow*: the loss falls from beginning to end, for certain, but has dropped by less than a tenth (factor 10), or
-      by less than 40 % along a line that is nearly straight (factor 2);
+    - *unclear*: the loss has risen, but not by so much, or not so steadily, that it must be the learning rate: losses
+      of a game between two networks, of reinforcement learning and of validation do that;
+    - *too slow*: the loss falls from beginning to end, for certain, in a nearly straight line, but has dropped by less
+      than a tenth (factor 10) or by less than 40 % (factor 2);
     - *plateau*: the second half is flat, or nothing has happened beyond the noise;
     - *healthy*: everything else;
     - *too short*: fewer than 10 losses, or fewer than 30 losses of different minibatches that show nothing for certain.

@@ -352,7 +352,7 @@ class Loop:
         group = self.optimizer.param_groups[0]
         momentum = float(group["momentum"] if "momentum" in group else group["betas"][0])
         anchor = self.batches.batch_size == self.batches.examples
-        return partial(read_curve, losses, anchor=anchor, momentum=momentum, lr=float(group["lr"]))
+        return partial(read_curve, losses, fixed_batch=anchor, momentum=momentum, lr=float(group["lr"]))
 
     def _remedy(self) -> str:
         diagnosis = self._curve_reader()()

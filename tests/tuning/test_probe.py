@@ -410,7 +410,7 @@ def test_an_anchor_of_your_own_is_used():
 
     w = np.full(1, 3.0)
     result = fo.probe_lr(
-        loss_and_grad, w, data, "sgd", lr=0.1, steps=10, max_probes=1, anchor=validation, batch_size=10
+        loss_and_grad, w, data, "sgd", lr=0.1, steps=10, max_probes=1, fixed_batch=validation, batch_size=10
     )
     path = 3.0 * 0.9 ** np.arange(11)
     assert result.probes[0].losses == pytest.approx(0.5 * (path - 1.0) ** 2 + 1.0)
@@ -544,7 +544,7 @@ def test_a_longer_horizon_lowers_a_rate_that_a_short_probe_flatters():
         error = features @ w - target
         return 0.5 * np.mean(error**2), features.T @ error / len(target)
 
-    options = {"steps": 20, "batch_size": 4, "anchor": (x, y)}
+    options = {"steps": 20, "batch_size": 4, "fixed_batch": (x, y)}
     short = fo.probe_lr(loss_and_grad, np.zeros(20), (x, y), "sgd", **options)
     longer = fo.probe_lr(loss_and_grad, np.zeros(20), (x, y), "sgd", confirm=400, **options)
     assert short.confirmed == ()
