@@ -13,7 +13,7 @@ from .curves import Curve, autocorrelation, blocks, detrended, fall_of_means, ke
 
 VERDICTS = ("healthy", "diverged", "oscillating", "too slow", "plateau", "unclear", "too short")
 MINIMUM = 10  # a shorter curve shows nothing but non-finite values
-_SHORT = 30  # a shorter curve of minibatch losses shows little
+_SHORT = 25  # a shorter curve of minibatch losses shows little
 # Thresholds, in units of the logarithm of the loss (0.1: about ten per cent). benchmarks/advice.py says on which
 # curves and problems they were chosen, and how they do on others.
 _GROWTH = math.log(2.0)  # rise that counts as growth
@@ -24,6 +24,7 @@ _SWING = 0.2  # share of all progress that a loss on a fixed batch may lose and 
 _SLOW = 0.1  # total drop below which a rate is too slow
 _STRAIGHT = 0.5  # ... or below which it is if the curve is still a straight line
 _REGAINED = math.log(1.5)  # rise above the lowest level that counts as gains lost again
+_SLIGHT = 0.3  # relative drop of which it is not certain that it could not be larger
 _FLAT = 0.02  # drop over the second half below which a curve is flat
 _TREND = -0.3  # Kendall's tau of the second half above which its drop is chance
 _SURE = 5.0  # standard errors that make a rise or a slow fall certain
@@ -82,7 +83,7 @@ def diagnose(
       than a tenth (factor 10) or by less than 40 % (factor 2);
     - *plateau*: the second half is flat, or nothing has happened beyond the noise;
     - *healthy*: everything else;
-    - *too short*: fewer than 10 losses, or fewer than 30 losses of different minibatches that show nothing for certain.
+    - *too short*: fewer than 10 losses, or fewer than 25 losses of different minibatches that show nothing for certain.
 
     Parameters
     ----------
@@ -201,7 +202,10 @@ _ADVICE = {
     2.0: "double the learning rate",
     10.0: "multiply the learning rate by 10",
 }
+_NOTHING = "The loss has not fallen beyond its noise"
 _ADVICE_OF = {
+    _NOTHING: "probe_lr tells whether the rate is too small or nothing is left to gain",
+    "slight": "keep the learning rate, or see by probe_lr whether a larger one is faster",
     "plateau": "lower the learning rate by a schedule, or stop here",
     "unclear": "look at the model, the data and what kind of loss it is before the rate is changed",
     "too short": "train longer",
@@ -209,7 +213,9 @@ _ADVICE_OF = {
 
 
 def _diagnosis(verdict: str, evidence: dict[str, float], factor: float, lr: float | None, finding: str) -> Diagnosis:
-    advice = _ADVICE_OF.get(verdict, _ADVICE[factor])
+    advice = _ADVICE_OF.get(finding) or _ADVICE_OF.get(verdict, _ADVICE[factor])
+    if verdict == "healthy" and evidence["drop"] < _SLIGHT:
+        advice = _ADVICE_OF["slight"]
     number = f" (try {lr * factor:.3g})" if lr is not None and factor != 1.0 else ""
     return Diagnosis(verdict, evidence, f"{finding}: {advice}{number}.", factor)
 
@@ -288,11 +294,13 @@ def _judge(c: Curve) -> Judgement:
         return slow
     if c.drop > max(_FLAT, c.doubt) or c.whole.sure > _SURE:
         if tail.fall < max(_FLAT, 0.02 * c.drop, 2.0 * tail.error):
+            if short:
+                return "too short", 1.0, f"{_so_many(c.n)} to tell whether the loss still falls"
             return "plateau", 1.0, f"The loss has {_changed(c)} and is flat now"
         return "healthy", 1.0, f"The loss has {_changed(c)} and is still falling"
     if short:
         return "too short", 1.0, f"{_so_many(c.n)} to tell a trend from the noise"
-    return "plateau", 1.0, "The loss has not fallen beyond its noise"
+    return "plateau", 1.0, _NOTHING
 
 
 def _grows(c: Curve) -> bool:

@@ -24,8 +24,9 @@ class RangeTest:
     rates, losses, smoothed : numpy.ndarray
         Rate of each step, the loss of its minibatch before that step, and its bias-corrected running mean.
     steepest : float
-        The rate at which the running mean fell fastest; NaN if it never fell. Its first ``1 / (1 - smoothing)`` values,
-        which are means of little, and those after its minimum do not count.
+        The rate at which the loss fell fastest, by the running mean; NaN if it never fell. The first
+        ``1 / (1 - smoothing)`` values, which are means of little, and those after the minimum do not count, and the
+        ``smoothing / (1 - smoothing)`` steps by which a running mean lags behind are taken off.
     blow_up : float
         The rate at which the test ended because the running mean exceeded `stop` times its minimum; NaN if it did not.
     """
@@ -115,16 +116,21 @@ def lr_range_test(
 
 
 def _steepest(rates: np.ndarray, curve: np.ndarray, smoothing: float) -> float:
-    """Rate of the fastest fall, between the first values of the running mean and its minimum; NaN if there is none."""
+    """Rate of the fastest fall, between the first values of the running mean and its minimum; NaN if there is none.
+
+    The fall is that over as many steps as a running mean lags behind: from one step to the next noise falls faster.
+    """
     known = np.where(np.isfinite(curve), curve, math.inf)
     first = min(math.ceil(1.0 / (1.0 - smoothing)), len(curve) // 4)
     last = first + int(np.argmin(known[first:])) if len(curve) > first else 0
+    delay = round(smoothing / (1.0 - smoothing))
+    width = max(1, min(delay, (last - first) // 2))
     if last - first < 2:
         return math.nan
-    slope = np.gradient(curve[first : last + 1], np.log(rates[first : last + 1]))
-    if not slope.min() < -1e-9 * abs(curve[0]):  # no more than round-off
+    falls = curve[first : last + 1 - width] - curve[first + width : last + 1]
+    if not falls.max() > 1e-9 * abs(curve[0]):  # no more than round-off
         return math.nan
-    return float(rates[first + slope.argmin()])
+    return float(rates[max(0, first + int(falls.argmax()) + width // 2 - delay)])
 
 
 def _limit(losses: list[float], smoothed: list[float], stop: float) -> float:
