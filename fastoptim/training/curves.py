@@ -159,6 +159,15 @@ class Curve:
         """The line through all levels."""
         return line(self.levels, self.error)
 
+    def ends_keep_pace(self, share: float) -> float:
+        """By how many standard errors the outer thirds fall faster than `share` times the middle one."""
+        third = len(self.levels) // 3
+        parts = self.levels[: third + 1], self.levels[third - 1 : 1 - third], self.levels[-third - 1 :]
+        (first, inner, last), sizes = (line(part, self.error) for part in parts), [len(part) for part in parts]
+        pace = 0.5 * (first.fall / sizes[0] + last.fall / sizes[2]) - share * inner.fall / sizes[1]
+        error = math.hypot(0.5 * first.error / sizes[0], 0.5 * last.error / sizes[2], share * inner.error / sizes[1])
+        return Line(0.0, pace, error).sure
+
     @cached_property
     def halves(self) -> tuple[Line, Line]:
         """The lines through the first and the second half of the levels."""

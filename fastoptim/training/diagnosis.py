@@ -30,6 +30,7 @@ _TREND = -0.3  # Kendall's tau of the second half above which its drop is chance
 _SURE = 5.0  # standard errors that make a rise or a slow fall certain
 _THROUGHOUT = -0.7  # Kendall's tau of a curve that falls from beginning to end
 _BENT = 0.6  # fall of the second half, in units of that of the first, below which a curve is no straight line
+_PACE = 0.7  # pace of the outer thirds, in units of the middle one's, below which a curve is no straight line
 
 
 @dataclass(frozen=True)
@@ -314,6 +315,8 @@ def _slow(c: Curve) -> Judgement | None:
     throughout = kendall_tau(c.levels) <= _THROUGHOUT and min(c.whole.sure, first.sure, second.sure) > 2.5
     bend = second.fall - _BENT * first.fall
     if not throughout or c.whole.sure < _SURE or bend < 2.0 * math.hypot(1.0, _BENT) * second.error:
+        return None
+    if c.ends_keep_pace(_PACE) < 1.0:  # an S, as a schedule makes it
         return None
     if c.start - c.whole.begin > max(0.2 * c.whole.fall, c.doubt):  # a fast fall at the beginning has ended
         return None

@@ -21,6 +21,7 @@ from .sandbox import LossAndGrad, Sandbox
 _SERIES = (1.0, 2.0, 5.0)  # rates are tried on the grid 1, 2, 5, 10, 20, 50, ...
 _DECADE = len(_SERIES)
 _REACH = 2  # so many neighbours on each side must be worse: a single one may be a mere bump in the way
+_CONFIRMATIONS = 8  # most candidates of the longer horizon
 _HIGHEST = 36 * _DECADE  # the largest rate to try, 1e36, is one in float32, too
 _BAD = ("diverged", "oscillating")
 
@@ -142,8 +143,9 @@ def probe_lr(
     max_probes : int
         Most candidates to try.
     confirm : int, optional
-        Try the best rate again for so many steps, with its lower neighbour, and go down as long as that is better:
-        short probes flatter large rates.
+        Try the best rate again for so many steps, with its neighbours, and go on to the better one until both are
+        worse, in at most 8 trials: short probes flatter rates that are large for a noisy loss, and small for a long
+        way.
     fixed_batch : batch, optional
         A batch of your own to judge by, for example of validation data. Default: enough of the minibatches that follow
         for 256 examples or one minibatch; without minibatches the loss of the steps themselves.
@@ -194,14 +196,8 @@ def probe_lr(
         best, inconclusive = search.run(_grid_index(start))
         longer: dict[int, Probe] = {}
         if confirm is not None and not search.done[best].bad:
-            longer[best] = _trial(sandbox, _rate(best), confirm, fixed_batch)
-            while len(longer) < 4:
-                longer[best - 1] = _trial(sandbox, _rate(best - 1), confirm, fixed_batch)
-                if not _better(longer[best - 1], longer[best]):
-                    break
-                best -= 1
-            else:
-                inconclusive = True
+            best, known = _confirm(lambda k: _trial(sandbox, _rate(k), confirm, fixed_batch), best, longer)
+            inconclusive = inconclusive or not known
     low = max((k for k in (*search.done, *longer) if k < best), default=None)
     high = min((k for k in (*search.done, *longer) if k > best), default=None)
     return ProbeResult(
@@ -211,6 +207,19 @@ def probe_lr(
         inconclusive,
         tuple(longer[k] for k in sorted(longer)),
     )
+
+
+def _confirm(trial: Callable[[int], Probe], best: int, longer: dict[int, Probe]) -> tuple[int, bool]:
+    """Go from `best` to the better neighbour until both are worse; whether that came to an end. Fills `longer`."""
+    longer[best] = trial(best)
+    while len(longer) < _CONFIRMATIONS:
+        k = next((k for k in (best - 1, best + 1) if k not in longer), None)
+        if k is None:
+            return best, True
+        longer[k] = trial(k)
+        if _better(longer[k], longer[best]):
+            best = k
+    return best, best - 1 in longer and best + 1 in longer
 
 
 def _trial(sandbox: Sandbox, lr: float, steps: int, fixed_batch: Any) -> Probe:
