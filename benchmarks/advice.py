@@ -2,6 +2,7 @@
 
     python benchmarks/advice.py                 # generated and real curves: two minutes
     python benchmarks/advice.py --problems      # 12 problems beside brute force over rates: ten minutes
+    python benchmarks/advice.py --hostile 100000 # curves of extreme values: nothing raises, nothing says "nan"
     python benchmarks/advice.py --tuning        # the curves on which thresholds were chosen
 
 Thresholds were chosen on generated curves with seeds below 1,000,000 and on every other real curve by name; what is
@@ -177,6 +178,36 @@ def never_rising(seed: int) -> Array:
     fall = (t * rng.uniform(0, 0.9) / n, 1 - np.exp(-t / rng.uniform(1, n)), 1 - 1 / (1 + t) ** rng.uniform(0.1, 2))
     y = math.exp(rng.uniform(-5, 5)) * (1 - rng.uniform(0.001, 1.0) * fall[rng.integers(3)])
     return np.round(y, int(rng.integers(2, 7))) if seed % 2 else y.astype(np.float32)
+
+
+EXTREMES = np.array([0.0, -0.0, 5e-324, -5e-324, 1e-310, 1.0, -1.0, 100.0, 1e308, -1.7e308, np.nan, np.inf])
+
+
+def hostile(seed: int) -> Array:
+    """Up to 60 values that no training has: zeros, subnormals, the largest numbers, mixed signs, gaps, steps."""
+    rng = np.random.default_rng([seed, 98])
+    n, kind = int(rng.integers(0, 60)), seed % 4
+    if kind == 0:
+        return rng.choice(EXTREMES, n)
+    if kind == 1:
+        return rng.choice(EXTREMES[:10], 2)[rng.integers(0, 2, n)]
+    if kind == 2:
+        return np.sign(rng.standard_normal(n)) * 10.0 ** rng.uniform(-320, 308, n)
+    before, after = rng.choice(EXTREMES, 2)
+    return np.where(np.arange(n) < rng.integers(0, 60), before, after)
+
+
+def misread(seed: int) -> str:
+    """What is wrong with the diagnosis of a hostile curve: it raises, or says what is no number; "" if nothing is."""
+    losses = hostile(seed)
+    for fixed in (False, True):
+        try:
+            found = fo.diagnose(losses, fixed_batch=fixed, momentum=0.9, lr=0.1)
+        except Exception as error:
+            return f"seed {seed}: {error!r}"
+        if found.verdict not in VERDICTS or "nan" in str(found) or "inf" in found.remedy:
+            return f"seed {seed}: {found}"
+    return ""
 
 
 def confusion(seeds: Sequence[int]) -> Iterator[str]:
@@ -465,8 +496,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=100, help="curves of every kind and noise")
     parser.add_argument("--tuning", action="store_true", help="the curves on which thresholds were chosen")
+    parser.add_argument("--hostile", type=int, metavar="N", help="so many curves of extreme values instead")
     parser.add_argument("--problems", action="store_true", help="the 12 problems instead of curves")
     options = parser.parse_args(arguments)
+    if options.hostile:
+        wrong = [text for text in map(misread, range(options.hostile)) if text]
+        print("\n".join([f"{options.hostile} hostile curves: {len(wrong)} raise or say nan", *wrong[:10]]))
+        return 1 if wrong else 0
     if options.problems:
         from threadpoolctl import threadpool_limits
 

@@ -89,8 +89,8 @@ class Curve:
         self.y, self.n = y, n
         self.first = 1 if exact_start else min(max(1, n // 20), 5)
         self.last = max(n // 20, min(5, n // 4), 1)
-        y_start = float(np.median(y[: self.first])) if start is None else start
-        y_end = float(np.median(y[-self.last :]))
+        y_start = _median(y[: self.first]) if start is None else start
+        y_end = _median(y[-self.last :])
         self.positive, self.z = _scaled(y, y_start)
         self.levels_of_loss = y_start, y_end
         self.start = float(np.median(self.z[: self.first]))
@@ -127,7 +127,7 @@ class Curve:
     @cached_property
     def levels(self) -> Array:
         """Levels of equal parts of the curve."""
-        return blocks(self.z, min(BLOCKS, self.n // 4), middle)
+        return blocks(self.z, min(BLOCKS, max(4, self.n // 4)), middle)
 
     @cached_property
     def scatter(self) -> float:
@@ -204,6 +204,12 @@ class Curve:
 
     def _relative(self, drop: float) -> float:
         return -math.expm1(min(-drop, 700.0)) if self.positive else drop
+
+
+def _median(y: Array) -> float:
+    """The median, also of values whose sum would overflow."""
+    largest = float(np.abs(y).max())
+    return largest * float(np.median(y / largest)) if largest > 0.0 else 0.0
 
 
 def _scaled(y: Array, start: float) -> tuple[bool, Array]:

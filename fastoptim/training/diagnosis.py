@@ -288,7 +288,7 @@ def _judge(c: Curve) -> Judgement:
     enough = max(_REGAINED, 1.5 * _SURE * c.error)
     if not short and min(gained, lost) > enough and lost > 0.3 * gained and tail.sure < 1.0:
         return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
-    if rise > max(_ABOVE_START, c.doubt) or (rise > 0.0 and c.whole.sure < -_SURE):
+    if _rises(c):
         return "unclear", 1.0, f"The loss has {_changed(c)}, which need not be the learning rate's doing"
     slow = None if short else _slow(c)
     if slow:
@@ -302,6 +302,13 @@ def _judge(c: Curve) -> Judgement:
     if short:
         return "too short", 1.0, f"{_so_many(c.n)} to tell a trend from the noise"
     return "plateau", 1.0, _NOTHING
+
+
+def _rises(c: Curve) -> bool:
+    """Whether the loss has risen for certain, however little: above its start, or from level to level."""
+    rise = -c.drop
+    above = rise > max(_ABOVE_START, c.doubt) and c.risen > 2.0 * c.error
+    return above or rise > max(_ABOVE_START, _SURE * c.doubt / 3.0) or (rise > 0.0 and c.whole.sure < -_SURE)
 
 
 def _grows(c: Curve) -> bool:

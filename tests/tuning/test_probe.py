@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import random
 import re
@@ -21,17 +20,10 @@ from fastoptim.training.diagnosis import Diagnosis
 from fastoptim.tuning import sandbox as sandbox_module
 from fastoptim.tuning.probe import Probe, _grid_index, _rate, _Search
 from tests.support import ROOT
+from tests.support.scripts import benchmark
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-TABLE = load(ROOT / "benchmarks" / "probe_table.py")
+TABLE = benchmark("probe_table")
 
 
 @pytest.fixture
