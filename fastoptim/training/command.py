@@ -50,13 +50,17 @@ def report(name: str, curve: Curve, **options: Any) -> str:
     lines = [f"{name}: {count} loss{'es' if count != 1 else ''} of {curve.column!r}"]
     if curve.others:
         lines.append(f"  others in it (--column): {', '.join(curve.others[:12])}")
-    if options.get("start") is None and begins_late(curve):
+    late = options.get("start") is None and begins_late(curve)
+    if late:
         lines.append(
             f"  it begins at step {curve.steps[0]:g}: what was gained before is not known; "
             "tell the loss at the beginning by --start"
         )
     figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.evidence.items())
-    lines += [f"  {found.verdict}. {found.remedy}", f"  ({figures})"]
+    said = f"{found.verdict}. {found.remedy}"
+    if late and found.lr_factor > 1.0:
+        said = "unclear. What is there falls slowly, as a good run does later on: nothing tells that the rate is too small."
+    lines += [f"  {said}", f"  ({figures})"]
     return printable("\n".join(lines))
 
 

@@ -91,12 +91,12 @@ def rank(name: str) -> int | None:
 def _chosen(columns: _Columns, column: str | None) -> Curve:
     """The curve of one column: the one that was asked for, or the one that looks most like the training loss."""
     filled = {name: values for name, values in columns.items() if any(value is not None for value in values)}
-    ranked = sorted((place, name) for name in filled if (place := rank(name)) is not None)
+    ranked = [(place, name) for name in filled if (place := rank(name)) is not None]
     candidates = [name for _, name in sorted(ranked, key=lambda pair: pair[0])]
     if column is None:
         if not candidates:
             raise ValueError(f"no column looks like a loss; choose one by --column: {_listed(filled)}")
-        column = min(candidates, key=lambda name: (rank(name), list(filled).index(name)))
+        column = _most_likely(filled, candidates)
     elif column not in filled:
         state = "is blank" if column in columns else "is missing"
         raise ValueError(f"column {column!r} {state}; there are {_listed(filled)}")
@@ -115,6 +115,13 @@ def _chosen(columns: _Columns, column: str | None) -> Curve:
         column,
         tuple(name for name in candidates if name != column),
     )
+
+
+def _most_likely(columns: Mapping[str, list[float | None]], candidates: Sequence[str]) -> str:
+    """The first candidate that is no mere summary: one with a fair number of values, if any has."""
+    counts = {name: sum(value is not None for value in columns[name]) for name in candidates}
+    enough = max(3.0, 0.05 * max(counts.values()))
+    return next((name for name in candidates if counts[name] >= enough), candidates[0])
 
 
 def _array(values: Sequence[float | None], where: Sequence[int]) -> np.ndarray:

@@ -70,8 +70,9 @@ def lr_range_test(
         Weight ``beta`` of the past in the running mean ``s <- beta s + (1 - beta) loss``, in [0, 1); divided by
         ``1 - beta**t`` it is unbiased.
     stop : float
-        End as soon as the running mean exceeds its minimum so many times (or the loss is not finite), > 1. If losses
-        are not all positive: as soon as it lies ``stop - 1`` times their range up to the minimum above that.
+        End as soon as the running mean, of more than ``1 / (1 - smoothing)`` losses, exceeds its minimum so many times
+        (or the loss is not finite), > 1. If losses are not all positive: as soon as it lies ``stop - 1`` times their
+        range up to the minimum above that.
     loss_and_grad, params, data, optimizer, batch_size, rng, generators, buffers
         As for `probe_lr`; everything is put back here, too.
 
@@ -107,7 +108,8 @@ def lr_range_test(
             losses.append(loss)
             mean = smoothing * mean + (1.0 - smoothing) * loss
             smoothed.append(mean / (1.0 - smoothing ** len(losses)))
-            if not math.isfinite(loss) or smoothed[-1] > _limit(losses, smoothed, stop):
+            known = len(losses) > 1.0 / (1.0 - smoothing)  # before, it is the mean of a few
+            if not math.isfinite(loss) or (known and smoothed[-1] > _limit(losses, smoothed, stop)):
                 blow_up = float(lr)
                 break
     curve = np.array(smoothed)
