@@ -59,7 +59,7 @@ def report(name: str, curve: Curve, **options: Any) -> str:
     figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.evidence.items())
     said = f"{found.verdict}. {found.remedy}"
     if late and found.lr_factor > 1.0:
-        said = "unclear. What is there falls slowly, as a good run does later on: nothing tells that the rate is too small."
+        said = "unclear. It falls slowly, as a good run does later on: nothing tells that the rate is too small."
     lines += [f"  {said}", f"  ({figures})"]
     return printable("\n".join(lines))
 

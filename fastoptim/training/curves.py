@@ -122,7 +122,9 @@ class Curve:
         y = self.y / scale if scale > 0.0 else self.y
         width = spread(y[self.tail_start :])
         progress = float(np.median(y[: self.first]) - y.min())
-        return width / max(progress, 0.01 * width) if width else 0.0
+        if not width > 0.0:
+            return 0.0
+        return width / progress if progress > 0.01 * width else 100.0
 
     @cached_property
     def levels(self) -> Array:

@@ -213,7 +213,7 @@ def test_a_log_that_begins_late_is_said_to(tmp_path, capsys):
     assert "multiply" not in out  # what the part that is missing would show is not guessed
     assert cli.main(["diagnose", str(tmp_path / "late.csv"), "--start", "10.8"]) == 0
     out = capsys.readouterr().out
-    assert "healthy" in out and "begins at" not in out
+    assert "dropped by 70.3%" in out and "multiply" not in out and "begins at" not in out
 
 
 def test_standard_input_is_read(monkeypatch, capsys):
