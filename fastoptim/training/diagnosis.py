@@ -242,7 +242,7 @@ Judgement = tuple[str, float, str]
 def _judge_fixed(c: Curve) -> Judgement:
     """Judge losses of one batch: the first is the start, and every rise is real."""
     drop = c.drop
-    doubt = 3.0 * c.noise * math.sqrt(1.0 / c.first + c.first / c.last)
+    doubt = 3.0 * c.noise * math.sqrt(1.0 / c.first + 1.0 / c.last)
     above_start = -drop > _ABOVE_START + doubt
     if _grows(c) and (above_start or c.tail_trend > 0.8):
         return "diverged", 0.1, "The loss grows"

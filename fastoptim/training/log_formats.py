@@ -245,7 +245,7 @@ def _from_table(text: str) -> _Columns | None:
         return _bare(rows, split(comments[-1].lstrip("# ")) if comments else [])
     if len(first) == 1 and rank(first[0]) is None:
         return None
-    body = [row for row in rows[1:] if row != first]  # a header that is written again where a run was resumed
+    body = rows[1:]
     width = len(first)
     fitting = [row for row in body if len(row) in (width, width + 1)]
     numbers = sum(any(_number(cell) is not None for cell in row) for row in fitting)

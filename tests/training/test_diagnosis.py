@@ -305,9 +305,25 @@ def test_the_remedy_is_the_chapters():
 
 def test_gains_that_are_lost_again_are_called_oscillating():
     losses = np.interp(np.arange(200), [0, 60, 200], [2.3, 0.5, 0.9])  # the peaks do not double, the end is no new high
-    found = fo.diagnose(losses)
-    assert found.verdict == "oscillating"
-    assert "risen by" in found.remedy
+    for fixed in (False, True):
+        found = fo.diagnose(losses, fixed_batch=fixed)
+        assert found.verdict == "oscillating"
+        assert "risen by" in found.remedy
+
+
+def test_noise_on_a_fixed_batch_is_no_rise():
+    for seed in range(40):
+        losses = 2.3 * np.exp(0.015 * np.random.default_rng(seed).standard_normal(200))
+        found = fo.diagnose(losses, fixed_batch=True)
+        assert found.lr_factor == 1.0, found
+
+
+def test_ringing_about_a_level_is_no_oscillation():
+    t = np.arange(200.0)
+    losses = 1.0 + np.exp(-t / 10) + 0.3 * np.exp(-t / 60) * np.cos(0.8 * t)
+    assert fo.diagnose(losses, fixed_batch=True).verdict in ("healthy", "plateau")
+    lasting = 1.0 + np.exp(-t / 10) + 0.3 * np.cos(0.8 * t)
+    assert fo.diagnose(lasting, fixed_batch=True).verdict == "oscillating"
 
 
 def test_a_longer_momentum_is_given_more_steps_to_settle():

@@ -107,6 +107,10 @@ def test_the_training_loss_comes_before_others():
     assert rank(" Train/Loss ") == rank("training-loss") == 0
 
 
+def test_the_mark_of_utf_8_is_no_part_of_a_name():
+    assert curve("\ufeffloss,acc\n2,1\n1,1\n").column == "loss"
+
+
 def test_a_column_or_a_pattern_can_be_chosen():
     assert curve(LOGS["a Keras CSV"], column="val_loss").losses.tolist() == [3.0] * 4
     with pytest.raises(ValueError, match=r"x.log: column 'lss' is missing; there are 'epoch', 'loss', 'acc'"):

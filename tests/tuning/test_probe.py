@@ -22,6 +22,7 @@ from fastoptim.common import generators
 from fastoptim.training.diagnosis import Diagnosis
 from fastoptim.tuning import sandbox as sandbox_module
 from fastoptim.tuning.probe import Probe, _confirm, _grid_index, _rate, _Search
+from fastoptim.tuning.range_test import _steepest
 from tests.support import ROOT
 from tests.support.scripts import benchmark
 
@@ -737,6 +738,16 @@ def test_the_steepest_fall_is_neither_the_first_rate_nor_chance(optimizer):
         best = test.rates[np.argmin(test.smoothed)]
         assert 1e-4 <= test.steepest < best
     assert max(found) <= 3.0 * min(found), found
+
+
+def test_the_steepest_fall_is_a_lasting_one():
+    rates = np.geomspace(1e-7, 10.0, 200)
+    first = np.interp(np.arange(200), [0, 15, 100, 150, 200], [5.0, 2.5, 2.4, 1.2, 1.2])
+    assert rates[70] < _steepest(rates, first, 0.95) < rates[150]  # the fall of the first few is chance
+    jump = np.interp(np.arange(200), [0, 100, 160, 200], [2.4, 2.4, 1.2, 1.2])
+    jump[50] -= 0.3
+    assert rates[70] < _steepest(rates, jump, 0.95) < rates[150]  # and so is that of a single step
+    assert math.isnan(_steepest(rates, np.full(200, 2.4), 0.95))
 
 
 def test_a_noisy_loss_around_zero_does_not_blow_up():
