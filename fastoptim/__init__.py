@@ -30,7 +30,7 @@ _EXPORTS = {
     "diagnose": "training.diagnosis",
     "recommend": "tuning.advice",
     "probe_lr": "tuning.probe",
-    "lr_range_test": "tuning.probe",
+    "lr_range_test": "tuning.range_test",
     "info": "environment",
 }
 _MODULES = ("adapters", "distributed", "functional", "plots", "schedules")

@@ -1,4 +1,4 @@
-"""The command line: ``fastoptim info | bench | demo | plot``."""
+"""The command line: ``fastoptim info | bench | demo | diagnose | plot``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ COMMANDS = {
     "info": ("environment", "backends, instruction set, threads, compiler, versions"),
     "bench": ("bench", "time this machine and write a report; `bench compare A.json B.json`"),
     "demo": ("demo", "a minute's walk through learning rates on real digits; `demo valley`"),
-    "plot": ("plots", "pictures of a training log: `plot run.jsonl`"),
+    "diagnose": ("training.command", "what the curve of a training log shows, and what to do: `diagnose run.jsonl`"),
+    "plot": ("plots", "pictures of training logs: `plot run.jsonl`; several are compared"),
 }
 STEPPING = ("bench", "demo")  # these make steps: with invalid settings they are not even begun
 FAILED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
 
 def _usage() -> str:
-    lines = [f"  {name:6} {text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:8} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: fastoptim COMMAND [options]",

@@ -127,14 +127,24 @@ def _walk(out: Path, epochs: int, say: Callable[[str], None]) -> None:
     plots.loss(result).savefig(out / "loss.png")
     plots.update_ratios(ratios).savefig(out / "update_ratios.png")
 
-    for key, p in params.items():
-        p[...] = first[key]
-    plain = fit(loss_and_grad, params, train, "sgd", epochs=epochs, diagnose=False)
     say("\n4. What did it take? The same network from the same weights, by plain SGD at its default rate of 0.001:")
+    _reset(params, first)
+    plain = fit(loss_and_grad, params, train, "sgd", epochs=epochs, diagnose=False)
     say(f"   {accuracy(params, test):.1%} of the test images read correctly.")
     _tell(plain.diagnosis, say)
+    _reset(params, first)
+    found = probe_lr(loss_and_grad, params, train, "sgd")
+    default = next(candidate for candidate in found.probes if candidate.lr == 0.001)
+    say(f"   fo.probe_lr compares: 0.001 is {default.verdict}, the best for SGD is about {found.lr:g}. With that")
+    fit(loss_and_grad, params, train, "sgd", lr=found.lr, epochs=epochs, diagnose=False)
+    say(f"   {accuracy(params, test):.1%} of the test images are read correctly: it was the rate.")
     say(f"\nPictures in {out}: probe.png, loss.png, update_ratios.png; log: run.jsonl")
     say(f"({time.perf_counter() - began:.0f} seconds)")
+
+
+def _reset(params: dict[str, Array], first: dict[str, Array]) -> None:
+    for key, p in params.items():
+        p[...] = first[key]
 
 
 def _tell(diagnosis: Any, say: Callable[[str], None]) -> None:

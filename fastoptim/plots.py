@@ -1,4 +1,4 @@
-"""Pictures of training runs, by matplotlib: ``fastoptim plot run.jsonl``.
+"""Pictures of training runs, by matplotlib: ``fastoptim plot LOG [LOG ...]``.
 
 Every function returns a ``matplotlib.figure.Figure`` that belongs to no window and no global state: show it in a
 notebook, or ``figure.savefig("picture.png")``.
@@ -7,14 +7,9 @@ notebook, or ``figure.savefig("picture.png")``.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import math
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +20,19 @@ from .common.validation import count, real
 from .optimizers.adam import Adam, AdamW
 from .optimizers.base import Optimizer
 from .optimizers.sgd import SGD
-from .tuning.probe import ProbeResult, RangeTest
+from .training.command import STANDARD_INPUT, add_reading_options, failed, printable, read
+from .training.log_formats import Curve
+from .training.reading import of_losses, read_curve, read_log
+from .tuning.probe import ProbeResult
+from .tuning.range_test import RangeTest
 
 __all__ = [
     "UpdateRatios",
+    "compare",
     "loss",
     "probe",
     "range_test",
+    "read_curve",
     "read_log",
     "smooth",
     "update_ratios",
@@ -41,12 +42,15 @@ __all__ = [
 
 # Blue, orange and so on in shades that differ for the colour-blind too (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+STYLES = ("-", "--", ":", "-.")
 VERDICT_COLOURS = {
     "healthy": COLOURS[2],
     "plateau": COLOURS[5],
     "too slow": COLOURS[0],
     "oscillating": COLOURS[4],
     "diverged": COLOURS[1],
+    "unclear": COLOURS[3],
+    "too short": COLOURS[6],
 }
 
 
@@ -78,80 +82,11 @@ def smooth(losses: Sequence[float] | np.ndarray, smoothing: float = 0.95) -> np.
     return np.array(out)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """What `loss` draws, as arrays of one entry per step; validation has its own steps."""
-
-    steps: np.ndarray
-    losses: np.ndarray
-    rates: np.ndarray | None
-    validation_steps: np.ndarray
-    validation_losses: np.ndarray
-
-
-def read_log(path: str | os.PathLike[str]) -> Curve:
-    """The log that `fastoptim.fit` wrote, ``.jsonl`` or ``.csv``.
-
-    Raises
-    ------
-    ValueError
-        It is not such a log; the message says in which line. A last line that was cut off is left out; in ``.csv`` that
-        is every last line without a line end, as it may end within a number.
-    """
-    path = Path(path)
-    rows = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path))
-    taken = [row for row in rows if row["kind"] == "step"]
-    if not taken:
-        raise ValueError(f"{path.name} holds no steps of a training run")
-    checks = [row for row in rows if row["kind"] == "validation"]
-    return Curve(
-        np.array([row["step"] for row in taken]),
-        _floats(row["loss"] for row in taken),
-        _floats(row["lr"] for row in taken),
-        np.array([row["step"] for row in checks]),
-        _floats(row["loss"] for row in checks),
-    )
-
-
-def _floats(values: Any) -> np.ndarray:
-    return np.array([math.nan if value is None else float(value) for value in values])
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            kind = row["kind"]
-            if number == 1 and (kind != "run" or row["version"] != 1):
-                raise ValueError(f"kind {kind!r}, version {row.get('version')!r}")
-            if kind in ("step", "validation"):
-                _ = row["step"], row["loss"], row["lr"] if kind == "step" else None
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines) > 1:
-                return
-            raise ValueError(f"{path.name}, line {number}: not a line of a training log ({error})") from error
-        yield row
-
-
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    file = io.StringIO(text[: text.rfind("\n") + 1])
-    for number, row in enumerate(csv.DictReader(file), 2):
-        try:
-            step = int(row["step"])
-            yield {"kind": "step", "step": step, "loss": float(row["loss"]), "lr": float(row["lr"])}
-            if row["validation_loss"]:
-                yield {"kind": "validation", "step": step, "loss": float(row["validation_loss"])}
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path.name}, line {number}: not a line of a training log ({error})") from error
-
-
 def _curve(run: Any) -> Curve:
     if isinstance(run, Curve):
         return run
     if isinstance(run, (str, os.PathLike)):
-        return read_log(run)
+        return read_curve(run)
     history = getattr(run, "history", run)
     if hasattr(history, "validation"):
         checks = history.validation
@@ -162,10 +97,7 @@ def _curve(run: Any) -> Curve:
             np.asarray(checks.get("step", ())),
             np.asarray(checks.get("loss", ())),
         )
-    losses = np.array(run, np.float64)
-    if losses.ndim != 1:
-        raise ValueError(f"expected a log, a result of fit or a sequence of losses, got shape {losses.shape}")
-    return Curve(np.arange(len(losses)), losses, None, np.array([]), np.array([]))
+    return of_losses(run)
 
 
 def _log_if_positive(axis: Any, values: np.ndarray) -> None:
@@ -174,15 +106,17 @@ def _log_if_positive(axis: Any, values: np.ndarray) -> None:
         axis.set_yscale("log")
 
 
-def loss(run: Any, *, smoothing: float = 0.95) -> Any:
-    """The loss, raw and smoothed, with validation if there was any and the learning rates below it.
+def loss(run: Any, *, smoothing: float = 0.95, title: str = "training loss") -> Any:
+    """Draw the loss, raw and smoothed, with validation if there was any and the learning rates below it.
 
     Parameters
     ----------
     run : path, FitResult, Loop, History or sequence of float
-        A log of `fastoptim.fit` (``.jsonl`` or ``.csv``), what `fit` returned, or mere losses.
+        A log, of `fastoptim.fit` or anybody else (`read_curve`), what `fit` returned, or mere losses.
     smoothing : float
         See `smooth`.
+    title : str
+        What stands above it.
 
     Examples
     --------
@@ -200,7 +134,7 @@ def loss(run: Any, *, smoothing: float = 0.95) -> Any:
     if len(curve.validation_steps):
         top.plot(curve.validation_steps, curve.validation_losses, "o-", color=COLOURS[1], ms=4, label="validation")
     _log_if_positive(top, np.concatenate([curve.losses, curve.validation_losses]))
-    top.set(ylabel="loss")
+    top.set(ylabel=_label(curve.column), title=_label(title))
     top.grid(alpha=0.3, which="both")
     top.legend()
     if curve.rates is not None:
@@ -211,10 +145,48 @@ def loss(run: Any, *, smoothing: float = 0.95) -> Any:
     return figure
 
 
-def probe(result: ProbeResult) -> Any:
-    """The candidates of `fastoptim.probe_lr`: their curves, and their rates against their final losses.
+def compare(runs: Mapping[str, Any], *, smoothing: float = 0.95) -> Any:
+    """Draw the losses of several runs in one picture, raw and smoothed, with validation dashed.
 
-    Colours are verdicts; the chosen rate is drawn thick and marked.
+    Parameters
+    ----------
+    runs : mapping
+        From the name of a run to whatever `loss` takes.
+    smoothing : float
+        See `smooth`.
+
+    Examples
+    --------
+    >>> import fastoptim as fo
+    >>> figure = fo.plots.compare({"sgd": [2.0, 1.5, 1.2], "adam": [2.0, 1.2, 0.9]})
+    """
+    figure, axis = _figure(8, 4.8)
+    curves = {name: _curve(run) for name, run in runs.items()}
+    for i, (name, curve) in enumerate(curves.items()):
+        colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
+        axis.plot(curve.steps, curve.losses, color=colour, lw=0.6, alpha=0.25)
+        axis.plot(curve.steps, smooth(curve.losses, smoothing), style, color=colour, lw=2, label=_label(name))
+        if len(curve.validation_steps):
+            axis.plot(curve.validation_steps, curve.validation_losses, "o--", color=colour, ms=3, lw=1)
+    parts = [part for curve in curves.values() for part in (curve.losses, curve.validation_losses)]
+    _log_if_positive(axis, np.concatenate([*parts, np.array([])]))
+    dashed = ", validation dashed" if any(len(curve.validation_steps) for curve in curves.values()) else ""
+    axis.set(xlabel="step", ylabel="loss", title=f"training loss, smoothed{dashed}")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize="small")
+    return figure
+
+
+def _label(text: str) -> str:
+    """A text of the user's as matplotlib shows it as it is: no formula, no control characters, not hidden."""
+    return ("\u200b" if text.startswith("_") else "") + printable(text).replace("$", r"\$")
+
+
+def probe(result: ProbeResult) -> Any:
+    """Draw the candidates of `fastoptim.probe_lr`: their curves, and their rates against their final losses.
+
+    Colours are verdicts; every curve ends with its rate, and the chosen one is drawn thick and marked. The losses are
+    those of one fixed batch, the same for all.
     """
     from matplotlib.lines import Line2D
 
@@ -222,16 +194,21 @@ def probe(result: ProbeResult) -> Any:
     start = max(candidate.losses[0] for candidate in result.probes)
     scores = np.array([candidate.score for candidate in result.probes])
     ceiling = 10.0 * start if start > 0.0 else math.inf
+    ends: list[tuple[float, float, str, str]] = []
     for candidate in result.probes:
         chosen = candidate.lr == result.lr
         colour = VERDICT_COLOURS[candidate.verdict]
         shown = np.where(candidate.losses <= ceiling, candidate.losses, math.nan)
         left.plot(shown, color=colour, lw=3 if chosen else 1.2, zorder=3 if chosen else 2)
+        last = np.flatnonzero(np.isfinite(shown))
+        if len(last):
+            ends.append((float(last[-1]), float(shown[last[-1]]), f"{candidate.lr:g}", colour))
     present = [verdict for verdict in VERDICT_COLOURS if any(p.verdict == verdict for p in result.probes)]
     handles = [Line2D([], [], color=VERDICT_COLOURS[verdict], lw=2, label=verdict) for verdict in present]
     handles.append(Line2D([], [], color="black", lw=3, label=f"chosen: {result.lr:g}"))
-    left.set(xlabel="step", ylabel="loss on the anchor batch", title="candidates")
+    left.set(xlabel="step", ylabel="loss on a fixed batch", title="what each learning rate does to the loss")
     _log_if_positive(left, np.concatenate([candidate.losses for candidate in result.probes]))
+    _label_ends(left, ends)
     left.legend(handles=handles, fontsize="small")
 
     rates = np.array([candidate.lr for candidate in result.probes])
@@ -244,7 +221,12 @@ def probe(result: ProbeResult) -> Any:
     best = next(candidate for candidate in result.probes if candidate.lr == result.lr)
     if math.isfinite(best.score):
         right.plot(result.lr, min(best.score, ceiling), "o", mfc="none", mec="black", ms=14, mew=2, zorder=3)
-    right.set(xscale="log", xlabel="learning rate", ylabel="loss at the end", title="rate against final loss")
+    right.set(
+        xscale="log",
+        xlabel="learning rate",
+        ylabel="loss on the fixed batch at the end",
+        title="the lowest that is fit for use is chosen",
+    )
     _log_if_positive(right, shown)
     if any(not candidate.score <= ceiling for candidate in result.probes):
         right.text(0.98, 0.02, "triangles: off the scale", transform=right.transAxes, ha="right", fontsize="small")
@@ -253,15 +235,32 @@ def probe(result: ProbeResult) -> Any:
     return figure
 
 
+def _label_ends(axis: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write the text of each curve at its end (x, y, text, colour); at the right edge, one above the other."""
+    if not ends:
+        return
+    edge = max(x for x, *_ in ends)
+    axis.set_xlim(right=edge)
+    to_axes = axis.transData + axis.transAxes.inverted()
+    lowest = -math.inf
+    for height, x, text, colour in sorted((to_axes.transform((x, y))[1], x, *rest) for x, y, *rest in ends):
+        if x == edge:
+            lowest = max(height, lowest + 0.045)
+            axis.text(1.01, lowest, text, transform=axis.transAxes, color=colour, fontsize="x-small", va="center")
+        else:
+            axis.text(to_axes.transform((x, 0.5))[0], height, text, transform=axis.transAxes, color=colour,
+                      fontsize="x-small", va="bottom")  # fmt: skip
+
+
 def range_test(test: RangeTest) -> Any:
-    """The sweep of `fastoptim.lr_range_test`: loss against learning rate, raw and smoothed."""
+    """Draw the sweep of `fastoptim.lr_range_test`: loss against learning rate, raw and smoothed."""
     figure, axis = _figure(8, 4.4)
     axis.plot(test.rates, test.losses, color=COLOURS[5], lw=0.8, alpha=0.6, label="loss of the minibatch")
     axis.plot(test.rates, test.smoothed, color=COLOURS[0], lw=2, label="smoothed")
     for name, value, colour in (("steepest fall", test.steepest, COLOURS[2]), ("blow-up", test.blow_up, COLOURS[1])):
         if math.isfinite(value):
             axis.axvline(value, color=colour, ls="--", label=f"{name}: {value:.2g}")
-    axis.set(xscale="log", xlabel="learning rate", ylabel="loss")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="loss", title="one run in which the learning rate grows")
     finite = test.smoothed[np.isfinite(test.smoothed)]
     if len(finite):
         low, high = finite.min(), min(finite.max(), finite[0] + 2.0 * (finite[0] - finite.min()) + 1e-12)
@@ -273,17 +272,17 @@ def range_test(test: RangeTest) -> Any:
 
 # --- The narrow valley --------------------------------------------------------------------------------------------
 
-VALLEY = np.array([0.05, 1.0])  # curvatures along and across
+VALLEY = np.array([0.01, 1.0])  # curvatures along and across
 VALLEY_MINIMUM = np.array([2.0, 0.5])
 VALLEY_START = np.array([-8.0, 2.5])
-VALLEY_STEPS = 60
+VALLEY_STEPS = 150
 
 
 def valley_paths() -> dict[str, np.ndarray]:
-    """Where SGD, momentum, Adam and AdamW walk in a valley that is 20 times steeper across than along."""
+    """Where SGD, momentum, Adam and AdamW walk in a valley that is 100 times steeper across than along."""
     makers: dict[str, Any] = {
         "SGD, lr 1.8": lambda x: SGD(x, lr=1.8),
-        "momentum 0.9, lr 0.1": lambda x: SGD(x, lr=0.1, momentum=0.9),
+        "momentum 0.9, lr 0.2": lambda x: SGD(x, lr=0.2, momentum=0.9),
         "Adam, lr 0.3": lambda x: Adam(x, lr=0.3),
         "AdamW, lr 0.3, weight decay 0.05": lambda x: AdamW(x, lr=0.3, weight_decay=0.05),
     }
@@ -300,7 +299,7 @@ def valley_paths() -> dict[str, np.ndarray]:
 
 
 def valley() -> Any:
-    """SGD, momentum, Adam and AdamW in a narrow valley, over its contours, and their losses."""
+    """Draw SGD, momentum, Adam and AdamW in a narrow valley, over its contours, with their losses."""
     figure, axes = _figure(11, 6.4, 2, 2, sharex=True, sharey=True)
     across, along = np.meshgrid(np.linspace(-3.2, 3.8, 141), np.linspace(-9, 5, 281))
     height = 0.5 * (VALLEY[0] * (along - VALLEY_MINIMUM[0]) ** 2 + VALLEY[1] * (across - VALLEY_MINIMUM[1]) ** 2)
@@ -311,8 +310,9 @@ def valley() -> Any:
         axis.plot(*VALLEY_MINIMUM, "*", color="black", ms=13)
         end = 0.5 * np.sum(VALLEY * (path[-1] - VALLEY_MINIMUM) ** 2)
         axis.set_title(f"{name}: loss {end:.2g} after {VALLEY_STEPS} steps", fontsize="medium")
+    figure.suptitle("a narrow valley: SGD's rate is limited by the steep walls, so along the floor it creeps")
     figure.supxlabel("along the valley")
-    figure.supylabel("across (20 times steeper)")
+    figure.supylabel(f"across ({VALLEY[1] / VALLEY[0]:.0f} times steeper)")
     return figure
 
 
@@ -375,7 +375,7 @@ def _ratio(p: np.ndarray, before: np.ndarray) -> float:
 
 
 def update_ratios(record: UpdateRatios) -> Any:
-    """How large updates are compared with the weights; around 1e-3 is usual, 1e-2 is fast, 1e-5 hardly moves.
+    """Draw how large updates are compared with the weights; around 1e-3 is usual, 1e-2 is fast, 1e-5 hardly moves.
 
     Parameters
     ----------
@@ -384,11 +384,12 @@ def update_ratios(record: UpdateRatios) -> Any:
     """
     figure, axis = _figure(8, 4.4)
     ratios = np.array(record.ratios).reshape(len(record.steps), len(record.names))
+    ratios[ratios == 0.0] = math.nan  # a step at rate 0 has no place on a logarithmic axis
     for i, name in enumerate(record.names):
-        style = ("-", "--", ":", "-.")[i // len(COLOURS) % 4]
-        axis.plot(record.steps, ratios[:, i], style, color=COLOURS[i % len(COLOURS)], lw=1.4, label=name)
+        style = STYLES[i // len(COLOURS) % len(STYLES)]
+        axis.plot(record.steps, ratios[:, i], style, color=COLOURS[i % len(COLOURS)], lw=1.4, label=_label(name))
     axis.axhline(1e-3, color="black", lw=1, ls=":")
-    axis.set(xlabel="step", ylabel="norm of update / norm of weights")
+    axis.set(xlabel="step", ylabel="norm of update / norm of weights", title="how far each step moves each array")
     _log_if_positive(axis, ratios[ratios > 0.0])
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small", ncols=1 + len(record.names) // 8)
@@ -399,17 +400,34 @@ def update_ratios(record: UpdateRatios) -> Any:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``fastoptim plot run.jsonl [--out picture.png]``."""
-    parser = argparse.ArgumentParser(prog="fastoptim plot", description="Draw the log that fit(..., log=...) wrote.")
-    parser.add_argument("log", type=Path, help="run.jsonl or run.csv")
-    parser.add_argument("--out", type=Path, help="the picture (default: the name of the log, with .png)")
+    """``fastoptim plot LOG [LOG ...] [--out picture.png]``."""
+    parser = argparse.ArgumentParser(prog="fastoptim plot", description="Draw training logs, whoever wrote them.")
+    parser.add_argument("logs", nargs="+", metavar="LOG", help="a table, JSON, numbers or text; - is standard input")
+    add_reading_options(parser)
+    parser.add_argument("--out", type=Path, help="the picture (default: the name of the log, or comparison, with .png)")
     parser.add_argument("--smoothing", type=float, default=0.95, help="weight of the past, from 0 to below 1")
     options = parser.parse_args(list(arguments))
-    out = options.out or options.log.with_suffix(".png")
     try:
-        loss(options.log, smoothing=options.smoothing).savefig(out)
+        curves = {name: read(name, options.column, options.pattern) for name in options.logs}
+        out = options.out or _picture_of(options.logs)
+        if len(curves) == 1:
+            (name, curve), *_ = curves.items()
+            title = "training loss" if name == STANDARD_INPUT else Path(name).name
+            figure = loss(curve, smoothing=options.smoothing, title=title)
+        else:
+            figure = compare(curves, smoothing=options.smoothing)
+        figure.savefig(out)
     except (OSError, ValueError, ImportError) as error:
-        print(f"fastoptim plot: {error}", file=sys.stderr)
-        return 2
-    print(out)
+        return failed("plot", error)
+    print(printable(str(out)))
     return 0
+
+
+def _picture_of(logs: Sequence[str]) -> Path:
+    """Where the picture goes: beside a single log, else into this folder."""
+    if len(logs) > 1 or logs[0] == STANDARD_INPUT:
+        return Path("comparison.png" if len(logs) > 1 else "log.png")
+    path = Path(logs[0]).with_suffix(".png")
+    if path == Path(logs[0]):
+        raise ValueError(f"{path} would be overwritten by its picture; name another by --out")
+    return path

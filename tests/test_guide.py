@@ -92,9 +92,12 @@ def test_the_demo_walks_from_advice_to_result(tmp_path, capsys):
     for part in ("Which optimizer?", "Which learning rate?", "Training:", "What did it take?", "fo.diagnose reads"):
         assert part in text
     shares = [float(share) for share in re.findall(r"([\d.]+)% of the test", text)]
-    assert len(shares) == 2
+    assert len(shares) == 3
     assert shares[0] > 92 > shares[1]  # the probed rate against plain SGD at its default
-    assert "too slow" in text.split("What did it take?")[1]
+    assert shares[2] > 90  # and SGD at a probed rate
+    end = text.split("What did it take?")[1]
+    assert "0.001 is too slow" in end
+    assert "keep the learning rate." not in end  # the bad example is not praised
     for name in ("probe.png", "loss.png", "update_ratios.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out" / "run.jsonl").exists()

@@ -186,13 +186,23 @@ def test_the_probe_is_drawn_with_verdicts_and_the_choice(tmp_path):
     marked = [line for line in right.lines if line.get_linestyle() == "--"]
     assert [line.get_xdata()[0] for line in marked] == [result.lr]
     assert right.get_xscale() == "log"
+    written = {text.get_text(): text for text in left.texts}
+    assert set(written) == {f"{probe.lr:g}" for probe in result.probes if np.isfinite(probe.losses[0])}
+    for probe in result.probes:  # every curve is labelled by its rate, in its colour
+        assert written[f"{probe.lr:g}"].get_color() == plots.VERDICT_COLOURS[probe.verdict]
+    edge = sorted(text.get_position()[1] for text in left.texts if text.get_position()[0] > 1.0)
+    assert len(edge) >= 2 and min(np.diff(edge)) > 0.04  # and none is written over another
+    assert left.get_title() and right.get_title() and "fixed batch" in left.get_ylabel()
     png(figure, tmp_path)
     assert set(plots.VERDICT_COLOURS) == set(VERDICTS)
     assert len(set(plots.VERDICT_COLOURS.values())) == len(VERDICTS)
 
 
 def test_a_probe_without_any_finite_loss_is_drawn(tmp_path):
-    result = fo.probe_lr(lambda x, batch: (np.nan, x + 1.0), np.ones(2), None, "sgd", max_probes=2)
+    def cliff(x, batch):
+        return (1.0 if (x == 1.0).all() else np.nan), x + 1.0
+
+    result = fo.probe_lr(cliff, np.ones(2), None, "sgd", max_probes=2)
     assert len(plots.probe(result).axes) == 2
     png(plots.probe(result), tmp_path)
 
@@ -223,6 +233,11 @@ def test_the_valley_is_walked_by_the_optimizers(tmp_path):
     assert (across[1:] * across[:-1] < 0).all()  # it jumps from wall to wall
     figure = plots.valley()
     assert len(figure.axes) == 4
+    ends = {
+        name.split(",")[0]: 0.5 * np.sum(plots.VALLEY * (path[-1] - plots.VALLEY_MINIMUM) ** 2)
+        for name, path in paths.items()
+    }
+    assert ends["SGD"] > 5 * ends["momentum 0.9"] and ends["SGD"] > ends["Adam"]  # a narrow valley is what slows it
     for axis, (name, path) in zip(figure.axes, paths.items(), strict=True):
         assert axis.get_title().startswith(name)
         assert np.transpose(axis.lines[0].get_xydata()).tolist() == path.T.tolist()
@@ -272,6 +287,56 @@ def test_update_ratios_of_a_resumed_run_are_those_of_the_whole_run(every, tmp_pa
     assert whole[0] == [pytest.approx(0.2)]
 
 
+def test_a_step_at_rate_zero_leaves_a_gap(tmp_path):
+    w = np.ones(2)
+    record = plots.UpdateRatios(w)
+    rate = fo.schedules.linear(0.0, 0.1, 6)
+    fo.fit(lambda p, batch: (1.0, 2 * p), w, None, "sgd", lr=rate, steps=6, callbacks=[record], diagnose=False)
+    assert record.ratios[0][0] == 0.0
+    axis = plots.update_ratios(record).axes[0]
+    shown = drawn(axis, "0")
+    assert np.isnan(shown[0]) and (shown[1:] > 0).all()
+    assert axis.get_yscale() == "log" and axis.get_title()
+    assert record.ratios[0][0] == 0.0  # what was measured stays
+    png(plots.update_ratios(record), tmp_path)
+
+
+def test_several_runs_are_compared_in_one_picture(run, tmp_path, capsys, monkeypatch):
+    result, jsonl, _ = run
+    other = tmp_path / "_other $x$.csv"
+    other.write_text("iter,train_loss\n" + "".join(f"{i},{2 - 0.01 * i}\n" for i in range(50)))
+    axis = plots.compare({"a": result, "b": jsonl, str(other): other}, smoothing=0.9).axes[0]
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels[:2] == ["a", "b"] and labels[2].replace("\\$", "$").endswith("_other $x$.csv")
+    assert drawn(axis, "b") == pytest.approx(plots.smooth(result.history.loss, 0.9))
+    smoothed = [line for line in axis.lines if line.get_label() in labels]
+    assert len({line.get_color() for line in smoothed}) == 3
+    checks = [line for line in axis.lines if line.get_linestyle() == "--" and line.get_marker() == "o"]
+    assert [line.get_ydata().tolist() for line in checks] == [result.history.validation["loss"].tolist()] * 2
+    assert "validation dashed" in axis.get_title()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plot", str(jsonl), str(other)]) == 0
+    assert capsys.readouterr().out == "comparison.png\n"
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["plot", str(other), "--column", "train_loss", "--out", "one.png"]) == 0
+    png(plots.compare({f"_{i}": [2.0, 1.0] for i in range(9)}), tmp_path)
+
+
+def test_a_log_is_not_overwritten_by_its_picture(tmp_path, capsys):
+    log = tmp_path / "log.png"
+    log.write_text("3\n2\n1\n")
+    assert cli.main(["plot", str(log)]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert log.read_text() == "3\n2\n1\n"
+
+
+def test_every_picture_has_a_title(run):
+    test = fo.lr_range_test(loss_and_grad, {"x": np.zeros(10)}, None, "sgd", high=100.0)
+    figures = [plots.loss(run[0]), plots.range_test(test), plots.compare({"a": [2.0, 1.0]})]
+    assert all(figure.axes[0].get_title() for figure in figures)
+    assert plots.valley().get_suptitle()
+
+
 def test_every_array_has_a_line_of_its_own():
     params = {f"p{i}": np.full(1, 2.0 + i) for i in range(10)}
     record = plots.UpdateRatios(params)
@@ -302,7 +367,7 @@ def test_the_command_draws_a_log(run, tmp_path, capsys, monkeypatch):
     assert jsonl.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert cli.main(["plot", str(csv), "--out", str(tmp_path / "other.svg"), "--smoothing", "0.5"]) == 0
     assert "<svg" in (tmp_path / "other.svg").read_text()
-    assert asked == [{"smoothing": 0.95}, {"smoothing": 0.5}]
+    assert asked == [{"smoothing": 0.95, "title": "run.jsonl"}, {"smoothing": 0.5, "title": "run.csv"}]
     assert cli.main(["plot", str(tmp_path / "missing.jsonl")]) == 2
     assert "missing.jsonl" in capsys.readouterr().err
 

@@ -5,8 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-from collections.abc import Iterator, Mapping
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FunctionType,
+    GeneratorType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 import numpy as np
@@ -63,40 +73,108 @@ def _set_generator_state(generator: Any, state: Any) -> None:
         generator.setstate(state)
 
 
-def _generators_within(root: Any) -> list[Any]:
-    """Random generators that a function refers to: by closure, default, attribute, global name or `partial`."""
-    found, seen = [], set()
-    queue = [(root, 0)]
+# Libraries that keep no generators for the model, or whose global ones are put back anyway; looking into their
+# functions and classes would take long. Objects made of their classes are looked into.
+_LIBRARIES = sys.stdlib_module_names | {
+    "fastoptim", "numpy", "scipy", "pandas", "sklearn", "numba", "torch", "jax", "jaxlib", "matplotlib", "cupy",
+}  # fmt: skip
+_PLAIN = (str, bytes, bytearray, int, float, complex, type(None), CodeType)
+_DEPTH = 10
+
+
+def _generators_within(*roots: Any) -> list[Any]:
+    """Return the random generators that functions and objects refer to.
+
+    They are followed by closure, default, global name, `partial`, attribute (also of a class or module, and in slots),
+    container, array of objects and the local names of a suspended generator.
+    """
+    found: list[Any] = []
+    seen: dict[int, Any] = {}  # holds what was seen, so that no number is given away twice
+    queue = [(root, 0) for root in roots]
     while queue:
         item, depth = queue.pop()
-        if id(item) in seen or depth > 5 or isinstance(item, (ModuleType, np.ndarray, str, bytes, int, float)):
+        if id(item) in seen or depth > _DEPTH or isinstance(item, _PLAIN):
             continue
-        seen.add(id(item))
-        inner: list[Any] = []
+        seen[id(item)] = item
         if isinstance(item, _GENERATORS):
             found.append(item)
-        elif isinstance(item, FunctionType):
-            for cell in item.__closure__ or ():
-                with contextlib.suppress(ValueError):  # not assigned yet
-                    inner.append(cell.cell_contents)
-            inner += [*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
-            names = _names_within(item.__code__)
-            inner += [item.__globals__[name] for name in names if name in item.__globals__]
-        elif isinstance(item, MethodType):
-            inner += [item.__func__, item.__self__]
-        elif isinstance(item, BuiltinMethodType):  # `draw = generator.random`, of Python's generators
-            inner.append(item.__self__)
-        elif isinstance(item, functools.partial):
-            inner += [item.func, *item.args, *item.keywords.values()]
-        elif isinstance(item, Mapping):
-            inner += list(item.values())
-        elif isinstance(item, (list, tuple, set)):
-            inner += list(item) if len(item) <= 1000 else []
-        elif not isinstance(item, type):
-            inner += list(getattr(item, "__dict__", {}).values())
-            inner += [type(item).__call__] if callable(item) and hasattr(type(item).__call__, "__code__") else []
-        queue += [(thing, depth + 1) for thing in inner]
+        else:
+            queue += [(thing, depth + 1) for thing in _referred(item) if not isinstance(thing, _PLAIN)]
     return found
+
+
+def _referred(item: Any) -> Iterable[Any]:
+    """What a generator may be reached by from `item`, one step further."""
+    if isinstance(item, FunctionType):
+        return _of_function(item)
+    if isinstance(item, (staticmethod, classmethod)):
+        return (item.__func__,)
+    if isinstance(item, property):
+        return (item.fget,)
+    if isinstance(item, functools.cached_property):
+        return (item.func,)
+    if isinstance(item, MethodType):
+        return item.__func__, item.__self__
+    if isinstance(item, BuiltinMethodType):  # `draw = generator.random`, of Python's generators
+        return () if isinstance(item.__self__, ModuleType) else (item.__self__,)
+    if isinstance(item, functools.partial):
+        return item.func, *item.args, *item.keywords.values()
+    if isinstance(item, GeneratorType):
+        frame = item.gi_frame
+        return () if frame is None else (*frame.f_locals.values(), *_globals(item.gi_code, frame.f_globals))
+    if isinstance(item, np.ndarray):
+        return item.ravel().tolist() if item.dtype == object else ()
+    if isinstance(item, ModuleType):
+        return ()
+    if isinstance(item, type):
+        return () if _of_library(item.__module__) else vars(item).values()
+    contents: list[Any] = []
+    if isinstance(item, Mapping):
+        contents += item.values()
+    elif isinstance(item, (list, tuple, set, frozenset, deque)):
+        contents += item
+    return (*contents, *_attributes(item))
+
+
+def _of_function(function: FunctionType) -> list[Any]:
+    inner = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *vars(function).values()]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # not assigned yet
+            inner.append(cell.cell_contents)
+    if not _of_library(function.__module__):
+        inner += _globals(function.__code__, function.__globals__, inner)
+    return inner
+
+
+def _globals(code: CodeType, names: Mapping[str, Any], others: Iterable[Any] = ()) -> list[Any]:
+    """Global values that code names, and what it names of modules among them and among `others`."""
+    used = set(_names_within(code))
+    inner = [names[name] for name in used if name in names]
+    modules = [item for item in (*inner, *others) if isinstance(item, ModuleType)]
+    for module in modules:  # grows: a module may be reached by another one's name
+        if not _of_library(module.__name__):
+            attributes = [vars(module)[name] for name in used if name in vars(module)]
+            modules += [item for item in attributes if isinstance(item, ModuleType) and item not in modules]
+            inner += attributes
+    return inner
+
+
+def _attributes(item: Any) -> Iterator[Any]:
+    """Attributes of an object, in its dictionary, its slots and its class."""
+    yield from getattr(item, "__dict__", {}).values()
+    for kind in type(item).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            own = f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+            member = vars(kind).get(own)
+            if isinstance(member, MemberDescriptorType):
+                with contextlib.suppress(AttributeError):  # not assigned yet
+                    yield member.__get__(item)
+        yield kind
+
+
+def _of_library(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _LIBRARIES
 
 
 def _names_within(code: CodeType) -> Iterator[str]:

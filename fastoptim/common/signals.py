@@ -155,6 +155,3 @@ class Interrupts:
             set_handler(signal.SIGINT, self._previous, self._action)
             if self._pending is not None:
                 self._previous(*self._pending)
-
-
-deferred, _Interrupts = deferred_signals, Interrupts

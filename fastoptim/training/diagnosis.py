@@ -1,23 +1,22 @@
-"""Read a training curve: diverged, oscillating, too slow, plateau or healthy, with the evidence and what to do."""
+"""Read a training curve: what it shows, with the evidence and what to do."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..common.validation import flag, real
+from .curves import Curve, autocorrelation, blocks, detrended, fall_of_means, kendall_tau, spread, straight
 
-VERDICTS = ("healthy", "diverged", "oscillating", "too slow", "plateau")
+VERDICTS = ("healthy", "diverged", "oscillating", "too slow", "plateau", "unclear", "too short")
 MINIMUM = 10  # a shorter curve shows nothing but non-finite values
-_TAIL_LIMIT = 512  # values of the tail that are looked at one by one
-_CONVERGED = 1e-15  # a loss below this share of its start is round-off
-# Thresholds, in units of the logarithm of the loss (0.1: about ten per cent). benchmarks/probe_table.py and
-# tests/training/test_diagnosis.py say on which problems they were chosen and on which others they were checked.
-_GROWTH = math.log(2.0)  # rise of the peaks over the second half that counts as growth
+_SHORT = 25  # a shorter curve of minibatch losses shows little
+# Thresholds, in units of the logarithm of the loss (0.1: about ten per cent). benchmarks/advice.py says on which
+# curves and problems they were chosen, and how they do on others.
+_GROWTH = math.log(2.0)  # rise that counts as growth
 _ABOVE_START = 0.02  # how far above its start a loss must end, beyond its noise
 _AMPLITUDE = 0.002  # smaller swings are round-off or of no interest
 _PERIODIC = 0.5  # autocorrelation that makes a cycle of a fluctuation
@@ -25,8 +24,13 @@ _SWING = 0.2  # share of all progress that a loss on a fixed batch may lose and 
 _SLOW = 0.1  # total drop below which a rate is too slow
 _STRAIGHT = 0.5  # ... or below which it is if the curve is still a straight line
 _REGAINED = math.log(1.5)  # rise above the lowest level that counts as gains lost again
+_SLIGHT = 0.3  # relative drop of which it is not certain that it could not be larger
 _FLAT = 0.02  # drop over the second half below which a curve is flat
 _TREND = -0.3  # Kendall's tau of the second half above which its drop is chance
+_SURE = 5.0  # standard errors that make a rise or a slow fall certain
+_THROUGHOUT = -0.7  # Kendall's tau of a curve that falls from beginning to end
+_BENT = 0.6  # fall of the second half, in units of that of the first, below which a curve is no straight line
+_PACE = 0.7  # pace of the outer thirds, in units of the middle one's, below which a curve is no straight line
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,15 @@ class Diagnosis:
 
     Attributes
     ----------
-    verdict : {"healthy", "diverged", "oscillating", "too slow", "plateau"}
+    verdict : {"healthy", "diverged", "oscillating", "too slow", "plateau", "unclear", "too short"}
         The finding.
     evidence : dict
         The figures that it rests on; `fastoptim.diagnose` lists them.
     remedy : str
         What to do, in one sentence.
     lr_factor : float
-        What to multiply the learning rate by: 0.1, 0.5, 1, 2 or 10. A plateau keeps 1: it asks for a schedule.
+        What to multiply the learning rate by: 0.1, 0.5, 1, 2 or 10. Weak evidence gives 1; so does a plateau, which
+        asks for a schedule.
     """
 
     verdict: str
@@ -55,42 +60,46 @@ class Diagnosis:
         return f"{self.verdict} ({figures}): {self.remedy}"
 
 
-def kendall_tau(values: Any) -> float:
-    """Kendall's tau of a sequence against its order: 1 rises throughout, -1 falls throughout, 0 no trend."""
-    x = np.asarray(values, np.float64)
-    if len(x) < 2:
-        return 0.0
-    later, earlier = np.triu_indices(len(x), 1)[::-1]
-    return float(np.mean(np.sign(x[later] - x[earlier])))
-
-
 def diagnose(
-    losses: Sequence[float] | np.ndarray, *, anchor: bool = False, momentum: float = 0.0, lr: float | None = None
+    losses: Sequence[float] | np.ndarray,
+    *,
+    fixed_batch: bool = False,
+    momentum: float = 0.0,
+    lr: float | None = None,
+    start: float | None = None,
 ) -> Diagnosis:
     """Say whether a training curve is healthy, diverged, oscillating, too slow or on a plateau, and what to do.
 
-    The logarithm of the loss is looked at (if a loss is negative: the loss in units of its start). In this order:
+    The logarithm of the loss is looked at (if losses are negative: the loss in units of its start). In this order:
 
-    - *diverged*: a loss that is not finite, sustained growth, an end above the start that is no bounded cycle, or (on
-      a fixed batch) a jump above the start without a gain in the end;
-    - *oscillating*: the second half cycles, or on a fixed batch jumps by much of what was gained, and neither the loss
-      nor its swings get smaller; or much of what was gained has been lost again. Fluctuations without structure, as
-      minibatches cause them, are not oscillation; nor is the ringing of momentum, whose envelope falls;
-    - *too slow*: the loss has dropped by less than a tenth, or by less than 40 % along a line that is nearly straight;
-    - *plateau*: the loss has dropped, but the second half is flat;
-    - *healthy*: everything else.
+    - *diverged*: the losses end with values that are not finite, or have grown for certain; or on a fixed batch have
+      jumped above the start without a gain in the end;
+    - *oscillating*: the second half alternates, or cycles on a fixed batch or jumps by much of what was gained, and
+      neither the loss nor its swings get smaller; or much of what was gained has been lost again. Fluctuations
+      without structure, as minibatches cause them, are not oscillation; nor is the ringing of momentum, whose envelope
+      falls, nor a rhythm of minibatches that always come in the same order;
+    - *unclear*: the loss has risen, but not by so much, or not so steadily, that it must be the learning rate: losses
+      of a game between two networks, of reinforcement learning and of validation do that;
+    - *too slow*: the loss falls from beginning to end, for certain, in a nearly straight line, but has dropped by less
+      than a tenth (factor 10) or by less than 40 % (factor 2);
+    - *plateau*: the second half is flat, or nothing has happened beyond the noise;
+    - *healthy*: everything else;
+    - *too short*: fewer than 10 losses, or fewer than 25 losses of different minibatches that show nothing for certain.
 
     Parameters
     ----------
     losses : sequence of float
-        One loss per step, at least 10 of them unless one is not finite. Minibatch losses may be noisy.
-    anchor : bool
-        Whether every loss was taken on the same batch, so that the first one is as good as any: then it alone is the
-        start. Otherwise the start is the median of the first few.
+        One loss per step. Minibatch losses may be noisy. Missing ones (NaN, None) are passed over, as are infinite ones
+        in the first half, unless the curve ends with them.
+    fixed_batch : bool
+        Whether every loss was taken on the same data, so that the first one is as good as any, and every rise is real:
+        the whole training set, or one batch. Otherwise the start is the median of the first few.
     momentum : float
-        The optimizer's momentum; a longer one is given more steps to settle.
+        The optimizer's momentum; a longer one is given more steps before the curve is judged.
     lr : float, optional
         The learning rate, for a remedy with numbers in it.
+    start : float, optional
+        The loss before training. A log that begins late does not show how much has been gained, and looks too slow.
 
     Returns
     -------
@@ -100,12 +109,14 @@ def diagnose(
         falls, 1 rises), ``envelope_trend`` (the same for its peaks), ``rises`` (share of the steps of the second half
         that raise the loss), ``swing`` (spread of the second half as a share of all progress, at most 100), ``cycle``
         (strength of the cycle, 0 to 1), ``period`` (of that cycle, in steps) and ``noise`` (relative size of the
-        fluctuation from step to step). If a loss is not finite: ``first_nonfinite``, its index.
+        fluctuation from step to step); ``missing``, if there are any, the number of losses passed over. If the losses
+        end with values that are not finite: ``first_nonfinite``, the index of the first of them. If there are too few:
+        ``losses``, their number.
 
     Raises
     ------
     TypeError, ValueError
-        Losses are not one-dimensional numbers, or too few; momentum outside [0, 1); lr < 0.
+        Losses are not one-dimensional numbers; momentum outside [0, 1); lr < 0. No values of losses raise.
 
     Notes
     -----
@@ -122,154 +133,217 @@ def diagnose(
     'healthy'
     >>> fo.diagnose(2.3 - 1e-5 * np.arange(100)).verdict
     'too slow'
+    >>> fo.diagnose([2.3, 2.1]).verdict
+    'too short'
     """
-    flag("anchor", anchor)
+    flag("fixed_batch", fixed_batch)
     momentum = real("momentum", momentum, 0.0, 1.0)
     lr = None if lr is None else real("lr", lr, 0.0)
+    start = None if start is None else real("start", start)
+    y = _numbers(losses)
+    finite = np.isfinite(y)
+    ended = _nonfinite_end(y, finite)
+    if ended is not None:
+        return _ended(ended, lr)
+    missing = {"missing": float(np.sum(~finite))} if not finite.all() else {}
+    y = y[finite]
+    if len(y) < MINIMUM:
+        figures = {"losses": float(len(y))}
+        return _diagnosis("too short", figures | missing, 1.0, lr, f"{_so_many(len(y))} to tell anything")
+    with np.errstate(all="ignore"):
+        late = math.ceil(min(2.0 / (1.0 - momentum), len(y)))
+        curve = Curve(y, fixed_batch, late, start)
+        verdict, factor, finding = _judge_fixed(curve) if fixed_batch else _judge(curve)
+        return _diagnosis(verdict, curve.evidence() | missing, factor, lr, finding)
+
+
+def _numbers(losses: Sequence[float] | np.ndarray) -> np.ndarray:
     y = np.asarray(losses)
-    if y.dtype == object:  # logs have null where a loss was not finite
+    if y.dtype == object:  # logs have null where a loss is missing
         y = np.array([math.nan if loss is None else loss for loss in losses])
+    if y.size == 0:
+        y = y.astype(np.float64)
     if y.dtype.kind not in "biuf":  # float64 would read strings, and drop imaginary parts
         raise TypeError(f"losses must be real numbers, got dtype {y.dtype}")
-    y = y.astype(np.float64)
     if y.ndim != 1:
         raise ValueError(f"losses must be one-dimensional, got shape {y.shape}")
-    finite = np.isfinite(y)
-    if not finite.all():
-        evidence = {"first_nonfinite": float(np.argmin(finite))}
-        return _diagnosis("diverged", evidence, 0.1, lr, "The loss is no longer finite")
-    if len(y) < MINIMUM:
-        raise ValueError(f"a diagnosis needs at least {MINIMUM} losses, got {len(y)}")
-    return _read(y, anchor, momentum, lr)
+    return y.astype(np.float64)
+
+
+def _nonfinite_end(y: np.ndarray, finite: np.ndarray) -> int | None:
+    """Where the values begin that are not finite and end the curve; None if others are merely missing.
+
+    Columns of tables have gaps; they end with values that are not finite only if there are more of them than in any
+    gap before. An infinite value is never a gap, but one in the first half may have been survived.
+    """
+    infinite = np.flatnonzero(np.isinf(y))
+    if len(infinite) and infinite[-1] >= len(y) // 2:
+        return int(infinite[0])
+    if finite.all() or not len(y):
+        return None
+    known = np.flatnonzero(finite)
+    if not len(known):
+        return 0
+    trailing = len(y) - 1 - int(known[-1])
+    longest = int(np.diff(known, prepend=-1).max()) - 1
+    return int(known[-1]) + 1 if trailing > 2 * longest else None
+
+
+def _ended(first: int, lr: float | None) -> Diagnosis:
+    if first == 0:
+        finding = "Not even the first loss is finite, which is not the learning rate's doing"
+        return _diagnosis("unclear", {"first_nonfinite": 0.0}, 1.0, lr, finding)
+    return _diagnosis("diverged", {"first_nonfinite": float(first)}, 0.1, lr, "The loss is no longer finite")
+
+
+_ADVICE = {
+    0.1: "divide the learning rate by 10",
+    0.5: "halve the learning rate, or use momentum or Adam",
+    1.0: "keep the learning rate",
+    2.0: "double the learning rate",
+    10.0: "multiply the learning rate by 10",
+}
+_NOTHING = "The loss has not fallen beyond its noise"
+_ADVICE_OF = {
+    _NOTHING: "probe_lr tells whether the rate is too small or nothing is left to gain",
+    "slight": "keep the learning rate, or see by probe_lr whether a larger one is faster",
+    "plateau": "lower the learning rate by a schedule, or stop here",
+    "unclear": "look at the model, the data and what kind of loss it is before the rate is changed",
+    "too short": "train longer",
+}
 
 
 def _diagnosis(verdict: str, evidence: dict[str, float], factor: float, lr: float | None, finding: str) -> Diagnosis:
-    advice = {
-        0.1: "divide the learning rate by 10",
-        0.5: "halve the learning rate, or use momentum or Adam",
-        1.0: "keep the learning rate",
-        2.0: "double the learning rate",
-        10.0: "multiply the learning rate by 10",
-    }[factor]
-    if verdict == "plateau":
-        advice = "lower the learning rate by a schedule, or stop here"
+    advice = _ADVICE_OF.get(finding) or _ADVICE_OF.get(verdict, _ADVICE[factor])
+    if verdict == "healthy" and evidence["drop"] < _SLIGHT:
+        advice = _ADVICE_OF["slight"]
     number = f" (try {lr * factor:.3g})" if lr is not None and factor != 1.0 else ""
     return Diagnosis(verdict, evidence, f"{finding}: {advice}{number}.", factor)
 
 
-def _read(y: np.ndarray, anchor: bool, momentum: float, lr: float | None) -> Diagnosis:
-    n = len(y)
-    z, unit = _scaled(y)
-    # The second half is judged; with momentum it begins later if the velocity needs longer to settle.
-    tail = z[min(max(n // 2, math.ceil(2.0 / (1.0 - momentum))), n - MINIMUM // 2) :]
-    size = max(1, n // 20)
-    first = 1 if anchor else min(size, 5)
-    start, end = float(np.median(z[:first])), float(np.median(z[-max(size, min(5, n // 4)) :]))
-    steps = np.diff(tail)
-    noise = 1.4826 * float(np.median(np.abs(steps - np.median(steps)))) / math.sqrt(2.0)
+def _so_many(count: int) -> str:
+    return f"{count} loss is too few" if count == 1 else f"{count} losses are too few"
 
-    quarter = max(1, len(tail) // 4)
-    tail_drop = float(np.median(tail[:quarter]) - np.median(tail[-quarter:]))
-    tail_trend = kendall_tau(_blocks(tail, 64, np.mean))
-    peaks = _blocks(tail, 8, np.max)
-    envelope_trend, envelope_rise = kendall_tau(peaks), float(peaks[-1] - peaks[0])
-    cycle, period = _cycle(tail[-_TAIL_LIMIT:])
-    amplitude = float(np.subtract(*np.percentile(tail, (90, 10))))
-    spread, progress = float(np.subtract(*np.percentile(y[-len(tail) :], (90, 10)))), unit(start) - float(y.min())
-    swing = spread / max(progress, 0.01 * spread) if spread else 0.0
-    rises = float(np.mean(steps > 0))
-    drop = start - end
 
-    evidence = {
-        "start": unit(start),
-        "end": unit(end),
-        "drop": _relative(drop, y),
-        "tail_drop": _relative(tail_drop, y),
-        "tail_trend": tail_trend,
-        "envelope_trend": envelope_trend,
-        "rises": rises,
-        "swing": swing,
-        "cycle": cycle,
-        "period": float(period),
-        "noise": noise,
-    }
+def _changed(curve: Curve, verb: str = "dropped") -> str:
+    """How far the loss has come, in true words."""
+    start, end = curve.levels_of_loss
+    if end > start:
+        verb = "risen"
+    share = abs(curve.evidence()["drop"])
+    if curve.positive and share < 10.0:
+        return f"{verb} by {share:.1%}" if share >= 0.0005 else f"{verb} by {share:.1g} of its start"
+    return f"{verb} from {start:.4g} to {end:.4g}"
 
-    def verdict(name: str, factor: float, finding: str) -> Diagnosis:
-        return _diagnosis(name, evidence, factor, lr, finding)
 
-    doubt = 3.0 * noise * math.sqrt(1.0 / first + 1.0 / size)  # of the drop
+Judgement = tuple[str, float, str]
+
+
+def _judge_fixed(c: Curve) -> Judgement:
+    """Judge losses of one batch: the first is the start, and every rise is real."""
+    drop = c.drop
+    doubt = 3.0 * c.noise * math.sqrt(1.0 / c.first + 1.0 / c.last)
     above_start = -drop > _ABOVE_START + doubt
-    growing = envelope_trend >= 0.6 and envelope_rise > _GROWTH
-    if growing and (above_start or tail_trend > 0.8):
-        return verdict("diverged", 0.1, "The loss grows")
-    cyclic = cycle >= _PERIODIC and amplitude >= _AMPLITUDE
-    bouncing = anchor and swing >= _SWING and noise >= _FLAT and 0.1 <= rises <= 0.9
-    falling = envelope_trend <= -0.5 and -envelope_rise > max(_FLAT, 2.0 * noise) and drop >= _SLOW
-    swings = _blocks(tail, 5, np.ptp)
+    if _grows(c) and (above_start or c.tail_trend > 0.8):
+        return "diverged", 0.1, "The loss grows"
+    amplitude = spread(c.rest)
+    sinking = c.period > 0 and fall_of_means(c.tail, c.period) > 0.5 * amplitude
+    cyclic = c.cycle >= _PERIODIC and amplitude >= _AMPLITUDE and c.rises > 0.0 and not sinking
+    bouncing = c.swing >= _SWING and c.noise >= _FLAT and 0.1 <= c.rises <= 0.9
+    falling = c.envelope_trend <= -0.5 and -c.envelope_rise > max(_FLAT, 2.0 * c.noise) and drop >= _SLOW
+    swings = blocks(c.tail, 5, np.ptp)
     ringing = kendall_tau(swings) <= -0.6 and swings[-1] < 0.5 * swings[0]
     if ((cyclic or bouncing) and not (falling or ringing)) or (bouncing and drop < _SLOW):
-        manner = f"cycles, about every {period} steps" if cyclic else "jumps up and down"
-        return verdict("oscillating", 0.1 if above_start else 0.5, f"The loss no longer falls but {manner}")
+        manner = f"cycles, about every {c.period} steps" if cyclic else "jumps up and down"
+        return "oscillating", 0.1 if above_start else 0.5, f"The loss no longer falls but {manner}"
     if above_start:
-        return verdict("diverged", 0.1, "The loss has ended above its start")
-    flat = tail_drop < max(_FLAT, 0.02 * drop) or tail_trend > _TREND
-    levels = _blocks(z, 16, np.median)
-    lost, chance = end - float(levels.min()), 4.0 * noise * math.sqrt(16.0 / n + 1.0 / size)
-    if tail_trend > -0.7 * _TREND and lost > max(_REGAINED, chance):
-        return verdict("oscillating", 0.5, f"The loss has risen by {math.expm1(lost):.0%} again after its fall")
-    if anchor and drop < _SLOW and float(z.max()) > start + _SLOW:  # a rate that is too slow never raises the loss
-        return verdict("diverged", 0.1, "The loss has jumped up and is no better than at its start")
-    if drop < _SLOW or (not anchor and drop < _SLOW + doubt and _lower(z, max(size, 5)) < 0.85):
-        return verdict("too slow", 10.0, f"The loss has dropped by only {evidence['drop']:.1%}")
-    if drop < _STRAIGHT and _straight(z, start) and not flat:
-        return verdict("too slow", 2.0, f"The loss has dropped by only {evidence['drop']:.1%}, along a straight line")
+        return "diverged", 0.1, "The loss has ended above its start"
+    flat = c.tail_drop < max(_FLAT, 0.02 * drop) or c.tail_trend > _TREND
+    levels = blocks(c.z, 16, np.median)
+    lost, chance = c.end - float(levels.min()), 4.0 * c.noise * math.sqrt(16.0 / c.n + 1.0 / c.last)
+    if c.tail_trend > -0.7 * _TREND and lost > max(_REGAINED, chance):
+        return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
+    if drop < _SLOW and float(c.z.max()) > c.start + _SLOW:  # a rate that is too slow never raises the loss
+        return "diverged", 0.1, "The loss has jumped up and is no better than at its start"
+    if drop < _SLOW and drop > 0.0 and c.tail_trend < _TREND:
+        return "too slow", 10.0, f"The loss has only {_changed(c)}"
+    if drop < _STRAIGHT and straight(c.z, c.start) and not flat:
+        return "too slow", 2.0, f"The loss has only {_changed(c)}, along a straight line"
+    if drop < _SLOW:
+        return "plateau", 1.0, "The loss has not moved"
     if flat:
-        return verdict("plateau", 1.0, f"The loss has dropped by {evidence['drop']:.1%} and is flat now")
-    return verdict("healthy", 1.0, f"The loss has dropped by {evidence['drop']:.1%} and is still falling")
+        return "plateau", 1.0, f"The loss has {_changed(c)} and is flat now"
+    return "healthy", 1.0, f"The loss has {_changed(c)} and is still falling"
 
 
-def _scaled(y: np.ndarray) -> tuple[np.ndarray, Any]:
-    """The curve on the scale on which it is judged, and the way back for a level."""
-    if y.min() >= 0.0 and y.max() > 0.0:
-        return np.log(np.maximum(y, max(y[0] * _CONVERGED, np.finfo(np.float64).tiny))), math.exp
-    scale = float(abs(y[0]) or np.abs(y).max() or 1.0)
-    return y / scale, lambda level: level * scale
+def _judge(c: Curve) -> Judgement:
+    """Judge losses of different minibatches: only what stands out of the noise counts."""
+    rise, short, tail = -c.drop, c.n < _SHORT, c.halves[1]
+    far = rise > max(_GROWTH, _SURE * c.doubt / 3.0) or (rise > _GROWTH and c.risen > 1.5 * _SURE * c.error)
+    if far and (_grows(c) or rise > 4.0 * spread(detrended(c.levels[-(len(c.levels) // 2) :]))):
+        return "diverged", 0.1, f"The loss has {_changed(c)}"
+    if _alternates(c):
+        return "oscillating", 0.1 if far else 0.5, "The loss no longer falls but alternates"
+    lost, gained = c.lost_and_gained
+    enough = max(_REGAINED, 1.5 * _SURE * c.error)
+    if not short and min(gained, lost) > enough and lost > 0.3 * gained and tail.sure < 1.0:
+        return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
+    if _rises(c):
+        return "unclear", 1.0, f"The loss has {_changed(c)}, which need not be the learning rate's doing"
+    slow = None if short else _slow(c)
+    if slow:
+        return slow
+    if c.drop > max(_FLAT, c.doubt) or c.whole.sure > _SURE:
+        if tail.fall < max(_FLAT, 0.02 * c.drop, 2.0 * tail.error):
+            if short:
+                return "too short", 1.0, f"{_so_many(c.n)} to tell whether the loss still falls"
+            return "plateau", 1.0, f"The loss has {_changed(c)} and is flat now"
+        return "healthy", 1.0, f"The loss has {_changed(c)} and is still falling"
+    if short:
+        return "too short", 1.0, f"{_so_many(c.n)} to tell a trend from the noise"
+    return "plateau", 1.0, _NOTHING
 
 
-def _relative(drop: float, y: np.ndarray) -> float:
-    return -math.expm1(-drop) if y.min() >= 0.0 and y.max() > 0.0 else drop
+def _rises(c: Curve) -> bool:
+    """Whether the loss has risen for certain, however little: above its start, or from level to level."""
+    rise = -c.drop
+    above = rise > max(_ABOVE_START, c.doubt) and c.risen > 2.0 * c.error
+    return above or rise > max(_ABOVE_START, _SURE * c.doubt / 3.0) or (rise > 0.0 and c.whole.sure < -_SURE)
 
 
-def _blocks(x: np.ndarray, count: int, reduce: Any) -> np.ndarray:
-    return np.array([reduce(part) for part in np.array_split(x, min(count, len(x)))])
+def _grows(c: Curve) -> bool:
+    """Whether the peaks of the second half rise, and by much."""
+    return c.envelope_trend >= 0.6 and c.envelope_rise > _GROWTH
 
 
-def _lower(z: np.ndarray, size: int) -> float:
-    """How often one of the last values is lower than one of the first: 0.5 if only noise tells them apart."""
-    return float(np.mean(z[-size:, None] < z[:size]))
+def _slow(c: Curve) -> Judgement | None:
+    """Whether the curve falls from beginning to end, for certain, along a straight line, and by little."""
+    first, second = c.halves
+    throughout = kendall_tau(c.levels) <= _THROUGHOUT and min(c.whole.sure, first.sure, second.sure) > 2.5
+    bend = second.fall - _BENT * first.fall
+    if not throughout or c.whole.sure < _SURE or bend < 2.0 * math.hypot(1.0, _BENT) * second.error:
+        return None
+    if c.ends_keep_pace(_PACE) < 1.0:  # an S, as a schedule makes it
+        return None
+    if c.start - c.whole.begin > max(0.2 * c.whole.fall, c.doubt):  # a fast fall at the beginning has ended
+        return None
+    total = max(c.whole.fall, c.drop)
+    if total < _SLOW:
+        return "too slow", 10.0, f"The loss has only {_changed(c)}"
+    if total < _STRAIGHT:
+        return "too slow", 2.0, f"The loss has only {_changed(c)}, along a straight line"
+    return None
 
 
-def _straight(z: np.ndarray, start: float) -> bool:
-    """Whether the second half drops by more than 0.6 of what the first does."""
-    middle = len(z) // 2
-    reach = max(1, len(z) // 10)
-    half = float(np.median(z[max(0, middle - reach) : middle + reach]))
-    return half - float(np.median(z[-reach:])) > 0.6 * (start - half)
+def _alternates(c: Curve) -> bool:
+    """Whether the second half goes up and down at every other step, by more than it falls.
 
-
-def _cycle(x: np.ndarray) -> tuple[float, int]:
-    """Strength and period of the strongest cycle: the largest autocorrelation beyond a dip, or minus that of lag 1."""
-    time = np.arange(len(x)) - (len(x) - 1) / 2
-    e = x - x.mean()
-    e -= time * (time @ e) / (time @ time)
-    power = float(e @ e)
-    if power == 0.0 or len(x) < 8:
-        return 0.0, 0
-    lags = range(1, max(3, len(x) // 4))
-    r = {k: float(e[k:] @ e[:-k]) / power * len(x) / (len(x) - k) for k in lags}
-    best, period, lowest = max(0.0, -r[1]), 2, r[1]
-    for k in list(lags)[1:]:
-        if r[k] > best and lowest < 0.0:
-            best, period = r[k], k
-        lowest = min(lowest, r[k])
-    return min(best, 1.0), period if best > 0 else 0
+    Other rhythms may be those of minibatches that always come in the same order.
+    """
+    e = c.rest
+    limit = max(_PERIODIC, 4.0 / math.sqrt(len(e)))
+    if len(e) < 12 or c.rises < 0.3 or autocorrelation(e, 1) > -limit:
+        return False
+    amplitude = spread(e)
+    lasting = autocorrelation(e, 2) >= max(0.5 * limit, 0.8 * c.cycle)
+    return lasting and amplitude >= _FLAT and fall_of_means(c.tail, 2) < 0.5 * amplitude

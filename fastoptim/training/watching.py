@@ -62,8 +62,8 @@ def curve_reader(loop: Loop) -> Callable[[], Diagnosis | None]:
             return lambda: None
     group = loop.optimizer.param_groups[0]
     momentum = float(group["momentum"] if "momentum" in group else group["betas"][0])
-    anchor = loop.batches.batch_size == loop.batches.examples
-    return partial(read_curve, losses, anchor=anchor, momentum=momentum, lr=float(group["lr"]))
+    fixed = loop.batches.batch_size == loop.batches.examples
+    return partial(read_curve, losses, fixed_batch=fixed, momentum=momentum, lr=float(group["lr"]))
 
 
 def say_non_finite(loop: Loop) -> None:

@@ -116,8 +116,9 @@ def recommend(
     Notes
     -----
     The noise scale is ``B = tr(S) / |G|**2`` with the gradient ``G`` and the covariance ``S`` of the gradients of
-    single examples, both estimated without bias from the norms of the gradients of minibatches and of their mean. A
-    step with a batch of b makes ``1 / (1 + B / b)`` of the progress of a step without noise.
+    single examples, both estimated without bias from the norms of the gradients of minibatches and of their mean,
+    which are drawn without replacement from the data at hand. A step with a batch of b makes ``1 / (1 + B / b)`` of
+    the progress of a step without noise.
 
     References
     ----------
@@ -147,7 +148,7 @@ def recommend(
     batches = count("batches", batches, 2)
     figures: dict[str, float] = {}
     if loss_and_grad is not None:
-        with Sandbox(loss_and_grad, params, data, "sgd", batch_size, rng, generators, buffers) as sandbox:
+        with Sandbox(loss_and_grad, params, data, None, batch_size, rng, generators, buffers) as sandbox:
             figures = _measure(sandbox, Structure(params), batches)
     elif params is not None or data is not None:
         raise TypeError("to measure, all of loss_and_grad, params and data are needed")
@@ -216,11 +217,11 @@ def _batch(figures: dict[str, float], reasons: list[str]) -> int | None:
         "progress of one without noise"
     )
     if share < 0.2:
-        size = min(2 ** round(math.log2(scale)), 16 * present)
+        size = min(1 << round(math.log2(scale)), 16 * present)
         reasons.append(f"{told}; larger batches, up to about {size}, save steps almost in proportion.")
         return size
     if share > 0.8:
-        size = 2 ** round(math.log2(max(scale, 1.0)))
+        size = 1 << round(math.log2(max(scale, 1.0)))
         reasons.append(f"{told}; smaller batches, down to about {size}, make more of every example.")
         return size
     reasons.append(f"{told}, which is a good batch size.")
@@ -254,18 +255,22 @@ def _measure(sandbox: Sandbox, structure: Structure, count: int) -> dict[str, fl
         gradients = [gradient(sandbox.next_batch())]
         _vectors(gradients)
         return {"spread": _spread(gradients)}
-    gradients = []
+    gradients, epochs = [], []
+    first = batches.epoch
     while len(gradients) < count:
-        whole = batches.next_size() == batches.batch_size
+        whole, epoch = batches.next_size() == batches.batch_size, batches.epoch
+        if epoch > first and not batches.shuffle and len(gradients) > 1:
+            break  # the same batches again would tell nothing new
         batch = sandbox.next_batch()
         if whole:  # the estimate of the noise needs batches of one size
             gradients.append(gradient(batch))
+            epochs.append(epoch)
     vectors = _vectors(gradients)
     ever = (vectors != 0).any(axis=0)
     figures = {
         "spread": _spread(gradients),
         "sparsity": float(np.mean(vectors[:, ever] == 0)),
-        "noise_scale": _noise_scale(vectors, batches.batch_size),
+        "noise_scale": _noise_scale(vectors, batches.batch_size, batches.examples, epochs),
         "batch_size": float(batches.batch_size),
     }
     parts = [positional(part) for part in batches.parts(batch)]
@@ -300,13 +305,20 @@ def _spread(gradients: list[list[np.ndarray]]) -> float:
     return float(max(high / low, max(arrays) / min(arrays)))
 
 
-def _noise_scale(vectors: np.ndarray, size: int) -> float:
-    """Batch size at which noise and gradient are equal; at most ten times the examples that were looked at."""
+def _noise_scale(vectors: np.ndarray, size: int, examples: int, epochs: Sequence[int]) -> float:
+    """Batch size at which noise and gradient are equal; at most ten times the examples that were looked at.
+
+    Batches of an epoch are drawn without replacement: a mean over b of N examples has the variance S (1/b - 1/N), and
+    so has that over all batches of an epoch together; different epochs are independent.
+    """
     count = len(vectors)
     small = float(np.mean(np.sum(vectors**2, axis=1)))
     mean = vectors.mean(axis=0)
     large = float(mean @ mean)
-    noise = (small - large) / (1.0 / size - 1.0 / (count * size))
-    signal = (count * large - small) / (count - 1)
+    together = np.unique(epochs, return_counts=True)[1]
+    of_one = 1.0 / size - 1.0 / examples
+    of_mean = 1.0 / (count * size) - float(np.sum(together.astype(float) ** 2)) / (count**2 * examples)
+    noise = (small - large) / (of_one - of_mean)
+    signal = small - noise * of_one
     limit = 10.0 * count * size
     return noise / signal if signal * limit > noise else limit

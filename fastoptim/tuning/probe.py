@@ -1,6 +1,6 @@
-"""Find the learning rate by trying some: `probe_lr` and `lr_range_test`.
+"""Find the learning rate by trying some: `probe_lr`.
 
-Both train for real, in place, and then put everything back to the last bit: parameters, optimizer states, random
+It trains for real, in place, and then puts everything back, bit-identical: parameters, optimizer states, random
 generators and the position in the data, also if the loss function raises or Ctrl-C is pressed.
 """
 
@@ -21,6 +21,8 @@ from .sandbox import LossAndGrad, Sandbox
 _SERIES = (1.0, 2.0, 5.0)  # rates are tried on the grid 1, 2, 5, 10, 20, 50, ...
 _DECADE = len(_SERIES)
 _REACH = 2  # so many neighbours on each side must be worse: a single one may be a mere bump in the way
+_CONFIRMATIONS = 8  # most candidates of the longer horizon
+_HIGHEST = 36 * _DECADE  # the largest rate to try, 1e36, is one in float32, too
 _BAD = ("diverged", "oscillating")
 
 
@@ -33,7 +35,7 @@ class Probe:
     lr : float
         The rate.
     losses : numpy.ndarray
-        Loss on the anchor batch before the first step and after every step; cut off at the first that is not finite.
+        Loss on the fixed batch before the first step and after every step; cut off at the first that is not finite.
     score : float
         Mean of the last tenth of `losses`; infinite if one is not finite.
     diagnosis : Diagnosis
@@ -54,6 +56,12 @@ class Probe:
     def bad(self) -> bool:
         """Whether the rate is too large."""
         return self.verdict in _BAD
+
+    @property
+    def still(self) -> bool:
+        """Whether the loss has not moved by more than the round-off of float32."""
+        change = np.abs(self.losses[1:] - self.losses[0])
+        return len(change) > 0 and bool(change.max() <= 1e-6 * abs(self.losses[0]))
 
 
 @dataclass(frozen=True)
@@ -90,27 +98,6 @@ class ProbeResult:
         return "\n".join([head, "    rate     loss         verdict", *lines])
 
 
-@dataclass(frozen=True)
-class RangeTest:
-    """What `lr_range_test` saw.
-
-    Attributes
-    ----------
-    rates, losses, smoothed : numpy.ndarray
-        Rate of each step, the loss of its minibatch before that step, and its bias-corrected running mean.
-    steepest : float
-        The rate at which the running mean fell fastest; NaN if it never fell.
-    blow_up : float
-        The rate at which the test ended because the running mean exceeded `stop` times its minimum; NaN if it did not.
-    """
-
-    rates: np.ndarray
-    losses: np.ndarray
-    smoothed: np.ndarray
-    steepest: float
-    blow_up: float
-
-
 def probe_lr(
     loss_and_grad: LossAndGrad,
     params: Any,
@@ -121,7 +108,7 @@ def probe_lr(
     steps: int = 100,
     max_probes: int = 16,
     confirm: int | None = None,
-    anchor: Any = None,
+    fixed_batch: Any = None,
     batch_size: int | None = None,
     rng: int | np.random.Generator | None = None,
     generators: Iterable[Any] = (),
@@ -130,7 +117,7 @@ def probe_lr(
     """Find a learning rate: start, probe briefly, read the curve, adjust, until both neighbours are worse.
 
     Every candidate starts from the same parameters, optimizer states and random numbers, sees the same minibatches, and
-    is judged by its losses on one fixed batch, the anchor, that follows the minibatches it is trained on. Candidates
+    is judged by its losses on one fixed batch that follows the minibatches it is trained on. Candidates
     are 1, 2 or 5 times a power of ten. `fastoptim.diagnose` reads each curve: a rate that diverges or oscillates is
     divided by 10 (by 100 if it left the numbers at once), one that is too slow is multiplied by 10 (by 100 if nothing
     moves); around the best the steps become 2 to 2.5. The best rate is the one of the lowest score that neither
@@ -156,11 +143,12 @@ def probe_lr(
     max_probes : int
         Most candidates to try.
     confirm : int, optional
-        Try the best rate again for so many steps, with its lower neighbour, and go down as long as that is better:
-        short probes flatter large rates.
-    anchor : batch, optional
-        A batch of your own, for example of validation data. Default: enough of the minibatches that follow for 256
-        examples or one minibatch; without minibatches the loss of the steps themselves.
+        Try the best rate again for so many steps, with its neighbours, and go on to the better one until both are
+        worse, in at most 8 trials: short probes flatter rates that are large for a noisy loss, and small for a long
+        way.
+    fixed_batch : batch, optional
+        A batch of your own to judge by, for example of validation data. Default: enough of the minibatches that follow
+        for 256 examples or one minibatch; without minibatches the loss of the steps themselves.
     batch_size, rng
         As for `fastoptim.minibatches` (default 32), where `data` is arrays.
     generators : iterable
@@ -177,11 +165,12 @@ def probe_lr(
     Raises
     ------
     TypeError, ValueError
-        Bad arguments; nothing was changed. Whatever `loss_and_grad` raises is passed on, with everything put back.
+        Bad arguments, or a model of which nothing can be told: its first loss or gradients are not finite, or all
+        gradients are zero. Whatever `loss_and_grad` raises is passed on. Everything is put back.
 
     Notes
     -----
-    Costs at most ``max_probes * steps`` steps, each with one more loss for the anchor, and a copy of parameters and
+    Costs at most ``max_probes * steps`` steps, each with one more loss on the fixed batch, and a copy of parameters and
     states. Ctrl-C is held back while things are put back.
 
     Examples
@@ -201,18 +190,14 @@ def probe_lr(
         start = sandbox.default_lr if lr is None else lr
         if not start > 0.0:
             raise ValueError(f"lr must be > 0 to start from, got {start}")
-        if anchor is None:
-            anchor = sandbox.anchor(steps)
-        search = _Search(lambda k: _trial(sandbox, _rate(k), steps, anchor), max_probes)
+        if fixed_batch is None:
+            fixed_batch = sandbox.following_batch(steps)
+        search = _Search(lambda k: _trial(sandbox, _rate(k), steps, fixed_batch), max_probes)
         best, inconclusive = search.run(_grid_index(start))
         longer: dict[int, Probe] = {}
         if confirm is not None and not search.done[best].bad:
-            longer[best] = _trial(sandbox, _rate(best), confirm, anchor)
-            while len(longer) < 4:
-                longer[best - 1] = _trial(sandbox, _rate(best - 1), confirm, anchor)
-                if not _better(longer[best - 1], longer[best]):
-                    break
-                best -= 1
+            best, known = _confirm(lambda k: _trial(sandbox, _rate(k), confirm, fixed_batch), best, longer)
+            inconclusive = inconclusive or not known
     low = max((k for k in (*search.done, *longer) if k < best), default=None)
     high = min((k for k in (*search.done, *longer) if k > best), default=None)
     return ProbeResult(
@@ -224,101 +209,34 @@ def probe_lr(
     )
 
 
-def lr_range_test(
-    loss_and_grad: LossAndGrad,
-    params: Any,
-    data: Any = None,
-    optimizer: str | Optimizer | Callable[..., Optimizer] = "adam",
-    *,
-    low: float = 1e-7,
-    high: float = 10.0,
-    steps: int = 200,
-    smoothing: float = 0.95,
-    stop: float = 4.0,
-    batch_size: int | None = None,
-    rng: int | np.random.Generator | None = None,
-    generators: Iterable[Any] = (),
-    buffers: Any = (),
-) -> RangeTest:
-    """Train while the rate grows exponentially from `low` to `high`, and watch the loss of the minibatches.
-
-    The usual plot: the loss falls where the rate begins to matter and rises where it becomes too large; a common choice
-    is a rate near the steepest fall. Every step starts where the last one ended, so that what is seen at one rate
-    depends on all smaller ones: `probe_lr` asks the question more carefully.
-
-    Parameters
-    ----------
-    low, high : float
-        First and last rate, ``0 < low < high``.
-    steps : int
-        Steps from `low` to `high`, at least 10.
-    smoothing : float
-        Weight ``beta`` of the past in the running mean ``s <- beta s + (1 - beta) loss``, in [0, 1); divided by
-        ``1 - beta**t`` it is unbiased.
-    stop : float
-        End as soon as the running mean exceeds its minimum so many times (or the loss is not finite), > 1.
-    loss_and_grad, params, data, optimizer, batch_size, rng, generators, buffers
-        As for `probe_lr`; everything is put back here, too.
-
-    Returns
-    -------
-    RangeTest
-
-    References
-    ----------
-    Smith, "Cyclical learning rates for training neural networks", WACV 2017.
-
-    Examples
-    --------
-    >>> import numpy as np, fastoptim as fo
-    >>> def loss_and_grad(x, batch):
-    ...     return 0.5 * np.sum(x**2), 1.0 * x
-    >>> test = fo.lr_range_test(loss_and_grad, np.ones(3), None, "sgd", high=100.0)
-    >>> bool(0.01 < test.steepest < 2.0 < test.blow_up)
-    True
-    """
-    steps, low, high = count("steps", steps, MINIMUM), real("low", low), real("high", high)
-    smoothing, stop = real("smoothing", smoothing, 0.0, 1.0), real("stop", stop)
-    if not 0.0 < low < high:
-        raise ValueError(f"expected 0 < low < high, got {low} and {high}")
-    if not stop > 1.0:
-        raise ValueError(f"stop must be > 1, got {stop}")
-    schedule = np.geomspace(low, high, steps)
-    losses: list[float] = []
-    smoothed: list[float] = []
-    mean, best, blow_up = 0.0, math.inf, math.nan
-    with Sandbox(loss_and_grad, params, data, optimizer, batch_size, rng, generators, buffers, low) as sandbox:
-        for lr, loss in zip(schedule, sandbox.train(schedule), strict=False):
-            losses.append(loss)
-            mean = smoothing * mean + (1.0 - smoothing) * loss
-            smoothed.append(mean / (1.0 - smoothing ** len(losses)))
-            best = min(best, smoothed[-1])
-            if not math.isfinite(loss) or smoothed[-1] > best + (stop - 1.0) * abs(best):
-                blow_up = float(lr)
-                break
-    curve = np.array(smoothed)
-    rates = schedule[: len(curve)]
-    steepest = math.nan
-    if len(curve) > 2:
-        with np.errstate(invalid="ignore"):
-            slope = np.gradient(curve, np.log(rates))
-        slope[~np.isfinite(slope)] = 0.0
-        if slope.min() < -1e-9 * abs(curve[0]):  # more than round-off
-            steepest = float(rates[slope.argmin()])
-    return RangeTest(rates, np.array(losses), curve, steepest, blow_up)
+def _confirm(trial: Callable[[int], Probe], best: int, longer: dict[int, Probe]) -> tuple[int, bool]:
+    """Go from `best` to the better neighbour until both are worse; whether that came to an end. Fills `longer`."""
+    longer[best] = trial(best)
+    while len(longer) < _CONFIRMATIONS:
+        k = next((k for k in (best - 1, best + 1) if k not in longer), None)
+        if k is None:
+            return best, True
+        longer[k] = trial(k)
+        if _better(longer[k], longer[best]):
+            best = k
+    return best, best - 1 in longer and best + 1 in longer
 
 
-def _trial(sandbox: Sandbox, lr: float, steps: int, anchor: Any) -> Probe:
-    """Train at one rate and judge the losses on the anchor batch; None: on the batch that every step sees."""
+def _trial(sandbox: Sandbox, lr: float, steps: int, fixed_batch: Any) -> Probe:
+    """Train at one rate and judge the losses on the fixed batch; None: on the batch that every step sees."""
     training = sandbox.train([lr] * steps)
-    if anchor is None:
+    if fixed_batch is None:
         losses = list(_until_nonfinite(training))
         if len(losses) == steps:
             losses.append(sandbox.evaluate(sandbox.next_batch())[0])
     else:
         sandbox.restore()
-        losses = [sandbox.evaluate(anchor)[0]]
-        losses += _until_nonfinite(sandbox.evaluate(anchor)[0] for _ in training)
+        losses = [sandbox.evaluate(fixed_batch)[0]]
+        losses += _until_nonfinite(sandbox.evaluate(fixed_batch)[0] for _ in training)
+    if not math.isfinite(losses[0]):
+        raise ValueError(f"the loss is {losses[0]} at these parameters, before any step: no rate can be judged")
+    if not sandbox.slope_seen:
+        raise ValueError(f"all gradients of {len(losses) - 1} steps are zero: no rate can be judged")
     return _judge(lr, np.array(losses), sandbox.momentum)
 
 
@@ -330,7 +248,7 @@ def _until_nonfinite(losses: Iterable[float]) -> Iterator[float]:
 
 
 def _judge(lr: float, losses: np.ndarray, momentum: float) -> Probe:
-    diagnosis = diagnose(losses, anchor=True, momentum=momentum, lr=lr)
+    diagnosis = diagnose(losses, fixed_batch=True, momentum=momentum, lr=lr)
     score = float(np.mean(losses[-max(5, len(losses) // 10) :])) if np.isfinite(losses[-1]) else math.inf
     return Probe(lr, losses, score, diagnosis)
 
@@ -349,6 +267,8 @@ def _better(a: Probe, b: Probe) -> bool:
     """Whether `a` is the better candidate: any that is fit for use beats one that is not."""
     if a.bad or b.bad:
         return (a.bad, a.lr) < (b.bad, b.lr)
+    if a.still and b.still:  # neither is better, and larger ones are to be tried
+        return a.lr > b.lr
     return (a.score, a.lr) < (b.score, b.lr)
 
 
@@ -366,6 +286,8 @@ class _Search:
             self.done[k] = self._trial(k)
             k = self._next()
         best = self._best()
+        if self.done[best].still:  # no rate has moved anything
+            return start, True
         return best, k is not None or self.done[best].bad
 
     def _best(self) -> int:
@@ -385,8 +307,9 @@ class _Search:
             far = not math.isfinite(probe.score) or probe.score > 1e3 * abs(probe.losses[0])
             return best - _DECADE * (2 if far else 1)
         if above is None:
-            still = abs(probe.diagnosis.evidence["drop"]) < 1e-3 and not probe.diagnosis.evidence["noise"] > 1e-3
-            return best + _DECADE * (2 if still else 1)
+            slight = abs(probe.diagnosis.evidence["drop"]) < 1e-3 and not probe.diagnosis.evidence["noise"] > 1e-3
+            step = _DECADE * (2 if slight else 1)
+            return best + step if best + step <= _HIGHEST else None
         if below is None:
             return best - _DECADE
         if above - best > _DECADE:

@@ -11,20 +11,25 @@ from typing import Any
 import numpy as np
 
 from ..common.generators import _GENERATORS, _generator_state, _generators_within, _set_generator_state
-from ..common.signals import _Interrupts
+from ..common.signals import Interrupts
 from ..common.trees import Structure
 from ..optimizers.base import Optimizer
 from ..optimizers.names import OPTIMIZERS
 from ..training.data import Minibatches
 
 LossAndGrad = Callable[[Any, Any], tuple[Any, Any]]
-ANCHOR_EXAMPLES = 256  # the anchor batch has at least as many, if there are as many
+FIXED_EXAMPLES = 256  # the fixed batch has at least as many, if there are as many
 
 
 class Sandbox:
     """Train in place, and put everything back on leaving the ``with`` block.
 
-    Parameters are as for `probe_lr`.
+    Parameters are as for `probe_lr`; without an optimizer it evaluates only.
+
+    Attributes
+    ----------
+    slope_seen : bool
+        Whether any gradient of a step so far was not zero.
     """
 
     def __init__(
@@ -32,7 +37,7 @@ class Sandbox:
         loss_and_grad: LossAndGrad,
         params: Any,
         data: Any,
-        optimizer: str | Optimizer | Callable[..., Optimizer],
+        optimizer: str | Optimizer | Callable[..., Optimizer] | None,
         batch_size: int | None,
         rng: int | np.random.Generator | None,
         generators: Iterable[Any],
@@ -64,11 +69,12 @@ class Sandbox:
         for generator in found:
             if not isinstance(generator, _GENERATORS):
                 raise TypeError(f"generators: expected random generators, got {type(generator).__name__}")
-        found += _generators_within(loss_and_grad)
-        if self.batches is not None:
-            found.append(self.batches.rng)
+        found += _generators_within(loss_and_grad, data, self.batches)
         self._generators = list({id(generator): generator for generator in found}.values())
-        self._interrupts = _Interrupts()
+        self._interrupts = Interrupts()
+        self.slope_seen = False
+        if optimizer is None:
+            return
         try:
             groups = self._new_optimizer(None).param_groups
         except TypeError:  # a factory that wants a rate
@@ -98,7 +104,8 @@ class Sandbox:
     def restore(self) -> None:
         """Put everything back to where it was on entering."""
         for array, saved in zip(self._arrays, self._saved, strict=True):
-            array[...] = saved
+            if array.flags.writeable:
+                array[...] = saved
         if self.batches is not None:
             self.batches.load_state_dict(self._position)  # type: ignore[arg-type]
         for generator, state in zip(self._generators, self._states, strict=True):
@@ -127,13 +134,23 @@ class Sandbox:
         optimizer = self._new_optimizer(float(rates[0]))
         for lr in rates:
             loss, grads = self.evaluate(self.next_batch())
+            if not self.slope_seen:
+                self._look(grads)
             for group, ratio in zip(optimizer.param_groups, self._ratios, strict=True):
                 group["lr"] = float(lr) * ratio
             with np.errstate(all="ignore"):
                 optimizer.step(grads)
             yield loss
 
-    def anchor(self, steps: int) -> Any:
+    def _look(self, grads: Any) -> None:
+        """ValueError if a gradient is not finite; note whether there is one that is not zero."""
+        structure = Structure(grads)
+        for name, gradient in zip(structure.names, structure.leaves(grads), strict=True):
+            if gradient is not None and not np.isfinite(gradient).all():
+                raise ValueError(f"gradient {name!r} is not finite at these parameters: no rate can be judged")
+            self.slope_seen = self.slope_seen or (gradient is not None and bool(np.any(gradient)))
+
+    def following_batch(self, steps: int) -> Any:
         """The minibatches that follow those of a trial, joined; None if every step sees all the data."""
         if self.batches is None or len(self.batches) == 1:
             return None
@@ -142,13 +159,14 @@ class Sandbox:
         first = self.batches.next_batch()
         columns = [[part] for part in self.batches.parts(first)]
         if all(type(column[0]) is np.ndarray for column in columns):  # joining others may lose their masks
-            wanted = min(ANCHOR_EXAMPLES, self.batches.examples)
+            wanted = min(FIXED_EXAMPLES, self.batches.examples)
             while sum(len(part) for part in columns[0]) < wanted:
                 for column, part in zip(columns, self.batches.parts(self.batches.next_batch()), strict=True):
                     column.append(part)
         return self.batches.assemble([np.concatenate(column) if len(column) > 1 else column[0] for column in columns])
 
     def _new_optimizer(self, lr: float | None) -> Optimizer:
+        assert self._optimizer is not None
         if isinstance(self._optimizer, Optimizer):
             shared = {id(p): p for group in self._optimizer.param_groups for p in group["params"]}
             return copy.deepcopy(self._optimizer, shared)

@@ -149,6 +149,57 @@ def test_the_noise_scale_is_the_one_that_the_data_have(sigma):
     assert advice.batch_size == (4 if sigma == 1.0 else 32)
 
 
+@pytest.mark.parametrize("size", [8, 100, 150, 200, 299])
+def test_the_noise_scale_knows_that_batches_are_drawn_without_replacement(size):
+    rows = 0.5 + 1.7 * np.random.default_rng(0).standard_normal((300, 50))
+    mean = rows.mean(axis=0)
+    exact = rows.var(axis=0, ddof=1).sum() / (mean @ mean)
+
+    def loss_and_grad(w, batch):
+        return 0.0, np.mean(w - batch, axis=0)
+
+    found = [
+        fo.recommend(loss_and_grad, np.zeros(50), rows, batch_size=size, rng=seed).figures["noise_scale"]
+        for seed in range(10)
+    ]
+    assert np.mean(found) == pytest.approx(exact, rel=0.15)
+
+
+def test_batches_in_order_are_looked_at_once():
+    rows = 0.5 + 1.7 * np.random.default_rng(0).standard_normal((300, 50))
+    calls = []
+
+    def loss_and_grad(w, batch):
+        calls.append(len(batch))
+        return 0.0, np.mean(w - batch, axis=0)
+
+    fo.recommend(loss_and_grad, np.zeros(50), fo.minibatches(rows, 100, shuffle=False), batches=16)
+    assert calls[: calls.index(1)] == [100] * 3
+
+
+@pytest.mark.parametrize("frozen", [np.arange(5), np.zeros(3, np.float32)])
+def test_read_only_and_integer_arrays_may_be_in_the_model(frozen, data):
+    frozen = frozen.copy()
+    frozen.flags.writeable = False
+    w = np.zeros(data[0].shape[1])
+
+    def loss_and_grad(params, batch):
+        x, y = batch
+        error = x @ params["w"] - y
+        return 0.5 * float(np.mean(error**2)), {"w": x.T @ error / len(y), "frozen": None}
+
+    params = {"w": w, "frozen": frozen}
+    assert fo.recommend(loss_and_grad, params, data).figures["noise_scale"] > 0.0
+
+    def trained(params, batch):
+        loss, grads = loss_and_grad(params, batch)
+        return loss, grads["w"]
+
+    result = fo.probe_lr(trained, params, data, fo.SGD(w, lr=0.01), steps=10, max_probes=3)
+    assert len(result.probes) == 3
+    assert not w.any()
+
+
 def test_noise_without_a_gradient_asks_for_large_batches():
     rows = np.random.default_rng(3).standard_normal((1000, 10))
     rows -= rows.mean(axis=0)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import importlib.util
+import itertools
 import math
 import random
 import re
 import signal
 import sys
 import threading
+import types
 from typing import NamedTuple
 
 import numpy as np
@@ -19,19 +21,12 @@ import fastoptim as fo
 from fastoptim.common import generators
 from fastoptim.training.diagnosis import Diagnosis
 from fastoptim.tuning import sandbox as sandbox_module
-from fastoptim.tuning.probe import Probe, _grid_index, _rate, _Search
+from fastoptim.tuning.probe import Probe, _confirm, _grid_index, _rate, _Search
+from fastoptim.tuning.range_test import _steepest
 from tests.support import ROOT
+from tests.support.scripts import benchmark
 
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-TABLE = load(ROOT / "benchmarks" / "probe_table.py")
+TABLE = benchmark("probe_table")
 
 
 @pytest.fixture
@@ -285,6 +280,75 @@ def test_generators_are_found_wherever_the_loss_keeps_them():
     assert {id(g) for g in found} == {id(g) for g in (closure, default, attribute, inner, keyword, PYTHON_RANDOM)}
 
 
+class Slotted:
+    __slots__ = ("__private", "inner", "unset")
+
+    def __init__(self, *generators):
+        self.inner, self.__private = generators
+
+
+@dataclasses.dataclass(slots=True)
+class Noise:
+    rng: np.random.Generator
+    level: float = 1.0
+
+
+class Shared:
+    rng = np.random.default_rng(20)
+
+    def draw(self):
+        return self.rng.random() + Noise.__name__.count("x")
+
+    @staticmethod
+    def global_draw():
+        return IN_STATIC.random()
+
+
+IN_STATIC = np.random.default_rng(21)
+
+
+class Augmented:
+    """A data set that draws while it is read."""
+
+    def __init__(self):
+        self.options = {"noise": Noise(np.random.default_rng(22))}
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, where):
+        return np.arange(100.0)[where] + self.options["noise"].rng.random()
+
+
+def test_generators_are_found_where_attributes_are_not_in_a_dictionary():
+    slots = [np.random.default_rng(i) for i in range(2)]
+    noise, many, suspended, objects = (np.random.default_rng(i) for i in range(2, 6))
+    module = types.ModuleType("a_module_of_mine")
+    module.rng, module.unused = np.random.default_rng(6), np.random.default_rng(7)
+    long = [1.0] * 5000 + [Noise(many)]
+    drawn = (suspended.random() for _ in itertools.count())
+    array = np.array([Noise(objects), None], object)
+    slotted, shared, held = Slotted(*slots), Shared(), Noise(noise)
+
+    def loss_and_grad(x, batch):
+        total = slotted.inner.random() + shared.draw() + shared.global_draw() + held.rng.random() + module.rng.random()
+        return total + long[-1].rng.random() + next(drawn) + array[0].rng.random(), x
+
+    found = {id(g) for g in generators._generators_within(loss_and_grad)}
+    expected = [*slots, noise, many, suspended, objects, module.rng, Shared.rng, IN_STATIC]
+    assert found == {id(g) for g in expected}
+    data = Augmented()
+    inside = data.options["noise"].rng
+    assert [id(g) for g in generators._generators_within(data)] == [id(inside)]
+
+    before = [repr(g.bit_generator.state) for g in (*expected, inside)]
+    fo.probe_lr(
+        lambda x, batch: (0.5 * float(x @ x) + 0.0 * loss_and_grad(x, batch)[0], 1.0 * x),
+        np.ones(2), data, "sgd", steps=10, max_probes=2, batch_size=8,
+    )  # fmt: skip
+    assert [repr(g.bit_generator.state) for g in (*expected, inside)] == before
+
+
 HIDDEN = [np.random.default_rng(i) for i in range(5)]
 IN_GENERATOR, IN_LAMBDA, IN_CLASS, IN_COMPREHENSION, DEEP = HIDDEN
 DRAW = random.Random(3).random
@@ -410,7 +474,7 @@ def test_an_anchor_of_your_own_is_used():
 
     w = np.full(1, 3.0)
     result = fo.probe_lr(
-        loss_and_grad, w, data, "sgd", lr=0.1, steps=10, max_probes=1, anchor=validation, batch_size=10
+        loss_and_grad, w, data, "sgd", lr=0.1, steps=10, max_probes=1, fixed_batch=validation, batch_size=10
     )
     path = 3.0 * 0.9 ** np.arange(11)
     assert result.probes[0].losses == pytest.approx(0.5 * (path - 1.0) ** 2 + 1.0)
@@ -527,11 +591,60 @@ def test_the_budget_may_end_without_an_answer():
     assert result.inconclusive
     assert len(result.probes) == 2
     assert "inconclusive" in str(result)
-    nowhere = fo.probe_lr(lambda x, batch: (math.nan, x + 1.0), np.ones(2), None, "adam", max_probes=3)
+
+    def cliff(x, batch):  # every step leads to where there are no numbers
+        return (1.0 if (x == 1.0).all() else math.nan), x + 1.0
+
+    nowhere = fo.probe_lr(cliff, np.ones(2), None, "adam", max_probes=3)
     assert nowhere.inconclusive
     assert [probe.verdict for probe in nowhere.probes] == ["diverged"] * 3
     assert nowhere.interval[0] == 0.0
     assert nowhere.probes[0].score == math.inf
+
+
+@pytest.mark.parametrize(
+    ("loss_and_grad", "text"),
+    [
+        (lambda x, batch: (math.nan, x + 1.0), "the loss is nan at these parameters"),
+        (lambda x, batch: (math.inf, x + 1.0), "the loss is inf at these parameters"),
+        (lambda x, batch: (1.0, x * math.nan), "gradient '0' is not finite"),
+        (lambda x, batch: (1.0, np.zeros(2)), "all gradients of 10 steps are zero"),
+        (lambda x, batch: (1.0, None), "all gradients of 10 steps are zero"),
+    ],
+)
+@pytest.mark.parametrize("data", [None, np.zeros(200)])
+def test_a_model_of_which_nothing_can_be_told_is_refused(loss_and_grad, text, data):
+    x = np.ones(2)
+    with pytest.raises(ValueError, match=text):
+        fo.probe_lr(loss_and_grad, x, data, "sgd", steps=10)
+    assert x.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("start", [1e-10, 1e-6, 1e-3, 10.0])
+def test_the_probe_goes_up_where_nothing_moves(start, dtype):
+    curvature = np.geomspace(0.01, 1.0, 10).astype(dtype)
+
+    def loss_and_grad(x, batch):
+        return float(dtype(0.5) * np.sum(curvature * x * x)), curvature * x
+
+    result = fo.probe_lr(loss_and_grad, np.ones(10, dtype), None, "sgd", lr=start)
+    assert 0.5 <= result.lr <= 2.0
+    assert not result.inconclusive
+
+    def far_away(x, batch):  # parameters of a million, which small steps leave as they are
+        distance = x - dtype(1e6 + 3.0)
+        return float(dtype(0.5) * np.sum(curvature * distance * distance)), curvature * distance
+
+    result = fo.probe_lr(far_away, np.full(10, 1e6, dtype), None, "sgd", lr=start)
+    assert 0.2 <= result.lr <= 2.0
+
+
+def test_a_loss_that_no_rate_moves_is_inconclusive_at_the_start():
+    result = fo.probe_lr(lambda x, batch: (1.0, x + 1.0), np.ones(2), None, "sgd", lr=0.01, steps=10)
+    assert result.inconclusive
+    assert result.lr == 0.01
+    assert max(probe.lr for probe in result.probes) > 1.0  # it was looked for above
 
 
 def test_a_longer_horizon_lowers_a_rate_that_a_short_probe_flatters():
@@ -544,12 +657,16 @@ def test_a_longer_horizon_lowers_a_rate_that_a_short_probe_flatters():
         error = features @ w - target
         return 0.5 * np.mean(error**2), features.T @ error / len(target)
 
-    options = {"steps": 20, "batch_size": 4, "anchor": (x, y)}
+    options = {"steps": 20, "batch_size": 4, "fixed_batch": (x, y)}
     short = fo.probe_lr(loss_and_grad, np.zeros(20), (x, y), "sgd", **options)
     longer = fo.probe_lr(loss_and_grad, np.zeros(20), (x, y), "sgd", confirm=400, **options)
     assert short.confirmed == ()
     assert longer.lr < short.lr
     assert len(longer.confirmed) >= 3
+    best = next(probe for probe in longer.confirmed if probe.lr == longer.lr)
+    below, above = longer.interval
+    for neighbour in (below, above):
+        assert any(p.lr == neighbour and p.score >= best.score for p in longer.confirmed)
     assert all(len(probe.losses) == 401 for probe in longer.confirmed)
 
 
@@ -560,6 +677,27 @@ def test_the_report_marks_the_chosen_rate():
     assert lines[0].startswith(f"lr {result.lr:g}, between")
     assert [line.split()[1] for line in lines if line.lstrip().startswith("*")] == [f"{result.lr:g}"]
     assert len(lines) == 2 + len(result.probes)
+
+
+def test_a_longer_horizon_raises_a_rate_that_a_short_probe_holds_back():
+    """Beyond 12 steps a larger rate pays: it has a long way to go along a floor, and rings at first."""
+    trial = {k: [5.0, 3.0, 1.0, 2.0][k + 1] for k in range(-1, 3)}
+    longer = {}
+
+    def at(k):
+        losses = np.array([10.0, trial.get(k, 9.0)])
+        return Probe(_rate(k), losses, float(losses[-1]), Diagnosis("healthy", {}, "", 1.0))
+
+    assert _confirm(at, 0, longer) == (1, True)
+    assert sorted(longer) == [-1, 0, 1, 2]
+    endless = {}
+
+    def better_and_better(k):
+        return Probe(_rate(k), np.array([200.0, 100.0 - k]), 100.0 - k, Diagnosis("healthy", {}, "", 1.0))
+
+    best, known = _confirm(better_and_better, 0, endless)
+    assert (best, known) == (max(endless), False)
+    assert len(endless) == 8
 
 
 # --- The range test -----------------------------------------------------------------------------------------------
@@ -587,6 +725,42 @@ def test_the_range_test_is_the_sweep_written_by_hand():
     assert test.smoothed == pytest.approx(smoothed, rel=1e-12)
     assert test.blow_up == rates[len(smoothed) - 1] > 2.0
     assert 0.01 < test.steepest < 2.0
+
+
+@pytest.mark.parametrize("optimizer", TABLE.OPTIMIZERS)
+def test_the_steepest_fall_is_neither_the_first_rate_nor_chance(optimizer):
+    found = []
+    for seed in range(5):
+        problem = TABLE.network("net", *small_digits(), (64, 32, 10), seed=seed)
+        opt = problem.optimizer(optimizer, None)
+        test = fo.lr_range_test(problem.loss_and_grad, problem.params, problem.data, opt, rng=seed)
+        found.append(test.steepest)
+        best = test.rates[np.argmin(test.smoothed)]
+        assert 1e-4 <= test.steepest < best
+    assert max(found) <= 3.0 * min(found), found
+
+
+def test_the_steepest_fall_is_a_lasting_one():
+    rates = np.geomspace(1e-7, 10.0, 200)
+    first = np.interp(np.arange(200), [0, 15, 100, 150, 200], [5.0, 2.5, 2.4, 1.2, 1.2])
+    assert rates[70] < _steepest(rates, first, 0.95) < rates[150]  # the fall of the first few is chance
+    jump = np.interp(np.arange(200), [0, 100, 160, 200], [2.4, 2.4, 1.2, 1.2])
+    jump[50] -= 0.3
+    assert rates[70] < _steepest(rates, jump, 0.95) < rates[150]  # and so is that of a single step
+    assert math.isnan(_steepest(rates, np.full(200, 2.4), 0.95))
+
+
+def test_a_noisy_loss_around_zero_does_not_blow_up():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+
+        def loss_and_grad(x, batch, rng=rng):
+            return float(0.5 * x @ x - 0.5 + rng.standard_normal()), 1.0 * x
+
+        test = fo.lr_range_test(loss_and_grad, np.ones(1), None, "sgd", high=1.5)
+        assert math.isnan(test.blow_up), seed
+        test = fo.lr_range_test(loss_and_grad, np.ones(1), None, "sgd", high=100.0)
+        assert 2.0 < test.blow_up < 50.0, seed
 
 
 def test_the_range_test_may_end_without_a_finding():

@@ -1,50 +1,130 @@
-"""Bugs in diagnosis, probe and plots."""
+"""Bugs in diagnosis, readers of logs, probe, range test, recommendations and plots."""
 
 from __future__ import annotations
 
 from .mutant import planted
 
-SAVING, FITTING, BATCHES, RATES, READING, PROBING, DRAWING = (
+READING, PROBING, ADVISING, DRAWING, LOGS = (
     f"tests/{name}.py"
     for name in (
-        "checkpoint/test_checkpoint",
-        "training/test_training",
-        "training/test_data",
-        "test_schedules",
         "training/test_diagnosis",
         "tuning/test_probe",
+        "tuning/test_advice",
         "test_plots",
+        "training/test_reading",
     )
 )
 
 # A folder stands for whichever file in it holds the text.
+CURVES = "fastoptim/training/curves.py"
 DIAGNOSIS = "fastoptim/training/diagnosis.py"
+FORMATS = "fastoptim/training/log_formats.py"
+LOG_READER = "fastoptim/training/reading.py"
+COMMAND = "fastoptim/training/command.py"
 PROBE = "fastoptim/tuning/probe.py"
+RANGE_TEST = "fastoptim/tuning/range_test.py"
+ADVICE = "fastoptim/tuning/advice.py"
 SANDBOX = "fastoptim"
 PLOTS = "fastoptim/plots.py"
 
 MUTANTS = (
     *planted(
-        DIAGNOSIS,
+        CURVES,
         (READING,),
         ("sign of the trend", "np.sign(x[later] - x[earlier])", "np.sign(x[earlier] - x[later])"),
+        ("cycles of a slope", "    e -= time * float(time @ e) / float(time @ time)\n", ""),
+        ("cycle without a dip", "if r[k] > best and lowest < 0.0:", "if r[k] > best:"),
+        ("one negative loss changes the unit", "np.mean(stray) <= _STRAY", "np.mean(stray) <= 0.0"),
+        (
+            "error of a level from single values alone",
+            "return max(single, 1.4826 * float(np.median(bends)) / math.sqrt(1.5), self._quantum)",
+            "return 0.01 * single",
+        ),
+        (
+            "straight line called healthy",
+            "at_half - float(np.median(z[-reach:])) > 0.6 * (start - at_half)",
+            "at_half - float(np.median(z[-reach:])) > 60.0 * (start - at_half)",
+        ),
+        ("medians overflow", "return largest * float(np.median(y / largest)) if", "return float(np.median(y)) if"),
+        (
+            "a start that is told is not heard",
+            "            self.start = _scaled(np.append(y, start), y_start)[1][-1]\n",
+            "            pass\n",
+        ),
+    ),
+    *planted(
+        DIAGNOSIS,
+        (READING,),
         (
             "halves a rate that has diverged",
-            '"diverged", evidence, 0.1, lr, "The loss is no longer',
-            '"diverged", evidence, 0.5, lr, "The loss is no longer',
+            '"diverged", {"first_nonfinite": float(first)}, 0.1,',
+            '"diverged", {"first_nonfinite": float(first)}, 0.5,',
         ),
-        ("momentum given no time to settle", "math.ceil(2.0 / (1.0 - momentum))", "2"),
-        ("cycles of a slope", "    e -= time * (time @ e) / (time @ time)\n", ""),
-        ("cycle without a dip", "if r[k] > best and lowest < 0.0:", "if r[k] > best:"),
+        ("momentum given no time to settle", "math.ceil(min(2.0 / (1.0 - momentum), len(y)))", "2"),
         ("noise taken for a rise", "above_start = -drop > _ABOVE_START + doubt", "above_start = -drop > _ABOVE_START"),
         ("ringing taken for oscillation", "and not (falling or ringing)", "and not falling"),
         ("lost gains not seen", "lost > max(_REGAINED, chance)", "False"),
-        ("straight line called healthy", "if drop < _STRAIGHT and _straight(z, start) and not flat:", "if False:"),
+        ("lost gains of minibatches not seen", "min(gained, lost) > enough and lost", "False and lost"),
         (
             "flat curve called healthy",
-            '    if flat:\n        return verdict("plateau"',
-            '    if False:\n        return verdict("plateau"',
+            '    if flat:\n        return "plateau"',
+            '    if False:\n        return "plateau"',
         ),
+        ("gaps taken for divergence", "if trailing > 2 * longest else None", "if True else None"),
+        ("a long gap in the end taken for missing", "if trailing > 2 * longest else None", "if False else None"),
+        ("infinite losses passed over", "infinite[-1] >= len(y) // 2", "False"),
+        ("a cycle of rounded values oscillates", "and c.rises > 0.0 and not sinking", "and not sinking"),
+        ("a falling cycle oscillates", "and c.rises > 0.0 and not sinking", "and c.rises > 0.0"),
+        ("an order of minibatches alternates", "max(0.5 * limit, 0.8 * c.cycle)", "-1.0"),
+        (
+            "constant losses of a batch are too slow",
+            "drop < _SLOW and drop > 0.0 and c.tail_trend < _TREND",
+            "drop < _SLOW",
+        ),
+        ("S-shapes are straight", "c.ends_keep_pace(_PACE) < 1.0", "False"),
+        ("a late log is too slow", "bend < 2.0 * math.hypot(1.0, _BENT) * second.error", "False"),
+        ("a flat curve is too slow", "    if not throughout or c.whole.sure < _SURE or bend", "    if bend"),
+        ("a game between networks has diverged", "rise > 4.0 * spread(", "rise > 0.0 * spread("),
+        ("short curves are judged like long ones", "_SHORT = 25", "_SHORT = 0"),
+    ),
+    *planted(
+        FORMATS,
+        (LOGS,),
+        ("validation before training", "        return 6 if", "        return -1 if"),
+        ("rows of validation taken for training", 'if any(mode.startswith("train") for mode in said):', "if False:"),
+        (
+            "blanks taken for zeros",
+            "    if value is None or isinstance(value, bool):\n        return None",
+            "    if not value:\n        return 0.0",
+        ),
+        ("a summary taken for the curve", "if counts[name] >= enough)", "if True)"),
+        ("deep JSON ends the command", "except (ValueError, RecursionError):", "except ValueError:"),
+        ("a bar that overwrites its line is one line", r're.split(r"[\r\n]+", text)', r'text.split("\n")'),
+    ),
+    *planted(
+        LOG_READER,
+        (LOGS, DRAWING),
+        (
+            "line numbers of csv files one less",
+            "enumerate(csv.DictReader(file), 2)",
+            "enumerate(csv.DictReader(file), 1)",
+        ),
+        ("cut line refused", "if number == len(lines) > 1:", "if False:"),
+        ("bad line anywhere passed over", "if number == len(lines) > 1:", "if number > 1:"),
+        (
+            "validations of a log at wrong steps",
+            'np.array([row["step"] for row in checks]),',
+            "np.arange(len(checks)),",
+        ),
+        ("mark of UTF-8 not passed over", '"utf-8-sig"', '"utf-8"'),
+    ),
+    *planted(
+        COMMAND,
+        (LOGS,),
+        ("terminal escapes printed", "c if c.isprintable() or", "c if True or"),
+        ("late logs not noticed", "first > _LATE * last and", "False and"),
+        ("late logs advised to raise the rate", "if late and found.lr_factor > 1.0:", "if False:"),
+        ("a bad log ends the command", "            continue\n", "            return status\n"),
     ),
     *planted(
         PROBE,
@@ -53,9 +133,12 @@ MUTANTS = (
         ("bad rate may win", "    if a.bad or b.bad:\n", "    if a.bad and b.bad:\n"),
         ("score is the last loss", "losses[-max(5, len(losses) // 10) :]", "losses[-1:]"),
         ("no loss after the last step", "losses.append(sandbox.evaluate(sandbox.next_batch())[0])", "pass"),
-        ("running mean biased", "mean / (1.0 - smoothing ** len(losses))", "mean"),
-        ("sweep does not stop", "(stop - 1.0) * abs(best)", "1e9 * abs(best)"),
-        ("longer horizon ignored", "                best -= 1\n", "                break\n"),
+        ("longer horizon ignored", "        if _better(longer[k], longer[best]):\n", "        if False:\n"),
+        (
+            "longer horizon looks down only",
+            "for k in (best - 1, best + 1) if k not in longer",
+            "for k in (best - 1,) if k not in longer",
+        ),
         (
             "interval does not know the longer horizon",
             "(k for k in (*search.done, *longer) if k < best)",
@@ -66,6 +149,30 @@ MUTANTS = (
             "return best, k is not None or self.done[best].bad",
             "return best, True",
         ),
+        ("walks down where nothing moves", "        return a.lr > b.lr\n", "        return a.lr < b.lr\n"),
+        ("a loss that is no number is probed", "if not math.isfinite(losses[0]):", "if False:"),
+        ("gradients of zero are probed", "if not sandbox.slope_seen:", "if False:"),
+        ("an answer where nothing moves", "if self.done[best].still:", "if False:"),
+    ),
+    *planted(
+        RANGE_TEST,
+        (PROBING,),
+        ("running mean biased", "mean / (1.0 - smoothing ** len(losses))", "mean"),
+        ("sweep does not stop", "(stop - 1.0) * unit", "1e9 * unit"),
+        ("blow-up where a noisy loss crosses zero", "    if min(losses) <= 0.0:", "    if False:"),
+        (
+            "first values count as the steepest",
+            "first = min(math.ceil(1.0 / (1.0 - smoothing)), len(curve) // 4)",
+            "first = 0",
+        ),
+        ("the steepest step is noise", "width = max(1, min(delay, (last - first) // 2))", "width = 1"),
+    ),
+    *planted(
+        ADVICE,
+        (ADVISING,),
+        ("batches drawn with replacement", "of_one = 1.0 / size - 1.0 / examples", "of_one = 1.0 / size"),
+        ("epochs not told apart", "np.sum(together.astype(float) ** 2)", "np.sum(together.astype(float)) ** 2"),
+        ("batches in order looked at again", "if epoch > first and not batches.shuffle", "if False"),
     ),
     *planted(
         SANDBOX,
@@ -100,12 +207,29 @@ MUTANTS = (
             "        self.restore()\n        optimizer = self._new",
             "        optimizer = self._new",
         ),
-        ("keyword defaults not searched for generators", ", *(item.__kwdefaults__ or {}).values()]", "]"),
+        (
+            "keyword defaults not searched for generators",
+            "*(function.__kwdefaults__ or {}).values(), ",
+            "",
+        ),
         (
             "globals not searched for generators",
-            "inner += [item.__globals__[name] for name in names if name in item.__globals__]",
-            "pass",
+            "inner = [names[name] for name in used if name in names]",
+            "inner: list[Any] = []",
         ),
+        (
+            "slots not searched for generators",
+            "                    yield member.__get__(item)\n",
+            "                    pass\n",
+        ),
+        ("classes not searched for generators", "        yield kind\n", ""),
+        ("modules not searched for generators", "            inner += attributes\n", ""),
+        (
+            "data not searched for generators",
+            "_generators_within(loss_and_grad, data, self.batches)",
+            "_generators_within(loss_and_grad, self.batches.rng if self.batches else None)",
+        ),
+        ("read-only arrays written to", "            if array.flags.writeable:\n", "            if True:\n"),
         ("functions within not searched for generators", "if isinstance(constant, CodeType):", "if False:"),
     ),
     *planted(
@@ -113,23 +237,11 @@ MUTANTS = (
         (DRAWING,),
         ("smoothing biased", "out.append(mean / weight if weight", "out.append(mean if weight"),
         ("smoothing stopped by NaN", "        if math.isfinite(loss):\n", "        if True:\n"),
-        (
-            "line numbers of csv files one less",
-            "enumerate(csv.DictReader(file), 2)",
-            "enumerate(csv.DictReader(file), 1)",
-        ),
-        ("cut line refused", "if number == len(lines) > 1:", "if False:"),
-        ("bad line anywhere passed over", "if number == len(lines) > 1:", "if number > 1:"),
         ("logarithm of zero", "values.min() > 0.0", "values.min() >= 0.0"),
         (
             "validations of a result at wrong steps",
             'np.asarray(checks.get("step", ())),',
             'np.arange(len(checks.get("step", ()))),',
-        ),
-        (
-            "validations of a log at wrong steps",
-            'np.array([row["step"] for row in checks]),',
-            "np.arange(len(checks)),",
         ),
         (
             "rates drawn where the losses belong",
@@ -169,8 +281,21 @@ MUTANTS = (
         ("ratio of several updates", " if loop.steps % self.every == 0 else None", ""),
         ("step of a ratio one late", "self.steps.append(loop.steps - 1)", "self.steps.append(loop.steps)"),
         ("ratios of arrays mixed up", "ratios[:, i], style", "ratios[:, 0], style"),
-        ("arrays beyond the seventh look like the first", "[i // len(COLOURS) % 4]", "[0]"),
-        ("smoothing of the command ignored", "loss(options.log, smoothing=options.smoothing)", "loss(options.log)"),
+        (
+            "arrays beyond the seventh look like the first",
+            "STYLES[i // len(COLOURS) % len(STYLES)]\n        axis.plot(record",
+            "STYLES[0]\n        axis.plot(record",
+        ),
+        ("rates of candidates not written", "    _label_ends(left, ends)\n", ""),
+        ("rates written over each other", "max(height, lowest + 0.045)", "height"),
+        ("a step at rate zero drawn", "    ratios[ratios == 0.0] = math.nan", "    pass"),
+        ("a log overwritten by its picture", "    if path == Path(logs[0]):\n", "    if False:\n"),
+        ("names taken for formulas", '.replace("$", r"\\$")', ""),
+        (
+            "smoothing of the command ignored",
+            "loss(curve, smoothing=options.smoothing, title=title)",
+            "loss(curve, title=title)",
+        ),
     ),
 )
 

@@ -1,0 +1,278 @@
+"""Measure a training curve: levels, trends, noise, cycles. `fastoptim.diagnose` judges by these figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+Array = np.ndarray
+
+TAIL_LIMIT = 512  # values of the tail that are looked at one by one
+BLOCKS = 16  # parts whose levels are compared
+_ROUNDOFF = 1e-15  # a loss below this share of its start is round-off
+_STRAY = 0.05  # share of values that may be negative in a curve that is positive otherwise
+
+
+def kendall_tau(values: object) -> float:
+    """Return Kendall's tau of a sequence against its order: 1 rises throughout, -1 falls throughout, 0 no trend."""
+    x = np.asarray(values, np.float64)
+    if len(x) < 2:
+        return 0.0
+    later, earlier = np.triu_indices(len(x), 1)[::-1]
+    return float(np.mean(np.sign(x[later] - x[earlier])))
+
+
+def blocks(x: Array, count: int, reduce: Callable[[Array], float]) -> Array:
+    """Reduce each of `count` equal parts of a curve to one number."""
+    return np.array([reduce(part) for part in np.array_split(x, min(count, len(x)))])
+
+
+def middle(x: Array) -> float:
+    """Mean of the middle half: neither moved by spikes nor stuck on rounded values, as a median is."""
+    cut = (len(x) + 1) // 4
+    return float(np.mean(np.sort(x)[cut : len(x) - cut]))
+
+
+def spread(x: Array) -> float:
+    """Distance from the 10th to the 90th percentile."""
+    low, high = np.percentile(x, (10, 90))
+    return float(high - low)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A straight line through the levels of equal blocks: where it begins, by how much it falls, and how surely."""
+
+    begin: float
+    fall: float
+    error: float
+
+    @property
+    def sure(self) -> float:
+        """Fall in units of its standard error."""
+        return self.fall / self.error if self.error > 0.0 else math.copysign(math.inf, self.fall) if self.fall else 0.0
+
+
+def line(levels: Array, error: float) -> Line:
+    """Fit a `Line` by least squares to levels with a standard error each."""
+    time = np.arange(len(levels)) - (len(levels) - 1) / 2
+    power = float(time @ time)
+    slope = float(time @ levels) / power
+    fall = -slope * len(levels)
+    return Line(float(levels.mean()) + 0.5 * fall, fall, error / math.sqrt(power) * len(levels))
+
+
+class Curve:
+    """A curve of finite losses on the scale on which it is judged, and its figures.
+
+    `z` is the logarithm of the loss where it is positive, apart from a few stray values, so that 0.1 is about ten per
+    cent; else the loss in units of its start, or of its range if it starts close to zero.
+
+    Parameters
+    ----------
+    y : float64 array
+        At least 10 finite losses.
+    exact_start : bool
+        Whether the first loss alone is the start; otherwise the median of the first few.
+    late : int
+        Steps before which nothing is judged, as momentum has to build up.
+    start : float, optional
+        The loss before training, where it is known from elsewhere.
+    """
+
+    def __init__(self, y: Array, exact_start: bool, late: int = 0, start: float | None = None):
+        n = len(y)
+        self.y, self.n = y, n
+        self.first = 1 if exact_start else min(max(1, n // 20), 5)
+        self.last = max(n // 20, min(5, n // 4), 1)
+        y_start = _median(y[: self.first]) if start is None else start
+        y_end = _median(y[-self.last :])
+        self.positive, self.z = _scaled(y, y_start)
+        self.levels_of_loss = y_start, y_end
+        self.start = float(np.median(self.z[: self.first]))
+        if start is not None:
+            self.start = _scaled(np.append(y, start), y_start)[1][-1]
+        self.end = float(np.median(self.z[-self.last :]))
+        self.tail_start = min(max(n // 2, late), n - 5)
+        self.tail = self.z[self.tail_start :]
+        steps = np.diff(self.tail)
+        self.noise = 1.4826 * float(np.median(np.abs(steps - np.median(steps)))) / math.sqrt(2.0)
+        self.rises = float(np.mean(steps > 0))
+        self.tail_trend = kendall_tau(blocks(self.tail, 64, np.mean))
+        quarter = max(1, len(self.tail) // 4)
+        self.tail_drop = float(np.median(self.tail[:quarter]) - np.median(self.tail[-quarter:]))
+        peaks = blocks(self.tail, 8, np.max)
+        self.envelope_trend, self.envelope_rise = kendall_tau(peaks), float(peaks[-1] - peaks[0])
+        self.rest = detrended(self.tail[-TAIL_LIMIT:])
+        self.cycle, self.period = cycle(self.rest)
+
+    @property
+    def drop(self) -> float:
+        """From start to end, on the scale of `z`."""
+        return self.start - self.end
+
+    @property
+    def swing(self) -> float:
+        """Spread of the second half as a share of all progress, at most 100."""
+        scale = float(np.abs(self.y).max())
+        y = self.y / scale if scale > 0.0 else self.y
+        width = spread(y[self.tail_start :])
+        progress = float(np.median(y[: self.first]) - y.min())
+        if not width > 0.0:
+            return 0.0
+        return width / progress if progress > 0.01 * width else 100.0
+
+    @cached_property
+    def levels(self) -> Array:
+        """Levels of equal parts of the curve."""
+        return blocks(self.z, min(BLOCKS, max(4, self.n // 4)), middle)
+
+    @cached_property
+    def scatter(self) -> float:
+        """Standard deviation of single values about the line through the levels, by their median."""
+        centres = (np.arange(len(self.levels)) + 0.5) * self.n / len(self.levels) - 0.5
+        residues = np.abs(self.z - np.interp(np.arange(self.n), centres, self.levels))
+        return 1.4826 * float(np.median(residues))
+
+    @cached_property
+    def error(self) -> float:
+        """Standard error of a level: from the scatter of single values, and from how levels jump about."""
+        single = 1.25 * self.scatter / math.sqrt(self.n / len(self.levels))
+        bends = np.abs(self.levels[1:-1] - 0.5 * (self.levels[:-2] + self.levels[2:]))
+        return max(single, 1.4826 * float(np.median(bends)) / math.sqrt(1.5), self._quantum)
+
+    @cached_property
+    def _quantum(self) -> float:
+        """Half the distance of neighbouring values: rounded losses know no better."""
+        values = np.unique(self.z)
+        return 0.5 * float(np.min(np.diff(values))) / math.sqrt(self.n / len(self.levels)) if len(values) > 1 else 0.0
+
+    @cached_property
+    def doubt(self) -> float:
+        """Three standard errors of the drop."""
+        return 3.0 * math.hypot(1.25 * self.scatter / math.sqrt(self.first), self.error)
+
+    @cached_property
+    def whole(self) -> Line:
+        """The line through all levels."""
+        return line(self.levels, self.error)
+
+    def ends_keep_pace(self, share: float) -> float:
+        """By how many standard errors the outer thirds fall faster than `share` times the middle one."""
+        third = len(self.levels) // 3
+        parts = self.levels[: third + 1], self.levels[third - 1 : 1 - third], self.levels[-third - 1 :]
+        (first, inner, last), sizes = (line(part, self.error) for part in parts), [len(part) for part in parts]
+        pace = 0.5 * (first.fall / sizes[0] + last.fall / sizes[2]) - share * inner.fall / sizes[1]
+        error = math.hypot(0.5 * first.error / sizes[0], 0.5 * last.error / sizes[2], share * inner.error / sizes[1])
+        return Line(0.0, pace, error).sure
+
+    @cached_property
+    def halves(self) -> tuple[Line, Line]:
+        """The lines through the first and the second half of the levels."""
+        half = len(self.levels) // 2
+        return line(self.levels[:half], self.error), line(self.levels[-half:], self.error)
+
+    @property
+    def risen(self) -> float:
+        """By how much the last levels lie above the first."""
+        return float(np.mean(self.levels[-2:]) - self.levels[0])
+
+    @property
+    def lost_and_gained(self) -> tuple[float, float]:
+        """How far the last levels lie above the lowest, and how far the loss had come down to that."""
+        lowest = float(self.levels.min())
+        return float(np.mean(self.levels[-2:])) - lowest, max(self.start, float(self.levels[0])) - lowest
+
+    def evidence(self) -> dict[str, float]:
+        """The figures that `fastoptim.diagnose` reports."""
+        start, end = self.levels_of_loss
+        return {
+            "start": start,
+            "end": end,
+            "drop": self._relative(self.drop),
+            "tail_drop": self._relative(self.tail_drop),
+            "tail_trend": self.tail_trend,
+            "envelope_trend": self.envelope_trend,
+            "rises": self.rises,
+            "swing": self.swing,
+            "cycle": self.cycle,
+            "period": float(self.period),
+            "noise": self.noise,
+        }
+
+    def _relative(self, drop: float) -> float:
+        return -math.expm1(min(-drop, 700.0)) if self.positive else drop
+
+
+def _median(y: Array) -> float:
+    """The median, also of values whose sum would overflow."""
+    largest = float(np.abs(y).max())
+    return largest * float(np.median(y / largest)) if largest > 0.0 else 0.0
+
+
+def _scaled(y: Array, start: float) -> tuple[bool, Array]:
+    """Whether a curve is positive, stray values apart, and the curve on the scale on which it is judged."""
+    largest = float(np.abs(y).max())
+    if largest == 0.0:
+        return False, np.zeros(len(y))
+    stray = y < 0.0
+    if y.max() > 0.0 and np.mean(stray) <= _STRAY and (not stray.any() or np.mean(y > 0.0) > 0.5):
+        usual = start if start > 0.0 else largest
+        floor = max(usual * _ROUNDOFF, float(np.finfo(np.float64).tiny))
+        if stray.any():  # a value below zero is read as the least one above it
+            floor = max(floor, float(np.percentile(y[y > 0.0], 1)))
+        return True, np.log(np.maximum(y, floor))
+    scaled = y / largest
+    unit = abs(start) / largest
+    width = float(np.ptp(scaled))
+    return False, scaled / (unit if unit > 0.05 * width else width)
+
+
+def detrended(x: Array) -> Array:
+    """A sequence without its mean and its straight trend."""
+    time = np.arange(len(x)) - (len(x) - 1) / 2
+    e: Array = x - x.mean()
+    e -= time * float(time @ e) / float(time @ time)
+    return e
+
+
+def autocorrelation(e: Array, lag: int) -> float:
+    """Autocorrelation of a detrended sequence, without the bias towards zero of long lags."""
+    power = float(e @ e)
+    return float(e[lag:] @ e[:-lag]) / power * len(e) / (len(e) - lag) if power > 0.0 else 0.0
+
+
+def cycle(e: Array) -> tuple[float, int]:
+    """Strength and period of the strongest cycle: the largest autocorrelation beyond a dip, or minus that of lag 1."""
+    if not float(e @ e) > 0.0 or len(e) < 8:
+        return 0.0, 0
+    lags = range(1, max(3, len(e) // 4))
+    r = {k: autocorrelation(e, k) for k in lags}
+    best, period, lowest = max(0.0, -r[1]), 2, r[1]
+    for k in list(lags)[1:]:
+        if r[k] > best and lowest < 0.0:
+            best, period = r[k], k
+        lowest = min(lowest, r[k])
+    return min(best, 1.0), period if best > 0 else 0
+
+
+def fall_of_means(x: Array, period: int) -> float:
+    """By how much means over whole periods fall from the first to the last third of a sequence."""
+    count = len(x) // period
+    if count < 2:
+        return 0.0
+    means = x[len(x) - count * period :].reshape(count, period).mean(axis=1)
+    third = max(1, count // 3)
+    return float(np.mean(means[:third]) - np.mean(means[-third:]))
+
+
+def straight(z: Array, start: float) -> bool:
+    """Whether the second half drops by more than 0.6 of what the first does."""
+    half = len(z) // 2
+    reach = max(1, len(z) // 10)
+    at_half = float(np.median(z[max(0, half - reach) : half + reach]))
+    return at_half - float(np.median(z[-reach:])) > 0.6 * (start - at_half)

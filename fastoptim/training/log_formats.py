@@ -1,0 +1,327 @@
+"""Make out the losses in anybody's training log: tables, JSON, bare numbers, lines of text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)(?![\w.]*[A-Za-z_])"
+# `loss: 0.25`, `train_loss=0.25`, `"loss": 0.25`, `Loss 0.25`, `loss (avg) 0.25`; no val_loss, no box_loss.
+_IN_TEXT = re.compile(rf"""(?<![A-Za-z_\-./])(?:tr(?:ai)?n(?:ing)?[ _/-]?)?loss["']?\s*[:=]?\s*({_NUMBER})""", re.I)
+_VALIDATION = re.compile(r"val|eval|test|dev", re.I)
+_RATES = ("lr", "learning_rate", "learningrate", "train/lr", "lr/pg0", "lr-adam", "lr-adamw", "lr-sgd")
+_STEPS = ("step", "global_step", "iter", "iteration", "iterations", "trainer/global_step", "_step", "batch", "epoch")
+_OTHER_NAMES = ("nll", "cost", "objective", "perplexity", "ppl", "error", "mse", "rmse", "mae", "cross_entropy", "bpc")
+_MODES = ("mode", "split", "phase", "stage", "set")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The curve of one run: a loss for every step, and validation with steps of its own.
+
+    Attributes
+    ----------
+    steps, losses : arrays of one length
+        Blanks of a table are left out; a loss that was written but is no number is NaN.
+    rates : array or None
+        Learning rates, one for every step.
+    validation_steps, validation_losses : arrays of one length
+        Empty without validation.
+    column : str
+        What the losses are called in the log.
+    others : tuple of str
+        What else in the log may be a loss.
+    """
+
+    steps: np.ndarray
+    losses: np.ndarray
+    rates: np.ndarray | None
+    validation_steps: np.ndarray
+    validation_losses: np.ndarray
+    column: str = "loss"
+    others: tuple[str, ...] = ()
+
+
+class _Columns(dict[str, list[float | None]]):
+    """Columns of numbers by name, all of one length; None is a blank."""
+
+
+def make_out(text: str, column: str | None, pattern: str | None) -> Curve:
+    """Make out the curve in a text; ValueError, which says what was found, if there is none."""
+    if not text.strip():
+        raise ValueError("it is empty")
+    if pattern is not None:
+        return _from_lines(text, pattern)
+    columns = _from_json(text) or _from_table(text)
+    if columns is not None:
+        return _chosen(columns, column)
+    if column is not None:
+        raise ValueError(f"no table with a column {column!r} can be made out")
+    return _from_lines(text, None)
+
+
+# --- Which column ---------------------------------------------------------------------------------------------------
+
+
+def rank(name: str) -> int | None:
+    """How much a name looks like that of the training loss: 0 most, None not at all."""
+    key = re.sub(r"[\s/.\-]+", "_", name.strip().lower())
+    if key in ("train_loss", "training_loss", "loss_train", "loss_training"):
+        return 0
+    if key == "loss":
+        return 1
+    if _VALIDATION.search(key):
+        return 6 if "loss" in key else None
+    if "loss" in key:
+        if key in ("train_loss_step", "loss_step", "train_total_loss", "total_loss", "train_loss_epoch", "loss_epoch"):
+            return 2
+        return 3 if "train" in key else 4
+    return 5 if key in _OTHER_NAMES or key.removeprefix("train_") in _OTHER_NAMES else None
+
+
+def _chosen(columns: _Columns, column: str | None) -> Curve:
+    """The curve of one column: the one that was asked for, or the one that looks most like the training loss."""
+    filled = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    ranked = [(place, name) for name in filled if (place := rank(name)) is not None]
+    candidates = [name for _, name in sorted(ranked, key=lambda pair: pair[0])]
+    if column is None:
+        if not candidates:
+            raise ValueError(f"no column looks like a loss; choose one by --column: {_listed(filled)}")
+        column = _most_likely(filled, candidates)
+    elif column not in filled:
+        state = "is blank" if column in columns else "is missing"
+        raise ValueError(f"column {column!r} {state}; there are {_listed(filled)}")
+    steps = _of_name(filled, _STEPS)
+    order = steps if steps is not None else list(range(len(filled[column])))
+    rates, checks = _of_name(filled, _RATES), _validation_of(filled, column)
+    where = [i for i, value in enumerate(filled[column]) if value is not None]
+    known = [math.nan if order[i] is None else order[i] for i in where]
+    there = [i for i, value in enumerate(checks or ()) if value is not None and order[i] is not None]
+    return Curve(
+        np.array(known if np.isfinite(np.array(known, float)).all() else range(len(where)), float),
+        _array(filled[column], where),
+        None if rates is None or any(rates[i] is None for i in where) else _array(rates, where),
+        _array(order, there),
+        _array(checks or (), there),
+        column,
+        tuple(name for name in candidates if name != column),
+    )
+
+
+def _most_likely(columns: Mapping[str, list[float | None]], candidates: Sequence[str]) -> str:
+    """The first candidate that is no mere summary: one with a fair number of values, if any has."""
+    counts = {name: sum(value is not None for value in columns[name]) for name in candidates}
+    enough = max(3.0, 0.05 * max(counts.values()))
+    return next((name for name in candidates if counts[name] >= enough), candidates[0])
+
+
+def _array(values: Sequence[float | None], where: Sequence[int]) -> np.ndarray:
+    return np.array([values[i] for i in where], np.float64)
+
+
+def _of_name(columns: Mapping[str, list[float | None]], names: Sequence[str]) -> list[float | None] | None:
+    by_key = {name.strip().lower(): values for name, values in columns.items()}
+    return next((by_key[name] for name in names if name in by_key), None)
+
+
+def _validation_of(columns: Mapping[str, list[float | None]], column: str) -> list[float | None] | None:
+    return next((values for name, values in columns.items() if rank(name) == 6 and name != column), None)
+
+
+def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
+    shown = ", ".join(repr(name) for name in list(names)[:20])
+    return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none with numbers"
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def _from_json(text: str) -> _Columns | None:
+    """The columns of a JSON document or of JSON lines; None if it is neither."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    whole = _parsed(text)
+    if whole is not None:
+        return _of_document(whole)
+    rows = [row for line in text.splitlines() if isinstance(row := _parsed(line), dict)]
+    return _of_records(rows) if rows else None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _of_document(document: Any) -> _Columns | None:
+    if isinstance(document, dict):
+        for name in ("log_history", "history", "logs", "log"):
+            if isinstance(document.get(name), (dict, list)):
+                return _of_document(document[name])
+        lists = {str(name): values for name, values in document.items() if _is_column(values)}
+        if lists:
+            longest = max(len(values) for values in lists.values())
+            return _Columns({name: _padded(values, longest) for name, values in lists.items()})
+        document = [row for row in document.values() if isinstance(row, dict)] or [document]
+    if not isinstance(document, list):
+        return None
+    if _is_column(document):
+        return _Columns({"loss": [*map(_number, document)]})
+    return _of_records([row for row in document if isinstance(row, dict)])
+
+
+def _padded(values: list[Any], length: int) -> list[float | None]:
+    return [*map(_number, values), *[None] * (length - len(values))]
+
+
+def _is_column(values: Any) -> bool:
+    """Whether a value is a list of numbers, of which some may be missing."""
+    if not isinstance(values, list) or not values:
+        return False
+    return all(item is None or (isinstance(item, (int, float, str)) and _number(item) is not None) for item in values)
+
+
+def _of_records(rows: list[dict[str, Any]]) -> _Columns | None:
+    """Columns from records; where they say of what they are (mode, split), only those of training."""
+    for key in _MODES:
+        said = [str(row[key]).lower() for row in rows if isinstance(row.get(key), str)]
+        if any(mode.startswith("train") for mode in said):
+            rows = [row for row in rows if str(row.get(key, "train")).lower().startswith("train")]
+            break
+    rows = [_flat(row) for row in rows]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return _Columns({name: [row.get(name) for row in rows] for name in names}) if rows else None
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, float | None]:
+    """The numbers of a record; those of records within it under dotted names."""
+    flat: dict[str, float | None] = {}
+    for name, value in row.items():
+        if isinstance(value, dict) and depth < 4:
+            flat |= _flat(value, f"{prefix}{name}.", depth + 1)
+        elif isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            flat[prefix + name] = _number(value)
+        elif value is None and rank(name) is not None:  # JSON has no NaN
+            flat[prefix + name] = math.nan
+    return flat
+
+
+def _number(value: Any) -> float | None:
+    """A number, or a text that is one; None for anything else."""
+    if value is None or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+# --- Tables ---------------------------------------------------------------------------------------------------------
+
+
+def _from_table(text: str) -> _Columns | None:
+    """The columns of a table with a header, or of bare numbers; None if the text is no table."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    comments = [line for line in lines if line.lstrip().startswith("#")]
+    lines = [line for line in lines if not line.lstrip().startswith("#")]
+    if not lines:
+        return None
+    split = _splitter(lines)
+    rows = [split(line) for line in lines] if split is not _by_commas else _quoted(lines)
+    first = rows[0]
+    if all(_number(cell) is not None for cell in first):
+        return _bare(rows, split(comments[-1].lstrip("# ")) if comments else [])
+    if len(first) == 1 and rank(first[0]) is None:
+        return None
+    body = rows[1:]
+    width = len(first)
+    fitting = [row for row in body if len(row) in (width, width + 1)]
+    numbers = sum(any(_number(cell) is not None for cell in row) for row in fitting)
+    if not body or numbers < 0.5 * len(body) or len(fitting) < 0.5 * len(body):
+        return None
+    names = _distinct(first)
+    return _Columns({name: [_number(row[i]) for row in fitting] for i, name in enumerate(names)})
+
+
+def _by_mark(mark: str, line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split(mark)]
+
+
+def _by_commas(line: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line]), [])]
+
+
+def _quoted(lines: list[str]) -> list[list[str]]:
+    """Rows of a table with commas, in which a quoted cell may go on over lines."""
+    try:
+        return [[cell.strip() for cell in row] for row in csv.reader(io.StringIO("\n".join(lines))) if row]
+    except csv.Error as error:
+        raise ValueError(f"not a table ({error})") from error
+
+
+def _splitter(lines: list[str]) -> Callable[[str], list[str]]:
+    """What cuts a line into cells: at the mark that the first lines have equally often, else at blanks."""
+    head = lines[: min(len(lines), 20)]
+    for mark in ("\t", ";", ",", "|"):
+        counts = {line.count(mark) for line in head}
+        if (len(counts) == 1 and counts != {0}) or (mark == "," and lines[0].count(",") and '"' in lines[0]):
+            return _by_commas if mark == "," else partial(_by_mark, mark)
+    return str.split if "," not in lines[0] else _by_commas
+
+
+def _bare(rows: list[list[str]], names: list[str]) -> _Columns | None:
+    """Columns without a header: one of losses, or steps and losses, or as a comment names them."""
+    width = len(rows[0])
+    if sum(len(row) == width for row in rows) < 0.5 * len(rows):
+        return None
+    if len(names) != width:
+        names = {1: ["loss"], 2: ["step", "loss"]}.get(width, [str(i + 1) for i in range(width)])
+    table = [[_number(cell) for cell in row] for row in rows if len(row) == width]
+    return _Columns({name: [row[i] for row in table] for i, name in enumerate(_distinct(names))})
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    distinct = []
+    for i, name in enumerate(names):
+        name = name or f"column {i + 1}"
+        seen[name] = seen.get(name, 0) + 1
+        distinct.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return distinct
+
+
+# --- Lines of text --------------------------------------------------------------------------------------------------
+
+
+def _from_lines(text: str, pattern: str | None) -> Curve:
+    """The first loss of every line: of the training, or whatever the pattern's first group is."""
+    try:
+        wanted = _IN_TEXT if pattern is None else re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"--pattern is no regular expression: {error}") from error
+    if wanted.groups < 1:
+        raise ValueError("--pattern needs a group in round brackets around the loss")
+    losses = []
+    for line in re.split(r"[\r\n]+", text):  # progress bars overwrite their line
+        found = wanted.search(line)
+        value = _number((found.group(1) or "").replace(",", "")) if found else None
+        if value is not None:
+            losses.append(value)
+    if not losses:
+        hint = "no line matches --pattern" if pattern else "no loss is found; name its --column, or give a --pattern"
+        raise ValueError(hint)
+    nothing = np.array([])
+    name = "loss" if pattern is None else "pattern"
+    return Curve(np.arange(float(len(losses))), np.array(losses), None, nothing, nothing, name)

@@ -1,0 +1,245 @@
+"""Anybody's log can be read: the right column and rows, and one line of error where there is none."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim import cli
+from fastoptim.training import command
+from fastoptim.training.log_formats import rank
+from fastoptim.training.reading import curve_of_text, read_curve, read_log
+
+LOSSES = [2.5, 2.25, 2.0, 1.5]
+
+
+def curve(text, **options):
+    return curve_of_text("x.log", text.encode() if isinstance(text, str) else text, **options)
+
+
+def table(mark, *rows):
+    return "\n".join(mark.join(map(str, row)) for row in rows) + "\n"
+
+
+HEADED = [("epoch", "loss", "acc"), *((i, loss, 0.5) for i, loss in enumerate(LOSSES))]
+RECORDS = [{"iter": 10 * i, "loss": loss, "lr": 0.1} for i, loss in enumerate(LOSSES)]
+LOGS = {
+    "commas": table(",", *HEADED),
+    "semicolons": table(";", *HEADED),
+    "tabs": table("\t", *HEADED),
+    "blanks": table("  ", *HEADED),
+    "bars": table(" | ", *HEADED),
+    "line ends of Windows": table(",", *HEADED).replace("\n", "\r\n"),
+    "mark of UTF-8": ("\ufeff" + table(",", *HEADED)),
+    "UTF-16, as PowerShell writes it": table(",", *HEADED).encode("utf-16"),
+    "quoted": 'epoch,"loss",note\n' + "".join(f'{i},{loss},"a, b"\n' for i, loss in enumerate(LOSSES)),
+    "header again where it was resumed": table(",", *HEADED[:3], *HEADED[:1], *HEADED[3:]),
+    "a Keras CSV": table(",", ("epoch", "accuracy", "loss", "lr", "val_accuracy", "val_loss"),
+                         *((i, 0.5, loss, 0.1, 0.4, 3.0) for i, loss in enumerate(LOSSES))),
+    "a Lightning CSV with blanks": table(",", ("epoch", "step", "train_loss", "val_loss"),
+                                         *(row for i, loss in enumerate(LOSSES)
+                                           for row in ((i, i, loss, ""), (i, i, "", 3.0)))),
+    "a YOLO CSV": table(",", ("  epoch", " train/box_loss", " train/cls_loss", " val/box_loss"),
+                        *((f"  {i}", f"  {loss}", 9.0, 8.0) for i, loss in enumerate(LOSSES))),
+    "JSON lines": "\n".join(map(json.dumps, RECORDS)),
+    "JSON lines by mode": "\n".join(json.dumps(row) for loss in LOSSES for row in (
+        {"mode": "train", "epoch": 1, "loss": loss}, {"mode": "val", "epoch": 1, "loss": 77.0})),
+    "JSON lines after a description": '{"env_info": "x", "seed": null}\n' + "\n".join(map(json.dumps, RECORDS)),
+    "nested JSON lines": "\n".join(json.dumps({"step": i, "train": {"loss": x}}) for i, x in enumerate(LOSSES)),
+    "JSON lines that were cut": "\n".join(map(json.dumps, RECORDS)) + '\n{"iter": 40, "lo',
+    "a trainer's state": json.dumps({"epoch": 1.0, "log_history": [
+        *({"loss": loss, "learning_rate": 0.1, "step": i} for i, loss in enumerate(LOSSES)),
+        {"eval_loss": 3.0, "step": 3}, {"train_runtime": 9.0, "train_loss": 2.06, "step": 3}]}),
+    "a Keras history": json.dumps({"loss": LOSSES, "val_loss": [3.0] * 4, "accuracy": [0.5] * 4}),
+    "a list of records": json.dumps(RECORDS, indent=2),
+    "a list": json.dumps(LOSSES),
+    "numbers": "\n".join(map(str, LOSSES)),
+    "numbers with a comment": "# losses of a run\n" + "\n".join(map(str, LOSSES)),
+    "steps and numbers": table(" ", *enumerate(LOSSES)),
+    "names in a comment": "# step loss acc\n" + table(" ", *((i, loss, 0.5) for i, loss in enumerate(LOSSES))),
+    "text": "".join(f"2026-01-01 INFO step {i} | loss: {loss} | val_loss: 9.0\n" for i, loss in enumerate(LOSSES)),
+    "text with an equals sign": "".join(f"iter {i}: train_loss={loss}, time 10ms\n" for i, loss in enumerate(LOSSES)),
+    "nanoGPT": "step 0: train loss 10.1, val loss 9.0\n".replace("10.1", "2.5")
+    + "".join(f"iter {i}: loss {loss:.4f}, time 10.00ms, mfu 1.0%\n" for i, loss in enumerate(LOSSES) if i),
+    "a progress bar": "".join(f"\r 10%|#   | {i}/4 [00:01, loss={loss}]" for i, loss in enumerate(LOSSES)),
+    "records as Python prints them": "".join(f"{{'loss': {loss}, 'epoch': {i}}}\n" for i, loss in enumerate(LOSSES)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_the_training_loss_is_found_without_options(name, tmp_path, capsys):
+    found = curve(LOGS[name])
+    assert found.losses.tolist() == LOSSES
+    assert len(found.steps) == 4
+    assert np.all(np.diff(found.steps) >= 0)
+    path = tmp_path / "a.log"
+    path.write_bytes(LOGS[name] if isinstance(LOGS[name], bytes) else LOGS[name].encode())
+    assert cli.main(["diagnose", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "4 losses of" in out and "too short" in out
+
+
+def test_steps_rates_and_validation_come_along():
+    keras = curve(LOGS["a Keras CSV"])
+    assert (keras.column, keras.others) == ("loss", ("val_loss",))
+    assert keras.rates.tolist() == [0.1] * 4
+    assert keras.validation_losses.tolist() == [3.0] * 4
+    lines = curve(LOGS["JSON lines"])
+    assert lines.steps.tolist() == [0, 10, 20, 30]
+    lightning = curve(LOGS["a Lightning CSV with blanks"])
+    assert lightning.validation_losses.tolist() == [3.0] * 4
+    state = curve(LOGS["a trainer's state"])
+    assert state.losses.tolist() == LOSSES
+    assert state.validation_losses.tolist() == [3.0]
+
+
+def test_the_training_loss_comes_before_others():
+    order = ["train_loss", "loss", "train_loss_step", "train/box_loss", "box_loss", "nll", "val_loss", "accuracy"]
+    places = [rank(name) for name in order]
+    assert places[-1] is None
+    assert places[:-1] == sorted(places[:-1]) and len(set(places[:-1])) == 7
+    assert rank(" Train/Loss ") == rank("training-loss") == 0
+
+
+def test_the_mark_of_utf_8_is_no_part_of_a_name():
+    assert curve("\ufeffloss,acc\n2,1\n1,1\n").column == "loss"
+
+
+def test_a_column_or_a_pattern_can_be_chosen():
+    assert curve(LOGS["a Keras CSV"], column="val_loss").losses.tolist() == [3.0] * 4
+    with pytest.raises(ValueError, match=r"x.log: column 'lss' is missing; there are 'epoch', 'loss', 'acc'"):
+        curve(LOGS["commas"], column="lss")
+    with pytest.raises(ValueError, match=r"no column looks like a loss; choose one by --column: 'a', 'b'"):
+        curve("a,b\n1,2\n3,4\n")
+    assert curve("E=1.5 now\nE=1.0 now\n", pattern=r"E=([\d.]+)").losses.tolist() == [1.5, 1.0]
+    for pattern, text in (("(", "no regular expression"), ("E=", "needs a group"), ("x(.)", "no line matches")):
+        with pytest.raises(ValueError, match=text):
+            curve("E=1.5\n", pattern=pattern)
+
+
+def test_blanks_are_left_out_and_what_is_no_number_stays():
+    gaps = curve("step,loss\n0,2\n1,\n2,nan\n3,1\n")
+    assert gaps.steps.tolist() == [0, 2, 3]
+    assert np.isnan(gaps.losses[1])
+    assert np.isnan(curve('{"step": 1, "loss": 2}\n{"step": 2, "loss": null}\n').losses[1])
+
+
+def test_the_logs_of_fit_are_read_exactly(tmp_path):
+    for name in ("a.jsonl", "a.csv"):
+        w = np.ones(2)
+        fo.fit(lambda w, batch: (float(w @ w), 2 * w), w, None, "sgd", lr=0.1, steps=12, log=tmp_path / name)
+        ours, anybodys = read_log(tmp_path / name), read_curve(tmp_path / name)
+        assert ours.losses.tolist() == anybodys.losses.tolist()
+        assert ours.rates.tolist() == anybodys.rates.tolist() == [0.1] * 12
+
+
+HOSTILE = {
+    "empty": b"",
+    "blank": b"\n \n\t\n",
+    "a picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)),
+    "deep JSON": b"[" * 100000,
+    "deep JSON lines": b'{"loss": ' + b"[" * 50000 + b"\n{}",
+    "a long number": b'{"loss": ' + b"9" * 5000 + b"}\n",
+    "null everywhere": b'{"log_history": null}',
+    "log_history of numbers": b'{"log_history": [1, [2], {"loss": {"a": {"b": {"c": {"d": {"e": 1}}}}}}]}',
+    "ragged": b"a,b,loss\n1\n1,2,3,4,5,6\n,,\n",
+    "a quote that never ends": b'a,"loss\n1,2\n3,4\n',
+    "a huge cell": b"loss,note\n1," + b"x" * 300000 + b"\n",
+    "prose": b"Once upon a time there was no number.\n" * 3,
+    "escapes": b"\x1b]0;owned\x07,\x1b[2J,b\n1,2,3\n4,5,6\n",
+    "first line of fit, then nothing": b'{"kind": "run", "version": 1}\n',
+    "step without a loss": b'{"kind": "run", "version": 1}\n{"kind": "step", "step": "x", "loss": {}, "lr": []}\n{}\n',
+    "a list for a line": b'{"kind": "run", "version": 1}\n[1]\n{}\n',
+    "not UTF-8": b"\xff\xfa\xc3(\n" * 5,
+    "half of UTF-16": b"\xff\xfea\0\n",
+    "booleans": b'{"loss": true}\n{"loss": false}\n',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("command_name", ["diagnose", "plot"])
+def test_hostile_logs_give_one_line_and_no_terminal_escapes(name, command_name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad\x1b[31m.log"
+    path.write_bytes(HOSTILE[name])
+    status = cli.main([command_name, str(path)])
+    out, err = capsys.readouterr()
+    assert status in (0, 2)
+    assert (status == 2) == bool(err)
+    assert "\x1b" not in out + err and "\x07" not in out + err
+    assert err.count("\n") == (1 if err else 0) and "Traceback" not in err
+    if name not in ("a long number", "a huge cell"):  # those hold a loss
+        assert status == 2, out
+
+
+def test_other_wrong_uses_are_one_line(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(LOGS["commas"])
+    good = str(tmp_path / "a.csv")
+    for arguments, text in (
+        ([str(tmp_path)], "directory"),
+        ([str(tmp_path / "missing")], "No such file"),
+        ([good, "--column", "x"], "is missing"),
+        ([good, "--lr", "-1"], "lr must be"),
+        ([good, "--momentum", "1"], "momentum must be"),
+        ([good, "--start", "nan"], "start must be"),
+    ):
+        assert cli.main(["diagnose", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert text in err and err.startswith("fastoptim diagnose: ") and err.count("\n") == 1
+    assert cli.main(["diagnose", str(tmp_path / "missing"), good]) == 2  # the others are read all the same
+    assert "4 losses" in capsys.readouterr().out
+
+
+def test_the_command_says_what_was_read_and_what_to_do(tmp_path, capsys):
+    t = np.arange(300)
+    rows = [("step", "loss", "val_loss"), *((i, loss, "") for i, loss in zip(t, np.exp(t / 30), strict=True))]
+    (tmp_path / "a.csv").write_text(table(",", *rows[:-1], (299, 3e4, 5.0)))
+    assert cli.main(["diagnose", str(tmp_path / "a.csv"), "--lr", "0.3"]) == 0
+    out = capsys.readouterr().out
+    assert "a.csv: 300 losses of 'loss'" in out
+    assert "others in it (--column): val_loss" in out
+    assert "diverged. The loss has risen" in out and "try 0.03" in out
+    assert "begins at step" not in out
+
+
+def test_a_log_that_begins_late_is_said_to(tmp_path, capsys):
+    rows = [("step", "loss"), *((1000 + 10 * i, 3.3 - 0.0005 * i) for i in range(200))]
+    (tmp_path / "late.csv").write_text(table(",", *rows))
+    assert cli.main(["diagnose", str(tmp_path / "late.csv")]) == 0
+    out = capsys.readouterr().out
+    assert "begins at step 1000" in out and "--start" in out
+    assert "multiply" not in out  # what the part that is missing would show is not guessed
+    assert cli.main(["diagnose", str(tmp_path / "late.csv"), "--start", "10.8"]) == 0
+    out = capsys.readouterr().out
+    assert "dropped by 70.3%" in out and "multiply" not in out and "begins at" not in out
+
+
+def test_standard_input_is_read(monkeypatch, capsys):
+    class Input:
+        buffer = io.BytesIO("\n".join(map(str, LOSSES)).encode())
+
+    monkeypatch.setattr(sys, "stdin", Input)
+    assert cli.main(["diagnose", "-"]) == 0
+    assert "-: 4 losses" in capsys.readouterr().out
+
+
+def test_control_characters_are_written_as_escapes():
+    assert command.printable("a\x1b[31m\u202e\nß") == "a\\x1b[31m\\u202e\nß"
+
+
+def test_the_module_answers_on_the_command_line(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(map(str, np.linspace(3, 1, 200))))
+    done = subprocess.run(
+        [sys.executable, "-m", "fastoptim", "diagnose", "a.txt"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert "healthy" in done.stdout
