@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import Any
 
 from .backends import choose
-from .common.validation import count, flag, real
+from .common.validation import count, flag
 from .optimizers.hyperparameters import UpdateSpec, adam_spec, sgd_spec
-from .optimizers.update import PLAIN, StepOptions, update_array
+from .optimizers.update import update_array
 
 __all__ = ["adam", "momentum", "sgd"]
 
@@ -38,10 +38,8 @@ def _step(
     backend: str,
     threads: int | None,
 ) -> None:
-    scaled = type(grad_scale) is not float or grad_scale != 1.0
-    options = StepOptions(real("grad_scale", grad_scale)) if scaled else PLAIN
     chosen, number = choose(backend, threads, p)
-    update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, options)
+    update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, grad_scale)
 
 
 def sgd(

@@ -48,7 +48,8 @@ def sgd_momentum(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Co
     """
     config = {} if config is None else config
     entries = _entries(w, config, {"learning_rate": 1e-2, "momentum": 0.9}, "velocity")
-    coefficients = velocity_coefficients(*(real(name, entries[name]) for name in ("momentum", "learning_rate")))
+    mu, rate = (real(name, entries[name]) for name in ("momentum", "learning_rate"))
+    coefficients = velocity_coefficients(mu, rate)
     step_array("momentum", w, dw, (entries["velocity"],), coefficients)
     config.update(entries)
     return w, config

@@ -17,7 +17,7 @@ import numpy as np
 from ..backends import StepInfo
 from ..common.signals import deferred_signals
 from ..common.threads import threads_from_environment
-from ..common.validation import step_options
+from ..common.validation import check_range, step_options
 from ..optimizers.base import Optimizer
 from ..optimizers.groups import ParamGroups
 from .agreement import description, hyper_texts, options, plain_optimizer
@@ -251,6 +251,8 @@ class ShardedOptimizer(Steps):
                     **hyper_texts(self._whole),
                 }
                 params, flats, copies = self._checked(grads)
+                for dtype in {p.dtype for p in params}:
+                    check_range("grad_scale", scale, dtype)
                 absent[:] = [g is None for g in flats]
                 self._prepare(params)
             except Exception as exception:

@@ -20,12 +20,12 @@ from ..backends.offload import OffloadBackend
 from ..common.busy import BUSY, exclusive
 from ..common.threads import resolve_threads
 from ..common.trees import Structure, leaves_of
-from ..common.validation import check_range, real, step_options
+from ..common.validation import check_range, real
 from . import saving
 from .groups import Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
 from .hyperparameters import UpdateSpec
 from .states import Plan, make_plan, state_view
-from .update import PLAIN, StepOptions
+from .update import PLAIN
 
 
 class Optimizer:
@@ -231,7 +231,7 @@ class Optimizer:
             options = PLAIN
             scaled = type(grad_scale) is not float or grad_scale != 1.0
             if scaled or max_norm is not None or skip_nonfinite is not False:
-                options = StepOptions(*step_options(grad_scale, max_norm, skip_nonfinite))
+                options = plan.update.options(grad_scale, max_norm, skip_nonfinite)
             return plan.update.step(plan.params, leaves, plan.states, plan.rows(), options)
         finally:
             busy.remove(thread)

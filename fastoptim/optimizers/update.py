@@ -17,7 +17,7 @@ from .. import rules
 from ..arrays.checks import DTYPES, check_unchanged
 from ..backends.base import Backend, KernelCall, Launch, Norm, Scalars, StepInfo
 from ..common.signals import deferred_signals
-from ..common.validation import check_range
+from ..common.validation import check_range, step_options
 from ..rules.table import Kernel
 
 APPLIED = StepInfo(True, None)
@@ -86,11 +86,11 @@ class Update:
         "_backend",
         "_bound",
         "_counter",
+        "_dtypes",
         "_kernels",
         "_members",
         "_native",
         "_run_of",
-        "_single",
         "_skipped",
         "_threads",
     )
@@ -110,7 +110,14 @@ class Update:
         self._counter = [0] if counter is None else counter
         self._native = backend.plan(kernels, run_of, members, self._counter, threads)
         self._bound: _Bound | None = None
-        self._single = any(member.dtype == SINGLE for member in members)
+        self._dtypes = {member.dtype for member in members}
+
+    def options(self, grad_scale: Any, max_norm: Any = None, skip_nonfinite: Any = False) -> StepOptions:
+        """The options of a step, validated; TypeError or ValueError that names one."""
+        options = StepOptions(*step_options(grad_scale, max_norm, skip_nonfinite))
+        for dtype in self._dtypes:
+            check_range("grad_scale", options.grad_scale, dtype)
+        return options
 
     def step(
         self,
@@ -137,14 +144,12 @@ class Update:
         TypeError, ValueError
             An array is not as expected, or arrays overlap.
         """
-        if options is not PLAIN:
-            self._check_scale("grad_scale", options.grad_scale)
         native = self._native
         if native is not None:
             if options is PLAIN:
                 if native.step(params, grads, states, scalars):
                     return APPLIED
-            elif (info := self._step_natively(params, grads, states, scalars, options)) is not None:
+            elif (info := self._step_natively(native, params, grads, states, scalars, options)) is not None:
                 return info
         bound = self._known(params, grads, states) or self._bind(params, grads, states)
         norm = None
@@ -168,6 +173,7 @@ class Update:
 
     def _step_natively(
         self,
+        native: Any,
         params: tuple[Any, ...],
         grads: tuple[Any, ...],
         states: tuple[Any, ...],
@@ -177,14 +183,14 @@ class Update:
         """The step by native calls, one for the norm and one for the rest; None if the arrays need another way."""
         norm = None
         if options.needs_norm:
-            norm = self._native.norm(grads, options.grad_scale)
+            norm = native.norm(grads, options.grad_scale)
             if norm is None:
                 return None
             if options.skip_nonfinite and not math.isfinite(norm):
                 self._check(params, grads, states)  # a step that skips refuses bad input all the same
                 return StepInfo(False, norm)
         scaled = self._scaled(scalars, options, norm)
-        return StepInfo(True, norm) if self._native.step(params, grads, states, scaled) else None
+        return StepInfo(True, norm) if native.step(params, grads, states, scaled) else None
 
     def _scaled(self, scalars: list[Scalars], options: StepOptions, norm: float | None) -> list[Scalars]:
         """`scalars` with the scale of the gradients in them."""
@@ -193,16 +199,11 @@ class Update:
             scale *= rules.clip_factor(norm, options.max_norm)
         if scale == 1.0:
             return scalars
-        if options.max_norm is None or options.max_norm > TINY:  # else the clipped gradients are zero, too
-            self._check_scale("grad_scale times the clip factor", scale)
+        if options.max_norm is not None and options.max_norm > TINY and self._dtypes == {SINGLE}:
+            check_range("grad_scale times the clip factor", scale, SINGLE)  # which would drop all gradients
         return [(sign * scale, *rest) for sign, *rest in scalars]
 
     # --- checks
-
-    def _check_scale(self, name: str, scale: float) -> None:
-        """ValueError if gradients would be lost by a factor that float32 rounds to zero or infinity."""
-        if self._single:
-            check_range(name, scale, SINGLE)
 
     def _check(
         self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...]
@@ -281,20 +282,20 @@ def update_array(
     states: tuple[Any, ...],
     scalars: Scalars,
     threads: int,
-    options: StepOptions = PLAIN,
+    grad_scale: Any = 1.0,
 ) -> None:
     """One step of one array, in place, for callers that keep nothing between steps."""
+    plain = type(grad_scale) is float and grad_scale == 1.0
     if type(p) is not np.ndarray or p.dtype not in DTYPES:
         backend.check_parameter(name, p)
-        member = Member(name, *backend.describe(p))
-        Update(backend, [kernel], [0], [member], threads).step((p,), (g,), states, [scalars], options)
+        update = Update(backend, [kernel], [0], [Member(name, *backend.describe(p))], threads)
+        update.step((p,), (g,), states, [scalars], PLAIN if plain else update.options(grad_scale))
         return
     updates: dict[Any, Update] = _kept.__dict__.setdefault("updates", {})
     key = (backend, kernel, name, p.shape, p.dtype, threads)
-    update = updates.pop(key, None)  # the handler of a signal may step meanwhile
-    if update is None:
-        update = Update(backend, [kernel], [0], [Member(name, p.shape, p.dtype)], threads)
-    update.step((p,), (g,), states, [scalars], options)
+    kept = updates.pop(key, None)  # the handler of a signal may step meanwhile
+    update = kept or Update(backend, [kernel], [0], [Member(name, p.shape, p.dtype)], threads)
+    update.step((p,), (g,), states, [scalars], PLAIN if plain else update.options(grad_scale))
     if len(updates) >= 256:
         updates.clear()
     updates[key] = update

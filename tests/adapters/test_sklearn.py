@@ -57,7 +57,7 @@ def updates(monkeypatch):
 
         monkeypatch.setattr(where, name, counted)
 
-    count(adapter.Update, "__call__", "fused")
+    count(adapter.RuleUpdate, "__call__", "fused")
     count(adapter, "_adam_rounded_once", "fused")
     count(adapter, "_own_sgd_update", "own")
     count(adapter, "_own_adam_update", "own")

@@ -17,9 +17,9 @@ import pytest
 
 import fastoptim as fo
 from fastoptim.adapters import cs231n, dicts, numpy_ml, objects, per_array
-from fastoptim.adapters._update import Update, update_array
+from fastoptim.adapters._update import RuleUpdate, step_array
 from fastoptim.backends.numpy_cpu import NumpyBackend
-from fastoptim.optimizers.update import BUSY
+from fastoptim.common.busy import BUSY
 from tests.support import ROOT
 
 RNG = np.random.default_rng(0)
@@ -480,7 +480,7 @@ def test_numpy_ml_refuses_masked_parameters():
 
 def test_one_update_takes_lists_that_change():
     """Other shapes, other layouts and other dtypes from call to call."""
-    update = Update("momentum", maximize=True)
+    update = RuleUpdate("momentum")
     for shape, dtype, order in [((3, 4), "f4", "C"), ((3, 4), "f8", "C"), ((2, 5), "f8", "F"), ((), "f4", "C")]:
         p, g, v = (np.asarray(RNG.normal(size=shape)).astype(dtype, order=order) for _ in range(3))
         T = p.dtype.type
@@ -488,7 +488,7 @@ def test_one_update_takes_lists_that_change():
         new_p = p - T(-1.0) * new_v
         for _ in range(2):
             q, w = p.copy(order="K"), v.copy(order="K")
-            update((q,), (g,), (w,), (0.9, 0.1, -1.0))
+            update((q,), (g,), (w,), (0.9, -0.1, -1.0))
             assert (q == new_p).all() and (w == new_v).all()
     with pytest.raises(ValueError, match="expected 1 gradients and 1 states, got 1 and 0"):
         update((np.ones(2),), (np.ones(2),), (), (0.9, 0.1, -1.0))
@@ -499,10 +499,15 @@ def test_two_threads_cannot_step_one_optimizer_at_once(monkeypatch):
     inside, go_on = threading.Event(), threading.Event()
 
     class Slow(NumpyBackend):
-        def apply(self, *arguments):
-            inside.set()
-            assert go_on.wait(60)
-            super().apply(*arguments)
+        def prepare(self, *arguments):
+            launch = super().prepare(*arguments)
+
+            def held(scalars):
+                inside.set()
+                assert go_on.wait(60)
+                launch(scalars)
+
+            return held
 
     monkeypatch.setattr("fastoptim.adapters._update.resolve", lambda *arguments: Slow())
     optimizer, params, others = dicts.SGD(lr=1.0), {"w": np.zeros(3)}, {"w": np.zeros(3)}
@@ -530,9 +535,9 @@ def test_two_threads_cannot_step_one_optimizer_at_once(monkeypatch):
 
 def test_ctrl_c_waits_for_arrays_that_are_copied_back(monkeypatch):
     class Interrupted(NumpyBackend):
-        def apply(self, *arguments):
-            super().apply(*arguments)
-            signal.raise_signal(signal.SIGINT)
+        def prepare(self, *arguments):
+            launch = super().prepare(*arguments)
+            return lambda scalars: (launch(scalars), signal.raise_signal(signal.SIGINT))
 
     monkeypatch.setattr("fastoptim.adapters._update.resolve", lambda *arguments: Interrupted())
     params = {"a": np.zeros(6)[::2], "b": np.zeros(3)}
@@ -547,7 +552,7 @@ def test_threads_do_not_share_what_is_native():
     def work(seed):
         p, g = np.zeros(5000), np.full(5000, float(seed))
         for _ in range(200):
-            update_array("sgd", p, g, (), (1.0,))
+            step_array("sgd", p, g, (), (1.0,))
         results[seed] = p
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2, 3)]

@@ -140,7 +140,7 @@ def machine_code(ptx, folder):
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.name)
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
 def test_machine_code_has_every_multiply_and_add_of_its_own(rule, dtype, tmp_path):
-    ptx = kernel_ptx(lowering.element_name(rule, "coupled"), dtype)
+    ptx = kernel_ptx(Kernel(rule, "coupled").name, dtype)
     code, counts = machine_code(ptx, tmp_path), operations(ptx)
     letter = {4: "F", 8: "D"}[dtype.itemsize]
     iterates = counts["div"] + counts["sqrt"] > 0  # these become sequences of instructions, fused ones among them

@@ -35,7 +35,7 @@ class Count:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session):
-        _update.Update.__call__ = self.counted("fused", _update.Update.__call__)
+        _update.RuleUpdate.__call__ = self.counted("fused", _update.RuleUpdate.__call__)
         adapter._adam_rounded_once = self.counted("fused", adapter._adam_rounded_once)
         adapter._own_sgd_update = self.counted("scikit-learn's own", adapter._own_sgd_update)
         adapter._own_adam_update = self.counted("scikit-learn's own", adapter._own_adam_update)

@@ -19,7 +19,7 @@ import fastoptim as fo
 from fastoptim.backends import available, get_backend
 from fastoptim.checkpoint import format
 from fastoptim.common.threads import usable_cores
-from fastoptim.distributed import ShardedOptimizer, agreement
+from fastoptim.distributed import ShardedOptimizer, agreement, states
 from fastoptim.rules.norm import NORM_BLOCK
 
 COMM = MPI.COMM_WORLD
@@ -466,7 +466,7 @@ def interrupted(path):
     saved = opt.state_dict()
     again = parameters(seed=5)
     other = sharded(again, lr=0.5)
-    load, append = fo.Adam._load, fo.Adam._append_group
+    load, append = states.load_snapshot, fo.Adam._append_group
 
     def pressing(function):
         def call(*args):
@@ -480,19 +480,19 @@ def interrupted(path):
         return raises(KeyboardInterrupt) if RANK == SIZE - 1 else contextlib.nullcontext()
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    fo.Adam._load, fo.Adam._append_group = pressing(load), pressing(append)
+    states.load_snapshot, fo.Adam._append_group = pressing(load), pressing(append)
     with expect():
         other.load(path)
     with expect():
         other.add_param_group({"params": np.ones(3)})
-    fo.Adam._load, fo.Adam._append_group = load, append
+    states.load_snapshot, fo.Adam._append_group = load, append
     assert same(again, params) and other.param_groups[0]["lr"] == 0.01
     assert len(other.param_groups) == 2 and len(other.state_dict()["state"]) == len(saved["state"]) + 1
     third = sharded(parameters(seed=6))
-    fo.Adam._load = pressing(load)
+    states.load_snapshot = pressing(load)
     with expect():
         third.load_state_dict(saved)
-    fo.Adam._load = load
+    states.load_snapshot = load
     assert same_states(third.state_dict(), saved)
 
 

@@ -377,7 +377,8 @@ MUTANTS = (
             "                pass",
         ),
         ("overlaps not looked at", "        backend.check_disjoint(written, read)\n", ""),
-        ("scales that vanish taken", "if self._single and (", "if False and ("),
+        ("scales that vanish taken", "        for dtype in self._dtypes:\n", "        for dtype in ():\n"),
+        ("clip factors that vanish taken", "self._dtypes == {SINGLE}", "False"),
     ),
     *planted(
         "fastoptim/optimizers/states.py",
