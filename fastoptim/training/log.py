@@ -90,26 +90,27 @@ class Log:
         line = {"kind": "step", "step": step, "epoch": epoch, "loss": _json(loop.loss), "lr": float(loop.lr)}
         if info.grad_norm is not None:
             line["grad_norm"] = _json(info.grad_norm)
-        lines = [line | {"applied": info.applied}]
+        lines = [json.dumps(line | {"applied": info.applied})]
         if metrics is not None:
             values = {name: _json(value) for name, value in metrics.items()}
-            lines.append({"kind": "validation", "step": step} | values)
-        return [json.dumps(line) for line in lines]
+            lines.append(json.dumps({"kind": "validation", "step": step} | values))
+        return lines
 
     def _write(self, *lines: str) -> None:
         file, now = self._file, monotonic()
         assert file is not None
         try:
-            with naming(self.path):
-                file.write("".join(f"{line}\n" for line in lines).encode())
-                if now - self._flushed > _FLUSH:  # so that the file can be read while training goes on
-                    file.flush()
-                    self._flushed = now
-        except OSError:
+            for line in lines:
+                file.write(f"{line}\n".encode())
+            if now - self._flushed > _FLUSH:  # so that the file can be read while training goes on
+                file.flush()
+                self._flushed = now
+        except OSError as error:
             self._file = None
             with contextlib.suppress(OSError):  # it would try again to write the rest
                 file.close()
-            raise
+            with naming(self.path):
+                raise error
 
     def _tell(self) -> int:
         assert self._file is not None

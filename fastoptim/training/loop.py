@@ -99,6 +99,7 @@ class Loop:
         self._structure = Structure(params)
         self._seen_epoch: int = batches.epoch
         self._next_event: float = 0
+        self._waiting: list[Callable[[Loop], float]] | None = None  # `due` of all parts, if all have it
         self.asked = self._asked = self._soon = False
 
     def __repr__(self) -> str:
@@ -139,6 +140,9 @@ class Loop:
     def run(self) -> None:
         """Train until a reason to end is there."""
         self._check_end()
+        every = list(self.parts.values())
+        if all(hasattr(part, "due") for part in every):
+            self._waiting = [part.due for part in every]  # type: ignore[attr-defined]
         with contextlib.ExitStack() as stack:
             for part in self.parts.values():
                 if hasattr(part, "end"):
@@ -258,7 +262,8 @@ class Loop:
 
     def _plan_events(self) -> None:
         """When to look again: ends of epochs aside, which the loop notices by itself."""
-        self._next_event = min(self.last_step, *(_due(part, self) for part in self.parts.values()), math.inf)
+        waiting = self._waiting
+        self._next_event = 0 if waiting is None else min([self.last_step, *(due(self) for due in waiting)])
 
 
 def _set_rates(optimizer: Any, schedules: Sequence[Rate | None], step: int) -> None:
@@ -269,10 +274,6 @@ def _set_rates(optimizer: Any, schedules: Sequence[Rate | None], step: int) -> N
     else:
         pairs = zip(schedules, groups, strict=True)
         optimizer.lr = [group["lr"] if schedule is None else schedule(step) for schedule, group in pairs]
-
-
-def _due(part: Any, loop: Loop) -> float:
-    return float(part.due(loop)) if hasattr(part, "due") else 0.0
 
 
 def strange_arrays(optimizer: Any, leaves: Sequence[Any]) -> list[str]:
