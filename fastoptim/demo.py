@@ -91,7 +91,7 @@ def _walk(out: Path, epochs: int, say: Callable[[str], None]) -> None:
     params, loss_and_grad, accuracy = network(sizes)
     first = {key: p.copy() for key, p in params.items()}
     count = sum(p.size for p in params.values())
-    say(f"A network of {' -> '.join(map(str, sizes))} units ({count:,} parameters) shall read {name}:")
+    say(f"A network of {' -> '.join(map(str, sizes))} units ({count:,} parameters) learns to read {name}:")
     say(f"{len(train[0]):,} images to learn from, {len(test[0]):,} to test on; before training it reads")
     say(f"{accuracy(params, test):.0%} of them, which is guessing.")
 

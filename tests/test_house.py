@@ -1,4 +1,4 @@
-"""The house keeps its order: imports run downward, importing stays cheap, what is public is documented."""
+"""Imports run downward, importing stays cheap, what is public is documented."""
 
 from __future__ import annotations
 

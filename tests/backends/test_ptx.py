@@ -1,4 +1,4 @@
-"""What is compiled for CUDA rounds as the law does: every kernel's PTX, read without a GPU.
+"""What is compiled for CUDA rounds as the update rules do: every kernel's PTX, read without a GPU.
 
 A multiply or add without ``.rn`` may be fused by ptxas, ``.ftz`` loses subnormal numbers, ``.approx`` rounds anyhow.
 The machine code that NVIDIA's assembler makes of it is read too, where the disassembler is installed.
@@ -33,7 +33,7 @@ INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z]\w*(?:\.\w+)+)", re.MULTILI
 
 
 def faults(ptx):
-    """Instructions that may round otherwise than the law."""
+    """Instructions that may round otherwise than the update rules."""
     found = []
     for name in INSTRUCTION.findall(ptx):
         operation, *modifiers = name.split(".")
