@@ -228,8 +228,12 @@ MUTANTS = (
             "_generators_within(loss_and_grad, data, self.batches)",
             "_generators_within(loss_and_grad, self.batches.rng if self.batches else None)",
         ),
-        ("read-only arrays written to", "            if array.flags.writeable:\n", "            if True:\n"),
         ("functions within not searched for generators", "if isinstance(constant, CodeType):", "if False:"),
+    ),
+    *planted(
+        SANDBOX,
+        (ADVISING,),
+        ("read-only arrays written to", "            if array.flags.writeable:\n", "            if True:\n"),
     ),
     *planted(
         PLOTS,
