@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -161,14 +160,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     if options.epochs < 1:
         parser.error("--epochs must be at least 1")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        if options.what == "valley":
-            plots.valley().savefig(options.out / "valley.png")
-            print(options.out / "valley.png")
-        else:
-            _walk(options.out, options.epochs, lambda text: print(text, flush=True))
-    except (ImportError, OSError) as error:
-        print(f"fastoptim demo: {error}", file=sys.stderr)
-        return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.what == "valley":
+        plots.valley().savefig(options.out / "valley.png")
+        print(options.out / "valley.png")
+    else:
+        _walk(options.out, options.epochs, lambda text: print(text, flush=True))
     return 0
