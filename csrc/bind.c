@@ -41,7 +41,7 @@ static int bind(PyObject *object, fo_param *param, int slot, int *order)
     PyArrayObject *array = (PyArrayObject *)object;
     const PyArray_Descr *dtype = PyArray_DESCR(array);
     int flags = PyArray_FLAGS(array), needed = NPY_ARRAY_ALIGNED | (slot == SLOT_GRAD ? 0 : NPY_ARRAY_WRITEABLE);
-    if (dtype->type_num != (param->storage[slot] == FO_FLOAT64 ? NPY_DOUBLE : NPY_FLOAT) || dtype->byteorder != '=' ||
+    if (dtype->type_num != (param->storage[slot] == FO_FLOAT64 ? NPY_DOUBLE : NPY_FLOAT) || dtype->byteorder == NPY_OPPBYTE ||
         (flags & needed) != needed || PyArray_NDIM(array) != param->dimensions)
         return -1;
     for (int i = 0; i < param->dimensions; i++)
@@ -211,7 +211,7 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
     PyObject *views = b->views; /* given up at the end: what goes with it may run code that steps this very plan */
     b->views = 0;
     PyObject *result = 0;
-    if (!read_rows(plan, args[3]) || !bind_all(b, views == args[2], args[0], args[1], args[2])) {
+    if (!fo_rounds_to_nearest() || !read_rows(plan, args[3]) || !bind_all(b, views == args[2], args[0], args[1], args[2])) {
         PyErr_Clear();
         result = Py_NewRef(Py_False);
         goto done;
@@ -241,7 +241,7 @@ static PyObject *sum_squares(PyObject *capsule, PyObject *const *args, Py_ssize_
         return PyErr_Format(PyExc_TypeError, "sum_squares takes grads, grad_scale and k");
     fo_plan *plan = b->plan;
     double grad_scale = PyFloat_AsDouble(args[1]), k = PyFloat_AsDouble(args[2]), sum;
-    int plain = PyTuple_Size(args[0]) == plan->param_count;
+    int plain = fo_rounds_to_nearest() && PyTuple_Size(args[0]) == plan->param_count;
     PyObject *const *g = items_of(args[0]);
     for (int64_t i = 0; plain && i < plan->param_count; i++) {
         int order = NPY_ARRAY_C_CONTIGUOUS, moved = bind(g[i], &plan->params[i], SLOT_GRAD, &order);

@@ -25,6 +25,9 @@ fo_square_kernel *fo_square_kernel_for(int storage);
 /* Jobs that follow each other within this time are a burst: workers spin for it, and pace.c judges them apart. */
 enum { FO_BURST_NS = 200000 };
 
+/* cpu.c: what coefficients, which the caller computes, rely on. */
+int fo_rounds_to_nearest(void);
+
 /* pool.c: calls task(context, i) for every i below `count`, on up to `threads` threads, each in the default float mode.
  * `bytes` is the traffic of the whole; pace[0] is what is known of the job after idle times, pace[1] in bursts. */
 void fo_pool_run(fo_pace pace[2], int threads, double bytes, int64_t count, void (*task)(void *context, int64_t i),

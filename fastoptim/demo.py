@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +44,7 @@ def digits(seed: int = 0) -> tuple[tuple[Array, Array], tuple[Array, Array], str
     return (images[test:], labels[test:]), (images[:test], labels[:test]), name
 
 
-def network(sizes: Sequence[int], seed: int = 0) -> tuple[dict[str, Array], Callable, Callable]:
+def network(sizes: Sequence[int], seed: int = 0) -> tuple[dict[str, Array], Callable[..., Any], Callable[..., float]]:
     """A perceptron with ReLU and softmax cross-entropy in NumPy: parameters, ``loss_and_grad`` and ``accuracy``."""
     rng = np.random.default_rng(seed)
     params: dict[str, Array] = {}
@@ -161,14 +160,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     if options.epochs < 1:
         parser.error("--epochs must be at least 1")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        if options.what == "valley":
-            plots.valley().savefig(options.out / "valley.png")
-            print(options.out / "valley.png")
-        else:
-            _walk(options.out, options.epochs, lambda text: print(text, flush=True))
-    except (ImportError, OSError) as error:
-        print(f"fastoptim demo: {error}", file=sys.stderr)
-        return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.what == "valley":
+        plots.valley().savefig(options.out / "valley.png")
+        print(options.out / "valley.png")
+    else:
+        _walk(options.out, options.epochs, lambda text: print(text, flush=True))
     return 0

@@ -26,7 +26,6 @@ VARIABLES = (
     "OMP_PROC_BIND", "OMP_PLACES", "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS",
     "MALLOC_ARENA_MAX",
 )  # fmt: skip
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "neon")
 
 
 # --- text ---------------------------------------------------------------------------------------------------------
@@ -179,7 +178,7 @@ def problems() -> list[str]:
     """Say what is wrong with the settings in the environment, whether or not this machine would use them."""
     allowed = {
         "FASTOPTIM_BACKEND": ("auto", *backends.BACKENDS),
-        "FASTOPTIM_ISA": INSTRUCTION_SETS,
+        "FASTOPTIM_ISA": backends.INSTRUCTION_SETS,
         "FASTOPTIM_REQUIRE_C": ("0", "1"),
     }
     found = [

@@ -128,7 +128,6 @@ def test_the_demos_gradients_are_right():
 
 def test_the_demo_refuses_what_it_cannot_do(tmp_path, capsys):
     assert cli.main(["demo", "--epochs", "0"]) == 2
-    assert "--epochs must be at least 1" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert cli.main(["demo", "valley", "--out", str(tmp_path / "file")]) == 2
     assert "fastoptim demo:" in capsys.readouterr().err

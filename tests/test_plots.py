@@ -308,6 +308,7 @@ def test_several_runs_are_compared_in_one_picture(run, tmp_path, capsys, monkeyp
     axis = plots.compare({"a": result, "b": jsonl, str(other): other}, smoothing=0.9).axes[0]
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
     assert labels[:2] == ["a", "b"] and labels[2].replace("\\$", "$").endswith("_other $x$.csv")
+    assert labels[2].count("\\$") == 2  # as it is, and no formula
     assert drawn(axis, "b") == pytest.approx(plots.smooth(result.history.loss, 0.9))
     smoothed = [line for line in axis.lines if line.get_label() in labels]
     assert len({line.get_color() for line in smoothed}) == 3

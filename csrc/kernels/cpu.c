@@ -56,6 +56,8 @@ fo_float_mode fo_float_mode_set_default(void)
 
 void fo_float_mode_restore(fo_float_mode mode) { __builtin_ia32_ldmxcsr((unsigned)mode); }
 
+int fo_rounds_to_nearest(void) { return !(__builtin_ia32_stmxcsr() & 0x6000); }
+
 #elif defined(__aarch64__)
 
 int32_t fo_cpu_isa(void) { return BASELINE; }
@@ -70,6 +72,13 @@ fo_float_mode fo_float_mode_set_default(void)
 
 void fo_float_mode_restore(fo_float_mode mode) { __asm__ volatile("msr fpcr, %0" ::"r"(mode)); }
 
+int fo_rounds_to_nearest(void)
+{
+    fo_float_mode mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    return !(mode & (uint64_t)3 << 22);
+}
+
 #else
 
 int32_t fo_cpu_isa(void) { return BASELINE; }
@@ -77,5 +86,7 @@ int32_t fo_cpu_isa(void) { return BASELINE; }
 fo_float_mode fo_float_mode_set_default(void) { return 0; }
 
 void fo_float_mode_restore(fo_float_mode mode) { (void)mode; }
+
+int fo_rounds_to_nearest(void) { return 1; }
 
 #endif

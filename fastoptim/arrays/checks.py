@@ -15,10 +15,30 @@ Array = np.ndarray
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
+def _hint(x: Any) -> str:
+    """What to write instead of `x`, which is no NumPy array; empty where nobody can tell."""
+    module = type(x).__module__.partition(".")[0]
+    if isinstance(x, np.ma.MaskedArray):
+        return ": fill it, x.filled(0)"
+    if module == "torch":
+        return ": hand over its memory, t.detach().numpy()"
+    if module in ("jax", "jaxlib"):
+        return ": convert it, np.array(x)"
+    if module in ("pandas", "polars"):
+        return ": convert it, x.to_numpy(np.float32)"
+    if module == "scipy" and hasattr(x, "toarray"):
+        return ": convert it, x.toarray()"
+    if isinstance(x, (list, tuple)):
+        return ": make it an array, np.array(x, np.float32)"
+    if isinstance(x, (bool, int, float)):
+        return f": the first argument of an optimizer is the parameters, as in Adam(params, lr={x})"
+    return ""
+
+
 def check_parameter(name: str, p: Any, role: str = "parameter") -> None:
     """TypeError or ValueError unless `p` is an array that a step can update in place."""
     if not isinstance(p, np.ndarray) or isinstance(p, np.ma.MaskedArray):
-        raise TypeError(f"{role} {name!r}: expected a NumPy array, got {type(p).__name__}")
+        raise TypeError(f"{role} {name!r}: expected a NumPy array, got {type(p).__name__}{_hint(p)}")
     check_dtype(name, p.dtype, role)
     if not p.flags.writeable:
         raise ValueError(f"{role} {name!r} is read-only")
@@ -26,10 +46,15 @@ def check_parameter(name: str, p: Any, role: str = "parameter") -> None:
         raise ValueError(f"{role} {name!r}: several of its elements lie at the same address")
 
 
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """What people call a dtype; a foreign byte order is named."""
+    return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order"
+
+
 def check_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
     """TypeError unless `dtype` is native float32 or float64."""
     if dtype not in DTYPES:
-        raise TypeError(f"{role} {name!r}: expected native float32 or float64, got dtype {dtype.str!r}")
+        raise TypeError(f"{role} {name!r}: expected native float32 or float64, got {dtype_name(dtype)}")
 
 
 def check_companion(name: str, role: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> Array:
@@ -37,7 +62,8 @@ def check_companion(name: str, role: str, x: Any, shape: tuple[int, ...], dtype:
     if isinstance(x, np.generic) and shape == ():  # NumPy arithmetic turns 0-d arrays into scalars
         x = np.asarray(x)
     if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{role} of parameter {name!r}: expected a NumPy array, got {type(x).__name__}")
+        hint = "" if isinstance(x, (bool, int, float)) else _hint(x)
+        raise TypeError(f"{role} of parameter {name!r}: expected a NumPy array, got {type(x).__name__}{hint}")
     check_match(name, role, x.shape, x.dtype, shape, dtype)
     return x
 
@@ -47,8 +73,10 @@ def check_match(
 ) -> None:
     """TypeError or ValueError unless shape and dtype are the expected ones."""
     if dtype != expected_dtype:
+        wanted = np.dtype(expected_dtype).name
         raise TypeError(
-            f"{role} of parameter {name!r}: expected dtype {np.dtype(expected_dtype).name}, got {dtype.str!r}"
+            f"{role} of parameter {name!r}: expected dtype {wanted}, got {dtype_name(dtype)}: "
+            f"convert it, g.astype(np.{wanted})"
         )
     if tuple(shape) != tuple(expected_shape):
         raise ValueError(f"{role} of parameter {name!r}: expected shape {expected_shape}, got {tuple(shape)}")
@@ -120,10 +148,21 @@ def check_disjoint(
 
 _SUBNORMAL = np.float32(1e-40)
 _ONE = np.float32(1)
+_UNIT, _HALF = 1.0, 2.0**-53  # the sum is half way between two numbers
 
 
-def check_subnormals() -> None:
-    """FloatingPointError if this thread flushes subnormal numbers to zero (some library has set that mode)."""
+def check_rounding() -> None:
+    """FloatingPointError unless this thread rounds to nearest, as IEEE 754 has it by default."""
+    if _UNIT + _HALF != _UNIT or _UNIT + 1.5 * _HALF == _UNIT:
+        raise FloatingPointError(
+            "this thread does not round to nearest (a library has set another mode), so results would not "
+            "be exact: set the mode back before the step"
+        )
+
+
+def check_arithmetic() -> None:
+    """FloatingPointError unless this thread rounds to nearest and keeps subnormal numbers."""
+    check_rounding()
     if _SUBNORMAL * _ONE == 0:
         raise FloatingPointError(
             "this thread flushes subnormal numbers to zero (a library compiled with -ffast-math sets that mode), "

@@ -42,13 +42,24 @@ def available(name: str) -> str | None:
     return None
 
 
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "neon")
+
+
+def requires_c() -> bool:
+    """Whether the environment makes a missing C extension an error; ValueError for a value that says neither."""
+    value = os.environ.get("FASTOPTIM_REQUIRE_C", "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"FASTOPTIM_REQUIRE_C must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
 def best_for_host() -> tuple[str, str | None]:
     """What "auto" takes for NumPy arrays, and why it is not C; an error if the environment wants C."""
     try:
         get_backend("c")
         return "c", None
     except ImportError as error:
-        if os.environ.get("FASTOPTIM_REQUIRE_C") == "1":
+        if requires_c():
             raise
         if isa := os.environ.get("FASTOPTIM_ISA"):
             raise ImportError(f"FASTOPTIM_ISA={isa} chooses among kernels in C, but {error}") from error
@@ -69,6 +80,10 @@ def resolve(name: str, leaves: tuple[Any, ...]) -> Backend:
         name = os.environ.get("FASTOPTIM_BACKEND", "") or "auto"
         if name not in ("auto", *BACKENDS):
             raise ValueError(f"FASTOPTIM_BACKEND must be one of {['auto', *BACKENDS]}, got {name!r}")
+    isa = os.environ.get("FASTOPTIM_ISA", "")
+    if isa and isa not in INSTRUCTION_SETS:
+        raise ValueError(f"FASTOPTIM_ISA must be one of {list(INSTRUCTION_SETS)}, got {isa!r}")
+    requires_c()
     if name == "auto":
         on_device = any(hasattr(leaf, "__cuda_array_interface__") for leaf in leaves)
         name = "cuda" if on_device else _best_host_backend()
@@ -78,7 +93,7 @@ def resolve(name: str, leaves: tuple[Any, ...]) -> Backend:
 # --- The choice for one array, at every call of a function --------------------------------------------------------
 
 SMALL = 1 << 16  # bytes; below, a step takes one thread anyway, so that nobody needs to ask how many there are
-_VARIABLES = ("FASTOPTIM_BACKEND", "FASTOPTIM_NUM_THREADS", "OMP_NUM_THREADS")
+_VARIABLES = ("FASTOPTIM_BACKEND", "FASTOPTIM_ISA", "FASTOPTIM_REQUIRE_C", "FASTOPTIM_NUM_THREADS", "OMP_NUM_THREADS")
 _choices: dict[Any, Backend] = {}
 
 

@@ -47,6 +47,8 @@ class Backend(ABC):
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         """Sums of ``(k * (grad_scale * g))**2``, one float64 per block of each C-ordered contiguous array, in order."""
 
+    check_arithmetic = staticmethod(checks.check_arithmetic)
+
     def prepare_norm(self, grads: Sequence[Any], threads: int) -> Norm:
         """What gives the norm of these gradients (of any layout), or of others of the same layouts, after grad_scale.
 
@@ -63,6 +65,7 @@ class Backend(ABC):
 
     def norm(self, grads: Sequence[Any], grad_scale: float, threads: int) -> float:
         """Norm of all gradients (of any layout) after `grad_scale`."""
+        self.check_arithmetic()
         return self.prepare_norm(grads, threads)(grads, grad_scale)
 
     # --- repeated steps over the same arrays
@@ -114,7 +117,7 @@ class Backend(ABC):
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
         """Have NumPy compute as kernels do, without warnings; FloatingPointError if this thread flushes subnormals."""
-        checks.check_subnormals()
+        checks.check_arithmetic()
         with np.errstate(all="ignore"):
             yield
 

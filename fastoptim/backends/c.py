@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import rules
+from ..arrays import checks
 from ..rules.table import DECAYS, MAX_STATES, RULES, Kernel
 from .base import Backend, KernelCall, Launch, Scalars
 
@@ -155,6 +156,8 @@ class CBackend(Backend):
         lib.fo_isa_select(ISA_NAMES.index(name))
 
     # --- arithmetic
+
+    check_arithmetic = staticmethod(checks.check_rounding)  # coefficients are computed by the caller's thread
 
     def plan(
         self, kernels: Sequence[Kernel], run_of: Sequence[int], members: Sequence[Any], counter: list[int], threads: int

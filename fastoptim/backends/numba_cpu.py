@@ -11,6 +11,8 @@ aborts the process if two threads enter it at once, and GNU OpenMP ("omp") ends 
 from __future__ import annotations
 
 import os
+import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -101,6 +103,10 @@ def _rounded(values: Sequence[float], dtype: np.dtype) -> np.ndarray:
         return np.array(values, np.float64).astype(dtype)
 
 
+# What a cut or full cache makes of compiling.
+UNREADABLE = (EOFError, pickle.UnpicklingError, OSError, AttributeError, IndexError, KeyError)
+
+
 class NumbaBackend(Backend):
     name = "numba"
 
@@ -112,9 +118,28 @@ class NumbaBackend(Backend):
         if numba.config.DISABLE_JIT:
             raise ImportError("backend 'numba' needs Numba's compiler, which NUMBA_DISABLE_JIT switches off: unset it")
         self._numba = numba
-        self._module = lowering.load("numba_cpu", source())
-        self._pool = _Pool(numba, self._module)
+        self._cached = True
+        try:
+            self._load()
+        except UNREADABLE as error:
+            self._give_up_cache(error)
+
+    def _load(self) -> None:
+        text = source()
+        self._module = lowering.load("numba_cpu", text if self._cached else text.replace("cache=True", "cache=False"))
+        self._pool = _Pool(self._numba, self._module)
         self._compiled: dict[str, Any] = {}
+
+    def _give_up_cache(self, error: Exception) -> None:
+        """Compile everything anew, without the cache on the disk, and say so."""
+        warnings.warn(
+            f"Numba's cache of compiled code in {lowering.cache_directory()} cannot be used ({type(error).__name__}: "
+            f"{error}), so kernels are compiled anew in every process: delete that folder, or make room on its disk",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        self._cached = False
+        self._load()
 
     def _kernel(self, name: str, dtype: np.dtype) -> int:
         """Address of a kernel, compiled (or read from the cache) before a step writes anything."""
@@ -122,8 +147,15 @@ class NumbaBackend(Backend):
         if name not in self._compiled:
             t = self._numba.types
             signature = t.void(t.CPointer(t.uint64), t.CPointer(self._numba.from_dtype(dtype)), t.int64, t.int64)
-            self._compiled[name] = self._numba.cfunc(signature, cache=True)(getattr(self._module, name))
-        return self._compiled[name].address
+            try:
+                compiled = self._numba.cfunc(signature, cache=self._cached)(getattr(self._module, name))
+            except UNREADABLE as error:
+                if not self._cached:
+                    raise
+                self._give_up_cache(error)
+                compiled = self._numba.cfunc(signature, cache=False)(getattr(self._module, name))
+            self._compiled[name] = compiled
+        return int(self._compiled[name].address)
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         jobs = []  # one for each dtype in a call
@@ -136,7 +168,7 @@ class NumbaBackend(Backend):
                     jobs.append((i, dtype, _Job(address, addresses, [row[0].size for row in chosen], dtype.itemsize)))
 
         def launch(scalars: Sequence[Scalars]) -> None:
-            checks.check_subnormals()
+            checks.check_arithmetic()
             rounded = [_rounded(scalars[i], dtype) for i, dtype, _ in jobs]  # before anything is written
             for (_, _, job), k in zip(jobs, rounded, strict=True):
                 self._pool.run(job, k, PIECE, ALONE_BELOW, threads)
@@ -164,7 +196,7 @@ class NumbaBackend(Backend):
                 jobs.append((dtype, _Job(self._kernel("norm", dtype), rows, [blocks[i] for i in chosen], 0)))
 
         def run(grad_scale: float, k: float) -> np.ndarray:
-            checks.check_subnormals()
+            checks.check_arithmetic()
             scaling[0] = k
             for dtype, job in jobs:
                 s = _rounded((grad_scale,), dtype)

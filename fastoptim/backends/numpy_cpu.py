@@ -19,7 +19,7 @@ class NumpyBackend(Backend):
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         def launch(scalars: Sequence[Scalars]) -> None:
-            checks.check_subnormals()
+            checks.check_arithmetic()
             for (kernel, arrays), row in zip(calls, scalars, strict=True):
                 for p, g, *states in arrays:
                     for start in range(0, p.size, TILE):
@@ -29,5 +29,5 @@ class NumpyBackend(Backend):
         return launch
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
-        checks.check_subnormals()
+        checks.check_arithmetic()
         return np.concatenate([np.zeros(0), *(reference.block_sums(g, grad_scale, k) for g in grads)])

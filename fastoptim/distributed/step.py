@@ -42,7 +42,7 @@ class Steps(States):
             written += [checks.span("a state", x) for key, x in entry.items() if key != "step"]
         checks.check_disjoint(written, read)
         if self.backend != "c":
-            checks.check_subnormals()
+            checks.check_arithmetic()
         flat = [layout.flat(np.asarray(p)) for _, p in params]
         copies = [(p, copy) for (_, p), copy in zip(params, flat, strict=True) if not np.may_share_memory(p, copy)]
         return flat, [None if g is None else layout.flat(np.asarray(g)) for g in checked], copies

@@ -27,6 +27,13 @@ from .hyperparameters import UpdateSpec
 from .states import Plan, make_plan, state_view
 from .update import PLAIN
 
+# What code that comes from torch asks for, and why it is not there.
+NOT_NEEDED = {
+    "zero_grad": "gradients are arguments of step, there is nothing to reset",
+    "register_step_post_hook": "call your function after step",
+    "register_step_pre_hook": "call your function before step",
+}
+
 
 class Optimizer:
     """Base of the optimizers.
@@ -125,7 +132,8 @@ class Optimizer:
 
     def __getattr__(self, name: str) -> Any:
         if name not in type(self)._names:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; its hyperparameters: {self._names}")
+            hint = NOT_NEEDED.get(name, f"its hyperparameters are {', '.join(type(self)._names)}")
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}: {hint}")
         values = [group[name] for group in self._model.groups]
         if any(value != values[0] for value in values):
             raise ValueError(f"the groups have different values of {name}: read opt.param_groups[i][{name!r}]")

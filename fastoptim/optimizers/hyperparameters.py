@@ -35,6 +35,14 @@ def _head(maximize: Any, decay: float) -> tuple[float, float]:
     return -1.0 if flag("maximize", maximize) else 1.0, decay
 
 
+def _rate(lr: Any) -> float:
+    if callable(lr):
+        raise TypeError(
+            "lr must be a number: set opt.lr = schedule(step) before each step, or let fit(..., lr=schedule) do it"
+        )
+    return real("lr", lr, 0.0)
+
+
 def sgd_spec(
     lr: Any,
     momentum: Any = 0.0,
@@ -45,7 +53,7 @@ def sgd_spec(
     momentum_mode: Any = "torch",
 ) -> UpdateSpec:
     """What validated hyperparameters of SGD come to."""
-    lr = real("lr", lr, 0.0)
+    lr = _rate(lr)
     momentum = real("momentum", momentum, 0.0, 1.0)
     dampening = real("dampening", dampening)
     weight_decay = real("weight_decay", weight_decay, 0.0)
@@ -75,7 +83,7 @@ def adam_spec(
     decoupled: bool = False,
 ) -> UpdateSpec:
     """What validated hyperparameters of Adam (`decoupled`: AdamW) come to."""
-    lr = real("lr", lr, 0.0)
+    lr = _rate(lr)
     try:
         beta1, beta2 = betas
     except (TypeError, ValueError) as error:

@@ -240,6 +240,7 @@ class Update:
     def _bind(self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...]) -> _Bound:
         """Check the arrays, bring them into the form that kernels take, and prepare the kernels."""
         backend = self._backend
+        backend.check_arithmetic()
         self._bound = None
         checked = self._check(params, grads, states)
         rows: dict[int, list[tuple[Any, ...]]] = {}

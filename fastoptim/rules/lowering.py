@@ -118,7 +118,8 @@ def element(kernel: Kernel, suffix: str = "") -> str:
     return "\n    ".join([*lines, f"return {new}"])
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
+    """Where generated modules, and what compilers make of them, are kept."""
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     if chosen:
         return Path(chosen)
@@ -136,7 +137,7 @@ def _temporary_directory() -> Path:
 
 def _store(text: str, name: str) -> Path:
     """A file that holds `text`, in the user's cache, else (where that cannot be written) in a temporary directory."""
-    directory = _cache_directory()
+    directory = cache_directory()
     path = directory / name
     try:
         if path.exists() and path.read_text() == text:

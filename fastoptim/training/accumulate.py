@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import DTYPES
+from ..arrays.checks import DTYPES, dtype_name
 from ..common.trees import Structure
 
 
@@ -37,7 +37,7 @@ class _Accumulator:
             total, mean = self._sums[i], self._means[i]
             if total is None:
                 if g.dtype not in DTYPES:
-                    raise TypeError(f"gradient {name!r}: expected float32 or float64, got dtype {g.dtype.str!r}")
+                    raise TypeError(f"gradient {name!r}: expected float32 or float64, got {dtype_name(g.dtype)}")
                 total = self._sums[i] = np.empty(g.shape)
                 self._means[i] = np.empty(g.shape, g.dtype)
             elif g.dtype != mean.dtype:

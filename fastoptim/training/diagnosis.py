@@ -308,6 +308,7 @@ def _rises(c: Curve) -> bool:
     """Whether the loss has risen for certain, however little: above its start, or from level to level."""
     rise = -c.drop
     above = rise > max(_ABOVE_START, c.doubt) and c.risen > 2.0 * c.error
+    above = above or rise > max(_GROWTH, 4.0 * c.scatter * math.sqrt(1.0 / c.first + 1.0 / c.last))
     return above or rise > max(_ABOVE_START, _SURE * c.doubt / 3.0) or (rise > 0.0 and c.whole.sure < -_SURE)
 
 

@@ -38,7 +38,7 @@ class Watch:
             return
         self._next = _FACTOR * loop.steps
         diagnosis = curve_reader(loop)()
-        if diagnosis is not None and diagnosis.verdict not in ("healthy", *self._warned):
+        if diagnosis is not None and diagnosis.verdict not in ("healthy", "unclear", "too short", *self._warned):
             self._warned.append(diagnosis.verdict)
             loop.warn(f"after {loop.steps} steps training looks {diagnosis.verdict}. {diagnosis.remedy}")
 

@@ -294,6 +294,8 @@ def test_the_remedy_is_the_chapters():
         assert verdict in str(found)
     straight, slower = fo.diagnose(2.3 - 0.6 * t / 100), fo.diagnose(2.3 - 0.1 * t / 100)
     assert (straight.verdict, straight.lr_factor) == ("too slow", 2.0)
+    straight = fo.diagnose(2.3 - 0.6 * t / 100, fixed_batch=True)
+    assert (straight.verdict, straight.lr_factor) == ("too slow", 2.0)
     assert (slower.verdict, slower.lr_factor) == ("too slow", 10.0)
     high = fo.diagnose(np.where(t < 5, 1.0, 20 + 5 * (-1) ** t), fixed_batch=True)  # bounded, but far above its start
     assert (high.verdict, high.lr_factor) == ("oscillating", 0.1)
@@ -322,6 +324,8 @@ def test_ringing_about_a_level_is_no_oscillation():
     t = np.arange(200.0)
     losses = 1.0 + np.exp(-t / 10) + 0.3 * np.exp(-t / 60) * np.cos(0.8 * t)
     assert fo.diagnose(losses, fixed_batch=True).verdict in ("healthy", "plateau")
+    about_its_start = 1.0 + 0.05 * np.exp(-t / 60) * np.sin(0.8 * t)
+    assert fo.diagnose(about_its_start, fixed_batch=True).lr_factor == 1.0
     lasting = 1.0 + np.exp(-t / 10) + 0.3 * np.cos(0.8 * t)
     assert fo.diagnose(lasting, fixed_batch=True).verdict == "oscillating"
 
@@ -468,6 +472,11 @@ def test_minibatches_in_a_fixed_order_are_no_cycle():
     assert cycle.verdict == "oscillating"
     sinking = np.exp(-t / 300) + 0.002 * np.sin(t * 2 * np.pi / 10)
     assert fo.diagnose(sinking, fixed_batch=True).verdict == "healthy"
+    slowly = 1 + np.exp(-t / 20) - 0.015 * np.maximum(t - 200, 0) / 200 + 0.002 * np.sin(t * 2 * np.pi / 10)
+    assert fo.diagnose(slowly, fixed_batch=True).verdict == "plateau"  # means over whole periods fall
+    four = np.array([1.4, 0.8, 1.0, 0.7])[t % 4]  # goes up and down at every other step, but by four different losses
+    assert fo.diagnose(four * (1 + 3 * np.exp(-t / 20))).verdict == "plateau"
+    assert fo.diagnose(np.array([1.3, 0.7])[t % 2] * (1 + 3 * np.exp(-t / 20))).verdict == "oscillating"
 
 
 def test_missing_values_are_no_divergence():
@@ -505,6 +514,20 @@ def test_one_negative_loss_changes_no_unit():
     found = fo.diagnose(losses)
     assert (found.verdict, found.lr_factor) == (plain.verdict, plain.lr_factor) == ("healthy", 1.0)
     assert found.evidence["drop"] == pytest.approx(plain.evidence["drop"], abs=0.01)
+    falling = 10.0 * np.exp(-np.arange(200) / 15)  # by the logarithm it still falls
+    falling[150] = -1e-3
+    assert fo.diagnose(falling).verdict == "healthy"
+
+
+def test_a_game_between_networks_is_unclear():
+    """The loss of a generator rises and wanders, and that is no divergence."""
+    t = np.arange(2000)
+    for seed in range(10):
+        noise = 0.2 * np.random.default_rng(seed).standard_normal(2000)
+        found = fo.diagnose(np.exp(np.where(t < 200, -0.35, 0.9 + 0.4 * np.sin(t / 60)) + noise))
+        assert (found.verdict, found.lr_factor) == ("unclear", 1.0), found
+        level = fo.diagnose(np.exp(np.where(t < 200, -0.35, 1.2) + noise))  # it has jumped up, and stays there
+        assert (level.verdict, level.lr_factor) == ("diverged", 0.1), level
 
 
 def test_words_are_true():

@@ -19,6 +19,7 @@ from .mutant import (
     planted,
 )
 
+HOSTILE = "tests/optimizers/test_hostile.py"
 UPDATES, REFERENCE, COEFFICIENTS = "fastoptim/rules", "fastoptim/rules/reference.py", (ORACLE, GOLDEN, OPTIMIZERS)
 RULES, LOOPS, PLAN, POOL, PACE, CPU, BIND = (
     f"csrc/{name}"
@@ -266,7 +267,8 @@ MUTANTS = (
     ),
     Mutant("read-only not noticed", BIND, "(slot == SLOT_GRAD ? 0 : NPY_ARRAY_WRITEABLE)", "0", DRIVER),
     Mutant("shape not looked at", BIND, "if (PyArray_DIM(array, i) != param->shape[i])", "if (0)", DRIVER),
-    Mutant("byte order not looked at", BIND, " || dtype->byteorder != '='", "", DRIVER),
+    Mutant("byte order not looked at", BIND, " || dtype->byteorder == NPY_OPPBYTE", "", DRIVER),
+    Mutant("rounding of the caller not looked at", BIND, "!fo_rounds_to_nearest() || ", "", (HOSTILE,)),
     Mutant(
         "memory order not looked at",
         BIND,

@@ -73,7 +73,6 @@ MUTANTS = (
         ("gaps taken for divergence", "if trailing > 2 * longest else None", "if True else None"),
         ("a long gap in the end taken for missing", "if trailing > 2 * longest else None", "if False else None"),
         ("infinite losses passed over", "infinite[-1] >= len(y) // 2", "False"),
-        ("a cycle of rounded values oscillates", "and c.rises > 0.0 and not sinking", "and not sinking"),
         ("a falling cycle oscillates", "and c.rises > 0.0 and not sinking", "and c.rises > 0.0"),
         ("an order of minibatches alternates", "max(0.5 * limit, 0.8 * c.cycle)", "-1.0"),
         (
@@ -229,8 +228,12 @@ MUTANTS = (
             "_generators_within(loss_and_grad, data, self.batches)",
             "_generators_within(loss_and_grad, self.batches.rng if self.batches else None)",
         ),
-        ("read-only arrays written to", "            if array.flags.writeable:\n", "            if True:\n"),
         ("functions within not searched for generators", "if isinstance(constant, CodeType):", "if False:"),
+    ),
+    *planted(
+        SANDBOX,
+        (ADVISING,),
+        ("read-only arrays written to", "            if array.flags.writeable:\n", "            if True:\n"),
     ),
     *planted(
         PLOTS,
@@ -300,5 +303,9 @@ MUTANTS = (
 )
 
 EQUIVALENT: tuple[tuple[str, str], ...] = (
+    (
+        "a cycle without rises oscillates",
+        "means over whole periods of a curve that never rises fall by more than it cycles",
+    ),
     ("copies of a sandbox in C order", "values are put back into the arrays as they lie"),
 )

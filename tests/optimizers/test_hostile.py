@@ -1,0 +1,247 @@
+"""Arrays, numbers and surroundings that would make a step silently wrong, or half of one."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import platform
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim.backends import available
+from tests.support.cases import same_bits
+
+BACKENDS = [name for name in ("c", "numba", "numpy") if available(name) is None]
+
+
+class Stubborn(np.ndarray):
+    """An array whose methods must not run in the middle of a step."""
+
+    def __setitem__(self, key, value):
+        raise ZeroDivisionError
+
+    def __array_ufunc__(self, *arguments, **options):
+        raise ZeroDivisionError
+
+
+class Sub(np.ndarray):
+    pass
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_methods_of_subclasses_never_run_within_a_step(backend):
+    first, odd = np.zeros(4), np.zeros(8)[::2].view(Stubborn)
+    fo.SGD([first, odd], lr=1.0, backend=backend).step([np.ones(4), np.ones(4)])
+    assert np.all(first == -1) and np.all(np.asarray(odd) == -1)
+    grads = [np.full(4, 3.0), np.full(8, 4.0)[::2].view(Stubborn)]
+    assert fo.clip_grad_norm(grads, 1.0, backend=backend) == 10.0
+    assert np.all(np.asarray(grads[1]) < 0.41)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "odd", [lambda: np.zeros(4).view(Sub), lambda: np.asmatrix(np.zeros((2, 2)))], ids=["sub", "matrix"]
+)
+def test_offloaded_steps_take_subclasses(backend, odd):
+    first, second = np.zeros(4), odd()
+    gradient = np.ones(second.shape)
+    fo.SGD([first, second], lr=1.0, memory_budget="1 MiB", backend=backend).step([np.ones(4), gradient])
+    assert np.all(first == -1) and np.all(np.asarray(second) == -1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_native_byte_order_may_be_spelt_out(backend):
+    w = np.arange(4.0).astype(">f8")
+    w = w.byteswap().view(w.dtype.newbyteorder("<" if sys.byteorder == "little" else ">"))
+    fo.SGD(w, lr=1.0, backend=backend).step(np.ones(4))
+    assert w.tolist() == [-1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_infinite_limit_is_no_limit(backend):
+    p = {"a": np.zeros(3), "b": np.zeros(2)}
+    info = fo.SGD(p, lr=1.0, backend=backend).step({"a": np.ones(3), "b": np.array([np.inf, 1.0])}, max_norm=np.inf)
+    assert info.grad_norm == np.inf and p["a"].tolist() == [-1] * 3 and p["b"].tolist() == [-np.inf, -1]
+    g = [np.array([1e200, 1e200])]
+    assert fo.clip_grad_norm(g, np.inf, backend=backend) > 1e200 and g[0].tolist() == [1e200, 1e200]
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "name"),
+    [
+        (lambda p: fo.SGD(p, lr=1e39), {}, "lr"),
+        (lambda p: fo.Adam(p, eps=1e-50), {}, "eps"),
+        (lambda p: fo.Adam(p, eps=float(np.finfo(float).tiny)), {}, "eps"),
+        (lambda p: fo.SGD(p, weight_decay=1e39), {}, "weight_decay"),
+        (lambda p: fo.SGD(p, lr=1.0), {"grad_scale": 1e-50}, "grad_scale"),
+        (lambda p: fo.SGD(p, lr=1.0), {"grad_scale": 1e39}, "grad_scale"),
+        (lambda p: fo.SGD(p, lr=1.0), {"grad_scale": 1e-50, "skip_nonfinite": True}, "grad_scale"),
+    ],
+)
+def test_numbers_that_float32_cannot_hold_are_refused(make, options, name):
+    p = np.ones(2, np.float32)
+    with pytest.raises(ValueError, match=rf"{name} = .* in float32"):
+        make(p).step(np.zeros(2, np.float32), **options)
+    assert p.tolist() == [1, 1]
+    make(np.ones(2)).step(np.zeros(2), **options)  # which float64 can
+    opt = fo.SGD(p, lr=1e-300)  # a rate may fade to nothing
+    opt.step(np.ones(2, np.float32))
+    with pytest.raises(ValueError, match="lr = 1e"):
+        opt.lr = 1e39
+        opt.step(np.ones(2, np.float32))
+    assert p.tolist() == [1, 1]
+
+
+def test_a_clip_factor_that_would_drop_the_gradients_is_refused():
+    p, g = np.zeros(2, np.float32), np.full(2, 1e38, np.float32)
+    with pytest.raises(ValueError, match="clip factor"):
+        fo.SGD(p, lr=1.0).step(g, max_norm=1e-9)
+    assert p.tolist() == [0, 0]
+    assert fo.SGD(p, lr=1.0).step(g, max_norm=0.0).applied and p.tolist() == [0, 0]
+
+
+DECAYS = [(2e-6, 0.01), (1e-5, 0.01), (1e-3, 1e-5), (3e-6, 0.1)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("lr", "weight_decay"), DECAYS)
+def test_decoupled_decay_keeps_its_mean_in_float32(lr, weight_decay, backend):
+    """What the decay takes in 1,000 steps with noisy gradients: the difference to the same run without it."""
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(10_000).astype(np.float32)
+    ends = {}
+    for dtype in (np.float32, np.float64):
+        for decay in (0.0, weight_decay):
+            p, noise = start.astype(dtype), np.random.default_rng(1)
+            opt = fo.AdamW(p, lr=lr, weight_decay=decay, backend=backend)
+            for _ in range(1000):
+                opt.step(noise.standard_normal(p.size, np.float32).astype(dtype))
+            ends[dtype, decay] = p.astype(np.float64)
+    taken = {t: np.dot(ends[t, 0.0] - ends[t, weight_decay], start) for t in (np.float32, np.float64)}
+    assert taken[np.float32] == pytest.approx(taken[np.float64], rel=0.01)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_reading_states_changes_no_count(backend):
+    n = 60
+    p, g = ([np.full(2, x, np.float32) for _ in range(n)] for x in (0, 1))
+    opt, done = fo.SGD(p, lr=1.0, momentum=0.5, backend=backend), False
+
+    def watch():
+        while not done:
+            assert len(opt.state) == n and len(repr(opt)) > 0
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        for i in range(300):
+            opt.step([None if k == i % n else x for k, x in enumerate(g)])
+    finally:
+        done = True
+        thread.join()
+        sys.setswitchinterval(before)
+    assert [s["step"] for s in opt.state.values()] == [300 - len(range(k, 300, n)) for k in range(n)]
+
+
+def test_hyperparameters_are_attributes():
+    opt = fo.SGD([{"params": np.zeros(1)}, {"params": np.zeros(1), "momentum": 0.5}], lr=0.1)
+    opt.weight_decay = 5
+    assert opt.weight_decay == 5 and [group["weight_decay"] for group in opt.param_groups] == [5, 5]
+    with pytest.raises(ValueError, match=r"param_groups\[i\]\['momentum'\]"):
+        _ = opt.momentum
+    opt.momentum = [0.25, 0.75]
+    assert [group["momentum"] for group in opt.param_groups] == [0.25, 0.75]
+    with pytest.raises(AttributeError, match="no hyperparameter 'learning_rate'; it has lr, momentum"):
+        opt.learning_rate = 9
+    with pytest.raises(ValueError, match="momentum"):
+        opt.momentum = [0.1, 2.0]
+    with pytest.raises(ValueError, match="2 \\(one per group\\), got 3"):
+        opt.momentum = [0.1, 0.2, 0.3]
+    assert [group["momentum"] for group in opt.param_groups] == [0.25, 0.75]
+    adam = fo.Adam(np.zeros(1))
+    adam.betas = (0.5, 0.75)
+    assert adam.betas == (0.5, 0.75)
+    with pytest.raises(AttributeError, match=r"zero_grad.*arguments of step"):
+        adam.zero_grad()
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="LOUD: the rounding mode is set through Linux' libm here")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{}, {"max_norm": 1.0}], ids=["plain", "clipped"])
+def test_other_rounding_modes_are_refused(backend, options):
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    modes = {"x86_64": (0x400, 0x800, 0xC00), "aarch64": (0x400000, 0x800000, 0xC00000)}[platform.machine()]
+    p, g = np.ones(3), np.ones(3)
+    opt = fo.Adam(p, lr=0.1, backend=backend)
+    opt.step(g)
+    before = p.copy()
+    for mode in modes:
+        libm.fesetround(mode)
+        try:
+            for call in (lambda: opt.step(g, **options), lambda: fo.grad_norm(g, backend=backend)):
+                with pytest.raises(FloatingPointError, match="round to nearest"):
+                    call()
+        finally:
+            libm.fesetround(0)
+        assert same_bits(p, before) and opt.state["0"]["step"] == 1
+    assert opt.step(g, **options).applied
+
+
+CUT = """
+import sys, warnings
+from pathlib import Path
+import numpy as np, fastoptim as fo
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    p = np.ones(3)
+    fo.Adam(p, lr=0.1, backend="numba").step(np.ones(3))
+print(round(p[0], 6), sum("cache" in str(w.message) for w in seen))
+"""
+
+
+@pytest.mark.skipif("numba" not in BACKENDS, reason="LOUD: Numba is missing")
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_a_cut_cache_is_done_without(tmp_path, suffix):
+    def run():
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", CUT], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert run() == ["0.9", "0"]
+    files = list(tmp_path.rglob(f"*.{suffix}"))
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[:10])
+    assert run() == ["0.9", "1"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: fo.SGD(np.ones(2, np.float32)).step(np.ones(2)),
+            r"float32, got float64: convert it, g.astype\(np.float32\)",
+        ),
+        (lambda: fo.SGD(np.ones(2)).step([1.0, 2.0]), r"make it an array, np.array\(x, np.float32\)"),
+        (lambda: fo.SGD(np.ones(2)).step(np.ma.array([1.0, 2.0], mask=[0, 1])), r"fill it, x.filled\(0\)"),
+        (
+            lambda: fo.Adam(1e-3),
+            r"first argument of an optimizer is the parameters, as in Adam\(params, lr=0.001\)",
+        ),
+        (lambda: fo.Adam(np.ones(2), lr=fo.schedules.cosine(0.1, 10)), r"opt.lr = schedule\(step\)"),
+        (lambda: fo.SGD(np.ones(2, ">f4")), "float32 in foreign byte order"),
+        (lambda: fo.SGD(np.ones(2, np.longdouble)), "got (longdouble|float128)"),
+    ],
+)
+def test_errors_say_what_to_do(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
