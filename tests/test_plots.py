@@ -394,7 +394,7 @@ print("unchanged")
 
 def test_a_missing_matplotlib_is_one_sentence(monkeypatch, tmp_path, capsys, run):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'pip install matplotlib'):
+    with pytest.raises(ImportError, match=r"pip install matplotlib"):
         plots.valley()
     assert cli.main(["plot", str(run[1])]) == 2
     assert "pip install matplotlib" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a backend is: something that runs kernels over lists of arrays, and knows what its arrays are."""
+"""Defines what a backend is: it runs kernels over lists of arrays, and knows what its arrays are."""
 
 from __future__ import annotations
 

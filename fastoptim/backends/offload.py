@@ -1,6 +1,6 @@
 """Parameters and states in files: steps over memory-mapped arrays, in tiles, within a budget of resident memory.
 
-An optimizer whose parameters are `numpy.memmap` arrays, or that is given `state_dir` or `memory_budget`, walks its
+An optimizer whose parameters are `numpy.memmap` arrays, or that is given `state_dir` or `memory_budget`, steps its
 mapped arrays in tiles: the pages of the next tile are asked for (``madvise(MADV_WILLNEED)``) while one is computed, and
 those behind it are let go of (``MADV_DONTNEED``; the kernel writes changed pages back to their files in its own time).
 Resident pages of mapped files stay within the budget, however large the files are; bits are those of any other step.

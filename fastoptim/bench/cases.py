@@ -1,4 +1,4 @@
-"""What is timed: one row per case, from the table of rules."""
+"""Lists what is timed: one row per case, from the table of rules."""
 
 from __future__ import annotations
 

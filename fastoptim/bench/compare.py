@@ -1,4 +1,4 @@
-"""What changed between two runs, beyond noise."""
+"""Finds what changed between two runs, beyond noise."""
 
 from __future__ import annotations
 

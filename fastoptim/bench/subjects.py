@@ -1,4 +1,4 @@
-"""Who is timed: fastoptim's backends and the optimizers that people would use instead.
+"""Defines who is timed: fastoptim's backends and the optimizers that people would use instead.
 
 A subject is a row of `SUBJECTS`; its factory turns arrays into a `Stepper`. Factories import what they time.
 """

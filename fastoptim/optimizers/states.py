@@ -1,4 +1,4 @@
-"""What an optimizer keeps between steps: runs of parameters with one step count, their states, the plan of a step."""
+"""Keeps what an optimizer needs between steps: runs of parameters with one step count, their states, a plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends training from outside: Ctrl-C and SIGTERM."""
+"""Ends training on Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 

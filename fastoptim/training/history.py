@@ -1,4 +1,4 @@
-"""What happened in a training run: losses, rates, validations, the result."""
+"""Records what happened in a training run: losses, rates, validations, the result."""
 
 from __future__ import annotations
 

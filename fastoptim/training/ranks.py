@@ -1,4 +1,4 @@
-"""What the processes of one training run tell each other."""
+"""Exchanges what the processes of one training run must tell each other."""
 
 from __future__ import annotations
 

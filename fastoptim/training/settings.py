@@ -1,4 +1,4 @@
-"""What decides what the steps of a run are: compared with the checkpoint where training goes on."""
+"""Collects what determines the steps of a run: compared with the checkpoint where training goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diagnosis beside the loop."""
+"""Diagnoses a run while it is training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which optimizer, which rate to start from, which batch size: from answers, or measured from a model."""
+"""Recommends an optimizer, a starting rate and a batch size: from answers, or measured from a model."""
 
 from __future__ import annotations
 

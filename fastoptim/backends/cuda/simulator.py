@@ -1,4 +1,4 @@
-"""What Numba's CUDA simulator cannot run, in NumPy: correctly rounded operations and access to memory by address.
+"""Does in NumPy what Numba's CUDA simulator cannot run: correctly rounded operations and access to memory by address.
 
 The simulator executes kernels as Python (``NUMBA_ENABLE_CUDASIM=1``), where libdevice functions are NaN and device
 arrays have no ``__cuda_array_interface__``. It proves a kernel's logic; what is compiled is proved by its PTX.
