@@ -45,7 +45,7 @@ def digits(seed: int = 0) -> tuple[tuple[Array, Array], tuple[Array, Array], str
     return (images[test:], labels[test:]), (images[:test], labels[:test]), name
 
 
-def network(sizes: Sequence[int], seed: int = 0) -> tuple[dict[str, Array], Callable, Callable]:
+def network(sizes: Sequence[int], seed: int = 0) -> tuple[dict[str, Array], Callable[..., Any], Callable[..., float]]:
     """A perceptron with ReLU and softmax cross-entropy in NumPy: parameters, ``loss_and_grad`` and ``accuracy``."""
     rng = np.random.default_rng(seed)
     params: dict[str, Array] = {}

@@ -19,8 +19,11 @@ from ._update import adam_coefficients, velocity_coefficients
 
 __all__ = ["SGD", "Adam", "Momentum", "Nesterov"]
 
+Params = MutableMapping[Any, Any]
+Grads = Mapping[Any, Any]
 
-def _step(collection: Collection, params: MutableMapping, grads: Mapping, coefficients: tuple[float, ...]) -> None:
+
+def _step(collection: Collection, params: Params, grads: Grads, coefficients: tuple[float, ...]) -> None:
     keys = list(params)
     missing = [key for key in keys if key not in grads]
     if missing:
@@ -39,7 +42,7 @@ class SGD:
         self.lr = lr
         self._collection = Collection("sgd", ())
 
-    def update(self, params: MutableMapping, grads: Mapping) -> None:
+    def update(self, params: Params, grads: Grads) -> None:
         """Update every entry of `params` by that of `grads`."""
         _step(self._collection, params, grads, (real("lr", self.lr),))
 
@@ -54,7 +57,7 @@ class Momentum:
         self.v: dict[Any, Any] = {}
         self._collection = Collection(self._rule, (self.v,))
 
-    def update(self, params: MutableMapping, grads: Mapping) -> None:
+    def update(self, params: Params, grads: Grads) -> None:
         """Update every entry of `params` by that of `grads`."""
         _step(
             self._collection, params, grads, velocity_coefficients(real("momentum", self.momentum), real("lr", self.lr))
@@ -66,7 +69,7 @@ class Nesterov(Momentum):
 
     _rule = "nesterov"
 
-    def update(self, params: MutableMapping, grads: Mapping) -> None:
+    def update(self, params: Params, grads: Grads) -> None:
         """Update every entry of `params` by that of `grads`."""
         mu, lr = real("momentum", self.momentum), real("lr", self.lr)
         _step(self._collection, params, grads, velocity_coefficients(mu, lr, nesterov=True))
@@ -82,7 +85,7 @@ class Adam:
         self.v: dict[Any, Any] = {}
         self._collection = Collection("adam", (self.m, self.v))
 
-    def update(self, params: MutableMapping, grads: Mapping) -> None:
+    def update(self, params: Params, grads: Grads) -> None:
         """Update every entry of `params` by that of `grads`."""
         coefficients = adam_coefficients(self.iter + 1, self.lr, self.beta1, self.beta2, 1e-7, "hat")
         _step(self._collection, params, grads, coefficients)

@@ -62,7 +62,7 @@ class _Books:
 
     def states(self, optimizer: Any, slot: str) -> list[Any]:
         """The state list of this name; copied first if it is not the one that the last update left."""
-        current = getattr(optimizer, slot)
+        current: list[Any] = getattr(optimizer, slot)
         if self.lists.get(slot) is not current:
             current = [np.array(x) for x in current]
             self.lists[slot] = current
@@ -102,7 +102,8 @@ def _update_sgd(self: SGDOptimizer, params: Any, grads: Any) -> None:
         params[0].dtype == np.float64 or _in_float32(params, self.momentum, self.learning_rate)
     )
     if not fits:
-        return _own_sgd_update(self, params, grads)
+        _own_sgd_update(self, params, grads)
+        return
     books = _books_of(self)
     velocities = tuple(books.states(self, "velocities"))
     mu, rate = float(self.momentum), float(self.learning_rate)
@@ -120,7 +121,8 @@ def _update_adam(self: AdamOptimizer, params: Any, grads: Any) -> None:
         params[0].dtype == np.float64 or _in_float32(params, self.beta_1, self.beta_2, self.epsilon)
     )
     if not fits:
-        return _own_adam_update(self, params, grads)
+        _own_adam_update(self, params, grads)
+        return
     books = _books_of(self)
     ms, vs = books.states(self, "ms"), books.states(self, "vs")
     t = self.t + 1

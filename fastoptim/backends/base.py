@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import rules
 from ..arrays import checks, layout
+from ..common.public import public
 from ..rules import reference
 from ..rules.table import Kernel
 
@@ -26,6 +27,7 @@ class KernelCall(NamedTuple):
     arrays: Sequence[tuple[Any, ...]]
 
 
+@public
 class StepInfo(NamedTuple):
     """What a step did: applied or skipped, and the gradient norm (after grad_scale) if the step needed it."""
 
@@ -105,7 +107,8 @@ class Backend(ABC):
 
     def host_copy(self, x: Any) -> np.ndarray:
         """A state as a NumPy array of its own."""
-        return x.copy()
+        copy: np.ndarray = x.copy()
+        return copy
 
     def assign(self, x: Any, value: np.ndarray) -> None:
         """Fill a state from a NumPy array of its shape and dtype."""

@@ -139,7 +139,8 @@ class CBackend(Backend):
     @property
     def isa(self) -> str:
         """The instruction set in use."""
-        return ISA_NAMES[lib.fo_isa_selected()]
+        selected: int = lib.fo_isa_selected()
+        return ISA_NAMES[selected]
 
     @property
     def isas(self) -> list[str]:

@@ -59,9 +59,10 @@ class _Pool:
 
     def _layer(self) -> str | None:
         try:
-            return self._numba.threading_layer()
+            layer: str = self._numba.threading_layer()
         except ValueError:  # not started yet
             return None
+        return layer
 
     def run(self, job: _Job, k: np.ndarray, piece: int, alone_below: int, threads: int) -> None:
         """Do a job, on several threads where there is enough work and sharing it is safe."""
@@ -93,7 +94,8 @@ def _only_thread() -> bool:
 
 
 def _address(x: np.ndarray) -> int:
-    return x.__array_interface__["data"][0]
+    address: int = x.__array_interface__["data"][0]
+    return address
 
 
 def _rounded(values: Sequence[float], dtype: np.dtype) -> np.ndarray:
@@ -123,7 +125,8 @@ class NumbaBackend(Backend):
             t = self._numba.types
             signature = t.void(t.CPointer(t.uint64), t.CPointer(self._numba.from_dtype(dtype)), t.int64, t.int64)
             self._compiled[name] = self._numba.cfunc(signature, cache=True)(getattr(self._module, name))
-        return self._compiled[name].address
+        address: int = self._compiled[name].address
+        return address
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         jobs = []  # one for each dtype in a call
