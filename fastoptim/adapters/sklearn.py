@@ -27,6 +27,7 @@ float64 sample weights give in float32) goes to scikit-learn's own code.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -250,6 +251,14 @@ class _FusedEstimator:
     @_optimizer.setter
     def _optimizer(self, optimizer: Any) -> None:
         self.__dict__["_optimizer"] = optimizer
+
+    def __getstate__(self) -> dict[str, Any]:
+        given: Any = super().__getstate__()
+        state: dict[str, Any] = dict(given)
+        if type(state.get("_optimizer")) in (_FusedSGD, _FusedAdam):  # pickled as scikit-learn's own
+            state["_optimizer"] = plain = copy.copy(state["_optimizer"])
+            plain.__class__ = type(plain).__base__
+        return state
 
 
 class MLPClassifier(_FusedEstimator, neural_network.MLPClassifier):

@@ -171,8 +171,8 @@ class FitResult:
     best_step: int | None
     best_loss: float | None
     best_value: float | None
-    _diagnose: Callable[[], Diagnosis | None] = field(repr=False)
+    _diagnose: Callable[[], Diagnosis] | None = field(repr=False)
 
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
-        return self._diagnose()
+        return None if self._diagnose is None else self._diagnose()
