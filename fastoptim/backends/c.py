@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import rules
 from ..rules.table import DECAYS, MAX_STATES, RULES, Kernel
-from .base import Backend, KernelCall, Launch, Scalars
+from .base import Backend, Described, KernelCall, Launch, Scalars
 
 try:
     from .. import _c
@@ -73,7 +73,7 @@ class CPlan:
         self,
         runs: Sequence[tuple[int, str]],
         run_of: Sequence[int],
-        members: Sequence[Any],
+        members: Sequence[Described],
         counter: list[int],
         threads: int,
     ):
@@ -158,7 +158,12 @@ class CBackend(Backend):
     # --- arithmetic
 
     def plan(
-        self, kernels: Sequence[Kernel], run_of: Sequence[int], members: Sequence[Any], counter: list[int], threads: int
+        self,
+        kernels: Sequence[Kernel],
+        run_of: Sequence[int],
+        members: Sequence[Described],
+        counter: list[int],
+        threads: int,
     ) -> CPlan:
         runs = [(RULE_NAMES.index(kernel.rule.name), kernel.decay) for kernel in kernels]
         return CPlan(runs, run_of, members, counter, threads)

@@ -69,7 +69,7 @@ class Optimizer:
     def _start(self, defaults: dict[str, Any]) -> None:
         self._busy: list[int] = []
         self._model = Groups(defaults, type(self).__name__)
-        self._read = itemgetter(*self._names)
+        self._read: Callable[[Any], tuple[Any, ...]] = itemgetter(*self._names)
         self._plan: Plan | None = None
 
     def _locked(self, reading: bool = False) -> AbstractContextManager[None]:
