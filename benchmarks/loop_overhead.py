@@ -8,7 +8,7 @@ optimizer class; `fit` also keeps its history and runs its diagnosis, as it does
 bits.
 
 Both spend most of their time in the same network, whose time varies more from one second to the next than the loops
-differ. So each contender runs in a thread of its own, and they take turns, one epoch at a time, in random order: what
+differ. So each contender runs in a thread of its own, and they alternate, one epoch at a time, in random order: what
 is compared was measured within milliseconds. Only one thread runs at any moment, and what counts is its own processor
 time. For every epoch of the run the median over rounds is taken of the difference to the hand-written loop; the
 overhead is the sum of these medians as a share of the hand-written loop's whole run. It holds everything that `fit`
@@ -49,7 +49,7 @@ def digits():
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        sys.exit('this needs scikit-learn: pip install "fastoptim[examples]"')
+        sys.exit('this needs scikit-learn: pip install ".[examples]"')
     x, y = load_digits(return_X_y=True)
     return (x / 16).astype(np.float32), y
 

@@ -34,15 +34,17 @@ def numbers(results: Results) -> str:
     lines = [
         f"Measured on {m['cpu']} ({m['cores']} cores, {m['system']}), {m['date'][:10]}, by `fastoptim bench`; medians "
         "of interleaved rounds (\N{ALMOST EQUAL TO}: equal within noise, "
-        f"~: spread by more than {NOISY:.0%}). The whole report: [report.md]({RESULTS.parent.as_posix()}/report.md).",
+        f"~: spread by more than {NOISY:.0%}). The whole report, with one thread and other rules: "
+        f"[report.md]({RESULTS.parent.as_posix()}/report.md).",
     ]
-    for threads in sorted({1, results.threads}):
-        entries = results.sizes("adam", threads)
-        columns = [f"{entry['label']} ({results.level(entry)})" for entry in entries]
-        caption = f"Adam, float32, one array, {threads_text(threads)}: how many times faster fastoptim's C kernels are"
-        if table := report.speedup_table(results, entries, columns, caption):
-            lines.append(markdown_table(table))
-    points = verdicts.training_verdicts(results)[:-1] + verdicts.roofline_verdict(results)
+    lines.append(_bullets(verdicts.training_verdicts(results)[:-1]))
+    entries = results.sizes("adam", results.threads)
+    columns = [f"{entry['label']} ({results.level(entry)})" for entry in entries]
+    threads = threads_text(results.threads)
+    caption = f"Adam, float32, one array, {threads}: how many times as fast fastoptim's C kernels are"
+    if table := report.speedup_table(results, entries, columns, caption):
+        lines.append(markdown_table(table))
+    points = verdicts.roofline_verdict(results)
     for entry in results.select("list"):
         ratios, mine = results.ratios(entry, "torch-fused"), results.seconds(entry, results.focus)
         if ratios and mine:
@@ -51,8 +53,12 @@ def numbers(results: Results) -> str:
                 f"{ratio_text(summarise(ratios).median)} as fast as torch fused."
             )
     points += verdicts.tally(results)
-    lines.append("\n".join(f"- {point}" for point in points))
-    return "\n\n".join(lines)
+    lines.append(_bullets(points))
+    return "\n\n".join(line for line in lines if line)
+
+
+def _bullets(points: list[str]) -> str:
+    return "\n".join(f"- {point}" for point in points)
 
 
 def with_numbers(readme: str, text: str) -> str:

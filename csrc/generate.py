@@ -60,7 +60,7 @@ def expression(node: ast.expr, within: int = 0) -> str:
             condition, chosen, other = (expression(argument) for argument in node.args)
             text = f"{condition} ? {chosen} : {other}"
             return f"({text})" if within else text
-    raise SyntaxError(f"an update rule may not hold {ast.unparse(node)}")
+    raise SyntaxError(f"an update rule may not hold {ast.unparse(node)}; numbers are coefficients")
 
 
 def definition(function: object) -> ast.FunctionDef:

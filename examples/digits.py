@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from tqdm import tqdm
     except ImportError:
-        raise SystemExit('the progress bar needs tqdm: pip install "fastoptim[examples]"') from None
+        raise SystemExit("the progress bar needs tqdm: pip install tqdm") from None
 
     *data, name = digits(options.data)
     x, labels = data[0], data[1]

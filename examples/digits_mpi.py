@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from mpi4py import MPI
     except ImportError:
-        raise SystemExit('several processes need mpi4py: pip install "fastoptim[mpi]"') from None
+        raise SystemExit("several processes need mpi4py: pip install mpi4py mpich") from None
 
     comm = MPI.COMM_WORLD
     x, labels, x_test, labels_test, name = digits(options.data)

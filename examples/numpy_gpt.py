@@ -294,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from tqdm import tqdm
     except ImportError:
-        raise SystemExit('the progress bar needs tqdm: pip install "fastoptim[examples]"') from None
+        raise SystemExit("the progress bar needs tqdm: pip install tqdm") from None
 
     steps = options.steps or (20 if options.quick else 200)
     characters = library_text()

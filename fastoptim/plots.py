@@ -58,7 +58,7 @@ def _figure(width: float, height: float, *grid: int, **options: Any) -> tuple[An
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "fastoptim[train]"') from error
+        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     return figure, figure.subplots(*grid, **options)
 

@@ -14,8 +14,8 @@ import pytest
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "gpu_mlp.py"
 SLICE = ("--data=sklearn", "--train=16", "--test=8", "--batch=8", "--hidden=8", "--epochs=2", "--lr=0.02")
 needs = [
-    pytest.mark.skipif(find_spec("numba_cuda") is None, reason='LOUD: pip install "fastoptim[cuda]"'),
-    pytest.mark.skipif(find_spec("sklearn") is None, reason='LOUD: pip install "fastoptim[examples]"'),
+    pytest.mark.skipif(find_spec("numba_cuda") is None, reason='LOUD: pip install ".[cuda]"'),
+    pytest.mark.skipif(find_spec("sklearn") is None, reason='LOUD: pip install ".[examples]"'),
 ]
 pytestmark = needs
 

@@ -1,4 +1,4 @@
-"""Every snippet of the guides runs, and prints what they say it prints; so does the demo."""
+"""Every snippet of the guides and the README runs, and prints what they say it prints; so does the demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from fastoptim import cli, demo
 
-pytest.importorskip("sklearn", reason='the guide needs scikit-learn: pip install "fastoptim[examples]"')
+pytest.importorskip("sklearn", reason='the guide needs scikit-learn: pip install ".[examples]"')
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -44,7 +44,7 @@ def run(code, namespace):
     return out.getvalue()
 
 
-@pytest.mark.parametrize(("guide", "least"), [("guide.md", 14), ("optimizers.md", 6)])
+@pytest.mark.parametrize(("guide", "least"), [("guide.md", 14), ("optimizers.md", 7), ("../README.md", 2)])
 def test_every_snippet_runs_and_prints_what_it_says(guide, least, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "guide"}

@@ -1,4 +1,4 @@
-"""The house keeps its order: imports run downward and in no circle, importing is cheap, public names are documented."""
+"""Imports run downward and in no circle, importing stays cheap, what is public is documented."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     from fastoptim.adapters.cs231n import adam, sgd, sgd_momentum
 
-Convention: that of the course's ``optim.py``. `config` is a dict of hyper-parameters and states, whose missing entries
+Convention: that of the course's ``optim.py``. `config` is a dict of hyperparameters and states, whose missing entries
 are filled in with the course's defaults; momentum keeps the rate inside the velocity,
 ``v <- mu v - lr dw; w <- w + v``;
 ``config["t"]`` is incremented before it is used. `w` and the states are updated in place and returned.

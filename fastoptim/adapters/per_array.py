@@ -5,7 +5,7 @@
     update(p, g, v, lr=1e-2, momentum=0.9)    # momentum
     update(p, g, lr=1e-2)                     # gradient descent
 
-Convention: fastoptim's (torch's), as in `fastoptim.functional`, which takes more hyper-parameters and costs some
+Convention: fastoptim's (torch's), as in `fastoptim.functional`, which takes more hyperparameters and costs some
 microseconds more a call.
 """
 
@@ -50,7 +50,7 @@ def update(
     Raises
     ------
     TypeError, ValueError
-        Arrays that do not go together, a hyper-parameter that makes no sense, or no `t` for Adam; nothing was changed.
+        Arrays that do not go together, a hyperparameter that makes no sense, or no `t` for Adam; nothing was changed.
 
     Examples
     --------

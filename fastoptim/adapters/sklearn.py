@@ -13,7 +13,7 @@ Convention: scikit-learn's. SGD keeps the rate inside the velocity, ``v <- mu v 
 form ``p <- p + (mu v - lr g)`` by default; Adam adds eps to the root of the uncorrected mean ("eps-hat"),
 ``p <- p - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)``.
 
-Loss curves and weights are scikit-learn's to the last bit, in float64 and in float32. In float32 scikit-learn's Adam
+Loss curves and weights are bit-identical to scikit-learn's, in float64 and in float32. In float32 scikit-learn's Adam
 divides and adds in float64 and rounds once; ``accelerate(float32="fast")`` takes those two operations in float32 as
 well, which is several times faster: for the same gradients ``m`` and ``v`` keep their bits, and a parameter lands
 within one unit in its last place plus two in that of the step.
@@ -42,7 +42,7 @@ try:
     from sklearn import neural_network
     from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 except ImportError as error:
-    raise ImportError('this adapter needs scikit-learn: pip install "fastoptim[examples]"') from error
+    raise ImportError("this adapter needs scikit-learn: pip install scikit-learn") from error
 
 __all__ = ["MLPClassifier", "MLPRegressor", "accelerate"]
 

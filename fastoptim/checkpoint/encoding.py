@@ -129,7 +129,7 @@ def dtype_of(name: str) -> np.dtype:
         try:
             import ml_dtypes
         except ImportError as error:
-            raise CheckpointError('bfloat16 arrays need ml_dtypes: pip install "fastoptim[lowprec]"') from error
+            raise CheckpointError("bfloat16 arrays need ml_dtypes: pip install ml_dtypes") from error
         bfloat16: np.dtype = np.dtype(ml_dtypes.bfloat16)
         return bfloat16
     return np.dtype(_DTYPES[name])

@@ -132,7 +132,7 @@ class ShardedOptimizer(Steps):
             from . import channel
         except (ImportError, RuntimeError) as missing:  # mpi4py without an MPI library raises the latter
             raise ImportError(
-                f'ShardedOptimizer needs mpi4py and an MPI library: pip install "fastoptim[mpi]" ({missing})'
+                f"ShardedOptimizer needs mpi4py and an MPI library: pip install mpi4py mpich ({missing})"
             ) from missing
         self.comm = channel.communicator(comm)
         if self.comm.size == 1:

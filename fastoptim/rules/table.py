@@ -1,4 +1,4 @@
-"""The table of update rules that backends, tests and benchmarks walk."""
+"""The table of update rules that backends, tests and benchmarks go through."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def bar_class(progress: bool | None) -> Any:
             from tqdm import tqdm
     except ImportError as error:
         if progress:
-            raise ImportError('progress=True needs tqdm: pip install "fastoptim[train]"') from error
+            raise ImportError("progress=True needs tqdm: pip install tqdm") from error
         return None
     return tqdm
 

@@ -19,7 +19,7 @@ from tests.support import ROOT
 from tests.support.cases import VARIANTS
 
 needs_numba_cuda = pytest.mark.skipif(
-    find_spec("numba_cuda") is None, reason='LOUD: numba-cuda is missing: pip install "fastoptim[cuda]"'
+    find_spec("numba_cuda") is None, reason='LOUD: numba-cuda is missing: pip install ".[cuda]"'
 )
 
 
@@ -92,7 +92,7 @@ def fresh(monkeypatch):
 
 def test_missing_numba_cuda_is_named(fresh):
     fresh.setattr(cuda_backend, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'needs numba-cuda: pip install "fastoptim\[cuda\]"'):
+    with pytest.raises(ImportError, match=r'needs numba-cuda: pip install "numba-cuda\[cu13\]"'):
         fo.SGD(np.ones(3), backend="cuda")
     assert "numba-cuda" in available("cuda")
 

@@ -1,4 +1,4 @@
-"""The Numba backend: the reference's bits, safe threads, a cache that never runs an older law."""
+"""The Numba backend: the reference's bits, safe threads, a cache that never runs older update rules."""
 
 from __future__ import annotations
 

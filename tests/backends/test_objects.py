@@ -25,7 +25,7 @@ if not CSRC.is_dir():
 
 FLAGS = runpy.run_path(str(CSRC / "build_ffi.py"))["FLAGS"]
 
-# What rounds once where the law rounds twice, or not correctly at all.
+# What rounds once where the update rules round twice, or not correctly at all.
 INEXACT = re.compile(
     r"v?fn?m(add|sub)\w*|vfm(addsub|subadd)\w*|v?rcp(ss|ps|14|28)\w*|v?rsqrt\w+|fml[as]|fn?m(add|sub)|frecp\w+|frsqrt\w+"
 )

@@ -1,4 +1,4 @@
-"""What is compiled for CUDA rounds as the law does: every kernel's PTX, read without a GPU.
+"""What is compiled for CUDA rounds as the update rules do: every kernel's PTX, read without a GPU.
 
 A multiply or add without ``.rn`` may be fused by ptxas, ``.ftz`` loses subnormal numbers, ``.approx`` rounds anyhow.
 The machine code that NVIDIA's assembler makes of it is read too, where the disassembler is installed.
@@ -24,7 +24,7 @@ from fastoptim.rules.norm import NORM_LANES
 from fastoptim.rules.table import RULES
 
 pytestmark = pytest.mark.skipif(
-    find_spec("numba_cuda") is None, reason='LOUD: no PTX was read: pip install "fastoptim[cuda]" brings the compiler'
+    find_spec("numba_cuda") is None, reason='LOUD: no PTX was read: pip install ".[cuda]" brings the compiler'
 )
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
@@ -33,7 +33,7 @@ INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z]\w*(?:\.\w+)+)", re.MULTILI
 
 
 def faults(ptx):
-    """Instructions that may round otherwise than the law."""
+    """Instructions that may round otherwise than the update rules."""
     found = []
     for name in INSTRUCTION.findall(ptx):
         operation, *modifiers = name.split(".")

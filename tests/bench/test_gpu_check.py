@@ -52,7 +52,7 @@ print(">", json.dumps(gpu_check.environment()["nvidia_smi"]))
 """
 
 
-@pytest.mark.skipif(find_spec("numba_cuda") is None, reason='NOT TESTED: gpu_check; pip install "fastoptim[cuda]"')
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason='NOT TESTED: gpu_check; pip install ".[cuda]"')
 def test_gpu_check_keeps_what_it_has_and_needs_neither_cffi_nor_nvidia_smi(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", GPU_CHECK, str(tmp_path / "new" / "gpu.json")],

@@ -24,7 +24,7 @@ WORKER = ROOT / "tests" / "support" / "mpi_worker.py"
 EXAMPLE = mpi.ROOT / "examples" / "digits_mpi.py"
 
 needs_mpi = pytest.mark.skipif(
-    mpi.mpiexec() is None, reason='NOT TESTED: several processes; pip install "fastoptim[mpi]" brings what is missing'
+    mpi.mpiexec() is None, reason='NOT TESTED: several processes; pip install ".[mpi]" brings what is missing'
 )
 
 
@@ -125,7 +125,7 @@ def test_without_mpi4py_one_sentence_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     last = done.stderr.strip().split("\n")[-1]
-    assert last.startswith("ImportError: ShardedOptimizer needs mpi4py") and 'pip install "fastoptim[mpi]"' in last
+    assert last.startswith("ImportError: ShardedOptimizer needs mpi4py") and "pip install mpi4py" in last
 
 
 # --- Checkpoints --------------------------------------------------------------------------------------------------

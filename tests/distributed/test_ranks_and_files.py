@@ -9,7 +9,7 @@ from tests.support import ROOT, mpi
 WORKER = ROOT / "tests" / "support" / "mpi_worker.py"
 
 needs_mpi = pytest.mark.skipif(
-    mpi.mpiexec() is None, reason='NOT TESTED: several processes; pip install "fastoptim[mpi]" brings what is missing'
+    mpi.mpiexec() is None, reason='NOT TESTED: several processes; pip install ".[mpi]" brings what is missing'
 )
 
 

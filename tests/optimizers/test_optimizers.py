@@ -24,7 +24,7 @@ def adam_coefficients(t):
     return (0.8, 1 - 0.8, 0.95, 1 - 0.95, 0.01 / (1 - 0.8**t), 1 / (1 - 0.95**t) ** 0.5, 1e-6)
 
 
-# class, hyper-parameters, and what the law says about them: (rule, decay, coefficients of step t)
+# class, hyperparameters, and what they come to: (rule, decay, coefficients of step t)
 KINDS = {
     "sgd": (fo.SGD, {"lr": 0.1}, ("sgd", "none", lambda t: (0.1,))),
     "sgd-decay": (fo.SGD, {"lr": 0.1, "weight_decay": 0.2, "maximize": True}, ("sgd", "coupled", lambda t: (0.1,))),

@@ -29,7 +29,7 @@ def resident() -> int:
 
 
 class Work:
-    """Optimizers that take turns."""
+    """Optimizers that are stepped alternately."""
 
     def __init__(self, backend: str):
         self.backend = backend

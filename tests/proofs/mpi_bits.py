@@ -4,7 +4,7 @@
     python tests/proofs/mpi_bits.py --ranks 2 --steps 8
 
 Every rank also runs the plain optimizer, on NumPy, with the reduced gradients that the ranks' gradients come to; after
-every step all parameters must be equal to the last bit, at the end all states and step counts. Reduced gradients are
+every step all parameters must be bit-identical, at the end all states and step counts. Reduced gradients are
 known exactly in two ways: with ``deterministic=True`` from sums in the order of ranks, of any gradients; else from
 gradients whose sums are exact, whatever the order in which the MPI library adds.
 
@@ -146,7 +146,7 @@ def combinations(every: int) -> Iterator[tuple[tuple[type, dict], type, bool, bo
 
 
 def check_coverage() -> None:
-    """Every rule of the law must be among the cases."""
+    """Every update rule must be among the cases."""
     reached = set()
     for kind, hyper in CASES:
         opt = kind(np.ones(1), **hyper)

@@ -1,6 +1,6 @@
 """Random cases of the C backend against the reference, bit for bit: python -m tests.proofs.random_cases
 
-A case draws one or two runs (rule, convention, decay, direction, hyper-parameters), a list of sizes, dtypes, a layout
+A case draws one or two runs (rule, convention, decay, direction, hyperparameters), a list of sizes, dtypes, a layout
 in memory (arrays apart at any offset in the cache line, or adjoining in several ways), a number of threads, an
 instruction set, the values (ordinary, or any bits: NaN, infinities, subnormals), a scale and a number of steps. What
 lies between the arrays must stay as it was, too. A case's number is its seed, so that a failing one can be run alone

@@ -1,4 +1,4 @@
-"""The law rewritten for compilers says what the law says, and refuses what it could not keep exact."""
+"""The rules rewritten for compilers compute what the rules do; what could not be kept exact is refused."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The law against two independent oracles: exact rational arithmetic with one rounding per operation, and torch.
+"""The update rules against exact rational arithmetic with one rounding per operation, and against torch.
 
-Nothing here reads fastoptim/rules.py: the update equations and their coefficients are written down a second time, from
-the papers and from torch's documentation, with the parentheses that the law promises.
+Nothing here reads fastoptim/rules/: the update equations and their coefficients are written down a second time, from
+the papers and from torch's documentation, with the parentheses that the rules promise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Properties of the public face over generated models, hyper-parameters and histories."""
+"""Properties of the public interface over generated models, hyperparameters and histories."""
 
 from __future__ import annotations
 

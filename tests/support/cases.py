@@ -1,4 +1,4 @@
-"""What the tests walk: every update rule with every variant, and inputs that are hard on arithmetic.
+"""What the tests go through: every update rule with every variant, and inputs that are hard on arithmetic.
 
 A rule that is added to the table is in every test from then on: nothing here names one.
 """
@@ -48,7 +48,7 @@ SIZES = (
 )
 LARGE_SIZES = (3 * 8192 + 5, 65536 - 1, 65536 * 2 + 17)
 
-# Values for the hyper-parameters that a rule's coefficient function asks for: none is neutral.
+# Values for the hyperparameters that a rule's coefficient function asks for: none is neutral.
 HYPER = {
     "lr": 0.0123,
     "momentum": 0.87,

@@ -23,7 +23,7 @@ def mpiexec() -> str | None:
 def command(ranks: int, *arguments: object) -> list[str]:
     """The command line that runs ``python arguments...`` in so many processes."""
     launcher = mpiexec()
-    assert launcher, 'this needs mpi4py and MPI: pip install "fastoptim[mpi]"'
+    assert launcher, 'this needs mpi4py and MPI: pip install ".[mpi]"'
     return [launcher, "-n", str(ranks), sys.executable, *map(str, arguments)]
 
 

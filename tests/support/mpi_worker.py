@@ -285,7 +285,7 @@ def memory():
 
 
 def face():
-    """Groups, a group that is added, gradients that are None, states, hyper-parameters, read-only gradients, repr."""
+    """Groups, a group that is added, gradients that are None, states, hyperparameters, read-only gradients, repr."""
     params, twins = parameters(), parameters()
     names = ("w", "b"), ("f", "none")
 

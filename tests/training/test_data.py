@@ -1,4 +1,4 @@
-"""Minibatches: every example once, reproducible, restorable to the last bit, and without copies or allocations."""
+"""Minibatches: every example once, reproducible, restorable bit by bit, and without copies or allocations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fit: the loop does what a hand-written one does, stops where it should, and resumes to the last bit."""
+"""fit: the loop does what a hand-written one does, stops where it should, and resumes to the same bits."""
 
 from __future__ import annotations
 

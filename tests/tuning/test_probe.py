@@ -91,7 +91,7 @@ class World:
         self.buffers[0][...] = np.array([0x7FF8000000000123] * 3, np.uint64).view(np.float64)  # NaN with a payload
 
     def fingerprint(self):
-        """Everything that must be as it was, to the last bit."""
+        """Everything that must be bit-identical afterwards."""
         state = self.opt.state
         position = self.batches.state_dict()
         return (

@@ -72,11 +72,11 @@ class CudaBackend(Backend):
 
     def __init__(self) -> None:
         if find_spec("numba_cuda") is None:
-            raise ImportError("backend 'cuda' needs numba-cuda: pip install \"fastoptim[cuda]\"")
+            raise ImportError("backend 'cuda' needs numba-cuda: pip install \"numba-cuda[cu13]\"")
         try:
             from numba import config, cuda
         except ImportError as error:
-            raise ImportError(f"backend 'cuda' needs numba-cuda: pip install \"fastoptim[cuda]\" ({error})") from error
+            raise ImportError(f"backend 'cuda' needs numba-cuda: pip install \"numba-cuda[cu13]\" ({error})") from error
         self.simulated = bool(getattr(config, "ENABLE_CUDASIM", False))
         if self.simulated:
             from ..cuda import simulator

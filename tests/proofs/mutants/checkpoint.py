@@ -89,7 +89,7 @@ MUTANTS = (
             "            pass\n",
         ),
         ("step count beyond int64", ' or entry["step"] >= 2**63', ""),
-        ("hyper-parameter may be an array", "isinstance(value, (np.ndarray, dict))", "False"),
+        ("hyperparameter may be an array", "isinstance(value, (np.ndarray, dict))", "False"),
         ("dtype of parameters not compared", "x.dtype != dtype or x.shape", "x.shape"),
         ("shape of parameters not compared", " or x.shape != tuple(shape)", ""),
         (
