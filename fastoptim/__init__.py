@@ -10,7 +10,41 @@ True
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers see; at run time every name is loaded on first use, see _EXPORTS
+    from . import adapters as adapters
+    from . import distributed as distributed
+    from . import functional as functional
+    from . import plots as plots
+    from . import schedules as schedules
+    from .arrays.packing import pack as pack
+    from .backends import StepInfo as StepInfo
+    from .checkpoint import CheckpointError as CheckpointError
+    from .environment import info as info
+    from .optimizers import SGD as SGD
+    from .optimizers import Adam as Adam
+    from .optimizers import AdamW as AdamW
+    from .optimizers import Optimizer as Optimizer
+    from .optimizers.clipping import clip_grad_norm as clip_grad_norm
+    from .optimizers.clipping import grad_norm as grad_norm
+    from .training import Callback as Callback
+    from .training import FitResult as FitResult
+    from .training import Loop as Loop
+    from .training import TrainingWarning as TrainingWarning
+    from .training.data import Minibatches as Minibatches
+    from .training.data import minibatches as minibatches
+    from .training.diagnosis import Diagnosis as Diagnosis
+    from .training.diagnosis import diagnose as diagnose
+    from .training.fit import fit as fit
+    from .training.history import History as History
+    from .tuning.advice import Recommendation as Recommendation
+    from .tuning.advice import recommend as recommend
+    from .tuning.probe import Probe as Probe
+    from .tuning.probe import ProbeResult as ProbeResult
+    from .tuning.probe import probe_lr as probe_lr
+    from .tuning.range_test import RangeTest as RangeTest
+    from .tuning.range_test import lr_range_test as lr_range_test
 
 __version__ = "0.1.0"
 
@@ -25,29 +59,40 @@ _EXPORTS = {
     "grad_norm": "optimizers.clipping",
     "pack": "arrays.packing",
     "minibatches": "training.data",
-    "fit": "training",
+    "Minibatches": "training.data",
+    "fit": "training.fit",
+    "FitResult": "training",
+    "History": "training.history",
+    "Loop": "training",
+    "Callback": "training",
+    "TrainingWarning": "training",
     "CheckpointError": "checkpoint",
     "diagnose": "training.diagnosis",
+    "Diagnosis": "training.diagnosis",
     "recommend": "tuning.advice",
+    "Recommendation": "tuning.advice",
     "probe_lr": "tuning.probe",
+    "ProbeResult": "tuning.probe",
+    "Probe": "tuning.probe",
     "lr_range_test": "tuning.range_test",
+    "RangeTest": "tuning.range_test",
     "info": "environment",
 }
 _MODULES = ("adapters", "distributed", "functional", "plots", "schedules")
 
-__all__ = ["__version__", *_EXPORTS, *_MODULES]  # noqa: PLE0604 (keys are strings)
+if not TYPE_CHECKING:  # hidden, because any name whatever would have a type then
+    __all__ = ["__version__", *_EXPORTS, *_MODULES]  # noqa: PLE0604 (keys are strings)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        value = getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
-    elif name in _MODULES:
-        value = import_module(f".{name}", __name__)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name in _EXPORTS:
+            value = getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+        elif name in _MODULES:
+            value = import_module(f".{name}", __name__)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(["__version__", *_EXPORTS, *_MODULES])

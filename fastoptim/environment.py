@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, backends
+from .common.public import public
 from .common.threads import resolve_threads, usable_cores
 
 # What fastoptim can make use of, and what its benchmark compares it with.
@@ -193,6 +194,7 @@ def problems() -> list[str]:
     return found
 
 
+@public
 def info() -> dict[str, Any]:
     """Report backends, instruction set, threads, compiler and flags, GPU, versions; JSON-ready.
 

@@ -6,6 +6,7 @@ Every function works in place, accepts what the classes accept (any layout of fl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +22,7 @@ _sgd_spec = lru_cache(maxsize=64, typed=True)(sgd_spec)
 _adam_spec = lru_cache(maxsize=64, typed=True)(adam_spec)
 
 
-def _spec(cached: Any, make: Any, *hyperparameters: Any) -> UpdateSpec:
+def _spec(cached: Callable[..., UpdateSpec], make: Callable[..., UpdateSpec], *hyperparameters: Any) -> UpdateSpec:
     try:
         return cached(*hyperparameters)
     except TypeError:  # not hashable, or not valid, which this says again

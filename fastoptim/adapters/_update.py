@@ -29,7 +29,6 @@ class RuleUpdate:
     """
 
     def __init__(self, rule: str, *, backend: str = "auto", threads: int | None = None):
-        self._arguments = (rule, backend, threads)
         self._kernel = Kernel(RULES[rule], "none")
         self._backend = resolve(backend, ())
         self._threads = resolve_threads(threads)
@@ -37,9 +36,6 @@ class RuleUpdate:
         self._names: Sequence[Any] = ()
         self._shapes: list[Any] = []
         self._update: Update | None = None
-
-    def __reduce__(self) -> Any:  # what is native is made anew
-        return _rule_update, self._arguments
 
     def __call__(
         self,
@@ -75,10 +71,6 @@ class RuleUpdate:
             self._update = Update(self._backend, [self._kernel], [0] * len(params), members, self._threads)
             self._shapes, self._names = shapes, names
         return self._update
-
-
-def _rule_update(rule: str, backend: str, threads: int | None) -> RuleUpdate:
-    return RuleUpdate(rule, backend=backend, threads=threads)
 
 
 def step_array(

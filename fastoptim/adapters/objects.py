@@ -55,8 +55,10 @@ class _Optimizer:
             raise RuntimeError("call setup(model) first")
         for name in ("params", "parameters"):
             if hasattr(self.target, name):
-                return getattr(self.target, name)()
-        return self.target
+                found: Iterable[Any] = getattr(self.target, name)()
+                return found
+        given: list[Any] = self.target
+        return given
 
     def update(self) -> None:
         """Update every parameter that has a gradient."""

@@ -27,6 +27,7 @@ float64 sample weights give in float32) goes to scikit-learn's own code.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -62,7 +63,7 @@ class _Books:
 
     def states(self, optimizer: Any, slot: str) -> list[Any]:
         """The state list of this name; copied first if it is not the one that the last update left."""
-        current = getattr(optimizer, slot)
+        current: list[Any] = getattr(optimizer, slot)
         if self.lists.get(slot) is not current:
             current = [np.array(x) for x in current]
             self.lists[slot] = current
@@ -102,7 +103,8 @@ def _update_sgd(self: SGDOptimizer, params: Any, grads: Any) -> None:
         params[0].dtype == np.float64 or _in_float32(params, self.momentum, self.learning_rate)
     )
     if not fits:
-        return _own_sgd_update(self, params, grads)
+        _own_sgd_update(self, params, grads)
+        return
     books = _books_of(self)
     velocities = tuple(books.states(self, "velocities"))
     mu, rate = float(self.momentum), float(self.learning_rate)
@@ -120,7 +122,8 @@ def _update_adam(self: AdamOptimizer, params: Any, grads: Any) -> None:
         params[0].dtype == np.float64 or _in_float32(params, self.beta_1, self.beta_2, self.epsilon)
     )
     if not fits:
-        return _own_adam_update(self, params, grads)
+        _own_adam_update(self, params, grads)
+        return
     books = _books_of(self)
     ms, vs = books.states(self, "ms"), books.states(self, "vs")
     t = self.t + 1
@@ -248,6 +251,14 @@ class _FusedEstimator:
     @_optimizer.setter
     def _optimizer(self, optimizer: Any) -> None:
         self.__dict__["_optimizer"] = optimizer
+
+    def __getstate__(self) -> dict[str, Any]:
+        given: Any = super().__getstate__()
+        state: dict[str, Any] = dict(given)
+        if type(state.get("_optimizer")) in (_FusedSGD, _FusedAdam):  # pickled as scikit-learn's own
+            state["_optimizer"] = plain = copy.copy(state["_optimizer"])
+            plain.__class__ = type(plain).__base__
+        return state
 
 
 class MLPClassifier(_FusedEstimator, neural_network.MLPClassifier):

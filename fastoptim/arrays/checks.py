@@ -48,7 +48,7 @@ def check_parameter(name: str, p: Any, role: str = "parameter") -> None:
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """What people call a dtype; a foreign byte order is named."""
-    return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order"
+    return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order ({dtype.str!r})"
 
 
 def check_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:

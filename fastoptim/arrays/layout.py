@@ -97,6 +97,6 @@ def views_side_by_side(buffer: Array, xs: Sequence[Array], offset: int = 0) -> l
     """C-ordered views of `buffer` (bytes), one behind the other, of the shapes and dtypes of `xs`."""
     views = []
     for x in xs:
-        views.append(np.ndarray(x.shape, x.dtype, buffer=buffer, offset=offset))  # type: ignore[call-overload]
+        views.append(np.ndarray(x.shape, x.dtype, buffer=buffer, offset=offset))
         offset += x.nbytes
     return views

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from ..arrays import checks, layout
+from ..common.public import public
 from ..common.trees import Structure
 
 _ORDER = {dtype: i for i, dtype in enumerate(reversed(checks.DTYPES))}  # float64 first: no gap is needed behind it
 
 
+@public
 def pack(params: Any) -> Any:
     """Copy a model's arrays into one aligned buffer; returns views of it in the same structure.
 

@@ -30,7 +30,8 @@ def get_backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {['auto', *BACKENDS]}, got {name!r}")
     module, cls = BACKENDS[name]
-    return getattr(import_module(f".{module}", __name__), cls)()
+    backend: Backend = getattr(import_module(f".{module}", __name__), cls)()
+    return backend
 
 
 def available(name: str) -> str | None:

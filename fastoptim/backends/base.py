@@ -5,18 +5,55 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from .. import rules
 from ..arrays import checks, layout
+from ..common.public import public
 from ..rules import reference
 from ..rules.table import Kernel
 
 Scalars = tuple[float, ...]  # (scale, decay, *coefficients) of a kernel
 Launch = Callable[[Sequence[Scalars]], None]
 Norm = Callable[[Sequence[Any], float], float]
+
+
+class Described(Protocol):
+    """Anything that has a shape and a dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+
+class NativePlan(Protocol):
+    """What steps arrays by one native call, after checks of its own: see `backends.c.CPlan`."""
+
+    @property
+    def step(self) -> Callable[[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...], list[Scalars]], bool]:
+        """``step(params, grads, states, rows)``; False, with nothing touched, if the arrays need another way."""
+
+    def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
+        """Norm of all gradients; None if they need another way."""
+
+
+class Prepared(Protocol):
+    """One parameter's arrays as kernels take them, and how their results get back where they belong."""
+
+    @property
+    def arrays(self) -> tuple[Any, ...]: ...
+
+    @property
+    def copies(self) -> tuple[Any, ...]: ...
+
+    @property
+    def views(self) -> bool: ...
+
+    def copy_back(self) -> None: ...
 
 
 class KernelCall(NamedTuple):
@@ -26,6 +63,7 @@ class KernelCall(NamedTuple):
     arrays: Sequence[tuple[Any, ...]]
 
 
+@public
 class StepInfo(NamedTuple):
     """What a step did: applied or skipped, and the gradient norm (after grad_scale) if the step needed it."""
 
@@ -70,15 +108,17 @@ class Backend(ABC):
 
     # --- repeated steps over the same arrays
     def plan(
-        self, kernels: Sequence[Kernel], run_of: Sequence[int], members: Sequence[Any], counter: list[int], threads: int
-    ) -> Any | None:
-        """A native plan that checks and steps arrays by itself (see `backends.c.CPlan`), or None.
-
-        Member i (anything with `shape` and `dtype`) is stepped by kernel ``run_of[i]``.
-        """
+        self,
+        kernels: Sequence[Kernel],
+        run_of: Sequence[int],
+        members: Sequence[Described],
+        counter: list[int],
+        threads: int,
+    ) -> NativePlan | None:
+        """A plan that checks and steps arrays by itself, member i by kernel ``run_of[i]``; or None."""
         return None
 
-    def layouts(self, arrays: tuple[Any, ...], states: tuple[Any, ...]) -> Any | None:
+    def layouts(self, arrays: tuple[Any, ...], states: tuple[Any, ...]) -> object | None:
         """What a prepared call relies on: equal values mean that it still fits. None: prepare anew at every step."""
         return None
 
@@ -108,7 +148,8 @@ class Backend(ABC):
 
     def host_copy(self, x: Any) -> np.ndarray:
         """A state as a NumPy array of its own."""
-        return x.copy()
+        copy: np.ndarray = x.copy()
+        return copy
 
     def assign(self, x: Any, value: np.ndarray) -> None:
         """Fill a state from a NumPy array of its shape and dtype."""

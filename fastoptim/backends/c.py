@@ -16,7 +16,7 @@ import numpy as np
 from .. import rules
 from ..arrays import checks
 from ..rules.table import DECAYS, MAX_STATES, RULES, Kernel
-from .base import Backend, KernelCall, Launch, Scalars
+from .base import Backend, Described, KernelCall, Launch, Scalars
 
 try:
     from .. import _c
@@ -74,7 +74,7 @@ class CPlan:
         self,
         runs: Sequence[tuple[int, str]],
         run_of: Sequence[int],
-        members: Sequence[Any],
+        members: Sequence[Described],
         counter: list[int],
         threads: int,
     ):
@@ -140,7 +140,8 @@ class CBackend(Backend):
     @property
     def isa(self) -> str:
         """The instruction set in use."""
-        return ISA_NAMES[lib.fo_isa_selected()]
+        selected: int = lib.fo_isa_selected()
+        return ISA_NAMES[selected]
 
     @property
     def isas(self) -> list[str]:
@@ -160,7 +161,12 @@ class CBackend(Backend):
     check_arithmetic = staticmethod(checks.check_rounding)  # coefficients are computed by the caller's thread
 
     def plan(
-        self, kernels: Sequence[Kernel], run_of: Sequence[int], members: Sequence[Any], counter: list[int], threads: int
+        self,
+        kernels: Sequence[Kernel],
+        run_of: Sequence[int],
+        members: Sequence[Described],
+        counter: list[int],
+        threads: int,
     ) -> CPlan:
         runs = [(RULE_NAMES.index(kernel.rule.name), kernel.decay) for kernel in kernels]
         return CPlan(runs, run_of, members, counter, threads)

@@ -61,9 +61,10 @@ class _Pool:
 
     def _layer(self) -> str | None:
         try:
-            return self._numba.threading_layer()
+            layer: str = self._numba.threading_layer()
         except ValueError:  # not started yet
             return None
+        return layer
 
     def run(self, job: _Job, k: np.ndarray, piece: int, alone_below: int, threads: int) -> None:
         """Do a job, on several threads where there is enough work and sharing it is safe."""
@@ -95,7 +96,8 @@ def _only_thread() -> bool:
 
 
 def _address(x: np.ndarray) -> int:
-    return x.__array_interface__["data"][0]
+    address: int = x.__array_interface__["data"][0]
+    return address
 
 
 def _rounded(values: Sequence[float], dtype: np.dtype) -> np.ndarray:

@@ -55,7 +55,8 @@ def mapping_of(x: Any) -> mmap.mmap | None:
 
 def _base(mapping: mmap.mmap) -> int:
     """Address of the first byte of a mapping."""
-    return np.frombuffer(mapping, np.uint8, 1).__array_interface__["data"][0]
+    address: int = np.frombuffer(mapping, np.uint8, 1).__array_interface__["data"][0]
+    return address
 
 
 def check_file(label: str, x: Any) -> None:

@@ -164,11 +164,13 @@ def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[li
 
         def roofline() -> Callable[[], Any]:
             states = [tuple(entry[name] for name in RULES[case.rule].states) for entry in opt.state.values()]
-            return native.roofline(case.rule, params, gradients[0], states, case.threads)
+            run: Callable[[], Any] = native.roofline(case.rule, params, gradients[0], states, case.threads)
+            return run
 
         def divide() -> Callable[[], Any]:
             p, g = (np.linspace(1, 2, case.elements, dtype=case.dtype) for _ in range(2))
-            return native.root_and_divide(p, g, case.threads)
+            run: Callable[[], Any] = native.root_and_divide(p, g, case.threads)
+            return run
 
         stepper.roofline_loops["roofline"] = roofline
         if case.count == 1 and case.rule in ("adam", "amsgrad"):

@@ -16,3 +16,5 @@ of the file's size: 16 times as much, or 256 MiB for a small file, if every byte
 """
 
 from .files import CheckpointError
+
+__all__ = ["CheckpointError"]

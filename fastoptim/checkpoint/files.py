@@ -11,6 +11,8 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from ..common.public import public
+
 try:
     import fcntl
 except ImportError:  # not on this platform
@@ -19,6 +21,7 @@ except ImportError:  # not on this platform
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
+@public
 class CheckpointError(ValueError):
     """A file is not a whole checkpoint, or not one of this model, optimizer and data."""
 

@@ -196,7 +196,7 @@ class ShardedOptimizer(Steps):
         if self.comm.size == 1:
             return self._whole.state
         names = self._names
-        result: dict[str, list] = {name: [] for name in names}
+        result: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for part, entry in self._entries():
             result[names[part.parameter]].append({"start": part.start, "stop": part.stop, **entry})
         return MappingProxyType(result)

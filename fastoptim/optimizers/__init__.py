@@ -3,3 +3,5 @@
 from .adam import Adam, AdamW
 from .base import Optimizer
 from .sgd import SGD
+
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from ..common.public import public
 from .base import Optimizer
-from .hyperparameters import adam_spec, with_defaults
+from .hyperparameters import PerGroup, adam_spec, with_defaults
 
 
+@public
 class Adam(Optimizer):
     """Adam: steps scaled by running means of the gradient and of its square.
 
@@ -63,6 +65,12 @@ class Adam(Optimizer):
     _rules = ("adam", "amsgrad")
     _names = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "eps_mode")
     _spec = staticmethod(adam_spec)
+    betas: PerGroup[tuple[float, float]]
+    eps: PerGroup[float]
+    weight_decay: PerGroup[float]
+    amsgrad: PerGroup[bool]
+    maximize: PerGroup[bool]
+    eps_mode: PerGroup[str]
 
     def __init__(
         self,
@@ -85,6 +93,8 @@ class Adam(Optimizer):
         super().__init__(params, defaults, backend, threads, state_dir, memory_budget)
 
 
+@public
+@with_defaults(weight_decay=1e-2)
 class AdamW(Adam):
     """Adam with decoupled weight decay.
 
@@ -109,4 +119,3 @@ class AdamW(Adam):
     """
 
     _spec = staticmethod(partial(adam_spec, decoupled=True))
-    __init__ = with_defaults(Adam.__init__, "AdamW", weight_decay=1e-2)

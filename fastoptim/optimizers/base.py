@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from operator import itemgetter
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ..backends import resolve
 from ..backends.base import StepInfo
 from ..backends.offload import OffloadBackend
 from ..common.busy import BUSY, exclusive
+from ..common.public import public
 from ..common.threads import resolve_threads
 from ..common.trees import Structure, leaves_of
 from ..common.validation import check_range, real
@@ -35,6 +36,7 @@ NOT_NEEDED = {
 }
 
 
+@public
 class Optimizer:
     """Base of the optimizers.
 
@@ -74,7 +76,7 @@ class Optimizer:
     def _start(self, defaults: dict[str, Any]) -> None:
         self._busy: list[int] = []
         self._model = Groups(defaults, type(self).__name__)
-        self._read = itemgetter(*self._names)
+        self._read: Callable[[Any], tuple[Any, ...]] = itemgetter(*self._names)
         self._plan: Plan | None = None
 
     def _locked(self, reading: bool = False) -> AbstractContextManager[None]:
@@ -130,7 +132,7 @@ class Optimizer:
                     check_range(name, number, dtype, may_vanish=name != "eps")
         return type(self)._spec(*values)
 
-    def __getattr__(self, name: str) -> Any:
+    def _get(self, name: str) -> Any:
         if name not in type(self)._names:
             hint = NOT_NEEDED.get(name, f"its hyperparameters are {', '.join(type(self)._names)}")
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}: {hint}")
@@ -139,7 +141,7 @@ class Optimizer:
             raise ValueError(f"the groups have different values of {name}: read opt.param_groups[i][{name!r}]")
         return values[0]
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def _set_attribute(self, name: str, value: Any) -> None:
         if name.startswith("_") or hasattr(type(self), name):
             object.__setattr__(self, name, value)
         elif name in type(self)._names:
@@ -148,6 +150,9 @@ class Optimizer:
             raise AttributeError(
                 f"{type(self).__name__} has no hyperparameter {name!r}; it has {', '.join(type(self)._names)}"
             )
+
+    if not TYPE_CHECKING:  # type checkers know the hyperparameters from the annotations of the classes
+        __getattr__, __setattr__ = _get, _set_attribute
 
     def _set(self, name: str, values: list[Any]) -> None:
         groups = self._model.groups

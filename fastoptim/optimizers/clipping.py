@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import rules
 from ..backends import Backend, resolve
+from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
 from ..common.trees import Structure
@@ -39,6 +40,7 @@ def _described(backend: Backend, name: str, g: Any) -> tuple[tuple[int, ...], An
     return shape, dtype
 
 
+@public
 def grad_norm(grads: Any, *, grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None) -> float:
     """Euclidean norm over all elements of all gradients, in float64.
 
@@ -69,6 +71,7 @@ def grad_norm(grads: Any, *, grad_scale: float = 1.0, backend: str = "auto", thr
     return chosen.norm(list(checked.values()), real("grad_scale", grad_scale), resolve_threads(threads))
 
 
+@public
 def clip_grad_norm(
     grads: Any,
     max_norm: float,

@@ -66,7 +66,7 @@ class ParamGroup(dict[str, Any]):
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("entries of a parameter group can be set, not added or removed")
 
-    __delitem__ = pop = popitem = clear = setdefault = _refuse  # type: ignore[assignment]
+    __delitem__ = pop = popitem = clear = setdefault = _refuse
 
     def __reduce__(self) -> Any:  # copies are plain dicts: only an optimizer's own groups are watched
         return dict, (dict(self),)
@@ -78,8 +78,8 @@ class _FixedList(list[Any]):
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(self._why)
 
-    append = extend = insert = pop = remove = clear = sort = reverse = _refuse  # type: ignore[assignment]
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse  # type: ignore[assignment]
+    append = extend = insert = pop = remove = clear = sort = reverse = _refuse
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
 
     def __reduce__(self) -> Any:
         return list, (list(self),)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from types import FunctionType
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from .. import rules
 from ..common.validation import choice, flag, real
 from ..rules.table import RULES, Kernel
 
-Init = TypeVar("Init", bound=Callable[..., None])
+T = TypeVar("T")
+Class = TypeVar("Class", bound=type)
 
 
 class UpdateSpec(NamedTuple):
@@ -29,6 +30,19 @@ class UpdateSpec(NamedTuple):
             return self.head + self.first
         coefficients = self.coefficients
         return self.head + (coefficients if isinstance(coefficients, tuple) else coefficients(t, *kept))
+
+
+class PerGroup(Generic[T]):
+    """What type checkers know of an optimizer's hyperparameter: one value is read; one or a list, one per group, set.
+
+    Stands in annotations alone: `Optimizer` looks values up in the groups.
+    """
+
+    def __get__(self, optimizer: Any, owner: Any = None) -> T:
+        raise NotImplementedError
+
+    def __set__(self, optimizer: Any, value: T | list[T]) -> None:
+        raise NotImplementedError
 
 
 def _head(maximize: Any, decay: float) -> tuple[float, float]:
@@ -101,14 +115,20 @@ def adam_spec(
     return UpdateSpec(Kernel(rule, decay), _head(maximize, coefficient), coefficients)
 
 
-def with_defaults(init: Init, owner: str, **defaults: Any) -> Init:
-    """An ``__init__`` for the class `owner` like that of its base, but for some defaults."""
-    function: Any = init
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    first = len(names) - len(function.__defaults__)
-    code = function.__code__.replace(co_qualname=f"{owner}.__init__")
-    new = FunctionType(code, function.__globals__, "__init__", None, function.__closure__)
-    new.__defaults__ = tuple(defaults.get(names[first + i], value) for i, value in enumerate(function.__defaults__))
-    new.__kwdefaults__ = function.__kwdefaults__ | {k: v for k, v in defaults.items() if k in function.__kwdefaults__}
-    new.__qualname__, new.__annotations__ = f"{owner}.__init__", function.__annotations__
-    return cast(Init, new)
+def with_defaults(**defaults: Any) -> Callable[[Class], Class]:
+    """Give a class an ``__init__`` like that of its base, but for some defaults; type checkers see that of the base."""
+
+    def decorate(cls: Class) -> Class:
+        init: Any = cls.__init__  # type: ignore[misc]
+        owner = f"{cls.__qualname__}.__init__"
+        names = init.__code__.co_varnames[: init.__code__.co_argcount]
+        first = len(names) - len(init.__defaults__)
+        code = init.__code__.replace(co_qualname=owner)
+        new = FunctionType(code, init.__globals__, "__init__", None, init.__closure__)
+        new.__defaults__ = tuple(defaults.get(names[first + i], value) for i, value in enumerate(init.__defaults__))
+        new.__kwdefaults__ = init.__kwdefaults__ | {k: v for k, v in defaults.items() if k in init.__kwdefaults__}
+        new.__qualname__, new.__annotations__ = owner, init.__annotations__
+        cls.__init__ = new  # type: ignore[misc]
+        return cls
+
+    return decorate

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..arrays.checks import check_companion
-from ..backends import resolve
+from ..backends import Backend, resolve
 from ..checkpoint.files import CheckpointError
 from ..checkpoint.format import malformed, read, shortened, write
 from ..checkpoint.matching import assign, check_arrays, to_host
@@ -18,16 +19,49 @@ from ..checkpoint.slices import check_slices, read_slices
 from ..common.signals import deferred_signals
 from ..common.validation import real
 from ..rules.table import RULES
-from .groups import Parameter
+from .groups import Groups, Parameter, ParamGroups
+from .hyperparameters import UpdateSpec
 
 
-def save_optimizer(optimizer: Any, path: Any) -> None:
+class Savable(Protocol):
+    """What is saved and restored: an `Optimizer`, of which this module sees no more than it needs."""
+
+    _backend: Backend
+    _model: Groups
+    _threads: int
+    _rules: tuple[str, ...]
+    _names: tuple[str, ...]
+    _spec: Callable[..., UpdateSpec]
+    _read: Callable[[Any], tuple[Any, ...]]
+
+    @property
+    def param_groups(self) -> ParamGroups: ...
+
+    @property
+    def state(self) -> Mapping[str, Mapping[str, Any]]: ...
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    def _start(self, defaults: dict[str, Any]) -> None: ...
+
+    def _add_group(self, group: Mapping[str, Any], prefixed: bool, names: list[str] | None = None) -> None: ...
+
+    def _locked(self, reading: bool = False) -> AbstractContextManager[None]: ...
+
+    def _drop_plan(self) -> None: ...
+
+
+def save_optimizer(optimizer: Savable, path: Any) -> None:
     """Write parameters, states, step counts and hyperparameters of `optimizer`; what ``optimizer.save`` does."""
     with optimizer._locked(reading=True):
         write(path, optimizer_tree(optimizer), kind="optimizer")
 
 
-def load_optimizer(optimizer: Any, path: Any) -> None:
+def load_optimizer(optimizer: Savable, path: Any) -> None:
     """Read what `save_optimizer` or `fit` wrote into `optimizer` and its parameters, in place.
 
     Raises
@@ -45,13 +79,13 @@ def load_optimizer(optimizer: Any, path: Any) -> None:
             raise CheckpointError(f"{os.fspath(path)}: {error}") from error
 
 
-def optimizer_tree(optimizer: Any) -> dict[str, Any]:
+def optimizer_tree(optimizer: Savable) -> dict[str, Any]:
     """The tree of an optimizer that the caller has locked, or that nobody else steps: live arrays, not copies."""
     params = {name: to_host(p) for name, p in _named_parameters(optimizer)}
     return {"params": params, "optimizer": snapshot(optimizer, to_host)}
 
 
-def restore_optimizer(optimizer: Any, tree: Any) -> None:
+def restore_optimizer(optimizer: Savable, tree: Any) -> None:
     """Put `optimizer_tree`'s content back; CheckpointError, with nothing changed, if it does not fit."""
     named = _named_parameters(optimizer)
     with malformed("the optimizer's part"):
@@ -71,7 +105,7 @@ def restore_optimizer(optimizer: Any, tree: Any) -> None:
                 assign(p, saved[name])
 
 
-def whole_tree(optimizer: Any, path: Any, tree: Any) -> dict[str, Any]:
+def whole_tree(optimizer: Savable, path: Any, tree: Any) -> dict[str, Any]:
     """The tree that one process would have saved."""
     with malformed("the slices"):
         described = {name: optimizer._backend.describe(p) for name, p in _named_parameters(optimizer)}
@@ -91,7 +125,7 @@ def _holds_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, dict))
 
 
-def _named_parameters(optimizer: Any) -> list[tuple[str, Any]]:
+def _named_parameters(optimizer: Savable) -> list[tuple[str, Any]]:
     return [
         (name, p) for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)
     ]
@@ -100,7 +134,7 @@ def _named_parameters(optimizer: Any) -> list[tuple[str, Any]]:
 # --- State dicts and pickles ----------------------------------------------------------------------------------------
 
 
-def snapshot(optimizer: Any, copy: Callable[[Any], Any]) -> dict[str, Any]:
+def snapshot(optimizer: Savable, copy: Callable[[Any], Any]) -> dict[str, Any]:
     """What `Optimizer.state_dict` returns, with states passed through `copy`."""
     return {
         "version": 1,
@@ -116,7 +150,7 @@ def snapshot(optimizer: Any, copy: Callable[[Any], Any]) -> dict[str, Any]:
     }
 
 
-def load_snapshot(optimizer: Any, state_dict: Any) -> None:
+def load_snapshot(optimizer: Savable, state_dict: Any) -> None:
     """Put a snapshot into an optimizer that the caller has locked; TypeError or ValueError before anything changes."""
     try:
         version, kind = state_dict["version"], state_dict["optimizer"]
@@ -138,7 +172,7 @@ def load_snapshot(optimizer: Any, state_dict: Any) -> None:
             own.update({name: group[name] for name in optimizer._names})
 
 
-def _check_groups(optimizer: Any, entries: Any, groups: Any) -> None:
+def _check_groups(optimizer: Savable, entries: Any, groups: Any) -> None:
     """ValueError unless groups, names and hyperparameters of a snapshot are this optimizer's; names in any order."""
     names = [sorted(group["names"]) for group in optimizer.param_groups]
     if [isinstance(group, Mapping) and sorted(map(str, group.get("params", ()))) for group in groups] != names:
@@ -151,7 +185,7 @@ def _check_groups(optimizer: Any, entries: Any, groups: Any) -> None:
         type(optimizer)._spec(*optimizer._read(group))
 
 
-def _loaded(optimizer: Any, parameter: Parameter, entry: Any) -> tuple[int, dict[str, Any], dict[str, float]]:
+def _loaded(optimizer: Savable, parameter: Parameter, entry: Any) -> tuple[int, dict[str, Any], dict[str, float]]:
     """Step count, states and scalars of one parameter from its entry in a snapshot."""
     what, backend = f"state of parameter {parameter.name!r}", optimizer._backend
     if not isinstance(entry, Mapping):
@@ -180,7 +214,7 @@ def _loaded(optimizer: Any, parameter: Parameter, entry: Any) -> tuple[int, dict
 _OWN = ("_backend", "_busy", "_model", "_plan", "_read", "_threads")
 
 
-def picklable(optimizer: Any) -> dict[str, Any]:
+def picklable(optimizer: Savable) -> dict[str, Any]:
     """An optimizer that the caller has locked, as plain dicts, lists, numbers and arrays, so that code can move."""
     model = optimizer._model
     return {
@@ -197,7 +231,7 @@ def picklable(optimizer: Any) -> dict[str, Any]:
     }
 
 
-def unpickle(optimizer: Any, state: dict[str, Any]) -> None:
+def unpickle(optimizer: Savable, state: dict[str, Any]) -> None:
     """Make an optimizer of what `picklable` returned."""
     vars(optimizer).update(state["attributes"])
     optimizer._start(state["defaults"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..common.public import public
 from .base import Optimizer
-from .hyperparameters import sgd_spec
+from .hyperparameters import PerGroup, sgd_spec
 
 
+@public
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum or Nesterov's momentum on request.
 
@@ -71,6 +73,12 @@ class SGD(Optimizer):
     _rules = ("sgd", "momentum", "nesterov")
     _names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "momentum_mode")
     _spec = staticmethod(sgd_spec)
+    momentum: PerGroup[float]
+    dampening: PerGroup[float]
+    weight_decay: PerGroup[float]
+    nesterov: PerGroup[bool]
+    maximize: PerGroup[bool]
+    momentum_mode: PerGroup[str]
 
     def __init__(
         self,

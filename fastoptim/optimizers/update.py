@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import rules
 from ..arrays.checks import DTYPES, check_unchanged
-from ..backends.base import Backend, KernelCall, Launch, Norm, Scalars, StepInfo
+from ..backends.base import Backend, KernelCall, Launch, NativePlan, Norm, Prepared, Scalars, StepInfo
 from ..common.signals import deferred_signals
 from ..common.validation import check_range, step_options
 from ..rules.table import Kernel
@@ -53,12 +53,12 @@ class _Bound:
     __slots__ = ("copies", "forms", "grads", "launch", "layouts", "norm", "present", "runs", "states")
 
     def __init__(
-        self, launch: Launch, forms: list[Any], grads: list[Any], present: list[bool], runs: list[int]
+        self, launch: Launch, forms: list[Prepared], grads: list[Any], present: list[bool], runs: list[int]
     ) -> None:
         self.launch, self.forms, self.grads, self.present, self.runs = launch, forms, grads, present, runs
         self.copies = [form for form in forms if form.copies]
         self.norm: Norm | None = None
-        self.layouts: Any = None
+        self.layouts: object | None = None
         self.states: tuple[Any, ...] = ()
 
 
@@ -173,7 +173,7 @@ class Update:
 
     def _step_natively(
         self,
-        native: Any,
+        native: NativePlan,
         params: tuple[Any, ...],
         grads: tuple[Any, ...],
         states: tuple[Any, ...],
@@ -244,7 +244,7 @@ class Update:
         self._bound = None
         checked = self._check(params, grads, states)
         rows: dict[int, list[tuple[Any, ...]]] = {}
-        forms = []
+        forms: list[Prepared] = []
         for run, (p, g, own) in zip(self._run_of, checked, strict=True):
             if g is not None:
                 form = backend.to_contiguous(p, g, own)

@@ -17,3 +17,33 @@ from .coefficients import (
 from .norm import NORM_BLOCK, NORM_LANES, NORM_RETRY, NORM_TINY, clip_factor, norm_from_squares
 from .table import DECAYS, RULES, Kernel, Rule, kernels
 from .updates import adam, amsgrad, coupled, decoupled, momentum, nesterov, plain, scale, sgd
+
+__all__ = [
+    "DECAYS",
+    "EPS_MODES",
+    "MOMENTUM_MODES",
+    "NORM_BLOCK",
+    "NORM_LANES",
+    "NORM_RETRY",
+    "NORM_TINY",
+    "RULES",
+    "Kernel",
+    "Rule",
+    "adam",
+    "adam_coefficients",
+    "amsgrad",
+    "clip_factor",
+    "coupled",
+    "decoupled",
+    "decoupled_coefficient",
+    "kernels",
+    "momentum",
+    "momentum_coefficients",
+    "nesterov",
+    "nesterov_coefficients",
+    "norm_from_squares",
+    "plain",
+    "scale",
+    "sgd",
+    "sgd_coefficients",
+]

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from ..common.generators import _generator, _set_generator
+from ..common.public import public
 from ..common.validation import count, flag
 
 Array = np.ndarray
 
 
+@public
 def minibatches(
     data: Any,
     batch_size: int | None = 32,
@@ -69,6 +71,7 @@ def minibatches(
     return Minibatches(data, batch_size, shuffle=shuffle, rng=rng, drop_last=drop_last)
 
 
+@public
 class Minibatches:
     """What `minibatches` returns: iterate for the rest of an epoch; `state_dict` is the exact position.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..common.public import public
 from ..common.validation import flag, real
 from .curves import Curve, autocorrelation, blocks, detrended, fall_of_means, kendall_tau, spread, straight
 
@@ -33,6 +34,7 @@ _BENT = 0.6  # fall of the second half, in units of that of the first, below whi
 _PACE = 0.7  # pace of the outer thirds, in units of the middle one's, below which a curve is no straight line
 
 
+@public
 @dataclass(frozen=True)
 class Diagnosis:
     """What a training curve shows.
@@ -60,6 +62,7 @@ class Diagnosis:
         return f"{self.verdict} ({figures}): {self.remedy}"
 
 
+@public
 def diagnose(
     losses: Sequence[float] | np.ndarray,
     *,

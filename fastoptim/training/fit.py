@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import matching
+from ..common.public import public
 from ..common.validation import count, flag, real, step_options
 from ..optimizers.base import Optimizer
 from ..optimizers.names import OPTIMIZERS
@@ -29,6 +30,7 @@ from .validation import Validation, evaluator
 from .watching import Watch, curve_reader, say_non_finite
 
 
+@public
 def fit(
     loss_and_grad: LossAndGrad,
     params: Any,

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint.files import CheckpointError
+from ..common.public import public
 from .diagnosis import Diagnosis
 
 
+@public
 class TrainingWarning(UserWarning):
     """Something about a training run that a user should know; the text names the remedy."""
 
 
+@public
 class History:
     """What happened, one entry per optimizer step and one per validation.
 
@@ -136,6 +139,7 @@ def _fill(column: array[Any], values: Any, length: int | None) -> None:
     column.frombytes(values.tobytes())
 
 
+@public
 @dataclass(frozen=True)
 class FitResult:
     """What `fit` returns.
@@ -167,8 +171,8 @@ class FitResult:
     best_step: int | None
     best_loss: float | None
     best_value: float | None
-    _diagnose: Callable[[], Diagnosis | None] = field(repr=False)
+    _diagnose: Callable[[], Diagnosis] | None = field(repr=False)
 
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
-        return self._diagnose()
+        return None if self._diagnose is None else self._diagnose()

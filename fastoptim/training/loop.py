@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from ..backends import StepInfo
+from ..common.public import public
 from ..common.trees import Structure, leaves_of
 from ..common.validation import real
 from .accumulate import _Accumulator
@@ -24,6 +25,7 @@ LossAndGrad = Callable[[Any, Any], tuple[Any, Any]]
 Rate = Callable[[int], float]
 
 
+@public
 class Callback(Protocol):
     """What `fit` takes as a callback, and what its own parts are: a callable with any of the methods below.
 
@@ -45,6 +47,7 @@ class Callback(Protocol):
     def __call__(self, loop: Loop, /) -> object: ...
 
 
+@public
 class Loop:
     """A training run in progress: what callbacks are given.
 

@@ -37,7 +37,7 @@ class Watch:
         if loop.steps < self._next:
             return
         self._next = _FACTOR * loop.steps
-        diagnosis = curve_reader(loop)()
+        diagnosis = _diagnosed(loop)
         if diagnosis is not None and diagnosis.verdict not in ("healthy", "unclear", "too short", *self._warned):
             self._warned.append(diagnosis.verdict)
             loop.warn(f"after {loop.steps} steps training looks {diagnosis.verdict}. {diagnosis.remedy}")
@@ -51,23 +51,28 @@ class Watch:
             self._next, self._warned, self._resumed = next_one, warned, True
 
 
-def curve_reader(loop: Loop) -> Callable[[], Diagnosis | None]:
-    """What `fastoptim.diagnose` says about the training losses up to now, on demand."""
+def curve_reader(loop: Loop) -> Callable[[], Diagnosis] | None:
+    """What `fastoptim.diagnose` says about the training losses up to now, on demand; None if they are too few."""
     losses = loop.history.loss
     if loop.reason == "non-finite loss":
         losses = np.append(losses, loop.loss)
     else:
         losses = losses[np.isfinite(losses)]  # steps with others were skipped, as was asked for
         if len(losses) < MINIMUM:
-            return lambda: None
+            return None
     group = loop.optimizer.param_groups[0]
     momentum = float(group["momentum"] if "momentum" in group else group["betas"][0])
     fixed = loop.batches.batch_size == loop.batches.examples
     return partial(read_curve, losses, fixed_batch=fixed, momentum=momentum, lr=float(group["lr"]))
 
 
+def _diagnosed(loop: Loop) -> Diagnosis | None:
+    reader = curve_reader(loop)
+    return None if reader is None else reader()
+
+
 def say_non_finite(loop: Loop) -> None:
     """Warn of a loss that has ended training, with the remedy."""
-    diagnosis = curve_reader(loop)()
+    diagnosis = _diagnosed(loop)
     remedy = diagnosis.remedy if diagnosis is not None else "lower the learning rate"
     loop.warn(f"the loss is {loop.loss} at step {loop.steps}, which was not taken: {remedy}")

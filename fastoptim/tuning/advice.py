@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.public import public
 from ..common.trees import Structure
 from ..common.validation import count, flag, real
 from ..training.data import positional
@@ -21,6 +22,7 @@ SPARSE = 0.5  # share of zeros among the gradients that are not always zero
 _EXAMPLES = 32  # single examples that are looked at
 
 
+@public
 @dataclass(frozen=True)
 class Recommendation:
     """What to start with, and why.
@@ -53,6 +55,7 @@ class Recommendation:
         return "\n".join([f"{self.optimizer}, lr {self.lr:g}{batch}", *(f"- {reason}" for reason in self.reasons)])
 
 
+@public
 def recommend(
     loss_and_grad: LossAndGrad | None = None,
     params: Any = None,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.public import public
 from ..common.validation import count, real
 from ..optimizers.base import Optimizer
 from ..training.diagnosis import MINIMUM, Diagnosis, diagnose
@@ -26,6 +27,7 @@ _HIGHEST = 36 * _DECADE  # the largest rate to try, 1e36, is one in float32, too
 _BAD = ("diverged", "oscillating")
 
 
+@public
 @dataclass(frozen=True)
 class Probe:
     """One candidate rate and what came of it.
@@ -64,6 +66,7 @@ class Probe:
         return len(change) > 0 and bool(change.max() <= 1e-6 * abs(self.losses[0]))
 
 
+@public
 @dataclass(frozen=True)
 class ProbeResult:
     """What `probe_lr` found.
@@ -98,6 +101,7 @@ class ProbeResult:
         return "\n".join([head, "    rate     loss         verdict", *lines])
 
 
+@public
 def probe_lr(
     loss_and_grad: LossAndGrad,
     params: Any,

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from ..common.public import public
 from ..common.validation import count, real
 from ..optimizers.base import Optimizer
 from ..training.diagnosis import MINIMUM
 from .sandbox import LossAndGrad, Sandbox
 
 
+@public
 @dataclass(frozen=True)
 class RangeTest:
     """What `lr_range_test` saw.
@@ -38,6 +40,7 @@ class RangeTest:
     blow_up: float
 
 
+@public
 def lr_range_test(
     loss_and_grad: LossAndGrad,
     params: Any,

@@ -252,7 +252,8 @@ class CudaBackend(Backend):
                     sums, other, left = other, sums, out
                 host = sums[: len(ks) * left].copy_to_host(stream=stream)
                 stream.synchronize()
-            return host.reshape(len(ks), left)
+            sums_of_k: np.ndarray = host.reshape(len(ks), left)
+            return sums_of_k
 
     def prepare_norm(self, grads: Sequence[Any], threads: int) -> Norm:
         """The host waits for the device once at each call of what this returns."""
@@ -271,7 +272,8 @@ class CudaBackend(Backend):
         return rules.norm_from_squares(totals.__getitem__)
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
-        return self._sums(grads, grad_scale, (float(k),), tree=False)[0]
+        sums: np.ndarray = self._sums(grads, grad_scale, (float(k),), tree=False)[0]
+        return sums
 
     def multiply(self, xs: Sequence[Any], factor: float) -> None:
         for x in xs:
@@ -311,18 +313,18 @@ class CudaBackend(Backend):
         layout, _ = self.host_layout("array", x)
         return layout.shape, layout.dtype
 
-    def check_parameter(self, name: str, p: Any, role: str = "parameter") -> None:  # type: ignore[override]
+    def check_parameter(self, name: str, p: Any, role: str = "parameter") -> None:
         layout, _ = self.host_layout(f"{role} {name!r}", p)
         checks.check_parameter(name, layout, role)
         _check_aligned(f"{role} {name!r}", layout)
 
-    def check_companion(self, name: str, role: str, x: Any, shape: tuple[int, ...], dtype: Any) -> Any:  # type: ignore[override]
+    def check_companion(self, name: str, role: str, x: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         layout, _ = self.host_layout(f"{role} of parameter {name!r}", x)
         checks.check_match(name, role, layout.shape, layout.dtype, shape, np.dtype(dtype))
         _check_aligned(f"{role} of parameter {name!r}", layout)
         return x
 
-    def span(self, label: str, x: Any) -> checks.Span:  # type: ignore[override]
+    def span(self, label: str, x: Any) -> checks.Span:
         return checks.span(label, self.host_layout(label, x)[0])
 
     def vector(self, x: Any, layout: np.ndarray, stream: Any) -> Vector:
@@ -349,7 +351,7 @@ class CudaBackend(Backend):
                             moves.append((stream, layout, vectors[i]))
         return ContiguousOnDevice(tuple(vectors), tuple(moves), views, self)
 
-    def flat(self, x: Any) -> Any:  # type: ignore[override]
+    def flat(self, x: Any) -> Any:
         layout, stream = self.host_layout("array", x)
         vector = self.vector(x, layout, stream)
         if layout.flags.c_contiguous:
@@ -357,7 +359,7 @@ class CudaBackend(Backend):
         with self._lock, self._on(_streams([vector])) as chosen:
             return self._copy(layout, chosen)
 
-    def zeros_like(self, p: Any) -> Any:  # type: ignore[override]
+    def zeros_like(self, p: Any) -> Any:
         layout, _ = self.host_layout("array", p)
         order = "F" if layout.flags.f_contiguous and not layout.flags.c_contiguous else "C"
         zeros = self._cuda.device_array(layout.shape, layout.dtype, order=order)
@@ -370,7 +372,8 @@ class CudaBackend(Backend):
         return zeros
 
     def host_copy(self, x: Any) -> np.ndarray:
-        return x.copy_to_host()
+        copy: np.ndarray = x.copy_to_host()
+        return copy
 
     def assign(self, target: Any, value: Any) -> None:
         target.copy_to_device(np.array(value, order="A"))

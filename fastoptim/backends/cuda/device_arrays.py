@@ -52,7 +52,8 @@ def _dense_strides(shape: tuple[int, ...]) -> list[int]:
 
 
 def _address(layout: np.ndarray) -> int:
-    return layout.__array_interface__["data"][0]
+    address: int = layout.__array_interface__["data"][0]
+    return address
 
 
 def _check_aligned(what: str, layout: np.ndarray) -> None:

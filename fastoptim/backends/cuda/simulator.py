@@ -61,7 +61,8 @@ def complete() -> None:
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
     def interface(self: Any) -> dict[str, Any]:
-        return self._ary.__array_interface__ | {"version": 3, "stream": None}
+        found: dict[str, Any] = self._ary.__array_interface__ | {"version": 3, "stream": None}
+        return found
 
     event: Any = type(cuda.event())
     setattr(FakeCUDAArray, "__cuda_array_interface__", property(interface))  # noqa: B010
