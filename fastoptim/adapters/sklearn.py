@@ -92,9 +92,9 @@ def _plain(params: Any, *others: Any) -> bool:
     return plain_floats(*params, *chain(*others)) and all([x.shape for x in xs] == shapes for xs in others)
 
 
-def _in_float32(params: Any, *hyper_parameters: Any) -> bool:
+def _in_float32(params: Any, *hyperparameters: Any) -> bool:
     """Whether Python numbers meet float32 arrays; NumPy's own scalars would turn them into float64."""
-    return params[0].dtype == np.float32 and not any(isinstance(x, np.generic) for x in hyper_parameters)
+    return params[0].dtype == np.float32 and not any(isinstance(x, np.generic) for x in hyperparameters)
 
 
 def _update_sgd(self: SGDOptimizer, params: Any, grads: Any) -> None:

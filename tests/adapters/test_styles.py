@@ -443,7 +443,7 @@ def test_a_refused_call_leaves_configurations_and_caches_alone():
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_hyper_parameters_that_make_no_sense_are_refused(style):
+def test_hyperparameters_that_make_no_sense_are_refused(style):
     bad = [("lr", value) for value in (None, "0.1", 1j, float("nan"), [0.1], np.array([0.1]))]
     if style.lower().endswith("adam"):
         names = ("decay1", "decay2") if style.startswith("numpy_ml") else ("beta1", "beta2")

@@ -185,7 +185,7 @@ def test_planted_faults_are_found(statement, planted):
     assert any(name.startswith(planted) for name in found), found
 
 
-def test_planted_plain_multiply_in_the_law_is_found(monkeypatch, tmp_path):
+def test_planted_plain_multiply_in_an_update_rule_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     scalar = lowering.scalar
     monkeypatch.setattr(

@@ -173,7 +173,7 @@ def test_the_name_that_safetensors_keeps_for_itself(tmp_path):
         assert list(again) == list(tree) and np.array_equal(again[key], tree[key])
 
 
-def test_hyper_parameters_may_be_arrays(tmp_path):
+def test_hyperparameters_may_be_arrays(tmp_path):
     optimizer = fo.Adam(np.ones(2), lr=np.array(0.1), betas=np.array([0.8, 0.9]))
     optimizer.step(np.ones(2))
     optimizer.save(tmp_path / "a.ckpt")

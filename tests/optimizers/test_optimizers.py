@@ -157,7 +157,7 @@ def test_none_skips_a_parameter_and_zeros_do_not(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_groups_have_their_own_hyper_parameters(backend):
+def test_groups_have_their_own_hyperparameters(backend):
     a, b, c = np.ones(4), np.ones(4), np.ones(4)
     opt = fo.SGD([{"params": [a], "lr": 0.5}, {"params": {"b": b}, "momentum": 0.9}], lr=0.25, backend=backend)
     g = np.ones(4)
@@ -183,7 +183,7 @@ def test_add_param_group_to_a_plain_optimizer_makes_step_take_a_list():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_hyper_parameters_are_reread_at_every_step(backend):
+def test_hyperparameters_are_reread_at_every_step(backend):
     p = np.zeros(2)
     opt = fo.SGD(p, lr=1.0, backend=backend)
     opt.step(np.ones(2))

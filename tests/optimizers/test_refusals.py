@@ -313,7 +313,7 @@ BAD_HYPER = [
 
 
 @pytest.mark.parametrize(("cls", "hyper", "name"), BAD_HYPER, ids=lambda x: str(x)[:40])
-def test_bad_hyper_parameters(cls, hyper, name):
+def test_bad_hyperparameters(cls, hyper, name):
     with pytest.raises((TypeError, ValueError), match=name):
         cls(np.ones(2), backend="c", **hyper)
     p = np.ones(2)

@@ -40,7 +40,7 @@ class Case:
     differing_bits: int
 
 
-def hyper_parameters(rng: np.random.Generator, t: int) -> dict[str, object]:
+def hyperparameters(rng: np.random.Generator, t: int) -> dict[str, object]:
     def beta() -> float:
         return 0.0 if rng.random() < 0.1 else 1 - 10 ** -rng.uniform(0.01, 5)
 
@@ -140,7 +140,7 @@ def draw_runs(rng: np.random.Generator, entries: int, steps: int) -> list[Drawn]
             variant = VARIANTS[rng.integers(len(VARIANTS))]
             wd = 10 ** rng.uniform(-6, 0)
             t = 1 if rng.random() < 0.3 else int(10 ** rng.uniform(0, 7))
-            hyper = hyper_parameters(rng, t)
+            hyper = hyperparameters(rng, t)
             rows = [variant.coefficients(**hyper | {"t": t + i, "first": t + i == 1}) for i in range(steps)]
             decay = {"none": 0.0, "coupled": wd, "decoupled": wd}[variant.decay]
             drawn.append(Drawn(variant, decay, rows, members))
