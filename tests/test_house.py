@@ -175,7 +175,9 @@ def test_every_public_name_is_there_and_documented():
     assert set(fo.__all__) <= set(dir(fo))
 
 
-@pytest.mark.parametrize("name", ["__init__", "optimizers.sgd", "optimizers.adam", "functional", "optimizers.clipping"])
+@pytest.mark.parametrize(
+    "name", ["__init__", "optimizers.sgd", "optimizers.adam", "functional", "optimizers.clipping", "arrays.packing"]
+)
 def test_examples_in_docstrings(name):
     module = importlib.import_module("fastoptim" if name == "__init__" else f"fastoptim.{name}")
     # Public classes and functions say that they belong to fastoptim itself, so that testmod would pass them over.

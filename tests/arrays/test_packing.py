@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim.arrays import layout, packing
+from fastoptim.arrays import layout
 
 SHAPES = [(5, 3), (), (7,), (0,), (2, 3, 4), (300,)]
 
@@ -93,11 +91,6 @@ def test_what_cannot_be_packed_is_named():
         fo.pack([np.ones(2), np.ones(2, np.int64)])
     with pytest.raises(TypeError, match="'0': expected native float32 or float64"):
         fo.pack([np.ones(2, ">f4")])
-
-
-def test_examples():
-    result = doctest.testmod(packing)
-    assert result.attempted > 0 and result.failed == 0
 
 
 @pytest.mark.parametrize(
