@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "verification.md"
-NAMES = ("random_cases", "mutants", "mutants_training", "million_steps")
+TABLES = ("kernels", "checkpoint", "training", "tuning")
+NAMES = ("random_cases", *(f"mutants_{table}" for table in TABLES), "million_steps")
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->"
 
 

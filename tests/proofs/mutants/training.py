@@ -193,7 +193,7 @@ MUTANTS = (
         ),
         ("shapes not counted", '"room": "-" * _numerals(_arrays_in(whole))', '"room": ""'),
         ("states of the optimizer not counted", 'return [slot for slot in trial.state["0"] if slot != "step"]', "pass"),
-        ("log not flushed", "                    file.flush()\n", ""),
+        ("log not flushed", "                file.flush()\n", ""),
         ("one more kept", "[*self._kept, loop.steps][-self._keep :]", "[*self._kept, loop.steps][-self._keep - 1 :]"),
         ("permissions not kept", "        os.chmod(path, mode)\n", "        pass\n"),
     ),

@@ -194,7 +194,7 @@ MUTANTS = (
             "if self._pending is not None:\n            args,",
             "if False:\n            args,",
         ),
-        ("handler of Ctrl-C not put back", "signal.signal(signal.SIGINT, self._previous)", "pass"),
+        ("handler of Ctrl-C not put back", "set_handler(signal.SIGINT, self._previous, self._action)", "pass"),
         ("groups lose the ratio of their rates", 'group["lr"] = float(lr) * ratio', 'group["lr"] = float(lr)'),
         (
             "anchor from what is trained on",
