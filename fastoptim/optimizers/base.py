@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from operator import itemgetter
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +77,10 @@ class Optimizer:
         self._model = Groups(defaults, type(self).__name__)
         self._read: Callable[[Any], tuple[Any, ...]] = itemgetter(*self._names)
         self._plan: Plan | None = None
+
+    def _read(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The hyperparameters of a group, in the order of their names."""
+        return tuple(map(group.__getitem__, self._names))
 
     def _locked(self, reading: bool = False) -> AbstractContextManager[None]:
         return exclusive(self._busy, reading)

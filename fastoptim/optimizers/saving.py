@@ -211,7 +211,7 @@ def _loaded(optimizer: Savable, parameter: Parameter, entry: Any) -> tuple[int, 
     return int(t), states, scalars
 
 
-_OWN = ("_backend", "_busy", "_model", "_plan", "_read", "_threads")
+_OWN = ("_backend", "_busy", "_model", "_plan", "_threads")
 
 
 def picklable(optimizer: Savable) -> dict[str, Any]:
