@@ -75,7 +75,6 @@ class Optimizer:
     def _start(self, defaults: dict[str, Any]) -> None:
         self._busy: list[int] = []
         self._model = Groups(defaults, type(self).__name__)
-        self._read: Callable[[Any], tuple[Any, ...]] = itemgetter(*self._names)
         self._plan: Plan | None = None
 
     def _read(self, group: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -32,7 +32,6 @@ class Savable(Protocol):
     _rules: tuple[str, ...]
     _names: tuple[str, ...]
     _spec: Callable[..., UpdateSpec]
-    _read: Callable[[Any], tuple[Any, ...]]
 
     @property
     def param_groups(self) -> ParamGroups: ...
@@ -47,6 +46,8 @@ class Savable(Protocol):
     def threads(self) -> int: ...
 
     def _start(self, defaults: dict[str, Any]) -> None: ...
+
+    def _read(self, group: Mapping[str, Any]) -> tuple[Any, ...]: ...
 
     def _add_group(self, group: Mapping[str, Any], prefixed: bool, names: list[str] | None = None) -> None: ...
 
