@@ -17,12 +17,15 @@ Only what both builds have is used: `SGD`, `Adam`, `functional.adam`, `step(grad
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import repeat
@@ -168,7 +171,9 @@ class Worker:
     """One build."""
 
     def __init__(self, folder: Path):
-        environment = os.environ | {"PYTHONPATH": str(folder.resolve())}
+        cache = tempfile.mkdtemp(prefix="against-")  # of compiled code, which two builds must not share
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
+        environment = os.environ | {"PYTHONPATH": str(folder.resolve()), "NUMBA_CACHE_DIR": cache}
         command = [sys.executable, __file__, "--worker", str(folder.resolve())]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder

@@ -26,6 +26,8 @@ def norm_limit(value: Any, name: str = "max_norm") -> float:
 
 
 def _number(name: str, value: Any) -> float:
+    if type(value) is float:
+        return value + 0.0  # -0.0 becomes 0.0, as for any other number
     if isinstance(value, (bool, np.bool_)) or _is_array(value):
         raise TypeError(f"{name} must be a real number, got {_described(value)}")
     try:

@@ -23,16 +23,9 @@ from ..common.trees import Structure, leaves_of
 from ..common.validation import check_range, real
 from . import saving
 from .groups import Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
-from .hyperparameters import UpdateSpec
+from .hyperparameters import NotNeeded, PerGroup, UpdateSpec
 from .states import Plan, make_plan, state_view
 from .update import PLAIN
-
-# What code that comes from torch asks for, and why it is not there.
-NOT_NEEDED = {
-    "zero_grad": "gradients are arguments of step, there is nothing to reset",
-    "register_step_post_hook": "call your function after step",
-    "register_step_pre_hook": "call your function before step",
-}
 
 
 @public
@@ -134,27 +127,24 @@ class Optimizer:
                     check_range(name, number, dtype, may_vanish=name != "eps")
         return type(self)._spec(*values)
 
-    def _get(self, name: str) -> Any:
-        if name not in type(self)._names:
-            hint = NOT_NEEDED.get(name, f"its hyperparameters are {', '.join(type(self)._names)}")
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}: {hint}")
-        values = [group[name] for group in self._model.groups]
-        if any(value != values[0] for value in values):
-            raise ValueError(f"the groups have different values of {name}: read opt.param_groups[i][{name!r}]")
-        return values[0]
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in getattr(cls, "_names", ()):
+            if not hasattr(cls, name):  # descriptors: a __getattr__ would slow down every other attribute
+                setattr(cls, name, PerGroup(name))
 
     def _set_attribute(self, name: str, value: Any) -> None:
-        if name.startswith("_") or hasattr(type(self), name):
-            object.__setattr__(self, name, value)
-        elif name in type(self)._names:
-            self._set(name, value if isinstance(value, list) else [value] * len(self._model.groups))
-        else:
+        if not name.startswith("_") and not hasattr(type(self), name):
             raise AttributeError(
                 f"{type(self).__name__} has no hyperparameter {name!r}; it has {', '.join(type(self)._names)}"
             )
+        object.__setattr__(self, name, value)
 
     if not TYPE_CHECKING:  # type checkers know the hyperparameters from the annotations of the classes
-        __getattr__, __setattr__ = _get, _set_attribute
+        __setattr__ = _set_attribute
+        zero_grad = NotNeeded("gradients are arguments of step, there is nothing to reset")
+        register_step_pre_hook = NotNeeded("call your function before step")
+        register_step_post_hook = NotNeeded("call your function after step")
 
     def _set(self, name: str, values: list[Any]) -> None:
         groups = self._model.groups

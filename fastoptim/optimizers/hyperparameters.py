@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from types import FunctionType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from .. import rules
 from ..common.validation import choice, flag, real
@@ -33,16 +33,38 @@ class UpdateSpec(NamedTuple):
 
 
 class PerGroup(Generic[T]):
-    """What type checkers know of an optimizer's hyperparameter: one value is read; one or a list, one per group, set.
+    """A hyperparameter as an attribute: read is what all groups share; set is one value, or a list of one per group."""
 
-    Stands in annotations alone: `Optimizer` looks values up in the groups.
-    """
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def __get__(self, optimizer: Any, owner: Any = None) -> T:
-        raise NotImplementedError
+        if optimizer is None:
+            return cast(T, self)
+        values = [group[self.name] for group in optimizer.param_groups]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"the groups have different values of {self.name}: read opt.param_groups[i][{self.name!r}]"
+            )
+        return cast(T, values[0])
 
     def __set__(self, optimizer: Any, value: T | list[T]) -> None:
-        raise NotImplementedError
+        optimizer._set(self.name, value if isinstance(value, list) else [value] * len(optimizer.param_groups))
+
+
+class NotNeeded:
+    """What code that comes from torch asks for; asking says why it is not there."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
+        if optimizer is None:
+            return self
+        raise AttributeError(f"{type(optimizer).__name__} has no attribute {self.name!r}: {self.why}")
 
 
 def _head(maximize: Any, decay: float) -> tuple[float, float]:

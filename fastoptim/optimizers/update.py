@@ -30,10 +30,6 @@ class StepOptions(NamedTuple):
     max_norm: float | None = None
     skip_nonfinite: bool = False
 
-    @property
-    def needs_norm(self) -> bool:
-        return self.max_norm is not None or self.skip_nonfinite
-
 
 PLAIN = StepOptions()
 SINGLE, TINY = np.dtype(np.float32), 2.0**-149  # the smallest number that it has
@@ -115,8 +111,9 @@ class Update:
     def options(self, grad_scale: Any, max_norm: Any = None, skip_nonfinite: Any = False) -> StepOptions:
         """The options of a step, validated; TypeError or ValueError that names one."""
         options = StepOptions(*step_options(grad_scale, max_norm, skip_nonfinite))
-        for dtype in self._dtypes:
-            check_range("grad_scale", options.grad_scale, dtype)
+        if options.grad_scale != 1.0:
+            for dtype in self._dtypes:
+                check_range("grad_scale", options.grad_scale, dtype)
         return options
 
     def step(
@@ -153,7 +150,7 @@ class Update:
                 return info
         bound = self._known(params, grads, states) or self._bind(params, grads, states)
         norm = None
-        if options.needs_norm:
+        if options.max_norm is not None or options.skip_nonfinite:
             present = grads if bound.layouts is not None else bound.grads
             if bound.norm is None:
                 bound.norm = self._backend.prepare_norm(present, self._threads)
@@ -182,7 +179,7 @@ class Update:
     ) -> StepInfo | None:
         """The step by native calls, one for the norm and one for the rest; None if the arrays need another way."""
         norm = None
-        if options.needs_norm:
+        if options.max_norm is not None or options.skip_nonfinite:
             norm = native.norm(grads, options.grad_scale)
             if norm is None:
                 return None
@@ -199,9 +196,10 @@ class Update:
             scale *= rules.clip_factor(norm, options.max_norm)
         if scale == 1.0:
             return scalars
-        if options.max_norm is not None and options.max_norm > TINY and self._dtypes == {SINGLE}:
-            check_range("grad_scale times the clip factor", scale, SINGLE)  # which would drop all gradients
-        return [(sign * scale, *rest) for sign, *rest in scalars]
+        vanishing = options.max_norm is not None and options.max_norm > TINY and 0.0 < abs(scale) < TINY
+        if vanishing and self._dtypes == {SINGLE}:  # all gradients would be dropped
+            check_range("grad_scale times the clip factor", scale, SINGLE)
+        return [(row[0] * scale, *row[1:]) for row in scalars]
 
     # --- checks
 

@@ -157,7 +157,7 @@ def _store(text: str, name: str) -> Path:
 
 def load(name: str, text: str) -> ModuleType:
     """The module that `text` is, from a file ``<name>_<hash of text>.py`` that the same text always gets again."""
-    name = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    name = f"{name}_{hashlib.sha256((__name__ + text).encode()).hexdigest()[:16]}"  # as caches name the module, too
     path = _store(text, f"{name}.py")
     module = ModuleType(f"{__package__}.{name}")
     module.__file__ = str(path)
