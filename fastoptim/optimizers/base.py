@@ -25,7 +25,7 @@ from . import saving
 from .groups import Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
 from .hyperparameters import NotNeeded, PerGroup, UpdateSpec
 from .states import Plan, make_plan, state_view
-from .update import PLAIN
+from .update import APPLIED, PLAIN
 
 
 @public
@@ -233,11 +233,13 @@ class Optimizer:
             if plan is None or plan.version != model.changes[0]:
                 plan = self._current_plan()
             leaves = model.leaves(grads) if model.grouped else model.structures[0].leaves(grads)
-            options = PLAIN
+            options, rows = PLAIN, plan.kept_rows or plan.rows()
             scaled = type(grad_scale) is not float or grad_scale != 1.0
             if scaled or max_norm is not None or skip_nonfinite is not False:
                 options = plan.update.options(grad_scale, max_norm, skip_nonfinite)
-            return plan.update.step(plan.params, leaves, plan.states, plan.rows(), options)
+            elif plan.native_step is not None and plan.native_step(plan.params, leaves, plan.states, rows):
+                return APPLIED
+            return plan.update.step(plan.params, leaves, plan.states, rows, options)
         finally:
             busy.remove(thread)
 

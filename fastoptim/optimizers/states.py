@@ -61,10 +61,22 @@ class Plan:
         The count of changes up to which the groups were read; -1 is never up to date.
     """
 
-    __slots__ = ("_varies", "counter", "kept_rows", "params", "run_of", "runs", "states", "update", "version")
+    __slots__ = (
+        "_varies",
+        "counter",
+        "kept_rows",
+        "native_step",
+        "params",
+        "run_of",
+        "runs",
+        "states",
+        "update",
+        "version",
+    )
 
     def __init__(self, runs: list[ParamRun], run_of: list[int], update: Update, counter: list[int]):
         self.runs, self.run_of, self.update, self.counter = runs, run_of, update, counter
+        self.native_step = update.native_step
         self.version = -1
         self.params: tuple[Any, ...] = ()
         rest = [iter(run.states) for run in runs]

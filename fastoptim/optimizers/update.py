@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from operator import is_
 from threading import local
 from typing import Any, NamedTuple
 
@@ -46,13 +47,27 @@ class Member(NamedTuple):
 class _Bound:
     """Checked arrays, ready to be stepped; kept for the next step where the backend can tell that it still fits."""
 
-    __slots__ = ("copies", "forms", "grads", "launch", "layouts", "norm", "present", "runs", "states")
+    __slots__ = (
+        "copies",
+        "forms",
+        "grads",
+        "in_order",
+        "launch",
+        "layouts",
+        "norm",
+        "present",
+        "runs",
+        "states",
+        "whole",
+    )
 
     def __init__(
         self, launch: Launch, forms: list[Prepared], grads: list[Any], present: list[bool], runs: list[int]
     ) -> None:
         self.launch, self.forms, self.grads, self.present, self.runs = launch, forms, grads, present, runs
         self.copies = [form for form in forms if form.copies]
+        self.whole = all(present)
+        self.in_order = runs == list(range(len(runs))) and self.whole  # calls are the runs, one by one
         self.norm: Norm | None = None
         self.layouts: object | None = None
         self.states: tuple[Any, ...] = ()
@@ -108,6 +123,11 @@ class Update:
         self._bound: _Bound | None = None
         self._dtypes = {member.dtype for member in members}
 
+    @property
+    def native_step(self) -> Callable[..., bool] | None:
+        """``(params, grads, states, scalars)`` -> whether that plain step could be taken; None without a native plan."""
+        return None if self._native is None else self._native.step
+
     def options(self, grad_scale: Any, max_norm: Any = None, skip_nonfinite: Any = False) -> StepOptions:
         """The options of a step, validated; TypeError or ValueError that names one."""
         options = StepOptions(*step_options(grad_scale, max_norm, skip_nonfinite))
@@ -157,12 +177,14 @@ class Update:
             norm = bound.norm(present, options.grad_scale)
             if options.skip_nonfinite and not math.isfinite(norm):
                 return StepInfo(False, norm)
-        scaled = self._scaled([scalars[run] for run in bound.runs], options, norm)
+        if not bound.in_order:
+            scalars = [scalars[run] for run in bound.runs]
+        scaled = scalars if options is PLAIN else self._scaled(scalars, options, norm)
         with deferred_signals():
             bound.launch(scaled)
             for form in bound.copies:
                 form.copy_back()
-            if all(bound.present):
+            if bound.whole:
                 self._counter[0] += 1
             elif self._skipped is not None:
                 self._skipped(bound.present)
@@ -253,7 +275,7 @@ class Update:
         )
         present = [g is not None for _, g, _ in checked]
         bound = _Bound(launch, forms, [g for _, g, _ in checked if g is not None], present, list(rows))
-        fits_again = all(present) and all(form.views for form in forms)
+        fits_again = bound.whole and all(form.views for form in forms)
         if fits_again and (layouts := backend.layouts(params + grads, states)) is not None:
             bound.layouts, bound.states = layouts, states
             bound.forms, bound.grads = [], []  # keep no gradient alive
@@ -265,7 +287,7 @@ class Update:
         bound = self._bound
         if bound is None or len(states) != len(bound.states):
             return None
-        same = all(a is b for a, b in zip(states, bound.states, strict=True))
+        same = all(map(is_, states, bound.states))
         return bound if same and self._backend.layouts(params + grads, states) == bound.layouts else None
 
 

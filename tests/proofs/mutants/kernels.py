@@ -368,10 +368,14 @@ MUTANTS = (
         (FUNCTIONAL, OPTIMIZERS, REFUSALS),
         ("an update in use lent again", "updates.pop(key, None)", "updates.get(key)"),
         ("unscaled step after a norm", "scaled = self._scaled(scalars, options, norm)", "scaled = scalars"),
-        ("clipping left out of a bound step", "scaled = self._scaled([scalars[run]", "scaled = ([scalars[run]"),
-        ("what was prepared kept though states changed", "same = all(a is b", "same = True or all(a is b"),
+        (
+            "clipping left out of a bound step",
+            "scaled = scalars if options is PLAIN else self._scaled(scalars, options, norm)",
+            "scaled = scalars",
+        ),
+        ("what was prepared kept though states changed", "same = all(map(is_, states, bound.states))", "same = True"),
         ("what was prepared kept though arrays moved", " == bound.layouts else None", " is not None else None"),
-        ("a partly skipped step counted for all", "if all(bound.present):", "if True:"),
+        ("a partly skipped step counted for all", "if bound.whole:", "if True:"),
         ("odd layouts not copied back", "for form in bound.copies:", "for form in ():"),
         (
             "bad input let pass where the norm skips",
