@@ -125,7 +125,7 @@ class Update:
 
     @property
     def native_step(self) -> Callable[..., bool] | None:
-        """``(params, grads, states, scalars)`` -> whether that plain step could be taken; None without a native plan."""
+        """``(params, grads, states, scalars)`` -> whether a plain step could be taken; None without a native plan."""
         return None if self._native is None else self._native.step
 
     def options(self, grad_scale: Any, max_norm: Any = None, skip_nonfinite: Any = False) -> StepOptions:
