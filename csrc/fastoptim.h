@@ -9,8 +9,8 @@ typedef struct {
     double scalars[18];
 } fo_run;
 
-/* One parameter. Slot 0 is the parameter, 1 the gradient, 2.. the states; each slot has a storage type of its own
- * (0 float32, 1 float64). The addresses are those of the last step and are read anew at every step. */
+/* One parameter. Slot 0 is the parameter, 1 the gradient, 2.. the states; each slot has a storage type
+ * (0 float32, 1 float64); at present all slots of a parameter have the same one. The addresses are those of the last step and are read anew at every step. */
 typedef struct {
     int64_t n;
     int64_t first_block;

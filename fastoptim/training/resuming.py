@@ -213,13 +213,16 @@ def resume(loop: Loop, settings: Settings, path: str, required: bool) -> None:
                     raise
     tree = loop.ranks.first(tree)
     if tree is not None:
-        with format.malformed(f"{path}: the state of training"):
-            _restore(loop, settings, path, tree)
+        try:
+            with format.malformed("the state of training"):
+                _restore(loop, settings, path, tree)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
 
 def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
     ranks, optimizer = loop.ranks, loop.optimizer
-    with ranks.together("resuming"), format.malformed(f"{path}: the state of training"):
+    with ranks.together("resuming"), format.malformed("the state of training"):
         state = tree["loop"]
         steps, epoch = saved_count(state["steps"]), saved_count(state["epoch"])
         _check_optimizer(optimizer, state, tree, path)
@@ -241,7 +244,7 @@ def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
         before = [(part, part.state_dict()) for part, _ in states]
     with deferred_signals():
         try:
-            with ranks.together("resuming"), format.malformed(f"{path}: the state of training"):
+            with ranks.together("resuming"), format.malformed("the state of training"):
                 for part, its_state in states:
                     part.load_state_dict(its_state)
                 if own["best"] is not None and isinstance(validation := parts.get("validation"), Validation):

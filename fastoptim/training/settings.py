@@ -55,8 +55,8 @@ class Settings:
         if refused:
             differences = "; ".join(f"{name} is {self.texts[name]} here, {saved[name]} there" for name in refused)
             raise CheckpointError(
-                f"it was written with other settings: {differences}. Give the same, or override={refused} to go on "
-                "with those that are given here"
+                f"the checkpoint was written with other settings: {differences}. Use the same, or pass "
+                f"override={refused} to continue with the values given here"
             )
         return set(different)
 

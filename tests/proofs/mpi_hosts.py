@@ -33,7 +33,7 @@ def where() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--every", type=int, default=9, help="take each so manieth case only")
+    parser.add_argument("--every", type=int, default=9, help="take every Nth case only")
     parser.add_argument("--where", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.where:
