@@ -341,8 +341,8 @@ MUTANTS = (
     Mutant(
         "rules: steps counted from zero",
         "fastoptim/optimizers",
-        "self.base + steps + 1",
-        "self.base + steps + 2",
+        "t = steps + 1",
+        "t = steps + 2",
         COEFFICIENTS,
     ),
     *planted(
@@ -365,15 +365,13 @@ MUTANTS = (
     ),
     *planted(
         "fastoptim/optimizers/update.py",
-        (FUNCTIONAL, OPTIMIZERS, REFUSALS),
-        ("an update in use lent again", "updates.pop(key, None)", "updates.get(key)"),
+        (FUNCTIONAL, OPTIMIZERS, REFUSALS, HOSTILE),
         ("unscaled step after a norm", "scaled = self._scaled(scalars, options, norm)", "scaled = scalars"),
         (
             "clipping left out of a bound step",
             "scaled = scalars if options is PLAIN else self._scaled(scalars, options, norm)",
             "scaled = scalars",
         ),
-        ("what was prepared kept though states changed", "same = all(map(is_, states, bound.states))", "same = True"),
         ("what was prepared kept though arrays moved", " == bound.layouts else None", " is not None else None"),
         ("a partly skipped step counted for all", "if bound.whole:", "if True:"),
         ("odd layouts not copied back", "for form in bound.copies:", "for form in ():"),
@@ -388,7 +386,8 @@ MUTANTS = (
     ),
     *planted(
         "fastoptim/optimizers/states.py",
-        (OPTIMIZERS, ORACLE),
+        (OPTIMIZERS, ORACLE, HOSTILE, "tests/optimizers/test_room.py"),
+        ("numbers of a rule one step late", "self.base + steps + 1):", "self.base + steps):"),
         ("counts of runs mixed", "member.t = run.base + steps + own", "member.t = steps + own"),
         (
             "reading takes a step",
@@ -431,5 +430,9 @@ EQUIVALENT = (
     ),
     ("chunks of another size, in whole blocks", "the same, and the norm is cut into blocks before chunks are"),
     ("a step run by one thread instead of several", "the same; which threads work is a question of speed"),
+    (
+        "an update in use lent again to a call within the call",
+        "every step binds all that it uses, and the extension gives up what it keeps before other code can run",
+    ),
     ("headers not fetched", "the same"),
 )
