@@ -20,12 +20,10 @@ from tests.support.cases import (
     SIZES,
     VARIANTS,
     at_offset,
-    expected,
+    differing,
     ordinary,
     raw_bits,
-    run_kernel,
     same_bits,
-    states_for,
 )
 
 BORDERS = (*SIZES, *LARGE_SIZES)
@@ -42,25 +40,6 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(numba_cpu, "ALONE_BELOW", 1)
     monkeypatch.setattr(numba_cpu, "PIECE", 1009)
     monkeypatch.setattr(numba_cpu, "NORM_PIECE", 1)
-
-
-def differing(backend, variant, dtype, sizes, make, threads, offset=0):
-    """Names and sizes of the arrays that a step leaves with other bits than the reference."""
-    rng = np.random.default_rng(offset)
-    arrays = []
-    for n in sizes:
-        p, g = make(rng, n, dtype), make(rng, n, dtype)
-        arrays.append([at_offset(x, offset) for x in (p, g, *states_for(rng, variant.rule, n, dtype, make))])
-    wanted = [expected(variant, p, g, states, 0.77) for p, g, *states in arrays]
-    wanted = [[p, g.copy(), *states] for (_, g, *_), (p, *states) in zip(arrays, wanted, strict=True)]
-    run_kernel(backend, variant, [tuple(row) for row in arrays], 0.77, threads)
-    names = ("p", "g", *variant.rule.states)
-    return [
-        (variant.label, np.dtype(dtype).name, name, x.size)
-        for row, wanted_row in zip(arrays, wanted, strict=True)
-        for name, x, w in zip(names, row, wanted_row, strict=True)
-        if not same_bits(x, w)
-    ]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.label)

@@ -27,6 +27,7 @@ from fastoptim.checkpoint import files, format, slices
 from fastoptim.checkpoint.files import CheckpointError
 from tests.proofs.fuzz_checkpoint import save_slices
 from tests.support import PROOFS
+from tests.support.forks import in_child
 
 BACKENDS = [name for name in ("numpy", "c", "numba") if available(name) is None]
 
@@ -328,19 +329,6 @@ def test_a_header_that_could_not_be_read_is_not_written(tmp_path, monkeypatch):
         format.read(tmp_path / "a.ckpt", kind="test")
 
 
-def in_child(action):
-    """Run `action` in a forked child; the status that it ended with (negative: the signal that killed it)."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            action()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def test_killed_before_any_system_call_a_checkpoint_is_there(tmp_path):
     """The child dies right before its n-th call that touches the file system, or in the middle of a write."""
     path = tmp_path / "a.ckpt"
@@ -377,6 +365,7 @@ def test_killed_before_any_system_call_a_checkpoint_is_there(tmp_path):
         def save(n=n):
             deadly(n)
             format.write(path, {"number": n + 1, "x": big + n}, kind="test")
+            return True
 
         last = format.read(path, kind="test")["number"]
         ends.append(in_child(save))
@@ -426,6 +415,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
         with contextlib.suppress(OSError):
             format.write(path, np.zeros(100_000), kind="test")
             os._exit(3)
+        return True
 
     assert in_child(fill) == 0
     assert format.read(path, kind="test") == 1

@@ -20,6 +20,7 @@ import pytest
 import fastoptim as fo
 from fastoptim.checkpoint import encoding, files, format
 from fastoptim.checkpoint.files import CheckpointError
+from tests.support.forks import in_child
 
 
 @contextlib.contextmanager
@@ -40,20 +41,15 @@ def within(seconds):
 
 def as_nobody(action):
     """Run `action` in a child that may not write everywhere; its exit status is 0 if nothing was raised."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            if os.geteuid() == 0:
-                os.setgid(65534)
-                os.setuid(65534)
-            action()
-            status = 0
-        except BaseException as error:
-            sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def work():
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        action()
+        return True
+
+    return in_child(work)
 
 
 # --- What lies beside the target
@@ -190,16 +186,9 @@ def test_a_full_disk_names_the_file(tmp_path):
         with pytest.raises(OSError, match=r"a\.ckpt") as caught:
             format.write(path, np.zeros(100_000), kind="test")
         assert caught.value.errno == errno.EFBIG and caught.value.filename == str(path)
+        return True
 
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            fill()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert in_child(fill) == 0
     assert not list(tmp_path.iterdir())
 
 

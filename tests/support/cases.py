@@ -170,6 +170,34 @@ def run_kernel(backend: Backend, variant: Variant, rows: list[tuple[np.ndarray, 
     backend.prepare([KernelCall(variant.kernel, rows)], threads)([variant.scalars(s)])
 
 
+def differing(
+    backend: Backend,
+    variant: Variant,
+    dtype: type,
+    sizes: Sequence[int],
+    make: Any,
+    threads: int = 1,
+    offset: int = 0,
+    vectors: Any = list,
+) -> list[tuple[str, str, str, int]]:
+    """What a step leaves with other bits than the reference; `vectors` makes of arrays what the backend takes."""
+    rng = np.random.default_rng(offset)
+    rows = []
+    for n in sizes:
+        p, g = make(rng, n, dtype), make(rng, n, dtype)
+        rows.append([at_offset(x, offset) for x in (p, g, *states_for(rng, variant.rule, n, dtype, make))])
+    wanted = [expected(variant, p, g, states, 0.77) for p, g, *states in rows]
+    wanted = [[p, g.copy(), *states] for (_, g, *_), (p, *states) in zip(rows, wanted, strict=True)]
+    run_kernel(backend, variant, [tuple(vectors(row)) for row in rows], 0.77, threads)
+    names = ("p", "g", *variant.rule.states)
+    return [
+        (variant.label, np.dtype(dtype).name, name, x.size)
+        for row, wanted_row in zip(rows, wanted, strict=True)
+        for name, x, w in zip(names, row, wanted_row, strict=True)
+        if not same_bits(x, w)
+    ]
+
+
 def native_plan(backend: Backend, kernel: Kernel, members: Sequence[np.ndarray], threads: int = 1) -> Any:
     return backend.plan([kernel], [0] * len(members), members, [0], threads)
 

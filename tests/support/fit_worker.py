@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ import fastoptim as fo
 from fastoptim.checkpoint import format
 from fastoptim.distributed import ShardedOptimizer
 from fastoptim.training import resuming
+from tests.support.mpi import run_named
 
 COMM = MPI.COMM_WORLD
 RANK, SIZE = COMM.rank, COMM.size
@@ -331,12 +331,5 @@ def unwritable(folder):
     assert not calls
 
 
-def main():
-    name, *arguments = sys.argv[1:]
-    globals()[name](*arguments)
-    sys.stdout.write(f"rank {RANK} done\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    main()
+    run_named(globals(), RANK)

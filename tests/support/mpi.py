@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.support import ROOT
 
@@ -43,3 +44,11 @@ def run(ranks: int, *arguments: object, timeout: float = 120, **extra: str) -> s
         env=environment(**extra),
         check=False,
     )
+
+
+def run_named(functions: dict[str, Any], rank: int) -> None:
+    """In a worker: call the function that the command line names with the arguments after it; say when it is done."""
+    name, *arguments = sys.argv[1:]
+    functions[name](*arguments)
+    sys.stdout.write(f"rank {rank} done\n")
+    sys.stdout.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from fastoptim.checkpoint import format
 from fastoptim.common.threads import usable_cores
 from fastoptim.distributed import ShardedOptimizer, agreement, states
 from fastoptim.rules.norm import NORM_BLOCK
+from tests.support.mpi import run_named
 
 COMM = MPI.COMM_WORLD
 RANK, SIZE = COMM.rank, COMM.size
@@ -581,13 +581,6 @@ def fit(path, epochs):
         np.savez(f"{path}.npz", loss=result.history.loss, **params)
 
 
-def main():
-    name, *arguments = sys.argv[1:]
-    globals()[name](*arguments)
-    sys.stdout.write(f"rank {RANK} done\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
     os.environ.setdefault("FASTOPTIM_NUM_THREADS", "1")
-    main()
+    run_named(globals(), RANK)

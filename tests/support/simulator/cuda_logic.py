@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from numba import cuda
@@ -14,7 +16,8 @@ from fastoptim.backends.cuda import device_arrays
 from fastoptim.backends.cuda import kernels as cuda_kernels
 from fastoptim.backends.cuda import streams as cuda_streams
 from fastoptim.rules import reference
-from tests.support.cases import DTYPES, VARIANTS, expected, ordinary, raw_bits, run_kernel, same_bits, states_for
+from tests.support import cases
+from tests.support.cases import DTYPES, VARIANTS, ordinary, raw_bits, same_bits
 
 pytestmark = pytest.mark.simulator
 PIECE = 64  # the smallest that a block of simulated threads takes
@@ -40,15 +43,6 @@ class Device:
         }
 
 
-def placed(x, offset):
-    """A copy of `x` that begins `offset` elements behind a border of 16 bytes."""
-    room = np.empty(x.size + 32, x.dtype)
-    begin = -room.__array_interface__["data"][0] % 16 // x.itemsize + offset
-    copy = room[begin : begin + x.size]
-    copy[...] = x
-    return copy
-
-
 @pytest.fixture(scope="module")
 def backend():
     return get_backend("cuda")
@@ -66,40 +60,27 @@ def vectors(backend, arrays):
     return [backend.flat(Device(x)) for x in arrays]
 
 
-def differing(backend, variant, dtype, sizes, make, offset):
-    rng = np.random.default_rng(offset)
-    rows = []
-    for n in sizes:
-        p, g = make(rng, n, dtype), make(rng, n, dtype)
-        rows.append([placed(x, offset) for x in (p, g, *states_for(rng, variant.rule, n, dtype, make))])
-    wanted = [expected(variant, p, g, states, 0.77) for p, g, *states in rows]
-    wanted = [[p, g.copy(), *states] for (_, g, *_), (p, *states) in zip(rows, wanted, strict=True)]
-    run_kernel(backend, variant, [tuple(vectors(backend, row)) for row in rows], 0.77, 1)
-    return [
-        (variant.label, name, x.size)
-        for row, wanted_row in zip(rows, wanted, strict=True)
-        for name, x, w in zip(("p", "g", *variant.rule.states), row, wanted_row, strict=True)
-        if not same_bits(x, w)
-    ]
+def differing(backend, *case, **options):
+    return cases.differing(backend, *case, vectors=partial(vectors, backend), **options)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.label)
 def test_step_equals_reference_on_raw_bits(backend, variant):
     offset = VARIANTS.index(variant) % 3
     for dtype in DTYPES:
-        assert differing(backend, variant, dtype, BORDERS[offset::3], raw_bits, offset) == []
+        assert differing(backend, variant, dtype, BORDERS[offset::3], raw_bits, offset=offset) == []
 
 
 def test_every_border_aligned_and_not(backend):
     for offset in (0, 1):
         for dtype in DTYPES:
-            assert differing(backend, VARIANTS[-1], dtype, BORDERS, ordinary, offset) == []
+            assert differing(backend, VARIANTS[-1], dtype, BORDERS, ordinary, offset=offset) == []
 
 
 def test_larger_pieces_and_more_pieces_than_blocks(backend, monkeypatch):
     monkeypatch.setattr(backend, "_blocks", 1)
     assert backend._piece(10**9) == cuda_backend.PIECE
-    assert differing(backend, VARIANTS[-1], np.float32, (4097, 5000, 3), ordinary, 0) == []
+    assert differing(backend, VARIANTS[-1], np.float32, (4097, 5000, 3), ordinary) == []
 
 
 @pytest.mark.parametrize("make", [ordinary, raw_bits], ids=lambda f: f.__name__)
