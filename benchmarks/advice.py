@@ -8,7 +8,7 @@
 Thresholds were chosen on generated curves with seeds below 1,000,000 and on every other real curve by name; what is
 reported by default are seeds above and the other real curves. None was chosen by looking at the 12 problems. Two rules
 were added after a first look at what is reported: an S is no straight line (one curve of the other half), and `confirm`
-of `probe_lr` looks at larger rates, too (one pair of the problems).
+of `probe_lr` looks at two rates on each side, as its search does (three pairs of the problems).
 """
 
 from __future__ import annotations

@@ -147,9 +147,9 @@ def probe_lr(
     max_probes : int
         Most candidates to try.
     confirm : int, optional
-        Try the best rate again for so many steps, with its neighbours, and go on to the better one until both are
-        worse, in at most 8 trials: short probes flatter rates that are large for a noisy loss, and small for a long
-        way.
+        Try the best rate again for so many steps, with two neighbours on each side, and go on to a better one until
+        all four are worse, in at most 8 trials: short probes flatter rates that are large for a noisy loss, and small
+        for a long way.
     fixed_batch : batch, optional
         A batch of your own to judge by, for example of validation data. Default: enough of the minibatches that follow
         for 256 examples or one minibatch; without minibatches the loss of the steps themselves.
@@ -200,8 +200,11 @@ def probe_lr(
         best, inconclusive = search.run(_grid_index(start))
         longer: dict[int, Probe] = {}
         if confirm is not None and not search.done[best].bad:
-            best, known = _confirm(lambda k: _trial(sandbox, _rate(k), confirm, fixed_batch), best, longer)
-            inconclusive = inconclusive or not known
+            confirmation = _Search(
+                lambda k: _trial(sandbox, _rate(k), confirm, fixed_batch), _CONFIRMATIONS, neighbours_only=True
+            )
+            best, unknown = confirmation.run(best)
+            longer, inconclusive = confirmation.done, inconclusive or unknown
     low = max((k for k in (*search.done, *longer) if k < best), default=None)
     high = min((k for k in (*search.done, *longer) if k > best), default=None)
     return ProbeResult(
@@ -211,19 +214,6 @@ def probe_lr(
         inconclusive,
         tuple(longer[k] for k in sorted(longer)),
     )
-
-
-def _confirm(trial: Callable[[int], Probe], best: int, longer: dict[int, Probe]) -> tuple[int, bool]:
-    """Go from `best` to the better neighbour until both are worse; whether that came to an end. Fills `longer`."""
-    longer[best] = trial(best)
-    while len(longer) < _CONFIRMATIONS:
-        k = next((k for k in (best - 1, best + 1) if k not in longer), None)
-        if k is None:
-            return best, True
-        longer[k] = trial(k)
-        if _better(longer[k], longer[best]):
-            best = k
-    return best, best - 1 in longer and best + 1 in longer
 
 
 def _trial(sandbox: Sandbox, lr: float, steps: int, fixed_batch: Any) -> Probe:
@@ -279,8 +269,8 @@ def _better(a: Probe, b: Probe) -> bool:
 class _Search:
     """Minimum over the grid of rates: decades first, then neighbours."""
 
-    def __init__(self, trial: Callable[[int], Probe], budget: int):
-        self._trial, self._budget = trial, budget
+    def __init__(self, trial: Callable[[int], Probe], budget: int, neighbours_only: bool = False):
+        self._trial, self._budget, self._neighbours_only = trial, budget, neighbours_only
         self.done: dict[int, Probe] = {}
 
     def run(self, start: int) -> tuple[int, bool]:
@@ -307,6 +297,8 @@ class _Search:
         probe = self.done[best]
         above = min((k for k in self.done if k > best), default=None)
         below = max((k for k in self.done if k < best), default=None)
+        if self._neighbours_only:
+            return self._untried_neighbour(best)
         if probe.bad:  # everything tried is too large
             far = not math.isfinite(probe.score) or probe.score > 1e3 * abs(probe.losses[0])
             return best - _DECADE * (2 if far else 1)
@@ -320,6 +312,9 @@ class _Search:
             return best + _DECADE
         if below is not None and best - below > _DECADE:
             return best - _DECADE
+        return self._untried_neighbour(best)
+
+    def _untried_neighbour(self, best: int) -> int | None:
         for distance in range(1, _REACH + 1):
             for k in (best + distance, best - distance):
                 if k not in self.done and not self._hopeless(best, k):

@@ -21,7 +21,7 @@ import fastoptim as fo
 from fastoptim.common import generators
 from fastoptim.training.diagnosis import Diagnosis
 from fastoptim.tuning import sandbox as sandbox_module
-from fastoptim.tuning.probe import Probe, _confirm, _grid_index, _rate, _Search
+from fastoptim.tuning.probe import Probe, _grid_index, _rate, _Search
 from fastoptim.tuning.range_test import _steepest
 from tests.support import ROOT
 from tests.support.scripts import benchmark
@@ -681,23 +681,22 @@ def test_the_report_marks_the_chosen_rate():
 
 def test_a_longer_horizon_raises_a_rate_that_a_short_probe_holds_back():
     """Beyond 12 steps a larger rate pays: it has a long way to go along a floor, and rings at first."""
-    trial = {k: [5.0, 3.0, 1.0, 2.0][k + 1] for k in range(-1, 3)}
-    longer = {}
+    trial = {k: [5.0, 3.0, 4.0, 1.0, 2.0][k + 1] for k in range(-1, 4)}
 
     def at(k):
         losses = np.array([10.0, trial.get(k, 9.0)])
         return Probe(_rate(k), losses, float(losses[-1]), Diagnosis("healthy", {}, "", 1.0))
 
-    assert _confirm(at, 0, longer) == (1, True)
-    assert sorted(longer) == [-1, 0, 1, 2]
-    endless = {}
+    longer = _Search(at, 8, neighbours_only=True)
+    assert longer.run(0) == (2, False)  # 1 is worse, but so near that 2 was tried, too
+    assert sorted(longer.done) == [-1, 0, 1, 2, 3, 4]
 
     def better_and_better(k):
         return Probe(_rate(k), np.array([200.0, 100.0 - k]), 100.0 - k, Diagnosis("healthy", {}, "", 1.0))
 
-    best, known = _confirm(better_and_better, 0, endless)
-    assert (best, known) == (max(endless), False)
-    assert len(endless) == 8
+    endless = _Search(better_and_better, 8, neighbours_only=True)
+    assert endless.run(0) == (max(endless.done), True)
+    assert len(endless.done) == 8
 
 
 # --- The range test -----------------------------------------------------------------------------------------------
