@@ -183,7 +183,7 @@ def test_everything_is_put_back_on_ctrl_c_at_any_line(ctrl_c):
     handler = signal.getsignal(signal.SIGINT)
 
     def pressed_at(lines):
-        """Run with Ctrl-C pressed at these lines, counted; returns (number of lines, whether it was interrupted)."""
+        """Run with Ctrl-C pressed at these lines, counted; returns their number. Pressed once, the probe must end."""
         world = World()
         before = world.fingerprint()
         count = 0
@@ -209,14 +209,14 @@ def test_everything_is_put_back_on_ctrl_c_at_any_line(ctrl_c):
             sys.settrace(previous)
         assert world.fingerprint() == before, lines
         assert signal.getsignal(signal.SIGINT) is handler
-        return count, interrupted
+        assert interrupted == any(line <= count for line in lines)  # now and then a run takes a line fewer
+        return count
 
-    total, interrupted = pressed_at(())
-    assert not interrupted
+    total = pressed_at(())
     assert total > 500
     chosen = np.random.default_rng(0).choice(total, 80, replace=False)
     for line in [*chosen.tolist(), *range(total - 60, total + 1)]:
-        assert pressed_at(range(max(line, 1), line + 15))[1]
+        pressed_at(range(max(line, 1), line + 15))
 
 
 def test_ctrl_c_between_two_calls_is_heard_before_the_next(ctrl_c):
