@@ -26,7 +26,7 @@ class RangeTest:
     rates, losses, smoothed : numpy.ndarray
         Rate of each step, the loss of its minibatch before that step, and its bias-corrected running mean.
     steepest : float
-        The rate at which the loss fell fastest, by the running mean; NaN if it never fell. The first
+        The rate around which the loss fell fastest, by the running mean; NaN if it never fell. The first
         ``1 / (1 - smoothing)`` values, which are means of little, and those after the minimum do not count, and the
         ``smoothing / (1 - smoothing)`` steps by which a running mean lags behind are taken off.
     blow_up : float
@@ -123,7 +123,9 @@ def lr_range_test(
 def _steepest(rates: np.ndarray, curve: np.ndarray, smoothing: float) -> float:
     """Rate of the fastest fall, between the first values of the running mean and its minimum; NaN if there is none.
 
-    The fall is that over as many steps as a running mean lags behind: from one step to the next noise falls faster.
+    The fall is that over as many steps as a running mean lags behind: from one step to the next noise falls faster. The
+    place is the mean of all, weighted by the fourth power of their falls: where several are about as steep, chance
+    would choose between them.
     """
     known = np.where(np.isfinite(curve), curve, math.inf)
     first = min(math.ceil(1.0 / (1.0 - smoothing)), len(curve) // 4)
@@ -135,7 +137,9 @@ def _steepest(rates: np.ndarray, curve: np.ndarray, smoothing: float) -> float:
     falls = curve[first : last + 1 - width] - curve[first + width : last + 1]
     if not falls.max() > 1e-9 * abs(curve[0]):  # no more than round-off
         return math.nan
-    return float(rates[max(0, first + int(falls.argmax()) + width // 2 - delay)])
+    weights = np.maximum(falls / falls.max(), 0.0) ** 4
+    place = round(float(np.average(np.arange(len(falls)), weights=weights)))
+    return float(rates[max(0, first + place + width // 2 - delay)])
 
 
 def _limit(losses: list[float], smoothed: list[float], stop: float) -> float:
