@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what type checkers see; at run time every name is loaded on
     from .optimizers import Optimizer as Optimizer
     from .optimizers.clipping import clip_grad_norm as clip_grad_norm
     from .optimizers.clipping import grad_norm as grad_norm
+    from .optimizers.own import rule as rule
     from .training import Callback as Callback
     from .training import FitResult as FitResult
     from .training import Loop as Loop
@@ -57,6 +58,7 @@ _EXPORTS = {
     "StepInfo": "backends",
     "clip_grad_norm": "optimizers.clipping",
     "grad_norm": "optimizers.clipping",
+    "rule": "optimizers.own",
     "pack": "arrays.packing",
     "minibatches": "training.data",
     "Minibatches": "training.data",

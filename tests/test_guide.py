@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import linecache
 import re
 from pathlib import Path
 
@@ -38,13 +39,16 @@ def differs(printed, expected):
 
 
 def run(code, namespace):
-    out = io.StringIO()
+    out, name = io.StringIO(), f"<guide {hash(code)}>"
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)  # as notebooks do
     with contextlib.redirect_stdout(out):
-        exec(compile(code, "guide", "exec"), namespace)
+        exec(compile(code, name, "exec"), namespace)
     return out.getvalue()
 
 
-@pytest.mark.parametrize(("guide", "least"), [("guide.md", 14), ("optimizers.md", 7), ("../README.md", 2)])
+@pytest.mark.parametrize(
+    ("guide", "least"), [("guide.md", 14), ("optimizers.md", 7), ("own_rules.md", 4), ("../README.md", 2)]
+)
 def test_every_snippet_runs_and_prints_what_it_says(guide, least, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "guide"}

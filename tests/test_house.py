@@ -176,7 +176,16 @@ def test_every_public_name_is_there_and_documented():
 
 
 @pytest.mark.parametrize(
-    "name", ["__init__", "optimizers.sgd", "optimizers.adam", "functional", "optimizers.clipping", "arrays.packing"]
+    "name",
+    [
+        "__init__",
+        "optimizers.sgd",
+        "optimizers.adam",
+        "functional",
+        "optimizers.clipping",
+        "optimizers.own",
+        "arrays.packing",
+    ],
 )
 def test_examples_in_docstrings(name):
     module = importlib.import_module("fastoptim" if name == "__init__" else f"fastoptim.{name}")

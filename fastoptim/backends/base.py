@@ -75,6 +75,7 @@ class Backend(ABC):
     """A backend for host arrays. Subclasses give `prepare` and `block_sums`; device backends replace more."""
 
     name: str
+    runs_own_rules = True  # whether it can make kernels of rules that are not in the table
 
     # --- arithmetic
     @abstractmethod

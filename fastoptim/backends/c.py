@@ -122,6 +122,7 @@ class CPlan:
 
 class CBackend(Backend):
     name = "c"
+    runs_own_rules = False
 
     def __init__(self) -> None:
         _check_tables()

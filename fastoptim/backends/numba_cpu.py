@@ -23,8 +23,9 @@ from ..arrays import checks
 from ..common.threads import ForkSafeLock
 from ..rules import lowering, reference
 from ..rules.norm import NORM_BLOCK
+from ..rules.table import Rule
 from .base import Backend, KernelCall, Launch, Norm, Scalars
-from .numba_kernels import source
+from .numba_kernels import own_source, source
 
 PIECE = 1 << 16  # elements that a thread takes at a time
 NORM_PIECE = 16  # blocks of the norm that a thread takes at a time
@@ -127,10 +128,13 @@ class NumbaBackend(Backend):
             self._give_up_cache(error)
 
     def _load(self) -> None:
-        text = source()
-        self._module = lowering.load("numba_cpu", text if self._cached else text.replace("cache=True", "cache=False"))
+        self._module = lowering.load("numba_cpu", self._uncached(source()))
+        self._own: dict[Rule, Any] = {}
         self._pool = _Pool(self._numba, self._module)
-        self._compiled: dict[str, Any] = {}
+        self._compiled: dict[tuple[Any, str], Any] = {}
+
+    def _uncached(self, text: str) -> str:
+        return text if self._cached else text.replace("cache=True", "cache=False")
 
     def _give_up_cache(self, error: Exception) -> None:
         """Compile everything anew, without the cache on the disk, and say so."""
@@ -143,21 +147,31 @@ class NumbaBackend(Backend):
         self._cached = False
         self._load()
 
-    def _kernel(self, name: str, dtype: np.dtype) -> int:
+    def _module_of(self, rule: Rule | None) -> Any:
+        """The generated module with the kernels of a rule; of None that with the norm."""
+        if rule is None or not rule.own:
+            return self._module
+        if rule not in self._own:
+            self._own[rule] = lowering.load(f"numba_{rule.name}", self._uncached(own_source(rule)))
+        return self._own[rule]
+
+    def _kernel(self, name: str, dtype: np.dtype, rule: Rule | None = None) -> int:
         """Address of a kernel, compiled (or read from the cache) before a step writes anything."""
         name = f"{name}_{dtype.name}"
-        if name not in self._compiled:
+        module = self._module_of(rule)
+        if (module, name) not in self._compiled:
             t = self._numba.types
             signature = t.void(t.CPointer(t.uint64), t.CPointer(self._numba.from_dtype(dtype)), t.int64, t.int64)
             try:
-                compiled = self._numba.cfunc(signature, cache=self._cached)(getattr(self._module, name))
+                compiled = self._numba.cfunc(signature, cache=self._cached)(getattr(module, name))
             except UNREADABLE as error:
                 if not self._cached:
                     raise
                 self._give_up_cache(error)
-                compiled = self._numba.cfunc(signature, cache=False)(getattr(self._module, name))
-            self._compiled[name] = compiled
-        return int(self._compiled[name].address)
+                compiled = self._numba.cfunc(signature, cache=False)(getattr(self._module_of(rule), name))
+            module = self._module_of(rule)
+            self._compiled[module, name] = compiled
+        return int(self._compiled[module, name].address)
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         jobs = []  # one for each dtype in a call
@@ -165,7 +179,7 @@ class NumbaBackend(Backend):
             for dtype in checks.DTYPES:
                 chosen = [row for row in rows if row[0].dtype == dtype and row[0].size]
                 if chosen:
-                    address = self._kernel(kernel.name, dtype)
+                    address = self._kernel(kernel.name, dtype, kernel.rule)
                     addresses = [tuple(map(_address, row)) for row in chosen]
                     jobs.append((i, dtype, _Job(address, addresses, [row[0].size for row in chosen], dtype.itemsize)))
 

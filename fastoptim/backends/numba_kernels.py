@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from ..arrays import checks
 from ..rules import lowering
 from ..rules.norm import NORM_BLOCK, NORM_LANES
-from ..rules.table import Kernel, kernels
+from ..rules.table import Kernel, Rule, kernels
 
 ROWS = 8  # rows of a norm block that are added between two stores of the lanes
 _PRELUDE = """\
@@ -30,8 +31,8 @@ def pointer(typing, address):
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.uint64), build
-
-
+"""
+_DRIVER = """\
 @intrinsic
 def call(typing, kernel, row, k, first, count):
     # Call a kernel by its address: one driver, compiled once, then serves them all.
@@ -159,15 +160,26 @@ def _update(kernel: Kernel, dtype: np.dtype[Any]) -> str:
     )
 
 
+def _updates(rules: Sequence[Rule] | None = None) -> list[str]:
+    """The update rules, and a loop for each kernel and dtype."""
+    functions = lowering.rule_sources(rules=rules) + [lowering.element(kernel) for kernel in kernels(rules)]
+    loops = [_update(kernel, dtype) for kernel in kernels(rules) for dtype in checks.DTYPES]
+    return [f"@exact\n{text}\n" for text in functions] + loops
+
+
+def own_source(rule: Rule) -> str:
+    """The module that is compiled for a rule that is not in the table."""
+    return "\n\n".join([_PRELUDE, *_updates([rule])])
+
+
 def source() -> str:
-    """The module that is compiled: the update rules, a loop for each kernel and dtype, and the norm."""
-    functions = lowering.rule_sources() + [lowering.element(kernel) for kernel in kernels()]
+    """The module that is compiled for the rules of the table, with the driver and the norm."""
     rows = [f"            lane = lane + square(scaling, s, x[i + np.uintp({j * NORM_LANES})])" for j in range(ROWS)]
     return "\n\n".join(
         [
             _PRELUDE,
-            *(f"@exact\n{text}\n" for text in functions),
-            *(_update(kernel, dtype) for kernel in kernels() for dtype in checks.DTYPES),
+            _DRIVER,
+            *_updates(),
             _BLOCK_SUM.format(tile=ROWS * NORM_LANES, lanes=NORM_LANES, rows="\n".join(rows)),
             *(_NORM.format(dtype=dtype.name, lanes=NORM_LANES, block=NORM_BLOCK) for dtype in checks.DTYPES),
         ]

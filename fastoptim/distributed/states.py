@@ -11,12 +11,12 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from .. import rules
 from ..arrays import checks, layout
 from ..checkpoint import format, matching, slices
 from ..common.signals import deferred_signals
 from ..optimizers.base import Optimizer
 from ..optimizers.saving import load_snapshot, snapshot
+from ..rules.table import rules_of
 from .agreement import hyper_texts
 from .partition import Bucket, ranges
 from .slices import Array, Piece, Slices, nothing
@@ -24,22 +24,28 @@ from .slices import Array, Piece, Slices, nothing
 T = TypeVar("T")
 Own = Mapping[str, Mapping[str, Any]]  # name of a parameter -> "step", and this rank's elements of its states
 KINDS = ("slices", "optimizer", "training")
-SLOTS = tuple(dict.fromkeys(name for rule in rules.RULES.values() for name in rule.states))
 
 
 class States(Slices):
     """Keeps, saves and restores the states of a `ShardedOptimizer`."""
 
+    @property
+    def _slots(self) -> tuple[str, ...]:
+        """The names of all states that there may be."""
+        return tuple(dict.fromkeys(name for rule in rules_of(self._whole) for name in rule.states))
+
     def state_dict(self) -> dict[str, Any]:
         """Return `Optimizer.state_dict`'s content, whole, on every rank: for models whose states fit in one process."""
         with self._locked():
             parameters = self._whole._model.parameters
-            facts = np.zeros((len(parameters), 1 + len(SLOTS)), np.int64)  # the step count, and which states there are
+            facts = np.zeros(
+                (len(parameters), 1 + len(self._slots)), np.int64
+            )  # the step count, and which states there are
             for part, entry in self._entries():
-                facts[part.parameter] = [entry["step"], *(slot in entry for slot in SLOTS)]
+                facts[part.parameter] = [entry["step"], *(slot in entry for slot in self._slots)]
             facts = self._channel.most(facts)
             states: list[dict[str, Any]] = [{"step": int(row[0])} for row in facts]
-            for k, slot in enumerate(SLOTS, 1):
+            for k, slot in enumerate(self._slots, 1):
                 if facts[:, k].any():
                     for i, values in enumerate(self._gathered_states(slot)):
                         if facts[i, k]:
@@ -220,7 +226,7 @@ class States(Slices):
                 if key != "parameter"
             }
             t = entry["step"]
-            if type(t) is not int or not 0 <= t < 2**63 or not set(entry) <= {"step", "parameter", *SLOTS}:
+            if type(t) is not int or not 0 <= t < 2**63 or not set(entry) <= {"step", "parameter", *self._slots}:
                 raise ValueError(f"state of parameter {self._names[part.parameter]!r}: not a step count and states")
         names = list(piece.optimizer.param_groups[0]["names"])
         return {

@@ -21,6 +21,7 @@ from ..common.public import public
 from ..common.threads import resolve_threads
 from ..common.trees import Structure, leaves_of
 from ..common.validation import check_range, real
+from ..rules.table import Rule
 from . import saving
 from .groups import Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
 from .hyperparameters import NotNeeded, PerGroup, UpdateSpec
@@ -37,9 +38,10 @@ class Optimizer:
     sets all groups; a list sets one value per group.
     """
 
-    _rules: tuple[str, ...]
+    _rules: tuple[str | Rule, ...]
     _names: tuple[str, ...]
     _spec: Callable[..., UpdateSpec]
+    _resolve = staticmethod(resolve)
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Optimizer:
             if self._model.grouped
             else [{"params": params}]
         )
-        self._backend = resolve(backend, tuple(x for group in groups for x in leaves_of(group["params"])))
+        self._backend = self._resolve(backend, tuple(x for group in groups for x in leaves_of(group["params"])))
         if state_dir is not None or memory_budget is not None:
             self._backend = OffloadBackend(self._backend, state_dir, memory_budget)
         for group in groups:

@@ -194,6 +194,13 @@ class Groups:
         )
 
 
+def momentum_of(group: Mapping[str, Any]) -> float:
+    """How much of a step goes on in the next, as far as a group says: 0 for rules that know no such thing."""
+    betas = group.get("betas", group.get("beta1", 0.0))
+    momentum = group.get("momentum", betas[0] if isinstance(betas, tuple) and betas else betas)
+    return float(momentum) if isinstance(momentum, (int, float)) and 0.0 <= momentum < 1.0 else 0.0
+
+
 def listed(params: Any) -> Any:
     """`params`, or its items if it can be walked only once or is the values of a dict."""
     return list(params) if isinstance(params, (Iterator, ValuesView)) else params

@@ -18,7 +18,7 @@ from ..checkpoint.matching import assign, check_arrays, to_host
 from ..checkpoint.slices import check_slices, read_slices
 from ..common.signals import deferred_signals
 from ..common.validation import real
-from ..rules.table import RULES
+from ..rules.table import Rule, rules_of
 from .groups import Groups, Parameter, ParamGroups
 from .hyperparameters import UpdateSpec
 
@@ -29,7 +29,7 @@ class Savable(Protocol):
     _backend: Backend
     _model: Groups
     _threads: int
-    _rules: tuple[str, ...]
+    _rules: tuple[str | Rule, ...]
     _names: tuple[str, ...]
     _spec: Callable[..., UpdateSpec]
 
@@ -195,7 +195,7 @@ def _loaded(optimizer: Savable, parameter: Parameter, entry: Any) -> tuple[int, 
     t = rest.pop("step", None)
     if isinstance(t, bool) or not isinstance(t, (int, np.integer)) or not 0 <= t < 1 << 63:
         raise ValueError(f"{what}: step must be an int from 0 to 2**63, got {t!r}")
-    rules = [RULES[name] for name in optimizer._rules]
+    rules = rules_of(optimizer)
     if t and (missing := set.intersection(*(set(rule.states) | set(rule.scalars) for rule in rules)) - rest.keys()):
         raise ValueError(f"{what} lacks {sorted(missing)}")
     p = parameter.group["params"][parameter.index]

@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -28,9 +28,9 @@ from .table import RULES, Kernel, Rule
 
 OPERATIONS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 # What an expression of a rule may be made of. A literal would be a float64 in the middle of float32 arithmetic.
-_COMPARISONS = (ast.Compare, ast.Gt, ast.GtE, ast.Lt, ast.LtE)
+COMPARISONS = (ast.Gt, ast.GtE, ast.Lt, ast.LtE)
 _NAMES = (ast.Name, ast.Load, ast.Store, ast.Tuple, ast.Call)
-_EXPRESSIONS = (*_NAMES, *_COMPARISONS, ast.BinOp, *OPERATIONS)
+_EXPRESSIONS = (*_NAMES, ast.Compare, *COMPARISONS, ast.UnaryOp, ast.USub, ast.BinOp, *OPERATIONS)
 _CALLS = {"sqrt": 1, "where": 3}
 
 
@@ -88,10 +88,10 @@ def scalar(function: Callable[..., Any], calls: bool = False) -> str:
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
-def rule_sources(calls: bool = False) -> list[str]:
-    """The sources of all functions that work on elements, for scalars."""
+def rule_sources(calls: bool = False, rules: Iterable[Rule] | None = None) -> list[str]:
+    """The sources of all functions that work on elements, for scalars; of `rules`, by default those of the table."""
     functions: list[Callable[..., Any]] = [updates.scale, updates.coupled, updates.plain, updates.decoupled]
-    functions += [rule.function for rule in RULES.values()]
+    functions += [rule.function for rule in (RULES.values() if rules is None else rules)]
     return [scalar(function, calls) for function in functions]
 
 

@@ -30,7 +30,10 @@ def update(kernel: Kernel, p: Array, g: Array, states: Sequence[Array], scalars:
         result, *new_states = rule.function(g, p, *states, *coefficients)
         if rule.gives == "step":
             result = updates.decoupled(p, result, decay) if kernel.decay == "decoupled" else updates.plain(p, result)
-        for target, new in zip((p, *states), (result, *new_states), strict=True):
+        values = [result, *new_states]
+        for i, value in enumerate(values):  # a rule may hand an array on as another: it is not to be overwritten first
+            values[i] = value.copy() if any(value is x for x in (p, *states)) else value
+        for target, new in zip((p, *states), values, strict=True):
             target[...] = new
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -51,7 +51,14 @@ class Rule:
     def __hash__(self) -> int:
         return hash(self.function)
 
+    @property
+    def own(self) -> bool:
+        """Whether a user has written it, so that it is not in the table."""
+        return RULES.get(self.name) is not self
+
     def __reduce__(self) -> Any:
+        if self.own:
+            raise TypeError(f"{self.name} is a rule of your own: pickle the class that has it, or its optimizers")
         return (RULES.__getitem__, (self.name,))
 
 
@@ -76,6 +83,11 @@ RULES: dict[str, Rule] = {
 DECAYS = ("none", "coupled", "decoupled")
 
 
+def rules_of(optimizer: Any) -> list[Rule]:
+    """The rules that an optimizer or its class may use, which it names or, where a user has written them, holds."""
+    return [RULES[rule] if isinstance(rule, str) else rule for rule in optimizer._rules]
+
+
 class Kernel(NamedTuple):
     """What is compiled: a rule with one kind of weight decay.
 
@@ -91,11 +103,11 @@ class Kernel(NamedTuple):
         return f"{self.rule.name}_{self.decay}"
 
 
-def kernels() -> list[Kernel]:
-    """Every kernel there is. A rule that gives the parameter itself knows no decoupled decay."""
+def kernels(rules: Iterable[Rule] | None = None) -> list[Kernel]:
+    """Every kernel of `rules`, or of the table. A rule that gives the parameter itself knows no decoupled decay."""
     return [
         Kernel(rule, decay)
-        for rule in RULES.values()
+        for rule in (RULES.values() if rules is None else rules)
         for decay in DECAYS
         if not (rule.gives == "parameter" and decay == "decoupled")
     ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..optimizers.groups import momentum_of
 from .diagnosis import MINIMUM, Diagnosis
 from .diagnosis import diagnose as read_curve
 from .loop import Loop
@@ -61,7 +62,7 @@ def curve_reader(loop: Loop) -> Callable[[], Diagnosis] | None:
         if len(losses) < MINIMUM:
             return None
     group = loop.optimizer.param_groups[0]
-    momentum = float(group["momentum"] if "momentum" in group else group["betas"][0])
+    momentum = momentum_of(group)
     fixed = loop.batches.batch_size == loop.batches.examples
     return partial(read_curve, losses, fixed_batch=fixed, momentum=momentum, lr=float(group["lr"]))
 

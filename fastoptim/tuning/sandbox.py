@@ -14,6 +14,7 @@ from ..common.generators import _GENERATORS, _generator_state, _generators_withi
 from ..common.signals import Interrupts
 from ..common.trees import Structure
 from ..optimizers.base import Optimizer
+from ..optimizers.groups import momentum_of
 from ..optimizers.names import OPTIMIZERS
 from ..training.data import Minibatches
 
@@ -83,7 +84,7 @@ class Sandbox:
             groups = self._new_optimizer(lr).param_groups
         self.default_lr = float(groups[0]["lr"])
         self._ratios = [group["lr"] / self.default_lr if self.default_lr else 1.0 for group in groups]
-        self.momentum = float(groups[0]["momentum"] if "momentum" in groups[0] else groups[0]["betas"][0])
+        self.momentum = momentum_of(groups[0])
 
     def __enter__(self) -> Sandbox:
         self._saved = [array.copy(order="K") for array in self._arrays]

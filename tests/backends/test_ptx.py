@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy import where
 
+import fastoptim as fo
 from fastoptim.backends.cuda import kernels
 from fastoptim.rules import Kernel, lowering, updates
 from fastoptim.rules.norm import NORM_LANES
@@ -99,6 +101,22 @@ def test_updates_hold_the_operations_of_the_rule_and_wide_loads(rule, dtype):
         )
         assert ptx.count(f"ld.global.v{width}.{suffix}") % streams == 0
         assert ptx.count(f"ld.global.v{width}.{suffix}") > 0
+
+
+def small(g, p, m, a, b, c):
+    m = a * m + b * g
+    return where(m < -c, -c, m), m
+
+
+def test_a_rule_of_somebody_else_rounds_each_operation_by_itself():
+    own = [fo.rule(small, states="m", coefficients=lambda lr=0.1: (lr, lr, lr))._rules[0]]
+    for dtype in DTYPES:
+        module = lowering.load(f"cuda_{dtype.name}", kernels.source(dtype, rules=own))
+        signatures = kernels.signatures(dtype, own)
+        ptx = compiled(module.own_small_coupled, signatures["own_small_coupled"])
+        counts = operations(ptx)
+        assert faults(ptx) == []
+        assert 3 * counts["mul"] == 4 * (counts["add"] + counts["sub"]) > 0  # scale and decay, then the rule's own
 
 
 def test_norm_adds_in_float64_whatever_the_dtype():

@@ -56,8 +56,8 @@ def unknown_call(p, g):
     return (np.exp(p),)
 
 
-def negation(p, g):
-    return (-p, g)
+def inversion(p, g):
+    return (~p, g)
 
 
 def augmented(p, g):
@@ -71,7 +71,7 @@ def branch(p, g):
     return (p,)
 
 
-@pytest.mark.parametrize("function", [literal, power, unknown_call, negation, augmented, branch])
+@pytest.mark.parametrize("function", [literal, power, unknown_call, inversion, augmented, branch])
 def test_what_a_rule_may_not_use_is_refused(function):
     with pytest.raises(SyntaxError, match="an update rule may"):
         lowering.scalar(function)

@@ -27,6 +27,7 @@ from ...arrays import checks
 from ...common.threads import ForkSafeLock
 from ...rules import lowering
 from ...rules.norm import NORM_BLOCK, NORM_LANES
+from ...rules.table import Rule
 from ..base import Backend, KernelCall, Launch, Norm, Scalars
 from .device_arrays import ContiguousOnDevice, HostLayout, Vector, _address, _check_aligned, _dense_strides, _streams
 from .kernels import THREADS, VECTOR_BYTES, signatures, source
@@ -88,8 +89,8 @@ class CudaBackend(Backend):
             self.threads = THREADS
         self._cuda = cuda
         self._lock = ForkSafeLock(reentrant=True)
-        self._modules: dict[np.dtype, Any] = {}
-        self._kernels: dict[tuple[str, np.dtype], Any] = {}
+        self._modules: dict[tuple[np.dtype, Rule | None], Any] = {}
+        self._kernels: dict[tuple[str, np.dtype, Rule | None], Any] = {}
         self._launchers: dict[tuple[Any, ...], Any] = {}
         self._streams: dict[int | None, Any] = {}
         self._tables: dict[int | None, _Table] = {}
@@ -99,18 +100,19 @@ class CudaBackend(Backend):
 
     # --- kernels and launches
 
-    def kernel(self, name: str, dtype: np.dtype) -> Any:
-        """A kernel, compiled (or read from the cache on disk) on first use."""
-        key = (name, dtype)
+    def kernel(self, name: str, dtype: np.dtype, rule: Rule | None = None) -> Any:
+        """A kernel, compiled (or read from the cache on disk) on first use; `rule` if a user has written its rule."""
+        key = (name, dtype, rule)
         if key not in self._kernels:
-            if dtype not in self._modules:
-                text = source(dtype, self.threads, self.simulated)
-                self._modules[dtype] = lowering.load(f"cuda_{dtype.name}", text)
-            function = getattr(self._modules[dtype], name)
+            own = None if rule is None else [rule]
+            if (dtype, rule) not in self._modules:
+                text = source(dtype, self.threads, self.simulated, own)
+                self._modules[dtype, rule] = lowering.load(f"cuda_{dtype.name}", text)
+            function = getattr(self._modules[dtype, rule], name)
             if self.simulated:
                 self._kernels[key] = self._cuda.jit(function)
             else:
-                self._kernels[key] = self._cuda.jit(signatures(dtype)[name], cache=True)(function)
+                self._kernels[key] = self._cuda.jit(signatures(dtype, own)[name], cache=True)(function)
         return self._kernels[key]
 
     def _launch(self, kernel: Any, grid: int | tuple[int, int], stream: Any, *arguments: Any) -> None:
@@ -188,7 +190,7 @@ class CudaBackend(Backend):
                 chosen = [row for row in rows if row[0].dtype == dtype and row[0].size]
                 if not chosen:
                     continue
-                compiled = self.kernel(kernel.name, dtype)
+                compiled = self.kernel(kernel.name, dtype, kernel.rule if kernel.rule.own else None)
                 piece = self._piece(sum(p.size for p, *_ in chosen))
                 pieces = [-(-p.size // piece) for p, *_ in chosen]
                 launches.append((i, dtype, compiled, (len(words), len(chosen), sum(pieces), piece)))

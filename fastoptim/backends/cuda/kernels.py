@@ -9,7 +9,7 @@ import numpy as np
 
 from ...rules import lowering
 from ...rules.norm import NORM_BLOCK, NORM_LANES
-from ...rules.table import Kernel, kernels
+from ...rules.table import Kernel, Rule, kernels
 
 THREADS = 256  # per block
 VECTOR_BYTES = 16  # the widest load
@@ -280,8 +280,13 @@ def _sum_squares(n: int, threads: int) -> str:
     )
 
 
-def source(dtype: np.dtype, threads: int = THREADS, simulated: bool = False) -> str:
-    """The module of kernels for one dtype: for the compiler, or for the simulator."""
+def source(
+    dtype: np.dtype, threads: int = THREADS, simulated: bool = False, rules: Sequence[Rule] | None = None
+) -> str:
+    """The module of kernels for one dtype: for the compiler, or for the simulator.
+
+    `rules` are those that a user has written; by default it is the table, with the norm and what else there is.
+    """
     width = VECTOR_BYTES // dtype.itemsize
     if simulated:
         operations = _SIMULATED.format(dtype=dtype.name, width=width)
@@ -295,29 +300,28 @@ def source(dtype: np.dtype, threads: int = THREADS, simulated: bool = False) -> 
             vector=", ".join(f"x{j}" for j in range(width)),
             operations="\n".join(f"{name} = libdevice.{function}" for name, function in _OPERATIONS[dtype].items()),
         )
-    elements = [lowering.element(kernel, suffix="_element") for kernel in kernels()]
+    elements = [lowering.element(kernel, suffix="_element") for kernel in kernels(rules)]
+    norm = [*(_sum_squares(n, threads) for n in (1, 3)), _TREE.format(twice=2 * threads), _PLAIN]
     return "\n\n".join(
         [
             _PRELUDE,
             operations,
-            *(f"@inlined\n{text}\n" for text in lowering.rule_sources(calls=True) + elements),
+            *(f"@inlined\n{text}\n" for text in lowering.rule_sources(True, rules) + elements),
             _FIND,
-            *(_update(kernel, width) for kernel in kernels()),
-            *(_sum_squares(n, threads) for n in (1, 3)),
-            _TREE.format(twice=2 * threads),
-            _PLAIN,
+            *(_update(kernel, width) for kernel in kernels(rules)),
+            *(norm if rules is None else ()),
         ]
     )
 
 
-def signatures(dtype: np.dtype) -> dict[str, tuple[Any, ...]]:
+def signatures(dtype: np.dtype, rules: Sequence[Rule] | None = None) -> dict[str, tuple[Any, ...]]:
     """Kernel name -> argument types."""
     from numba import from_dtype, types
 
     T, whole = from_dtype(dtype), types.int64
     table, sums = types.Array(types.int64, 1, "C"), types.Array(types.float64, 1, "C")
     result: dict[str, tuple[Any, ...]] = {}
-    for kernel in kernels():
+    for kernel in kernels(rules):
         k = types.UniTuple(T, len(lowering.arguments(kernel.rule)[1]))
         result[kernel.name] = (table, whole, whole, whole, whole, k)
     for n in (1, 3):

@@ -71,6 +71,18 @@ def test_step_equals_reference_on_raw_bits(backend, variant):
         assert differing(backend, variant, dtype, BORDERS[offset::3], raw_bits, offset=offset) == []
 
 
+def small(g, p, m, a, b, c):
+    m = a * m + b * g
+    return np.where(m < -c, -c, m), m
+
+
+def test_a_rule_of_somebody_else_is_compiled_too(backend):
+    rule = fo.rule(small, states="m", coefficients=lambda lr=0.1: (lr, lr, lr))._rules[0]
+    for dtype, decay in zip(DTYPES, ("coupled", "decoupled"), strict=True):
+        variant = cases.Variant(rule, None, decay, False)
+        assert differing(backend, variant, dtype, BORDERS, raw_bits) == []
+
+
 def test_every_border_aligned_and_not(backend):
     for offset in (0, 1):
         for dtype in DTYPES:

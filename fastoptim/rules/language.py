@@ -1,0 +1,221 @@
+"""Reads an update rule that a user has written, or says which line holds what no rule may hold.
+
+A rule is made of assignments and one return, of ``+ - * /``, negation, ``sqrt``, and ``where`` with one comparison: the
+operations that IEEE 754 rounds correctly everywhere. `own_rule` makes of it a function like those of `updates`, whose
+arguments have other names, so that none can clash with those of generated code.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from types import CodeType, FunctionType
+from typing import Any, NoReturn
+
+import numpy as np
+
+from . import lowering
+from .table import Rule, row
+
+_EXACT: dict[Any, tuple[str, int]] = {np.sqrt: ("sqrt", 1), np.where: ("where", 3)}
+_WHERE = "where(condition, a, b), from NumPy"
+_INSTEAD = {
+    "abs": "where(x < zero, -x, x), with a coefficient zero",
+    "max": "where(a > b, a, b)",
+    "min": "where(a < b, a, b)",
+    "sign": "where(x > zero, one, where(x < zero, minus_one, x)), with coefficients",
+    "square": "x * x",
+    "pow": "products, such as x * x, or compute the power in the function of the coefficients",
+}
+_INSTEAD |= {"absolute": _INSTEAD["abs"], "fabs": _INSTEAD["abs"], "power": _INSTEAD["pow"]}
+_INSTEAD |= {"maximum": _INSTEAD["max"], "minimum": _INSTEAD["min"], "clip": "two where"}
+_OPERATORS = {
+    ast.Pow: _INSTEAD["pow"],
+    ast.FloorDiv: "/",
+    ast.MatMult: "no products of matrices: a rule sees one element",
+}
+_STATEMENTS = {
+    ast.AugAssign: "write it out, x = x + y: in place it would change the caller's array",
+    ast.If: f"choose between two values with {_WHERE}",
+    ast.For: "write the steps out",
+    ast.While: "write the steps out",
+}
+_STATES = ("w", "x", "y", "z")
+
+
+class _Reader:
+    """One function: what its names stand for, and where its lines are."""
+
+    def __init__(self, function: FunctionType, tree: ast.FunctionDef, first_line: int, lines: Sequence[str]):
+        self.function, self.tree, self.first, self.lines = function, tree, first_line, lines
+        self.names: dict[str, str] = {}
+
+    def refuse(self, node: ast.AST, why: str) -> NoReturn:
+        """SyntaxError for a part of the function, with its file and line."""
+        line = getattr(node, "lineno", 1)
+        where = (self.function.__code__.co_filename, self.first + line - 1, None, self.lines[line - 1].rstrip())
+        raise SyntaxError(f"update rule {self.function.__name__}, line {where[1]}: {why}", where)
+
+    # --- names
+
+    def arguments(self, states: Sequence[str]) -> list[str]:
+        """The names of the coefficients, after all arguments got their standard names."""
+        given = self.tree.args
+        odd = given.vararg or given.kwarg or given.kwonlyargs or given.posonlyargs or given.defaults
+        names = [argument.arg for argument in given.args]
+        if odd or len(names) < 2 + len(states):
+            wanted = ", ".join(("g", "p", *states))
+            self.refuse(
+                self.tree,
+                f"expected the arguments ({wanted}, coefficients...): gradient, parameter, {len(states)} states, then "
+                f"coefficients, without defaults; got ({ast.unparse(given)})",
+            )
+        coefficients = names[2 + len(states) :]
+        standard = ["g", "p", *_STATES[: len(states)], *(f"c{i}" for i in range(len(coefficients)))]
+        self.names = dict(zip(names, standard, strict=False))
+        return coefficients
+
+    def meaning(self, node: ast.expr) -> Any:
+        """What a name such as ``sqrt`` or ``np.sqrt`` stands for where the function was written; None if unknown."""
+        if isinstance(node, ast.Attribute):
+            return getattr(self.meaning(node.value), node.attr, None)
+        if not isinstance(node, ast.Name):
+            return None
+        known = inspect.getclosurevars(self.function)
+        for names in (known.nonlocals, self.function.__globals__, vars(builtins)):
+            if node.id in names:
+                return names[node.id]
+        return None
+
+    # --- expressions
+
+    def expression(self, node: ast.expr) -> ast.expr:
+        text = ast.unparse(node)
+        if isinstance(node, ast.Name):
+            if node.id not in self.names:
+                self.refuse(node, f"{text} is no argument and was not assigned above: make it a coefficient")
+            return ast.Name(self.names[node.id], ast.Load())
+        if isinstance(node, ast.Constant):
+            self.refuse(node, f"{text} is a constant: make it a coefficient, which is rounded once to the dtype")
+        if isinstance(node, ast.BinOp):
+            if type(node.op) not in lowering.OPERATIONS:
+                instead = _OPERATORS.get(type(node.op), "+ - * /")
+                self.refuse(node, f"{text}: {type(node.op).__name__} is no exact operation: use {instead}")
+            return ast.BinOp(self.expression(node.left), node.op, self.expression(node.right))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return ast.UnaryOp(node.op, self.expression(node.operand))
+        if isinstance(node, ast.Call):
+            return self.call(node)
+        if isinstance(node, ast.Compare):
+            self.refuse(node, f"{text}: a comparison may only be the condition of where")
+        instead = f": use {_WHERE}" if isinstance(node, (ast.IfExp, ast.BoolOp)) else ""
+        self.refuse(node, f"{text}: {type(node).__name__} is no exact operation{instead}")
+
+    def call(self, node: ast.Call) -> ast.expr:
+        text, what = ast.unparse(node), self.meaning(node.func)
+        callee = ast.unparse(node.func)
+        name, count = _EXACT.get(what, ("", 0)) if isinstance(what, (np.ufunc, type(np.where))) else ("", 0)
+        if not name:
+            instead = _INSTEAD.get(callee.rpartition(".")[2], "+ - * /, and sqrt and where from NumPy")
+            found = f" (here it is {what.__module__}.{what.__name__})" if callee in ("sqrt", "where") and what else ""
+            self.refuse(node, f"{text}: {callee}{found} is no exact operation: use {instead}")
+        if len(node.args) != count or node.keywords or any(isinstance(a, ast.Starred) for a in node.args):
+            self.refuse(node, f"{text}: {name} takes {count} argument{'s' if count > 1 else ''} and no keywords here")
+        values = node.args
+        if name == "where":
+            return ast.Call(
+                ast.Name(name, ast.Load()), [self.condition(values[0]), *map(self.expression, values[1:])], []
+            )
+        return ast.Call(ast.Name(name, ast.Load()), [self.expression(values[0])], [])
+
+    def condition(self, node: ast.expr) -> ast.expr:
+        if not isinstance(node, ast.Compare):
+            self.refuse(node, f"{ast.unparse(node)}: the condition of where must be one comparison")
+        if len(node.ops) != 1 or not isinstance(node.ops[0], lowering.COMPARISONS):
+            self.refuse(node, f"{ast.unparse(node)}: a comparison is one of > >= < <=, between two values")
+        return ast.Compare(self.expression(node.left), node.ops, [self.expression(node.comparators[0])])
+
+    # --- statements
+
+    def assignment(self, node: ast.stmt) -> ast.stmt:
+        if not isinstance(node, ast.Assign):
+            instead = _STATEMENTS.get(type(node), "a rule holds assignments and one return")
+            self.refuse(node, f"{ast.unparse(node).splitlines()[0]}: {type(node).__name__} is not allowed: {instead}")
+        target = node.targets[0]
+        if len(node.targets) != 1 or not isinstance(target, ast.Name):
+            self.refuse(node, f"{ast.unparse(node)}: assign one name at a time")
+        value = self.expression(node.value)
+        name = self.names.setdefault(target.id, f"t{len(self.names)}")
+        return ast.Assign([ast.Name(name, ast.Store())], value)
+
+    def results(self, node: ast.stmt, states: Sequence[str], gives: str) -> ast.stmt:
+        if not isinstance(node, ast.Return) or node.value is None:
+            self.refuse(node, "a rule ends with its only return")
+        values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+        if len(values) != 1 + len(states):
+            wanted = ", ".join((f"the {gives}", *(f"the new {name}" for name in states)))
+            self.refuse(node, f"expected to return {wanted}; got {ast.unparse(node.value)}")
+        return ast.Return(ast.Tuple([self.expression(value) for value in values], ast.Load()))
+
+    def body(self, states: Sequence[str], gives: str) -> list[ast.stmt]:
+        statements = self.tree.body[1 if ast.get_docstring(self.tree) is not None else 0 :]
+        if not statements:
+            self.refuse(self.tree, "the rule is empty")
+        made = [self.assignment(statement) for statement in statements[:-1]]
+        return [*made, self.results(statements[-1], states, gives)]
+
+
+def _source(function: Any) -> _Reader:
+    """The function and its source; TypeError or ValueError if there is none, or another than the function's."""
+    if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
+        raise TypeError(f"a rule is a function that was written with def, got {function!r}")
+    name, code = function.__name__, function.__code__
+    try:
+        lines, first = inspect.getsourcelines(function)
+        found = ast.parse(textwrap.dedent("".join(lines))).body[0]
+        whole = compile("".join(inspect.findsource(function)[0]), code.co_filename, "exec", dont_inherit=True)
+    except (OSError, TypeError, SyntaxError) as error:
+        raise ValueError(
+            f"update rule {name}: its source, from which kernels are made, cannot be found ({error}): write it in a "
+            "file or in a cell of a notebook"
+        ) from error
+    parts = ("co_firstlineno", "co_code", "co_names", "co_varnames", "co_consts")
+    same = any(all(getattr(other, part) == getattr(code, part) for part in parts) for other in _codes(whole))
+    if not isinstance(found, ast.FunctionDef) or not same:
+        raise ValueError(f"update rule {name}: its file {code.co_filename} has changed since it was loaded")
+    return _Reader(function, found, first, lines)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of every function in compiled source."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _codes(constant)
+
+
+def own_rule(function: Callable[..., Any], states: Sequence[str], gives: str, initial: Any) -> tuple[Rule, list[str]]:
+    """The rule that a user's function states, and the names of its coefficients.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no function written with ``def``, or its source cannot be found.
+    SyntaxError
+        It holds something else than exact operations; the message names it and its line.
+    """
+    reader = _source(function)
+    coefficients = reader.arguments(states)
+    body = reader.body(states, gives)
+    standard = [reader.names[argument.arg] for argument in reader.tree.args.args]
+    arguments = ast.arguments([], [ast.arg(name) for name in standard], None, [], [], None, [])
+    name = f"own_{function.__name__}"
+    made: Any = ast.FunctionDef(name, arguments, body, [])
+    made.type_params = []  # which Python 3.11 does not know
+    tree = ast.Module([made], [])
+    text = f"from numpy import sqrt, where\n\n\n{ast.unparse(ast.fix_missing_locations(tree))}\n"
+    made = getattr(lowering.load(f"rule_{function.__name__}", text), name)
+    return row(made, *states, gives=gives, initial=initial), coefficients

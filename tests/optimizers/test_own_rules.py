@@ -1,0 +1,404 @@
+"""`fo.rule`: a rule that a user writes has the bits of its function on every backend; what is not exact is refused."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import linecache
+import math
+import pickle
+import sys
+
+import numpy as np
+import pytest
+from numpy import sqrt, where
+
+import fastoptim as fo
+from fastoptim.backends import available
+from fastoptim.rules import Kernel, language
+from tests.support.cases import raw_bits, same_bits
+
+DTYPES = (np.float32, np.float64)
+BACKENDS = [name for name in ("numpy", "numba") if available(name) is None]
+
+
+# --- Three rules that the library does not have
+
+
+def qhm(g, p, m, a, b, now, later):
+    """Quasi-hyperbolic momentum (Ma and Yarats, 2019)."""
+    m = a * m + b * g
+    return now * g + later * m, m
+
+
+def qhm_coefficients(lr=1e-2, beta=0.999, nu=0.7):
+    return {"a": beta, "b": 1 - beta, "now": lr * (1 - nu), "later": lr * nu}
+
+
+def aggmo(g, p, slow, fast, a, b, c):
+    slow = a * slow + g
+    fast = b * fast + g
+    u = c * (slow + fast)
+    return u, slow, fast
+
+
+def aggmo_coefficients(lr=1e-2, betas=(0.9, 0.99)):
+    return betas[0], betas[1], lr / len(betas)
+
+
+@fo.rule(
+    coefficients=lambda t, lr=1e-3, beta=0.965: (beta, 1 - beta, lr * min(1, t / 3), 0), states="m", decay="decoupled"
+)
+def Tiger(g, p, m, a, b, size, zero):
+    m = a * m + b * g
+    sign = where(m > zero, size, where(m < zero, -size, m))
+    return sign, m
+
+
+QHM = fo.rule(qhm, states="momentum_buffer", coefficients=qhm_coefficients, decay="coupled", name="QHM")
+AggMo = fo.rule(aggmo, states=("slow", "fast"), coefficients=aggmo_coefficients)
+
+
+def by_hand(kind, p, states, g, t, T):
+    """One step as NumPy users write it, with coefficients rounded once."""
+    if kind is QHM:
+        a, b, now, later, wd = map(T, (0.95, 1 - 0.95, 0.1 * (1 - 0.6), 0.1 * 0.6, 0.03))
+        g = g + wd * p
+        m = a * states[0] + b * g
+        return p - (now * g + later * m), [m]
+    if kind is AggMo:
+        slow, fast = T(0.8) * states[0] + g, T(0.95) * states[1] + g
+        return p - T(0.1 / 2) * (slow + fast), [slow, fast]
+    m = T(0.9) * states[0] + T(1 - 0.9) * g
+    size = T(0.1 * min(1, t / 3))
+    sign = np.where(m > 0, size, np.where(m < 0, -size, m))
+    return p - (T(0.1 * 0.03) * p + sign), [m]
+
+
+HYPER = {
+    QHM: {"lr": 0.1, "beta": 0.95, "nu": 0.6, "weight_decay": 0.03},
+    AggMo: {"lr": 0.1, "betas": (0.8, 0.95)},
+    Tiger: {"lr": 0.1, "beta": 0.9, "weight_decay": 0.03},
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", HYPER, ids=lambda kind: kind.__name__)
+def test_steps_have_the_bits_of_the_rule(kind, backend):
+    rng = np.random.default_rng(3)
+    start = {f"{T.__name__}_{n}": raw_bits(rng, n, T) for T in DTYPES for n in (1, 5, 67, 4099)}
+    start["matrix"] = rng.standard_normal((40, 7))[:, ::2]
+    params = {name: x.copy() for name, x in start.items()}
+    opt = kind(params, backend=backend, **HYPER[kind])
+    assert opt.backend == backend
+    wanted, states, counts = dict(start), {}, dict.fromkeys(start, 0)
+    with np.errstate(all="ignore"):
+        for step in range(10):
+            grads = {name: raw_bits(rng, x.size, x.dtype.type).reshape(x.shape) for name, x in start.items()}
+            grads["matrix"] = rng.standard_normal(start["matrix"].shape)
+            if step == 4:
+                grads["float32_5"] = None
+            opt.step(grads, grad_scale=0.5)
+            for name, g in grads.items():
+                if g is not None:
+                    counts[name] += 1
+                    T = wanted[name].dtype.type
+                    own = states.setdefault(name, [np.zeros_like(g) for _ in opt._rules[0].states])
+                    wanted[name], states[name] = by_hand(kind, wanted[name], own, T(0.5) * g, counts[name], T)
+    for name, x in params.items():
+        assert same_bits(x, wanted[name]), name
+        entry = opt.state[name]
+        assert entry["step"] == counts[name]
+        for state, value in zip(opt._rules[0].states, states[name], strict=True):
+            assert same_bits(np.asarray(entry[state]), value), (name, state)
+
+
+@pytest.mark.parametrize("kind", HYPER, ids=lambda kind: kind.__name__)
+def test_clipping_skipping_groups_saving_and_copies(kind, tmp_path):
+    def make():
+        w, b = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), np.ones(4)
+        return w, b, kind([{"params": {"w": w}}, {"params": [b], "lr": 0.5}], backend=BACKENDS[-1], **HYPER[kind])
+
+    grads = [{"w": np.full((3, 4), 3.0, np.float32)}, [np.full(4, -2.0)]]
+    w, b, opt = make()
+    bad = [{"w": np.full((3, 4), np.nan, np.float32)}, [np.ones(4)]]
+    before = w.copy(), b.copy()
+    assert not opt.step(bad, skip_nonfinite=True).applied
+    assert same_bits(w, before[0]) and same_bits(b, before[1])
+    norm = math.sqrt(12 * 9 + 4 * 4)
+    assert opt.step(grads, max_norm=1.0).grad_norm == pytest.approx(norm, rel=1e-15)
+    assert [group["lr"] for group in opt.param_groups] == [0.1, 0.5]
+    opt.save(tmp_path / "own.ckpt")
+    w2, b2, other = make()
+    other.load(tmp_path / "own.ckpt")
+    copied = copy.deepcopy((w, b, opt))
+    pickled = pickle.loads(pickle.dumps((w, b, opt)))
+    assert type(pickled[2]) is kind
+    for x, y, optimizer in ((w, b, opt), (w2, b2, other), copied, pickled):
+        optimizer.step(grads)
+        assert same_bits(x, w) and same_bits(y, b) and optimizer.state_dict()["optimizer"] == kind.__name__
+    assert not same_bits(w, before[0])
+    with pytest.raises(ValueError, match="state dict is of"):
+        fo.SGD([{"params": {"w": w}}, {"params": [b]}]).load_state_dict(opt.state_dict())
+
+
+def test_functional_use_and_fit():
+    p, m = np.ones(3), np.zeros(3)
+    q = np.ones(3)
+    opt = QHM(q, lr=0.2, maximize=True)
+    for t in (1, 2):
+        QHM.update(p, np.full(3, 0.5), m, step=t, lr=0.2, maximize=True)
+        opt.step(np.full(3, 0.5))
+    assert same_bits(p, q) and same_bits(m, opt.state["0"]["momentum_buffer"])
+    with pytest.raises(TypeError, match="expected 1 states"):
+        QHM.update(p, p.copy(), step=1)
+    x = np.linspace(-1, 1, 60)
+
+    def loss_and_grad(params, batch):
+        error = params["a"] * batch[0] - batch[1]
+        return float(np.mean(error**2)), {"a": np.array([np.mean(2 * error * batch[0])])}
+
+    params = {"a": np.zeros(1)}
+    tiger = Tiger(params)
+    schedule = fo.schedules.cosine(0.1, 120)
+    fo.fit(loss_and_grad, params, (x, 3 * x), tiger, lr=schedule, steps=120, batch_size=20, rng=0, diagnose=False)
+    assert abs(params["a"][0] - 3) < 0.1
+
+
+def test_backends():
+    with pytest.raises(ValueError, match=r"backend='c' has no kernels for a rule of your own.*'auto'"):
+        QHM(np.ones(2), backend="c")
+    assert QHM(np.ones(2)).backend == BACKENDS[-1]
+    assert f"backend='{BACKENDS[-1]}'" in repr(QHM(np.ones(2)))
+
+
+def test_without_numba_a_rule_says_that_it_is_slower(monkeypatch):
+    from fastoptim.optimizers import own
+
+    monkeypatch.setattr(own, "available", lambda name: "backend 'numba' needs Numba: pip install numba")
+    with pytest.warns(RuntimeWarning, match="pip install numba.*runs on NumPy"):
+        opt = QHM(np.ones(2))
+    assert opt.backend == "numpy"
+
+
+# --- The language
+
+clashing = ("s", "k", "row", "scale", "count", "first", "offset", "i", "result", "decay", "table", "element")
+
+
+def clash(g, p, s, k, row, scale, count, first, offset, i, result, decay):
+    table = s * k + row * g
+    element = scale * table + count * p
+    root = sqrt(where(element > offset, element, -element))
+    return root * i - (result + decay), table, first * element
+
+
+def handed_on(gradient, parameter, x, y, a):
+    return a * gradient, y, parameter
+
+
+def given(g, p, a):
+    return p - a * g
+
+
+@pytest.mark.skipif(available("numba") is not None, reason="LOUD: no Numba, so lowered rules were not compiled")
+def test_names_results_and_first_values():
+    rng = np.random.default_rng(5)
+    Clash = fo.rule(clash, states=("s", "k"), coefficients=lambda lr=0.3: (lr, 0.2, 0.7, 0.9, 0.0, 0.4, 0.1, 0.6))
+    Handed = fo.rule(
+        handed_on, states=("x", "y"), coefficients=lambda lr=0.1: [lr], initial={"x": "lr", "y": "parameter"}
+    )
+    Given = fo.rule(given, gives="parameter", coefficients=lambda lr=0.1: {"a": lr}, decay="coupled")
+    for kind in (Clash, Handed, Given):
+        for T in DTYPES:
+            p = rng.standard_normal(1001).astype(T)
+            q, grads = p.copy(), [rng.standard_normal(1001).astype(T) for _ in range(3)]
+            one, two = kind(p, backend="numpy"), kind(q, backend="numba")
+            for g in grads:
+                one.step(g)
+                two.step(g)
+            assert same_bits(p, q)
+            for name in one._rules[0].states:
+                assert same_bits(one.state["0"][name], two.state["0"][name])
+    p = np.array([2.0, 3.0])
+    opt = Handed(p, lr=0.5, backend="numpy")
+    opt.step(np.ones(2))
+    assert opt.state["0"]["x"].tolist() == [2.0, 3.0] and opt.state["0"]["y"].tolist() == [2.0, 3.0]
+    opt.step(np.ones(2))
+    assert opt.state["0"]["y"].tolist() == [1.5, 2.5] and p.tolist() == [1.0, 2.0]
+    p = np.array([2.0])
+    Given(p, weight_decay=1.0).step(np.array([3.0]))
+    assert p[0] == 2.0 - 0.1 * (3.0 + 2.0)
+
+
+beta = 0.9
+
+REFUSED = {
+    "u = g ** c": r"line \d+: g \*\* c: Pow is no exact operation: use products",
+    "u = np.exp(g)": r"np.exp\(g\): np.exp is no exact operation",
+    "u = abs(g)": r"abs is no exact operation: use where\(x < zero, -x, x\)",
+    "u = np.maximum(g, p)": r"np.maximum is no exact operation: use where\(a > b, a, b\)",
+    "u = math.sqrt(g)": "math.sqrt is no exact operation: use .* sqrt and where from NumPy",
+    "u = 0.5 * g": "0.5 is a constant: make it a coefficient",
+    "u = beta * g": "beta is no argument and was not assigned above: make it a coefficient",
+    "u = g if g > c else p": r"IfExp is no exact operation: use where",
+    "u = (g > c) * p": "a comparison may only be the condition of where",
+    "u = np.where(g, p, c)": "the condition of where must be one comparison",
+    "u = np.where(p < g < c, p, c)": "a comparison is one of > >= < <=",
+    "u = np.where(p == g, p, c)": "a comparison is one of > >= < <=",
+    "u = np.sqrt(g, out=p)": "sqrt takes 1 argument and no keywords",
+    "u = g @ p": "MatMult is no exact operation",
+    "u = g.sum()": "g.sum is no exact operation",
+    "u = ~g": "Invert|UnaryOp is no exact operation",
+    "u = p\n    u += g": r"u \+= g: AugAssign is not allowed: write it out",
+    "u, v = g, p": "assign one name at a time",
+    "if g > c:\n        u = g": r"If is not allowed: choose between two values with where",
+    "return g, p\n    u = g": "Return is not allowed",
+    "u: float = g": "AnnAssign is not allowed",
+}
+
+
+@pytest.mark.parametrize("body", REFUSED)
+def test_what_is_not_exact_is_refused_with_its_line(body, tmp_path):
+    text = "import math\nimport numpy as np\n\nbeta = 0.9\n\n\ndef own(g, p, m, c):\n    m = c * m\n    "
+    module = load(tmp_path / "odd.py", f"{text}{body}\n    return u, m\n")
+    with pytest.raises(SyntaxError, match=REFUSED[body]) as caught:
+        fo.rule(module.own, states="m", coefficients=lambda lr: (lr,))
+    assert caught.value.filename == str(tmp_path / "odd.py")
+    lines = (tmp_path / "odd.py").read_text().splitlines()
+    assert caught.value.text == lines[caught.value.lineno - 1] and caught.value.lineno >= 9
+    assert "update rule own, line " in str(caught.value)
+
+
+def load(path, text):
+    path.write_text(text)
+    linecache.checkcache(str(path))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_signatures_and_results_are_checked():
+    def short(g):
+        return g
+
+    def defaults(g, p, m, c=1):
+        return c * g, m
+
+    def one(g, p, m, c):
+        return c * g
+
+    for function, message in ((short, r"expected the arguments \(g, p, m"), (defaults, "without defaults")):
+        with pytest.raises(SyntaxError, match=message):
+            fo.rule(function, states="m", coefficients=lambda lr: (lr,))
+    with pytest.raises(SyntaxError, match=r"expected to return the step, the new m; got c \* g"):
+        fo.rule(one, states="m", coefficients=lambda lr: (lr,))
+    for function in (lambda g, p, c: (c * g,), 3, np.sqrt):
+        with pytest.raises(TypeError, match="written with def"):
+            fo.rule(function, coefficients=lambda lr: (lr,))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"coefficients": lambda rate=0.1: (rate,)}, ValueError, "must take lr"),
+        ({"coefficients": lambda lr, step=3: (lr,)}, ValueError, "cannot be called 'step'"),
+        ({"coefficients": lambda lr, save=3: (lr,)}, ValueError, "cannot be called 'save'"),
+        ({"coefficients": lambda *lr: (lr,)}, TypeError, "names of their own"),
+        ({"coefficients": 3}, TypeError, "must be a function"),
+        ({"coefficients": lambda lr=0.1: (lr, 1)}, ValueError, r"must return \['c'\], got 2 numbers"),
+        ({"coefficients": lambda lr=0.1: {"d": lr}}, ValueError, r"must return \['c'\], got \['d'\]"),
+        ({"coefficients": lambda lr=0.1: lr}, TypeError, r"must return \['c'\], as a dict or tuple"),
+        ({"coefficients": lambda lr=0.1: (math.inf,)}, ValueError, "coefficient c must be finite"),
+        ({"gives": "steps"}, ValueError, "gives must be one of"),
+        ({"decay": "l2"}, ValueError, "decay must be one of"),
+        ({"decay": "decoupled", "gives": "parameter"}, ValueError, "needs gives='step'"),
+        ({"initial": {"n": 0}}, ValueError, "there is no state 'n'"),
+        ({"initial": {"m": "rate"}}, ValueError, r"initial\['m'\] must be one of"),
+        ({"states": ("m", "m")}, ValueError, "different names"),
+    ],
+)
+def test_options_are_checked(options, error, message):
+    def own(g, p, m, c):
+        return c * g, m
+
+    good = {"states": "m", "coefficients": lambda lr=0.1: (lr,)}
+    fo.rule(own, **good)
+    with pytest.raises(error, match=message):
+        fo.rule(own, **good | options)
+
+
+def test_hyperparameters_are_checked_and_attributes():
+    def own(g, p, c):
+        return c * g
+
+    def coefficients(t, lr, pair=(1, 2), on=True, kind="a", most=None):
+        return (lr / (t - 3) if kind == "late" else lr * sum(pair),)
+
+    Own = fo.rule(own, coefficients=coefficients)
+    for bad, error, message in (
+        ({"lr": "x"}, TypeError, "lr must be a real number"),
+        ({"lr": -1.0}, ValueError, "lr must be >= 0"),
+        ({"lr": 1, "pair": 3}, TypeError, "pair must be 2 numbers"),
+        ({"lr": 1, "on": 1}, TypeError, "on must be True or False"),
+        ({"lr": 1, "kind": 1}, TypeError, "kind must be a string"),
+        ({"lr": 1, "most": "x"}, TypeError, "most must be a real number"),
+        ({"lr": 1, "rate": 1}, TypeError, "has no hyperparameter 'rate'; it has lr, pair"),
+        ({}, TypeError, "needs a value for lr"),
+    ):
+        with pytest.raises(error, match=message):
+            Own(np.ones(2), backend="numpy", **bad)
+    p = np.ones(2)
+    opt = Own(p, lr=1.0, backend="numpy")
+    opt.pair = (3, 4)
+    opt.step(np.ones(2))
+    assert opt.pair == (3, 4) and p[0] == 1.0 - 7.0
+    opt.kind = "late"
+    opt.step(np.ones(2))
+    before = p.copy()
+    with pytest.raises(ZeroDivisionError):  # of step 3, in the user's function: before anything is written
+        opt.step(np.ones(2))
+    assert same_bits(p, before) and opt.state["0"]["step"] == 2
+
+
+def test_a_rule_without_source_or_with_another_is_refused(tmp_path):
+    names: dict = {}
+    exec("def own(g, p, c):\n    return c * g", names)
+    with pytest.raises(ValueError, match="its source, from which kernels are made, cannot be found"):
+        fo.rule(names["own"], coefficients=lambda lr: (lr,))
+    module = load(tmp_path / "moved.py", "def own(g, p, c):\n    return c * g\n")
+    (tmp_path / "moved.py").write_text("def own(g, p, c):\n    return c * (g + p)\n")
+    linecache.checkcache()
+    with pytest.raises(ValueError, match="has changed since it was loaded"):
+        fo.rule(module.own, coefficients=lambda lr: (lr,))
+
+
+def test_cells_of_a_notebook_have_source():
+    text = "import numpy as np\ndef own(g, p, c):\n    return c * np.sqrt(g)\n"
+    linecache.cache["<cell 7>"] = (len(text), None, text.splitlines(True), "<cell 7>")  # as IPython does
+    names: dict = {"__name__": "__main__"}
+    exec(compile(text, "<cell 7>", "exec"), names)
+    p = np.ones(2)
+    fo.rule(names["own"], coefficients=lambda lr=0.5: (lr,))(p, backend="numpy").step(np.full(2, 4.0))
+    assert p.tolist() == [0.0, 0.0]
+
+
+def test_classes_are_pickled_by_the_variable_that_holds_them(monkeypatch):
+    module = sys.modules[__name__]
+    monkeypatch.setattr(module, "SomeName", fo.rule(given, coefficients=lambda lr=0.1: (lr,)), raising=False)
+    assert pickle.loads(pickle.dumps(module.SomeName)) is module.SomeName
+    nowhere = fo.rule(given, coefficients=lambda lr=0.1: (lr,))
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        pickle.dumps(nowhere(np.ones(2), backend="numpy"))
+    assert type(copy.deepcopy(nowhere(np.ones(2), backend="numpy"))) is nowhere
+    with pytest.raises(TypeError, match="a rule of your own"):
+        pickle.dumps(Kernel(QHM._rules[0], "none"))
+
+
+def test_the_library_speaks_the_same_language():
+    from fastoptim.rules.table import RULES
+
+    for rule in RULES.values():
+        stated, names = language.own_rule(rule.function, rule.states, rule.gives, {})
+        assert names == list(rule.coefficients) and len(stated.coefficients) == len(names)
