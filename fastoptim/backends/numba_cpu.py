@@ -131,7 +131,7 @@ class NumbaBackend(Backend):
         self._module = lowering.load("numba_cpu", self._uncached(source()))
         self._own: dict[Rule, Any] = {}
         self._pool = _Pool(self._numba, self._module)
-        self._compiled: dict[tuple[Any, str], Any] = {}
+        self._compiled: dict[str, Any] = {}
 
     def _uncached(self, text: str) -> str:
         return text if self._cached else text.replace("cache=True", "cache=False")
@@ -159,7 +159,8 @@ class NumbaBackend(Backend):
         """Address of a kernel, compiled (or read from the cache) before a step writes anything."""
         name = f"{name}_{dtype.name}"
         module = self._module_of(rule)
-        if (module, name) not in self._compiled:
+        key = name if module is self._module else f"{module.__name__}.{name}"
+        if key not in self._compiled:
             t = self._numba.types
             signature = t.void(t.CPointer(t.uint64), t.CPointer(self._numba.from_dtype(dtype)), t.int64, t.int64)
             try:
@@ -169,9 +170,8 @@ class NumbaBackend(Backend):
                     raise
                 self._give_up_cache(error)
                 compiled = self._numba.cfunc(signature, cache=False)(getattr(self._module_of(rule), name))
-            module = self._module_of(rule)
-            self._compiled[module, name] = compiled
-        return int(self._compiled[module, name].address)
+            self._compiled[key] = compiled
+        return int(self._compiled[key].address)
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         jobs = []  # one for each dtype in a call
