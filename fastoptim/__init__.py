@@ -29,6 +29,9 @@ if TYPE_CHECKING:  # what type checkers see; at run time every name is loaded on
     from .optimizers.clipping import clip_grad_norm as clip_grad_norm
     from .optimizers.clipping import grad_norm as grad_norm
     from .optimizers.own import rule as rule
+    from .optimizers.saving import IncompatibleKeys as IncompatibleKeys
+    from .optimizers.torch_states import from_torch_state as from_torch_state
+    from .optimizers.torch_states import to_torch_state as to_torch_state
     from .training import Callback as Callback
     from .training import FitResult as FitResult
     from .training import Loop as Loop
@@ -59,6 +62,9 @@ _EXPORTS = {
     "clip_grad_norm": "optimizers.clipping",
     "grad_norm": "optimizers.clipping",
     "rule": "optimizers.own",
+    "IncompatibleKeys": "optimizers.saving",
+    "from_torch_state": "optimizers.torch_states",
+    "to_torch_state": "optimizers.torch_states",
     "pack": "arrays.packing",
     "minibatches": "training.data",
     "Minibatches": "training.data",

@@ -28,6 +28,8 @@ _DTYPES = {
     "C64": "<c8",
 }
 
+_MOST_BITS = 14_000  # of an int: what Python reads by default has at most 4300 digits
+
 
 def encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     """Turn `value` into what JSON can hold; arrays go to `arrays` under the path where they were found.
@@ -49,6 +51,8 @@ def encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
         if value.flags.f_contiguous and not value.flags.c_contiguous:
             return {"$tensor": name, "form": "F"}
         return {"$tensor": name}
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise TypeError(f"{path}: a checkpoint cannot hold an int of {value.bit_length()} bits")
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):

@@ -80,7 +80,10 @@ def check_tree(tree: Any, *, kind: str) -> None:
 def _prepared(tree: Any, kind: str) -> tuple[bytes, list[np.ndarray]]:
     """The header of a file that holds `tree`, and its arrays in their order."""
     arrays: dict[str, np.ndarray] = {}
-    text = json.dumps(encode(tree, "", arrays), allow_nan=False, separators=(",", ":"))
+    try:
+        text = json.dumps(encode(tree, "", arrays), allow_nan=False, separators=(",", ":"))
+    except RecursionError:
+        raise ValueError("a checkpoint cannot hold what is nested so deeply, or holds itself") from None
     ordered = sorted(arrays.items(), key=lambda item: -item[1].itemsize)  # keeps every array aligned within the file
     return make_header(text, ordered, kind), [array for _, array in ordered]
 

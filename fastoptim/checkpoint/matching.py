@@ -16,12 +16,20 @@ def check_arrays(expected: Mapping[str, Any], saved: Any) -> None:
     if not isinstance(saved, dict) or set(saved) != set(expected):
         raise CheckpointError("it has other parameters than this model")
     for name, p in expected.items():
-        device = getattr(p, "__cuda_array_interface__", None)
-        shape, dtype = (p.shape, p.dtype) if device is None else (device["shape"], np.dtype(device["typestr"]))
-        dtype = dtype.newbyteorder("=")  # as files are read
-        x = saved[name]
-        if not isinstance(x, np.ndarray) or x.dtype != dtype or x.shape != tuple(shape):
-            raise CheckpointError(f"parameter {name!r} is not of shape {tuple(shape)} and dtype {dtype}")
+        if not is_alike(p, saved[name]):
+            shape, dtype = _described(p)
+            raise CheckpointError(f"parameter {name!r} is not of shape {shape} and dtype {dtype}")
+
+
+def is_alike(p: Any, x: Any) -> bool:
+    """Whether `x` is an array of the shape and dtype of `p`, which may be a device's."""
+    return isinstance(x, np.ndarray) and (tuple(x.shape), x.dtype) == _described(p)
+
+
+def _described(p: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    device = getattr(p, "__cuda_array_interface__", None)
+    shape, dtype = (p.shape, p.dtype) if device is None else (device["shape"], np.dtype(device["typestr"]))
+    return tuple(shape), dtype.newbyteorder("=")  # as files are read
 
 
 def check_assignable(expected: Mapping[str, Any], saved: Mapping[str, np.ndarray]) -> None:

@@ -15,7 +15,7 @@ from ..arrays import checks, layout
 from ..checkpoint import format, matching, slices
 from ..common.signals import deferred_signals
 from ..optimizers.base import Optimizer
-from ..optimizers.saving import load_snapshot, snapshot
+from ..optimizers.saving import extra_part, load_snapshot, snapshot
 from ..rules.table import rules_of
 from .agreement import hyper_texts
 from .partition import Bucket, ranges
@@ -84,27 +84,28 @@ class States(Slices):
             with deferred_signals():
                 self._restore(state_dict, own, what)
 
-    def save(self, path: Any) -> None:
+    def save(self, path: Any, extra: Any = None) -> None:
         """Write a checkpoint, every rank its slice; any number of ranks, or a plain optimizer, can load it.
 
         Beside the file at `path`, which is written last and atomically, there is one file per rank,
         ``<name>.<token>.<rank>``: the folder must be one that all ranks and hosts share. The checkpoint before stays as
         ``<name>.previous``, with its slices; a file that is replaced hands down its mode, to slices too. If a rank
-        fails, all raise, and the last checkpoint is as it was.
+        fails, all raise, and the last checkpoint is as it was. `extra` is rank 0's, as for `Optimizer.save`.
         """
         with self._locked():
             channel, target = self._channel, os.path.realpath(os.fspath(path))
             token = channel.broadcast(secrets.token_hex(8))
             own = slices.slice_path(target, token, channel.rank)
             try:
-                self._together("saving a checkpoint", lambda: self._write_slice(own, token, target))
+                self._together("saving a checkpoint", lambda: self._write_slice(own, token, target, extra))
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(own)
                 raise
-            self._together("saving a checkpoint", lambda: self._write_manifest(target, token))
+            self._together("saving a checkpoint", lambda: self._write_manifest(target, token, extra))
 
-    def _write_slice(self, path: str, token: str, target: str) -> None:
+    def _write_slice(self, path: str, token: str, target: str, extra: Any) -> None:
+        format.check_tree(extra_part(extra), kind="slices")
         params, names = [layout.flat(np.asarray(p)) for _, p in self._parameters()], self._names
         parts = []
         for part, entry in self._entries():
@@ -113,7 +114,7 @@ class States(Slices):
             parts.append([names[part.parameter], part.start, part.stop, entry["step"], contents])
         format.write(path, {"token": token, "parts": parts}, kind="slice", keep_previous=False, like=target)
 
-    def _write_manifest(self, target: str, token: str) -> None:
+    def _write_manifest(self, target: str, token: str, extra: Any) -> None:
         """Commit the checkpoint that the slices make up, and remove slices that none needs any more; for rank 0."""
         if self._channel.rank != 0:
             return
@@ -132,11 +133,11 @@ class States(Slices):
             "optimizer": snapshot(self._whole, lambda x: x) | {"state": {}},
             "slices": written,
         }
-        format.write(target, tree, kind="slices")
+        format.write(target, tree | extra_part(extra), kind="slices")
         slices.remove_old_slices(target)
 
-    def load(self, path: Any) -> None:
-        """Read a checkpoint that any number of ranks, a plain optimizer or `fit` has written.
+    def load(self, path: Any) -> Any:
+        """Read a checkpoint that any number of ranks, a plain optimizer or `fit` has written; return its `extra`.
 
         Each rank reads the slices that overlap its own. Before anything is changed, the ranks compare the checksums of
         what they have read: if one has found another file (in a folder that is not shared, or in an old view of one),
@@ -155,6 +156,7 @@ class States(Slices):
                 else:
                     for name, p in self._parameters():
                         p[...] = params[name]
+            return tree.get("extra")
 
     def _own_content(self, path: Any, tree: Any) -> tuple[Mapping[str, Any], Own, Mapping[str, Array] | None]:
         """The optimizer's state dict, this rank's slices of states, and the whole parameters if they are all there."""

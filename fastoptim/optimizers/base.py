@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -20,11 +20,12 @@ from ..common.busy import BUSY, exclusive
 from ..common.public import public
 from ..common.threads import resolve_threads
 from ..common.trees import Structure, leaves_of
-from ..common.validation import check_range, real
+from ..common.validation import check_range, flag, real
 from ..rules.table import Rule
 from . import saving
 from .groups import Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
 from .hyperparameters import NotNeeded, PerGroup, UpdateSpec
+from .saving import IncompatibleKeys
 from .states import Plan, make_plan, state_view
 from .update import APPLIED, PLAIN
 
@@ -294,18 +295,63 @@ class Optimizer:
         with self._locked(reading=True):
             return saving.snapshot(self, self._backend.host_copy)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; names, shapes and dtypes must match, or nothing changes."""
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Restore what `state_dict` returned; names, shapes and dtypes must match, or nothing changes.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            Its groups in the same order; names within them in any.
+        strict : bool
+            False: load what fits, parameter by parameter, and return the names of the rest. Whatever is not loaded
+            stays as it is. States of another class load as far as both have them (Adam's into AdamW); hyperparameters
+            do not then, since they may mean something else.
+
+        Returns
+        -------
+        IncompatibleKeys
+            ``missing_keys`` and ``unexpected_keys``, both empty if `strict`.
+        """
         with self._locked():
-            saving.load_snapshot(self, state_dict)
+            return saving.load_snapshot(self, state_dict, flag("strict", strict))
 
-    def save(self, path: Any) -> None:
-        """Write parameters, states, step counts and hyperparameters to a checkpoint file."""
-        saving.save_optimizer(self, path)
+    def save(self, path: Any, extra: Any = None) -> None:
+        """Write parameters, states, step counts and hyperparameters to a checkpoint file.
 
-    def load(self, path: Any) -> None:
-        """Read what `save` wrote, into this optimizer and its parameters, in place."""
-        saving.load_optimizer(self, path)
+        Parameters
+        ----------
+        path : path
+            A file that is there is replaced in one moment, and stays as ``<name>.previous``.
+        extra : nesting of mappings, lists and tuples, optional
+            What else belongs to this moment: the step, the state of a random generator, a history. Its leaves are None,
+            bool, int, float, str, NumPy scalars and arrays; `load` returns them with the same values, types and dtypes
+            (dicts for mappings; subclasses become what they are derived from).
+
+        Raises
+        ------
+        TypeError, ValueError
+            `extra` holds something else; the error names where, and nothing was written.
+        """
+        saving.save_optimizer(self, path, extra)
+
+    @overload
+    def load(self, path: Any, strict: Literal[True] = True) -> Any: ...
+
+    @overload
+    def load(self, path: Any, strict: Literal[False]) -> tuple[Any, IncompatibleKeys]: ...
+
+    def load(self, path: Any, strict: bool = True) -> Any:
+        """Read what `save` wrote, into this optimizer and its parameters, in place; return its `extra`, or None.
+
+        ``extra, keys = opt.load(path, strict=False)`` loads what fits, as `load_state_dict` does, and tells the rest.
+
+        Raises
+        ------
+        CheckpointError
+            The file is not a whole checkpoint, or does not fit; nothing was changed.
+        """
+        extra, keys = saving.load_optimizer(self, path, strict)
+        return extra if strict else (extra, keys)
 
     # --- copies
 

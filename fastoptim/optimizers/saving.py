@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,10 +14,11 @@ from ..arrays.checks import check_companion
 from ..backends import Backend, resolve
 from ..checkpoint.files import CheckpointError
 from ..checkpoint.format import malformed, read, shortened, write
-from ..checkpoint.matching import assign, check_arrays, to_host
+from ..checkpoint.matching import assign, check_arrays, is_alike, to_host
 from ..checkpoint.slices import check_slices, read_slices
+from ..common.public import public
 from ..common.signals import deferred_signals
-from ..common.validation import real
+from ..common.validation import flag, real
 from ..rules.table import Rule, rules_of
 from .groups import Groups, Parameter, ParamGroups
 from .hyperparameters import UpdateSpec
@@ -56,28 +57,49 @@ class Savable(Protocol):
     def _drop_plan(self) -> None: ...
 
 
-def save_optimizer(optimizer: Savable, path: Any) -> None:
+@public
+class IncompatibleKeys(NamedTuple):
+    """What did not fit where ``strict=False`` allowed it: names, such as "w", "w.exp_avg" or "param_groups.0".
+
+    `missing_keys` are those of the optimizer that were not loaded and stay as they were; `unexpected_keys` are those of
+    what was loaded that found no place. An array of another shape or dtype is among both.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def save_optimizer(optimizer: Savable, path: Any, extra: Any = None) -> None:
     """Write parameters, states, step counts and hyperparameters of `optimizer`; what ``optimizer.save`` does."""
     with optimizer._locked(reading=True):
-        write(path, optimizer_tree(optimizer), kind="optimizer")
+        write(path, optimizer_tree(optimizer) | extra_part(extra), kind="optimizer")
 
 
-def load_optimizer(optimizer: Savable, path: Any) -> None:
+def extra_part(extra: Any) -> dict[str, Any]:
+    """The part of a checkpoint that holds what the caller keeps beside the optimizer; nothing for None."""
+    return {} if extra is None else {"extra": extra}
+
+
+def load_optimizer(optimizer: Savable, path: Any, strict: bool = True) -> tuple[Any, IncompatibleKeys]:
     """Read what `save_optimizer` or `fit` wrote into `optimizer` and its parameters, in place.
+
+    Returns the `extra` that it was saved with, and what did not fit.
 
     Raises
     ------
     CheckpointError
         The file is not a whole checkpoint, or one of other parameters or another optimizer; nothing was changed.
     """
+    strict = flag("strict", strict)
     tree = read(path, kind=("optimizer", "training", "slices"))
     with optimizer._locked():
         try:
             if isinstance(tree, dict) and "slices" in tree:
-                tree = whole_tree(optimizer, path, tree)
-            restore_optimizer(optimizer, tree)
+                tree = whole_tree(optimizer, path, tree, strict)
+            keys = restore_optimizer(optimizer, tree, strict)
         except CheckpointError as error:
             raise CheckpointError(f"{os.fspath(path)}: {error}") from error
+    return tree.get("extra"), keys
 
 
 def optimizer_tree(optimizer: Savable) -> dict[str, Any]:
@@ -86,38 +108,47 @@ def optimizer_tree(optimizer: Savable) -> dict[str, Any]:
     return {"params": params, "optimizer": snapshot(optimizer, to_host)}
 
 
-def restore_optimizer(optimizer: Savable, tree: Any) -> None:
+def restore_optimizer(optimizer: Savable, tree: Any, strict: bool = True) -> IncompatibleKeys:
     """Put `optimizer_tree`'s content back; CheckpointError, with nothing changed, if it does not fit."""
-    named = _named_parameters(optimizer)
+    named = dict(_named_parameters(optimizer))
     with malformed("the optimizer's part"):
         saved, state = tree["params"], tree["optimizer"]
-        check_arrays(dict(named), saved)
+        if strict:
+            check_arrays(named, saved)
+        misfits = [name for name, p in named.items() if name not in saved or not is_alike(p, saved[name])]
         for entry in state["state"].values():
             if type(entry["step"]) is not int or entry["step"] >= 2**63:
                 raise CheckpointError(f"step must be an int64, got {shortened(entry['step'])}")
         for group in state["param_groups"]:
             if any(_holds_array(value) for value in group.values()):
                 raise CheckpointError("a hyperparameter is an array")
-        for name, p in named:
+        for name, p in named.items():
             optimizer._backend.check_parameter(name, p)
         with deferred_signals():
-            load_snapshot(optimizer, state)
-            for name, p in named:
-                assign(p, saved[name])
+            keys = load_snapshot(optimizer, state, strict, misfits)
+            for name, p in named.items():
+                if name not in misfits:
+                    assign(p, saved[name])
+        return keys
 
 
-def whole_tree(optimizer: Savable, path: Any, tree: Any) -> dict[str, Any]:
+def whole_tree(optimizer: Savable, path: Any, tree: Any, strict: bool = True) -> dict[str, Any]:
     """The tree that one process would have saved."""
     with malformed("the slices"):
         described = {name: optimizer._backend.describe(p) for name, p in _named_parameters(optimizer)}
-        check_slices(tree, described)
+        if strict:
+            check_slices(tree, described)
+        else:  # read what fits
+            alike = {name: (tuple(x["shape"]), np.dtype(x["dtype"])) for name, x in tree["params"].items()}
+            described = {name: x for name, x in described.items() if alike.get(name) == x}
         flat = read_slices(path, tree, {name: (0, math.prod(shape)) for name, (shape, _) in described.items()})
         params, states = {}, {}
         for name, (shape, _) in described.items():
             entry = {key: x if key == "step" else x.reshape(shape) for key, x in flat[name].items()}
             params[name] = entry.pop("parameter")
             states[name] = entry
-        return {"params": params, "optimizer": tree["optimizer"] | {"state": states}}
+        states |= {name: {"step": 0} for name in tree["params"] if name not in states}  # only to be named
+        return {"params": params, "optimizer": tree["optimizer"] | {"state": states}} | extra_part(tree.get("extra"))
 
 
 def _holds_array(value: Any) -> bool:
@@ -151,8 +182,16 @@ def snapshot(optimizer: Savable, copy: Callable[[Any], Any]) -> dict[str, Any]:
     }
 
 
-def load_snapshot(optimizer: Savable, state_dict: Any) -> None:
-    """Put a snapshot into an optimizer that the caller has locked; TypeError or ValueError before anything changes."""
+Loaded = tuple[int, dict[str, Any], dict[str, float]]  # step count, states and scalars of a parameter
+
+
+def load_snapshot(
+    optimizer: Savable, state_dict: Any, strict: bool = True, misfits: Collection[str] = ()
+) -> IncompatibleKeys:
+    """Put a snapshot into an optimizer that the caller has locked; TypeError or ValueError before anything changes.
+
+    Unless `strict`, what does not fit is left out and named; so are the parameters `misfits`.
+    """
     try:
         version, kind = state_dict["version"], state_dict["optimizer"]
         entries, groups = state_dict["state"], state_dict["param_groups"]
@@ -160,24 +199,48 @@ def load_snapshot(optimizer: Savable, state_dict: Any) -> None:
         raise ValueError(f"not a state dict of an optimizer: {error}") from error
     if version != 1:
         raise ValueError(f"state dict has version {version!r}; this fastoptim reads version 1")
-    if kind != type(optimizer).__name__:
-        raise ValueError(f"state dict is of {kind}, this optimizer is {type(optimizer).__name__}")
-    _check_groups(optimizer, entries, groups)
-    parameters = optimizer._model.parameters
-    loaded = [_loaded(optimizer, parameter, entries[parameter.name]) for parameter in parameters]
+    own_kind = type(optimizer).__name__
+    if strict and kind != own_kind:
+        raise ValueError(f"state dict is of {kind}, this optimizer is {own_kind}; strict=False loads what they share")
+    keys = IncompatibleKeys([], [])
+    if strict:
+        _check_groups(optimizer, entries, groups)
+        hyper = [{name: group[name] for name in optimizer._names} for group in groups]
+    else:
+        hyper = _shared_hyperparameters(optimizer, groups if kind == own_kind else [], keys)
+        known = {parameter.name for parameter in optimizer._model.parameters}
+        keys.unexpected_keys.extend(name for name in entries if name not in known)
+    loaded: list[tuple[Parameter, Loaded]] = []
+    for parameter in optimizer._model.parameters:
+        what = f"state of parameter {parameter.name!r}"
+        if strict:
+            loaded.append((parameter, _loaded(optimizer, parameter, _entry(what, entries[parameter.name]))))
+        elif parameter.name not in entries:
+            keys.missing_keys.append(parameter.name)
+        else:
+            entry = _entry(what, entries[parameter.name])
+            fitting = None if parameter.name in misfits else _fitting(optimizer, parameter, entry, keys)
+            if fitting is None:
+                keys.missing_keys.append(parameter.name)
+                keys.unexpected_keys.append(parameter.name)
+            else:
+                loaded.append((parameter, _loaded(optimizer, parameter, fitting)))
     with deferred_signals():
         optimizer._drop_plan()
-        for parameter, (t, states, scalars) in zip(parameters, loaded, strict=True):
+        for parameter, (t, states, scalars) in loaded:
             parameter.t, parameter.states, parameter.scalars = t, states, scalars
-        for own, group in zip(optimizer.param_groups, groups, strict=True):
-            own.update({name: group[name] for name in optimizer._names})
+        for own, values in zip(optimizer.param_groups, hyper, strict=True):
+            own.update(values)
+    return keys
 
 
 def _check_groups(optimizer: Savable, entries: Any, groups: Any) -> None:
     """ValueError unless groups, names and hyperparameters of a snapshot are this optimizer's; names in any order."""
     names = [sorted(group["names"]) for group in optimizer.param_groups]
     if [isinstance(group, Mapping) and sorted(map(str, group.get("params", ()))) for group in groups] != names:
-        raise ValueError("state dict has other parameter groups or names than this optimizer")
+        raise ValueError(
+            "state dict has other parameter groups or names than this optimizer; strict=False loads what they share"
+        )
     if set(entries) != {name for group in names for name in group}:
         raise ValueError("state dict has states for other parameters than this optimizer")
     for group in groups:
@@ -186,17 +249,70 @@ def _check_groups(optimizer: Savable, entries: Any, groups: Any) -> None:
         type(optimizer)._spec(*optimizer._read(group))
 
 
-def _loaded(optimizer: Savable, parameter: Parameter, entry: Any) -> tuple[int, dict[str, Any], dict[str, float]]:
-    """Step count, states and scalars of one parameter from its entry in a snapshot."""
-    what, backend = f"state of parameter {parameter.name!r}", optimizer._backend
+def _shared_hyperparameters(optimizer: Savable, groups: Any, keys: IncompatibleKeys) -> list[dict[str, Any]]:
+    """For each group the hyperparameters of the only saved group that has parameters of it."""
+    found: list[dict[str, Any]] = []
+    homes: list[Any] = []
+    for i, own in enumerate(optimizer.param_groups):
+        sources = [group for group in groups if not set(own["names"]).isdisjoint(group["params"])]
+        source = sources[0] if len(sources) == 1 else None
+        found.append({name: source[name] for name in optimizer._names if source is not None and name in source})
+        if source is None:
+            keys.missing_keys.append(f"param_groups.{i}")
+        else:
+            homes.append(source)
+            missing = [name for name in optimizer._names if name not in source]
+            keys.missing_keys.extend(f"param_groups.{i}.{name}" for name in missing)
+        type(optimizer)._spec(*optimizer._read(own | found[-1]))
+    for i, group in enumerate(groups):
+        if not any(group is home for home in homes):
+            keys.unexpected_keys.append(f"param_groups.{i}")
+        else:
+            unknown = [name for name in group if name not in ("params", *optimizer._names)]
+            keys.unexpected_keys.extend(f"param_groups.{i}.{name}" for name in unknown)
+    return found
+
+
+def _entry(what: str, entry: Any) -> Mapping[str, Any]:
     if not isinstance(entry, Mapping):
         raise TypeError(f"{what}: expected a mapping, got {type(entry).__name__}")
+    return entry
+
+
+def _fitting(
+    optimizer: Savable, parameter: Parameter, entry: Mapping[str, Any], keys: IncompatibleKeys
+) -> dict[str, Any] | None:
+    """The part of an entry that a parameter can go on with; None if it can do so with nothing of it."""
+    rules = rules_of(optimizer)
+    known = {"step"}.union(*(set(rule.states) | set(rule.scalars) for rule in rules))
+    fitting = {name: value for name, value in entry.items() if name in known}
+    arrays = [value for name, value in fitting.items() if isinstance(value, np.ndarray)]
+    if any((x.shape, x.dtype) != (parameter.shape, parameter.dtype) for x in arrays):
+        return None
+    rule = type(optimizer)._spec(*optimizer._read(parameter.group)).kernel.rule
+    needed, always = {*rule.states, *rule.scalars}, _always(rules)
+    if fitting.get("step") and not always <= fitting.keys():
+        return None
+    keys.unexpected_keys.extend(f"{parameter.name}.{name}" for name in entry if name not in known)
+    if fitting.get("step"):
+        keys.missing_keys.extend(f"{parameter.name}.{name}" for name in sorted(needed - fitting.keys()))
+    return fitting
+
+
+def _always(rules: Sequence[Rule]) -> set[str]:
+    """States and scalars that every one of some rules has."""
+    return set.intersection(*(set(rule.states) | set(rule.scalars) for rule in rules))
+
+
+def _loaded(optimizer: Savable, parameter: Parameter, entry: Mapping[str, Any]) -> Loaded:
+    """Step count, states and scalars of one parameter from its entry in a snapshot."""
+    what, backend = f"state of parameter {parameter.name!r}", optimizer._backend
     rest = dict(entry)
     t = rest.pop("step", None)
     if isinstance(t, bool) or not isinstance(t, (int, np.integer)) or not 0 <= t < 1 << 63:
         raise ValueError(f"{what}: step must be an int from 0 to 2**63, got {t!r}")
     rules = rules_of(optimizer)
-    if t and (missing := set.intersection(*(set(rule.states) | set(rule.scalars) for rule in rules)) - rest.keys()):
+    if t and (missing := _always(rules) - rest.keys()):
         raise ValueError(f"{what} lacks {sorted(missing)}")
     p = parameter.group["params"][parameter.index]
     states, scalars = {}, {}

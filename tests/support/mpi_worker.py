@@ -386,7 +386,7 @@ def save(path, steps):
     for t in range(int(steps)):
         train(opt, params, 1, first=t, max_norm=1.0)
         train(plain, twins, 1, first=t, max_norm=1.0)
-        opt.save(path)
+        opt.save(path, extra={"step": t, "rank": np.array([RANK])})
     if RANK == 0:
         plain.save(f"{path}.plain")
 
@@ -399,7 +399,8 @@ def load(path, *sources):
     for source in sources:
         params = parameters(seed=5)
         opt = sharded(params, lr=1.0)
-        opt.load(source)
+        extra = opt.load(source)
+        assert extra is None or (extra["step"] > 0 and extra["rank"].tolist() == [0])
         assert same(params, twins) and same_states(opt.state_dict(), plain.state_dict()), source
     if SIZE != 3:  # the mean of three equal gradients is rounded
         train(opt, params, 2, first=50)
