@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what type checkers see; at run time every name is loaded on
     from .optimizers import Adam as Adam
     from .optimizers import AdamW as AdamW
     from .optimizers import Optimizer as Optimizer
+    from .optimizers.averages import Average as Average
     from .optimizers.clipping import clip_grad_norm as clip_grad_norm
     from .optimizers.clipping import grad_norm as grad_norm
     from .optimizers.own import rule as rule
@@ -59,6 +60,7 @@ _EXPORTS = {
     "AdamW": "optimizers",
     "Optimizer": "optimizers",
     "StepInfo": "backends",
+    "Average": "optimizers.averages",
     "clip_grad_norm": "optimizers.clipping",
     "grad_norm": "optimizers.clipping",
     "rule": "optimizers.own",

@@ -184,6 +184,7 @@ def test_every_public_name_is_there_and_documented():
         "functional",
         "optimizers.clipping",
         "optimizers.own",
+        "optimizers.averages",
         "arrays.packing",
     ],
 )

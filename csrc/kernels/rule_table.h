@@ -8,4 +8,5 @@
     X(momentum, 1, 3, STEP, WIDE)                                                                                      \
     X(nesterov, 1, 5, STEP, WIDE)                                                                                      \
     X(adam, 2, 7, STEP, WIDE)                                                                                          \
-    X(amsgrad, 3, 7, STEP, WIDE)
+    X(amsgrad, 3, 7, STEP, WIDE)                                                                                       \
+    X(average, 0, 1, STEP, NARROW)

@@ -66,3 +66,11 @@ RULE(amsgrad)(T g, T p, T *state, const T *k)
     state[0] = m, state[1] = v, state[2] = x;
     return u;
 }
+
+RULE(average)(T g, T p, T *state, const T *k)
+{
+    const T b = k[0];
+    (void)state;
+    T u = b * (p - g);
+    return u;
+}

@@ -45,3 +45,8 @@ def adam_coefficients(lr: float, beta1: float, beta2: float, eps: float, mode: s
 def decoupled_coefficient(lr: float, weight_decay: float) -> float:
     """``w``, the share of a parameter that decoupled weight decay takes away in a step."""
     return lr * weight_decay
+
+
+def average_coefficients(t: int, decay: float | None = None) -> tuple[float, ...]:
+    """``(b,)`` for the t-th value that enters an average: of the last ones if there is a `decay`, else of all."""
+    return (1.0 / t if decay is None else 1.0 - decay,)

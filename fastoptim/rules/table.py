@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .updates import adam, amsgrad, momentum, nesterov, sgd
+from .updates import adam, amsgrad, average, momentum, nesterov, sgd
 
 MAX_STATES, MAX_COEFFICIENTS = 4, 16  # what the C kernels have room for
 
@@ -78,6 +78,7 @@ RULES: dict[str, Rule] = {
         row(nesterov, "momentum_buffer"),
         row(adam, "exp_avg", "exp_avg_sq"),
         row(amsgrad, "exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        row(average),
     )
 }
 DECAYS = ("none", "coupled", "decoupled")

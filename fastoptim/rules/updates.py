@@ -70,3 +70,12 @@ def amsgrad(g, p, m, v, x, b1, c1, b2, c2, step, r2, eps):
     x = where(x >= v, x, v)
     u = (step * m) / (sqrt(x) * r2 + eps)
     return u, m, v, x
+
+
+# --- Averages of parameters: p is the average, g the parameter that enters it ----------------------------------------
+# In a * p + b * g with rounded a and b an average of equal values would drift: a + b is not 1.
+
+
+def average(g, p, b):
+    u = b * (p - g)
+    return (u,)

@@ -12,8 +12,10 @@ import numpy as np
 from ..checkpoint import matching
 from ..common.public import public
 from ..common.validation import count, flag, real, step_options
+from ..optimizers.averages import Average
 from ..optimizers.base import Optimizer
 from ..optimizers.names import OPTIMIZERS
+from .averaging import Averaging
 from .data import Minibatches, _NoData
 from .ending import Interrupts
 from .history import FitResult
@@ -48,6 +50,7 @@ def fit(
     max_norm: float | None = None,
     skip_nonfinite: bool = False,
     validation: Any = None,
+    average: Average | None = None,
     validate_every: int | None = None,
     monitor: str = "loss",
     mode: str | None = None,
@@ -101,6 +104,10 @@ def fit(
         ``validation(params)`` returns a loss or a mapping of figures with "loss" among them; arrays or `Minibatches`
         instead are evaluated with `loss_and_grad` in batches, every example once, in order, from a position of their
         own, and averaged over examples.
+    average : Average
+        Made of these `params`; updated after every step that was applied. Validation is given its arrays in place of
+        `params`, and `restore_best` puts the best averages back. It is part of checkpoints, and restored by `resume`.
+        At the end, ``average.copy_to(params)`` puts the averages into the parameters.
     validate_every : int
         Steps between validations; default: after every epoch. There is one at the end, too, unless a callback ended
         training.
@@ -209,6 +216,8 @@ def fit(
             matching.check_holdable(dict(frozen_arrays(params, optimizer)), in_memory=checkpoint is None)
 
         parts: dict[str, Callback] = {}
+        if average is not None:
+            parts["average"] = Averaging(average, params)
         validated: Validation | None = None
         saver: Checkpoints | None = None
         if validation is not None:
@@ -221,6 +230,7 @@ def fit(
                 patience=_optional_count("early_stopping", early_stopping),
                 min_delta=real("min_delta", min_delta, 0.0),
                 restore_best=restore_best,
+                average=average,
             )
         rates = parts["rates"] = Rates(lr, optimizer, validated)
         options = step_options(1.0, max_norm, skip_nonfinite)[1:]

@@ -1,0 +1,39 @@
+"""Averages parameters beside the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..checkpoint.files import CheckpointError
+from ..common.trees import Structure
+from ..optimizers.averages import Average
+from .loop import Loop
+
+
+class Averaging:
+    """Update an `Average` after every step that was applied; part of `Loop`."""
+
+    def __init__(self, average: Any, params: Any):
+        if not isinstance(average, Average):
+            raise TypeError(f"average must be a fastoptim.Average of the parameters, got {average!r}")
+        own = Structure(params).leaves(params)
+        averaged = average._structure.leaves(average._params)
+        if len(own) != len(averaged) or any(x is not y for x, y in zip(own, averaged, strict=True)):
+            raise ValueError("average must have been made of these params: fo.Average(params, ...)")
+        self._average = average
+
+    def due(self, loop: Loop) -> float:
+        return loop.steps + 1
+
+    def __call__(self, loop: Loop) -> None:
+        if loop.info is None or loop.info.applied:
+            self._average.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._average.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        if state is None:
+            raise CheckpointError("it was written without an average, which cannot begin in the middle")
+        self._average.load_state_dict(state)

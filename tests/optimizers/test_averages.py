@@ -1,0 +1,245 @@
+"""`fo.Average`: the equation, on every backend with the same bits; in `fit` validated with, saved and restored."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim.backends import available
+from tests.support.cases import raw_bits, same_bits
+
+BACKENDS = [name for name in ("numpy", "c", "numba") if available(name) is None]
+
+
+def values(steps=8):
+    rng = np.random.default_rng(2)
+    shapes = {"a": (4099,), "b": (3, 5), "c": ()}
+    return [
+        {
+            name: np.array(raw_bits(rng, int(np.prod(s)), T).reshape(s))
+            for (name, s), T in zip(shapes.items(), TYPES, strict=True)
+        }
+        for _ in range(steps)
+    ]
+
+
+TYPES = (np.float32, np.float64, np.float32)
+
+
+def set_to(params, new):
+    for name, p in params.items():
+        p[...] = new[name]
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+@pytest.mark.parametrize("start", [0, 3])
+def test_every_backend_has_the_bits_of_the_equation(decay, start):
+    seen = values()
+    wanted = {}
+    with np.errstate(all="ignore"):
+        for name in seen[0]:
+            T = seen[0][name].dtype.type
+            n = 0
+            for i, x in enumerate(seen):
+                n = n + 1 if i >= start else 1
+                if i <= start:
+                    wanted[name], n = x[name].copy(), 1
+                else:
+                    b = T(1 / n if decay is None else 1 - decay)
+                    wanted[name] = np.asarray(wanted[name] - b * (wanted[name] - x[name]), T)
+    for backend in BACKENDS:
+        params = copy.deepcopy(seen[0])
+        average = fo.Average(params, decay, start=start, backend=backend)
+        for x in seen:
+            set_to(params, x)
+            average.update()
+        assert average.count == len(seen)
+        for name, x in average.arrays.items():
+            assert same_bits(x, wanted[name]), (backend, name)
+        average.copy_to(params)
+        assert all(same_bits(params[name], wanted[name]) for name in wanted)
+
+
+def test_a_mean_is_the_mean_and_equal_values_stay():
+    p = np.zeros(3)
+    average = fo.Average([p])
+    numbers = [3.0, -1.25, 7.5, 0.1, 2.0]
+    for x in numbers:
+        p[:] = x
+        average.update()
+    assert average.arrays[0][0] == pytest.approx(float(sum(map(Fraction, numbers)) / 5), rel=1e-15)
+    q = np.full(100, 0.1, np.float32)
+    constant = fo.Average(q, 0.999)
+    for _ in range(5000):
+        constant.update()
+    assert same_bits(constant.arrays, q)
+
+
+def test_it_is_torchs_average():
+    torch = pytest.importorskip("torch", reason="LOUD: torch is missing, so averages were not compared with it")
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    rng = np.random.default_rng(0)
+    for decay, options in ((None, {}), (0.97, {"multi_avg_fn": get_ema_multi_avg_fn(0.97)})):
+        model = torch.nn.Linear(5, 3, dtype=torch.float64)
+        peer = AveragedModel(model, **options)
+        params = [t.detach().numpy() for t in model.parameters()]
+        average = fo.Average(params, decay)
+        for _ in range(50):
+            for p in params:
+                p[...] = rng.standard_normal(p.shape)
+            average.update()
+            peer.update_parameters(model)
+        for x, y in zip(average.arrays, peer.module.parameters(), strict=True):
+            np.testing.assert_allclose(x, y.detach().numpy(), rtol=0, atol=4e-15)
+
+
+def test_other_leaves_are_handed_on_and_replaced_arrays_followed():
+    params = {"w": np.ones(2), "steps": np.array(3), "name": None, "rate": 0.5}
+    average = fo.Average(params)
+    average.update()
+    params["w"] = np.full(2, 3.0)
+    average.update()
+    assert average.arrays["w"].tolist() == [2.0, 2.0] and average.arrays["steps"] is params["steps"]
+    assert average.arrays["rate"] == 0.5 and average.arrays["name"] is None
+    assert "1 arrays, mean, start=0, 2 updates" in repr(average)
+
+
+def test_state_and_refusals():
+    params = {"w": np.ones(3), "b": np.zeros(2, np.float32)}
+    average = fo.Average(params, 0.5)
+    average.update()
+    params["w"][:] = 2.0
+    average.update()
+    saved = average.state_dict()
+    other = fo.Average({"b": np.ones(2, np.float32), "w": np.ones(3)})
+    other.load_state_dict(saved)
+    assert (other.count, other.decay) == (2, 0.5) and other.arrays["w"].tolist() == [1.5, 1.5, 1.5]
+    before = copy.deepcopy(other.state_dict())
+    for bad, message in (
+        ({}, "not a state dict"),
+        (saved | {"arrays": {"w": saved["arrays"]["w"]}}, "other parameters"),
+        (saved | {"arrays": saved["arrays"] | {"w": np.ones(4)}}, "average of parameter 'w': expected shape"),
+        (saved | {"count": -1}, "count must be at least 0"),
+        (saved | {"decay": 1.0}, "decay must be in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            other.load_state_dict(bad)
+        assert str(other.state_dict()) == str(before)
+    params["w"] = np.ones(4)
+    with pytest.raises(ValueError, match="expected shape"):
+        average.update()
+    assert average.count == 2 and average.arrays["b"].tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="names missing"):
+        average.copy_to({"w": np.ones(3)})
+    with pytest.raises(ValueError, match="overlap"):
+        average.copy_to(average.arrays)
+    frozen = {"w": np.ones(3), "b": np.zeros(2, np.float32)}
+    frozen["b"].flags.writeable = False
+    with pytest.raises(ValueError, match="'b' is read-only"):
+        average.copy_to(frozen)
+    assert frozen["w"].tolist() == [1.0, 1.0, 1.0]
+    for bad in ({"decay": 1.0}, {"decay": -0.1}, {"start": -1}):
+        with pytest.raises(ValueError):
+            fo.Average(np.ones(2), **bad)
+    with pytest.raises(ValueError, match="nothing to average"):
+        fo.Average({"n": np.array(3)})
+    with pytest.raises(TypeError, match="save its state_dict"):
+        copy.deepcopy(average)
+    average.decay = None
+    assert average.decay is None
+
+
+# --- In fit
+
+X = np.random.default_rng(1).standard_normal((120, 4))
+Y = X @ np.array([1.0, -2.0, 0.5, 3.0])
+
+
+def loss_and_grad(params, batch):
+    x, y = batch
+    error = x @ params["w"] - y
+    return float(np.mean(error**2)), {"w": 2 * x.T @ error / len(x)}
+
+
+def trained(tmp_path, epochs, resume=False, **options):
+    params = {"w": np.zeros(4)}
+    average = fo.Average(params, 0.8)
+    seen = []
+
+    def validation(given):
+        seen.append(given["w"].copy())
+        return float(np.mean((X @ given["w"] - Y) ** 2))
+
+    result = fo.fit(
+        loss_and_grad,
+        params,
+        (X, Y),
+        fo.SGD(params, lr=0.3),
+        epochs=epochs,
+        batch_size=12,
+        rng=5,
+        average=average,
+        validation=validation,
+        checkpoint=tmp_path / "run.ckpt",
+        resume=resume,
+        diagnose=False,
+        **options,
+    )
+    return params, average, seen, result
+
+
+def test_fit_validates_with_the_average_saves_and_resumes_it(tmp_path):
+    (tmp_path / "one").mkdir()
+    params, average, seen, _ = trained(tmp_path / "one", 4)
+    by_hand, w, rng = None, {"w": np.zeros(4)}, fo.minibatches((X, Y), 12, rng=5)
+    opt = fo.SGD(w, lr=0.3)
+    for _ in range(4):
+        for _ in range(10):
+            opt.step(loss_and_grad(w, rng.next_batch())[1])
+            by_hand = w["w"].copy() if by_hand is None else by_hand - (1 - 0.8) * (by_hand - w["w"])
+    assert same_bits(average.arrays["w"], by_hand) and same_bits(params["w"], w["w"])
+    assert same_bits(seen[-1], by_hand) and not same_bits(seen[-1], params["w"])
+    (tmp_path / "two").mkdir()
+    trained(tmp_path / "two", 2)
+    again, resumed, _, _ = trained(tmp_path / "two", 4, resume=True)
+    assert same_bits(again["w"], params["w"]) and same_bits(resumed.arrays["w"], by_hand) and resumed.count == 40
+
+
+def test_the_best_is_an_average_and_skipped_steps_are_not_taken(tmp_path):
+    params, average, seen, result = trained(tmp_path, 3, restore_best=True)
+    assert same_bits(params["w"], seen[(result.best_step + 1) // 10 - 1])
+    w = {"w": np.ones(4)}
+    average = fo.Average(w)
+
+    def sometimes(params, batch):
+        return 0.0, {"w": np.full(4, np.nan if average.count == 2 else 1.0)}
+
+    fo.fit(sometimes, w, None, fo.SGD(w, lr=1.0), steps=5, average=average, skip_nonfinite=True, diagnose=False)
+    assert average.count == 2  # after two updates every step is skipped
+
+
+def test_fit_refuses_an_average_of_something_else(tmp_path):
+    params = {"w": np.zeros(4)}
+    for bad, error, message in (
+        (0.99, TypeError, "must be a fastoptim.Average"),
+        (fo.Average({"w": np.zeros(4)}), ValueError, "made of these params"),
+    ):
+        with pytest.raises(error, match=message):
+            fo.fit(loss_and_grad, params, (X, Y), "sgd", epochs=1, average=bad)
+    options = {"epochs": 1, "checkpoint": tmp_path / "a.ckpt", "diagnose": False}
+    fo.fit(loss_and_grad, params, (X, Y), fo.SGD(params), **options)
+    with pytest.raises(fo.CheckpointError, match="without an average"):
+        fo.fit(
+            loss_and_grad,
+            params,
+            (X, Y),
+            fo.SGD(params),
+            resume=True,
+            average=fo.Average(params),
+            **options | {"epochs": 2},
+        )
