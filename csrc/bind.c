@@ -9,6 +9,7 @@
 #include "internal.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static PyTypeObject *ndarray_type, *memmap_type;
 static size_t tuple_head;
@@ -140,13 +141,13 @@ static int bind_states(PyObject *const *state, fo_param *param, int unchanged, i
 }
 
 /* Binds everything; 0 if an array is not as expected or overlaps another. */
-static int bind_all(bound *b, int views_unchanged, PyObject *params, PyObject *grads, PyObject *states)
+static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject *const *g, PyObject *states)
 {
     fo_plan *plan = b->plan;
     int64_t count = plan->param_count;
-    if (PyTuple_Size(params) != count || PyTuple_Size(grads) != count || PyTuple_Size(states) != plan->state_count)
+    if (PyTuple_Size(states) != plan->state_count)
         return 0;
-    PyObject *const *p = items_of(params), *const *g = items_of(grads), *const *state = items_of(states);
+    PyObject *const *state = items_of(states);
     int disjoint = plan->disjoint, moved = 0, grad_moved = 0, owners = 0;
     plan->disjoint = NONE;
     for (int64_t i = 0; i < count; i++) {
@@ -171,21 +172,26 @@ static int bind_all(bound *b, int views_unchanged, PyObject *params, PyObject *g
     return 1;
 }
 
-/* One tuple of floats per run: scale, decay, coefficients. */
+/* A tuple of floats: scale, decay, coefficients. */
+static int read_row(fo_run *run, PyObject *row)
+{
+    int count = 2 + fo_rule_coefficients(run->rule);
+    if (PyTuple_Size(row) != count)
+        return 0;
+    for (int i = 0; i < count; i++)
+        run->scalars[i] = PyFloat_AsDouble(items_of(row)[i]);
+    return !PyErr_Occurred();
+}
+
+/* One such tuple per run. */
 static int read_rows(fo_plan *plan, PyObject *rows)
 {
     if (PyList_Size(rows) != plan->run_count)
         return 0;
-    for (int32_t r = 0; r < plan->run_count; r++) {
-        PyObject *row = PyList_GetItem(rows, r);
-        fo_run *run = &plan->runs[r];
-        int count = 2 + fo_rule_coefficients(run->rule);
-        if (PyTuple_Size(row) != count)
+    for (int32_t r = 0; r < plan->run_count; r++)
+        if (!read_row(&plan->runs[r], PyList_GetItem(rows, r)))
             return 0;
-        for (int i = 0; i < count; i++)
-            run->scalars[i] = PyFloat_AsDouble(items_of(row)[i]);
-    }
-    return !PyErr_Occurred();
+    return 1;
 }
 
 static const char CAPSULE[] = "fastoptim plan";
@@ -211,7 +217,9 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
     PyObject *views = b->views; /* given up at the end: what goes with it may run code that steps this very plan */
     b->views = 0;
     PyObject *result = 0;
-    if (!fo_rounds_to_nearest() || !read_rows(plan, args[3]) || !bind_all(b, views == args[2], args[0], args[1], args[2])) {
+    if (!fo_rounds_to_nearest() || !read_rows(plan, args[3]) || PyTuple_Size(args[0]) != plan->param_count ||
+        PyTuple_Size(args[1]) != plan->param_count ||
+        !bind_all(b, views == args[2], items_of(args[0]), items_of(args[1]), args[2])) {
         PyErr_Clear();
         result = Py_NewRef(Py_False);
         goto done;
@@ -232,6 +240,57 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
 done:
     Py_XDECREF(views);
     return result;
+}
+
+/* Makes the plan's only parameter one of the shape and dtype of `object`; 0 if it is none, empty or too large. */
+static int take_shape(fo_plan *plan, PyObject *object)
+{
+    if (Py_TYPE(object) != ndarray_type && Py_TYPE(object) != memmap_type)
+        return 0;
+    PyArrayObject *array = (PyArrayObject *)object;
+    fo_param *param = plan->params;
+    int type = PyArray_DESCR(array)->type_num;
+    int8_t storage = type == NPY_DOUBLE ? FO_FLOAT64 : FO_FLOAT32; /* `bind` looks for other types */
+    double bytes = (double)fo_storage_size(storage); /* an integer might overflow */
+    int64_t n = 1;
+    param->dimensions = PyArray_NDIM(array), param->shape = (const int64_t *)PyArray_DIMS(array);
+    for (int i = 0; i < param->dimensions; i++)
+        bytes *= (double)param->shape[i];
+    if (bytes == 0 || bytes * (2 * param->slots - 1) >= RELEASE_BYTES)
+        return 0;
+    for (int i = 0; i < param->dimensions; i++)
+        n *= param->shape[i];
+    if (n != param->n || storage != param->storage[SLOT_PARAM])
+        plan->disjoint = NONE;
+    param->n = n;
+    plan->least_gradient = (uint64_t)n * fo_storage_size(storage);
+    memset(param->storage, storage, sizeof param->storage);
+    return 1;
+}
+
+/* Whether the variables in `names` have the very `values` of a dict, None where there is none. */
+static int same_values(PyObject *dict, PyObject *names, PyObject *values)
+{
+    for (Py_ssize_t i = 0, count = PyTuple_Size(names); i < count; i++) {
+        PyObject *value = PyDict_GetItemWithError(dict, items_of(names)[i]);
+        if ((value ? value : Py_None) != items_of(values)[i])
+            return 0;
+    }
+    return 1;
+}
+
+/* Everything happens under the interpreter's lock and runs no other code, so that all threads may share the plan. */
+static PyObject *step_array(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
+{
+    bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
+    if (!b || count != 7)
+        return PyErr_Format(PyExc_TypeError, "step_array takes p, g, states, row, a dict, names and values");
+    int plain = fo_rounds_to_nearest() && same_values(args[4], args[5], args[6]) && read_row(b->plan->runs, args[3]) &&
+                take_shape(b->plan, args[0]) && bind_all(b, 0, args, args + 1, args[2]);
+    if (plain)
+        fo_plan_apply(b->plan);
+    PyErr_Clear();
+    return PyBool_FromLong(plain);
 }
 
 static PyObject *sum_squares(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
@@ -264,6 +323,7 @@ int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions)
     static PyMethodDef methods[] = {
         {"step", (PyCFunction)(void (*)(void))step, METH_FASTCALL, 0},
         {"sum_squares", (PyCFunction)(void (*)(void))sum_squares, METH_FASTCALL, 0},
+        {"step_array", (PyCFunction)(void (*)(void))step_array, METH_FASTCALL, 0},
     };
     PyGILState_STATE gil = PyGILState_Ensure();
     bound *b = malloc(sizeof *b);
@@ -276,7 +336,7 @@ int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions)
         free(b);
         fo_plan_free(plan);
     }
-    for (int i = 0; made && i < 2; i++) {
+    for (int i = 0; made && i < 3; i++) {
         PyObject *function = PyCFunction_New(&methods[i], capsule);
         made = function && PyList_Append((PyObject *)functions, function) == 0;
         Py_XDECREF(function);

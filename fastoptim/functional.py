@@ -10,37 +10,32 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from .backends import choose
+from .backends.base import Scalars
 from .common.validation import count, flag
 from .optimizers.hyperparameters import UpdateSpec, adam_spec, sgd_spec
-from .optimizers.update import update_array
+from .optimizers.update import ArrayStep
 
 __all__ = ["adam", "momentum", "sgd"]
 
+_array_step = lru_cache(maxsize=256, typed=True)(ArrayStep)
+
+
+def _prepare(
+    make: Callable[..., UpdateSpec], backend: str, threads: int | None, *hyperparameters: Any
+) -> tuple[ArrayStep, UpdateSpec, Scalars]:
+    spec = make(*hyperparameters)
+    return _array_step(spec.kernel, backend, threads), spec, spec.scalars(1)
+
+
 # Hyperparameters are mostly those of the call before.
-_sgd_spec = lru_cache(maxsize=64, typed=True)(sgd_spec)
-_adam_spec = lru_cache(maxsize=64, typed=True)(adam_spec)
+_prepared = lru_cache(maxsize=256, typed=True)(_prepare)
 
 
-def _spec(cached: Callable[..., UpdateSpec], make: Callable[..., UpdateSpec], *hyperparameters: Any) -> UpdateSpec:
+def _known(*arguments: Any) -> tuple[ArrayStep, UpdateSpec, Scalars]:
     try:
-        return cached(*hyperparameters)
+        return _prepared(*arguments)
     except TypeError:  # not hashable, or not valid, which this says again
-        return make(*hyperparameters)
-
-
-def _step(
-    spec: UpdateSpec,
-    scalars: tuple[float, ...],
-    p: Any,
-    g: Any,
-    states: tuple[Any, ...],
-    grad_scale: Any,
-    backend: str,
-    threads: int | None,
-) -> None:
-    chosen, number = choose(backend, threads, p)
-    update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, grad_scale)
+        return _prepare(*arguments)
 
 
 def sgd(
@@ -78,8 +73,8 @@ def sgd(
     >>> p
     array([0.5, 1.5])
     """
-    spec = _spec(_sgd_spec, sgd_spec, lr, 0.0, 0.0, weight_decay, False, maximize)
-    _step(spec, spec.scalars(1), p, g, (), grad_scale, backend, threads)
+    step, _, scalars = _known(sgd_spec, backend, threads, lr, 0.0, 0.0, weight_decay, False, maximize)
+    step("p", p, g, (), scalars, grad_scale)
 
 
 def momentum(
@@ -127,10 +122,14 @@ def momentum(
     >>> p, v
     (array([0.5]), array([1.]))
     """
-    spec = _spec(_sgd_spec, sgd_spec, lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode)
+    step, spec, scalars = _known(
+        sgd_spec, backend, threads, lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode
+    )
     if not spec.kernel.rule.states:
         raise ValueError("momentum must be > 0; for plain steps use functional.sgd")
-    _step(spec, spec.scalars(1, flag("first", first)), p, g, (v,), grad_scale, backend, threads)
+    if first is not False:
+        scalars = spec.scalars(1, flag("first", first))
+    step("p", p, g, (v,), scalars, grad_scale)
 
 
 def adam(
@@ -184,6 +183,8 @@ def adam(
     array([0.9])
     """
     decoupled = decoupled if decoupled is False else flag("decoupled", decoupled)
-    spec = _spec(_adam_spec, adam_spec, lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, decoupled)
+    update, spec, _ = _known(
+        adam_spec, backend, threads, lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, decoupled
+    )
     states = (m, v) if vmax is None else (m, v, vmax)
-    _step(spec, spec.scalars(count("step", step)), p, g, states, grad_scale, backend, threads)
+    update("p", p, g, states, spec.scalars(count("step", step)), grad_scale)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from .. import rules
-from ..backends import choose, resolve
+from ..backends import resolve
 from ..common.busy import exclusive
 from ..common.threads import resolve_threads
 from ..common.validation import real
-from ..optimizers.update import Member, Update, update_array
+from ..optimizers.update import ArrayStep, Member, Update
 from ..rules.table import RULES, Kernel
 
 
@@ -87,9 +88,12 @@ def step_array(
     """One step of one array, in place, for functions that keep nothing between calls; `g` is cast if need be."""
     if not isinstance(p, np.ndarray):
         raise TypeError(f"expected a NumPy array to update, got {type(p).__name__}")
-    backend, threads = choose("auto", None, p)
-    kernel = Kernel(RULES[rule], decay)
-    update_array(backend, kernel, "0", p, as_dtype_of(p, g), states, (scale, decay_coefficient, *coefficients), threads)
+    _array_step(rule, decay)("0", p, as_dtype_of(p, g), states, (scale, decay_coefficient, *coefficients))
+
+
+@cache
+def _array_step(rule: str, decay: str) -> ArrayStep:
+    return ArrayStep(Kernel(RULES[rule], decay))
 
 
 def velocity_coefficients(mu: float, lr: float, nesterov: bool = False) -> tuple[float, ...]:

@@ -5,8 +5,7 @@
     update(p, g, v, lr=1e-2, momentum=0.9)    # momentum
     update(p, g, lr=1e-2)                     # gradient descent
 
-Convention: fastoptim's (torch's), as in `fastoptim.functional`, which takes more hyperparameters and costs some
-microseconds more a call.
+Convention: fastoptim's (torch's), as in `fastoptim.functional`, which has more hyperparameters and casts nothing.
 """
 
 from __future__ import annotations

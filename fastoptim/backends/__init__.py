@@ -94,28 +94,34 @@ def resolve(name: str, leaves: tuple[Any, ...]) -> Backend:
 # --- The choice for one array, at every call of a function --------------------------------------------------------
 
 SMALL = 1 << 16  # bytes; below, a step takes one thread anyway, so that nobody needs to ask how many there are
-_VARIABLES = ("FASTOPTIM_BACKEND", "FASTOPTIM_ISA", "FASTOPTIM_REQUIRE_C", "FASTOPTIM_NUM_THREADS", "OMP_NUM_THREADS")
+_NAMES = ("FASTOPTIM_BACKEND", "FASTOPTIM_ISA", "FASTOPTIM_REQUIRE_C", "FASTOPTIM_NUM_THREADS", "OMP_NUM_THREADS")
+# CPython keeps the environment in a dict; asking os.environ itself would take longer than a small step.
+ENVIRONMENT: Any = getattr(os.environ, "_data", None)
+VARIABLES: tuple[Any, ...] = tuple(getattr(os.environ, "encodekey", str)(name) for name in _NAMES)
 _choices: dict[Any, Backend] = {}
 
 
-def _read_environment() -> tuple[Any, ...]:
-    # CPython keeps the environment in a dict; asking os.environ itself would take longer than a small step.
-    data: Any = getattr(os.environ, "_data", None)
-    if isinstance(data, dict):
-        return tuple(map(data.get, _KEYS))
-    return tuple(map(os.environ.get, _VARIABLES))
-
-
-_KEYS = [getattr(os.environ, "encodekey", str)(name) for name in _VARIABLES]
+def read_environment() -> tuple[Any, ...]:
+    """What the variables are that decide about backend and threads."""
+    if isinstance(ENVIRONMENT, dict):
+        return tuple(map(ENVIRONMENT.get, VARIABLES))
+    return tuple(map(os.environ.get, _NAMES))
 
 
 def choose(name: str, threads: int | None, p: Any) -> tuple[Backend, int]:
     """Backend and number of threads for a step of one array; looked up again when the environment changes."""
     if type(p) is not np.ndarray or p.nbytes >= SMALL:
         return resolve(name, (p,)), resolve_threads(threads)
-    key = (name, threads, type(threads), _read_environment())
+    key = (name, threads, type(threads), read_environment())
     backend = _choices.get(key)
     if backend is None:
         resolve_threads(threads)  # refuses what makes no sense
         backend = _choices[key] = resolve(name, (p,))
     return backend, 1
+
+
+def takes_native_steps(name: str, threads: int | None) -> bool:
+    """Whether `choose` gives the C backend for small host arrays; ValueError or TypeError as from there."""
+    if name not in ("auto", "c") or not isinstance(ENVIRONMENT, dict) or available("c") is not None:
+        return False
+    return choose(name, threads, np.empty(0))[0].name == "c"

@@ -119,6 +119,10 @@ class Backend(ABC):
         """A plan that checks and steps arrays by itself, member i by kernel ``run_of[i]``; or None."""
         return None
 
+    def array_step(self, kernel: Kernel) -> Callable[..., bool] | None:
+        """A step of any one small array, as `backends.c.CPlan.step_array`; or None."""
+        return None
+
     def layouts(self, arrays: tuple[Any, ...], states: tuple[Any, ...]) -> object | None:
         """What a prepared call relies on: equal values mean that it still fits. None: prepare anew at every step."""
         return None

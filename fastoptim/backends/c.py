@@ -64,11 +64,16 @@ class CPlan:
     sum_squares : callable
         ``sum_squares(grads, grad_scale, k)``: sum of ``(k * (grad_scale * g))**2``, None if a gradient is not plain and
         C-ordered.
+    step_array : callable
+        ``step_array(p, g, states, row, dict, names, values)``: a step of one small array of any shape, for a plan of
+        one parameter. True, or False with nothing touched, as for `step`, or if ``dict.get`` of the names does not give
+        these very values.
     """
 
-    __slots__ = ("_handle", "step", "sum_squares")
+    __slots__ = ("_handle", "step", "step_array", "sum_squares")
     step: Callable[[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...], list[Scalars]], bool]
     sum_squares: Callable[[tuple[Any, ...], float, float], float | None]
+    step_array: Callable[..., bool]
 
     def __init__(
         self,
@@ -99,7 +104,7 @@ class CPlan:
         if not lib.fo_functions(handle, id(counter), id(functions)):
             raise MemoryError("no memory for the plan of a step")
         self._handle = handle  # owned by the functions
-        self.step, self.sum_squares = functions
+        self.step, self.sum_squares, self.step_array = functions
 
     def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
         """Norm of all gradients; None if one is not plain and C-ordered."""
@@ -171,6 +176,9 @@ class CBackend(Backend):
     ) -> CPlan:
         runs = [(RULE_NAMES.index(kernel.rule.name), kernel.decay) for kernel in kernels]
         return CPlan(runs, run_of, members, counter, threads)
+
+    def array_step(self, kernel: Kernel) -> Callable[..., bool]:
+        return self.plan([kernel], [0], [np.empty(1)], [0], 1).step_array
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         run_of = [i for i, call in enumerate(calls) for _ in call.arrays]

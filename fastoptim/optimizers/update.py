@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from operator import is_
 from threading import local
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 
 from .. import rules
 from ..arrays.checks import DTYPES, check_unchanged
+from ..backends import ENVIRONMENT, VARIABLES, choose, get_backend, read_environment, takes_native_steps
 from ..backends.base import Backend, KernelCall, Launch, NativePlan, Norm, Prepared, Scalars, StepInfo
 from ..common.signals import deferred_signals
 from ..common.validation import check_range, step_options
@@ -291,6 +293,50 @@ class Update:
         return bound if same and self._backend.layouts(params + grads, states) == bound.layouts else None
 
 
+# --- one array, for callers that keep nothing between steps
+
+
+class ArrayStep:
+    """Steps arrays by one kernel, whatever their shapes: small ones by one native call each.
+
+    What the environment says about backend and threads is looked up where it has changed since the last call.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    backend, threads
+        As for `fastoptim.SGD`.
+    """
+
+    __slots__ = ("_backend", "_kernel", "_native", "_threads", "_values")
+
+    def __init__(self, kernel: Kernel, backend: str = "auto", threads: int | None = None) -> None:
+        self._kernel, self._backend, self._threads = kernel, backend, threads
+        self._look_up()
+
+    def _look_up(self) -> None:
+        self._values = read_environment()
+        native = takes_native_steps(self._backend, self._threads)
+        self._native = _native_step(self._kernel) if native else None
+
+    def __call__(
+        self, name: str, p: Any, g: Any, states: tuple[Any, ...], scalars: Scalars, grad_scale: Any = 1.0
+    ) -> None:
+        """One step, in place, as by `Update.step`; errors call the parameter by `name`."""
+        if self._native is not None and type(grad_scale) is float and grad_scale == 1.0:
+            if self._native(p, g, states, scalars, ENVIRONMENT, VARIABLES, self._values):
+                return
+            if not all(map(is_, self._values, read_environment())):
+                self._look_up()
+        backend, threads = choose(self._backend, self._threads, p)
+        update_array(backend, self._kernel, name, p, g, states, scalars, threads, grad_scale)
+
+
+@cache
+def _native_step(kernel: Kernel) -> Callable[..., bool] | None:
+    return get_backend("c").array_step(kernel)
+
+
 _kept = local()  # an `Update` serves one thread at a time
 
 
@@ -305,7 +351,7 @@ def update_array(
     threads: int,
     grad_scale: Any = 1.0,
 ) -> None:
-    """One step of one array, in place, for callers that keep nothing between steps."""
+    """One step of one array, in place, by a chosen backend."""
     plain = type(grad_scale) is float and grad_scale == 1.0
     if type(p) is not np.ndarray or p.dtype not in DTYPES:
         backend.check_parameter(name, p)

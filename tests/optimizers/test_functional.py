@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim import rules
+from fastoptim import functional, rules
 from fastoptim.backends import get_backend
 from fastoptim.backends.c import lib
 from fastoptim.backends.numpy_cpu import TILE
 from fastoptim.common.signals import deferred_signals
+from fastoptim.optimizers import update
 from fastoptim.optimizers.update import Update
 from fastoptim.rules import reference
 from tests.support.cases import DTYPES, native_plan, same_bits
@@ -210,6 +211,8 @@ def test_a_schedule_needs_one_plan(monkeypatch):
     c = get_backend("c")
     plan = c.plan
     monkeypatch.setattr(c, "plan", lambda *args: made.append(args) or plan(*args))
+    for cached in (functional._prepared, functional._array_step, update._native_step):
+        cached.cache_clear()
     arrays, params = [np.ones(77), np.ones(77), np.zeros(77), np.zeros(77)], np.ones(77)
     opt = fo.AdamW(params, weight_decay=0.5, backend="numpy")
     for step in range(1, 6):
@@ -222,7 +225,7 @@ def test_a_schedule_needs_one_plan(monkeypatch):
 
 def test_a_call_within_a_call_changes_nothing(monkeypatch):
     """The handler of a signal may step arrays like these in the middle of a call."""
-    p, q, g = np.ones(3), np.ones(3), np.ones(3)
+    p, q, g = np.ones(20_000), np.ones(20_000), np.ones(20_000)  # more than one native call steps at once
 
     def step(array, decay):
         fo.functional.sgd(array, g, lr=0.5, weight_decay=decay, backend="c")
@@ -238,6 +241,137 @@ def test_a_call_within_a_call_changes_nothing(monkeypatch):
     monkeypatch.setattr(Update, "step", interrupted)
     step(p, 0.25)
     assert p[0] == 1 - 0.5 * 1.25 and q[0] == 1 - 0.5 * 1.75
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: np.dtype(t).name)
+def test_arrays_of_all_shapes_take_turns(dtype):
+    """One native plan serves them all; those of some thousand elements go another way."""
+    rng = np.random.default_rng(3)
+    shapes = [(), (1,), (7,), (0,), (3, 5), (5, 3), (15,), (2, 3, 4), (1100,), (1200,), (2300,), (9000,), (20_000,)]
+    models = []
+    for shape in shapes:
+        for order in "CF":
+            p = np.asarray(rng.standard_normal(shape)).astype(dtype, order=order)
+            models.append(
+                ((p, np.zeros_like(p), np.zeros_like(p)), q := p.copy(order="K"), fo.Adam(q, backend="numpy"))
+            )
+    for t in range(1, 4):
+        for (p, m, v), q, opt in models:
+            g = np.asarray(rng.standard_normal(p.shape)).astype(dtype)
+            fo.functional.adam(p, g, m, v, step=t)
+            opt.step(g)
+            assert same_bits(p, q) and same_bits(v, opt.state["0"]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("function", ["sgd", "momentum", "adam"])
+def test_small_arrays_are_refused_as_large_ones_are(function):
+    """After a call that was right, and before one that is right again."""
+
+    def step(p, g=None, m=None, v=None, lr=0.5):
+        g = np.ones_like(p) if g is None else g
+        states = [x if x is not None else np.zeros_like(p) for x in (m, v)][
+            : ("sgd", "momentum", "adam").index(function)
+        ]
+        options = {"step": 1} if function == "adam" else {}
+        getattr(fo.functional, function)(p, g, *states, lr=lr, **options)
+        return p
+
+    expected = step(np.ones(6))
+    pool = np.ones(12)
+    locked = np.ones(6)
+    locked.flags.writeable = False
+    broadcast = np.broadcast_to(np.ones(1), (6,))
+    bad = [
+        (pool[:6], {"g": pool[3:9]}, "overlap"),
+        (pool[:6], {"g": pool[:6]}, "overlap"),
+        (np.ones(6), {"g": np.ones(5)}, "expected shape"),
+        (np.ones(6), {"g": np.ones((6, 1))}, "expected shape"),
+        (np.ones(6), {"g": np.ones(6, np.float32)}, "expected dtype"),
+        (np.ones(6), {"g": np.ones(6, ">f8")}, "expected dtype"),
+        (np.ones(6, ">f8"), {}, "expected native"),
+        (np.ones(6, int), {}, "expected native"),
+        (np.ones(6, np.float16), {}, "expected native"),
+        (locked, {"g": np.ones(6)}, "read-only"),
+        (broadcast, {"g": np.ones(6)}, "read-only"),
+        (np.ma.ones(6), {}, "expected a NumPy array"),
+        ([1.0] * 6, {"g": np.ones(6)}, "expected a NumPy array"),
+        (np.ones(6), {"g": 1.0}, "expected a NumPy array"),
+        (np.ones(6), {"lr": True}, "lr must be a real number"),
+        (np.ones(6), {"lr": 0.5 + 0j}, "lr must be a real number"),
+    ]
+    if function != "sgd":
+        bad += [(pool[:6], {"m": pool[:6]}, "overlap"), (pool[:6], {"g": np.ones(6), "m": pool[5:11]}, "overlap")]
+        bad += [
+            (np.ones(6), {"m": np.zeros(6, np.float32)}, "expected dtype"),
+            (np.ones(6), {"m": np.zeros(7)}, "shape"),
+        ]
+    if function == "adam":
+        bad += [(np.ones(6), {"m": pool[:6], "v": pool[2:8]}, "overlap")]
+    for p, options, words in bad:
+        before = np.array(p)
+        with pytest.raises((TypeError, ValueError), match=words):
+            step(p, **options)
+        assert (np.array(p) == before).all() and (pool == 1).all()
+        assert same_bits(step(np.ones(6)), expected)
+
+
+def test_longer_arrays_at_the_same_addresses_are_looked_at_again():
+    pool = np.ones(24, np.float32)
+    doubles = pool.view(np.float64)
+    fo.functional.sgd(pool[:4], pool[4:8], lr=0.5)
+    before = pool.copy()
+    with pytest.raises(ValueError, match="overlap"):
+        fo.functional.sgd(pool[:5], pool[4:9], lr=0.5)
+    fo.functional.sgd(pool[:4], pool[4:8], lr=0.0)
+    with pytest.raises(ValueError, match="overlap"):
+        fo.functional.sgd(doubles[:4], doubles[2:6], lr=0.5)
+    assert same_bits(pool, before)
+
+
+def test_the_environment_is_looked_up_again_when_it_changes(monkeypatch):
+    """Each change tells on the next call, whatever was chosen before; a change back does, too."""
+
+    def used():
+        p = np.ones(3)
+        monkeypatch.setattr(reference, "update", lambda *args: seen.append(args) or plain(*args))
+        fo.functional.sgd(p, np.ones(3), lr=0.5)
+        assert np.all(p == 0.5)
+        return len(seen)
+
+    seen, plain = [], reference.update
+    monkeypatch.delenv("FASTOPTIM_BACKEND", raising=False)
+    assert used() == 0
+    monkeypatch.setenv("FASTOPTIM_BACKEND", "numpy")
+    assert used() == 1
+    os.environ["FASTOPTIM_BACKEND"] = "c"
+    assert used() == 1
+    os.environ["FASTOPTIM_BACKEND"] = "".join(["c"])  # the same, but another object
+    assert used() == 1
+    for name in ("FASTOPTIM_BACKEND", "FASTOPTIM_ISA", "FASTOPTIM_REQUIRE_C", "FASTOPTIM_NUM_THREADS"):
+        p = np.ones(3)
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "bogus")
+            with pytest.raises(ValueError, match=name):
+                fo.functional.sgd(p, np.ones(3), lr=0.5)
+            with pytest.raises(ValueError, match=name):
+                fo.functional.sgd(p, np.ones(3), lr=0.25)  # what was never asked for before
+        assert np.all(p == 1) and used() == 1
+
+
+def test_threads_share_what_steps_small_arrays():
+    def work(seed):
+        p, g = np.zeros(seed * 5), np.full(seed * 5, float(seed))
+        for _ in range(3000):
+            fo.functional.sgd(p, g, lr=0.5)
+        results[seed] = p
+
+    results = {}
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.all(results[seed] == -1500 * seed) for seed in (1, 2, 3))
 
 
 def test_nothing_keeps_the_callers_arrays_alive():
