@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # what type checkers see; at run time every name is loaded on
     from .optimizers.clipping import grad_norm as grad_norm
     from .optimizers.own import rule as rule
     from .optimizers.saving import IncompatibleKeys as IncompatibleKeys
+    from .optimizers.selecting import GroupedParams as GroupedParams
+    from .optimizers.selecting import groups as groups
     from .optimizers.torch_states import from_torch_state as from_torch_state
     from .optimizers.torch_states import to_torch_state as to_torch_state
     from .training import Callback as Callback
@@ -65,6 +67,8 @@ _EXPORTS = {
     "grad_norm": "optimizers.clipping",
     "rule": "optimizers.own",
     "IncompatibleKeys": "optimizers.saving",
+    "GroupedParams": "optimizers.selecting",
+    "groups": "optimizers.selecting",
     "from_torch_state": "optimizers.torch_states",
     "to_torch_state": "optimizers.torch_states",
     "pack": "arrays.packing",

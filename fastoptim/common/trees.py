@@ -94,21 +94,6 @@ class Structure:
                 return tuple(found)
         return tuple(self._walk(tree, what, ""))
 
-    def find(self, pattern: str) -> list[int]:
-        """Positions of the leaves that a name stands for: a leaf's, that of a branch, or a pattern with ``*``.
-
-        >>> Structure({"encoder": {"w": 0, "b": 0}, "head": 0}).find("encoder")
-        [0, 1]
-        >>> Structure({"encoder": {"w": 0, "b": 0}, "head": 0}).find("*.b")
-        [1]
-        """
-        branch = f"{pattern}."
-        return [
-            i
-            for i, name in enumerate(self.names)
-            if name == pattern or name.startswith(branch) or fnmatchcase(name, pattern)
-        ]
-
     def rebuild(self, leaves: Sequence[Any]) -> Tree:
         """Build a tree of this structure (dicts and lists) that holds `leaves`."""
         return self._build(iter(leaves))
@@ -188,6 +173,20 @@ def _listed(names: Sequence[Any]) -> str:
     """Names for an error message, not too many."""
     shown = ", ".join(repr(name) for name in names[:10])
     return f"[{shown}]" if len(names) <= 10 else f"[{shown}, ...] ({len(names)} in all)"
+
+
+def find(names: Sequence[str], pattern: str) -> list[int]:
+    """Positions of the leaves that a name stands for: a leaf's, that of a branch, or a pattern with ``*``.
+
+    >>> find(["encoder.w", "encoder.b", "head"], "encoder")
+    [0, 1]
+    >>> find(["encoder.w", "encoder.b", "head"], "*.b")
+    [1]
+    """
+    branch = f"{pattern}."
+    return [
+        i for i, name in enumerate(names) if name == pattern or name.startswith(branch) or fnmatchcase(name, pattern)
+    ]
 
 
 def leaves_of(tree: Tree) -> tuple[Any, ...]:

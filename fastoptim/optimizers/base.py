@@ -6,7 +6,7 @@ counter as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -18,6 +18,7 @@ from ..backends.base import StepInfo
 from ..backends.offload import OffloadBackend
 from ..common.busy import BUSY, exclusive
 from ..common.public import public
+from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
 from ..common.trees import Structure, leaves_of
 from ..common.validation import check_range, flag, real
@@ -26,6 +27,7 @@ from . import saving
 from .groups import Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
 from .hyperparameters import NotNeeded, PerGroup, UpdateSpec
 from .saving import IncompatibleKeys
+from .selecting import GroupedParams, Members, select
 from .states import Plan, make_plan, state_view
 from .update import APPLIED, PLAIN
 
@@ -56,17 +58,28 @@ class Optimizer:
         params = listed(params)
         self._threads = resolve_threads(threads)
         self._start(defaults)
+        if isinstance(params, GroupedParams):
+            leaves = leaves_of(params.params)
+            self._set_backend(
+                backend, [leaves[i] for m in params.groups for i in m.positions], state_dir, memory_budget
+            )
+            self._add_groups(params.params, params.groups)
+            return
         self._model.grouped = is_grouped(params)
         groups = (
             [dict(group, params=listed(group["params"])) for group in params]
             if self._model.grouped
             else [{"params": params}]
         )
-        self._backend = self._resolve(backend, tuple(x for group in groups for x in leaves_of(group["params"])))
-        if state_dir is not None or memory_budget is not None:
-            self._backend = OffloadBackend(self._backend, state_dir, memory_budget)
+        arrays = [x for group in groups for x in leaves_of(group["params"])]
+        self._set_backend(backend, arrays, state_dir, memory_budget)
         for group in groups:
             self._add_group(group, prefixed=self._model.grouped)
+
+    def _set_backend(self, name: str, arrays: Sequence[Any], state_dir: Any, memory_budget: Any) -> None:
+        self._backend = self._resolve(name, tuple(arrays))
+        if state_dir is not None or memory_budget is not None:
+            self._backend = OffloadBackend(self._backend, state_dir, memory_budget)
 
     def _start(self, defaults: dict[str, Any]) -> None:
         self._busy: list[int] = []
@@ -95,32 +108,70 @@ class Optimizer:
     def _append_group(self, group: Mapping[str, Any]) -> None:
         if not isinstance(group, Mapping) or "params" not in group:
             raise TypeError("a parameter group is a mapping with the key 'params'")
-        self._add_group(group, prefixed=True)
-        self._model.grouped = True
+        with deferred_signals():
+            self._add_group(group, prefixed=True)
+            self._model.grouped = True
 
-    def _add_group(self, group: Mapping[str, Any], prefixed: bool, names: list[str] | None = None) -> None:
-        model, backend = self._model, self._backend
-        values = model.checked(group)
+    def forget(self, names: Any) -> None:
+        """Drop states and step counts of some parameters, which then go on as if they had never been stepped.
+
+        Parameters
+        ----------
+        names : str, tuple of str, list of str, or callable
+            Names or patterns, or a function ``(name, array) -> bool``: a selector of `groups`.
+
+        Raises
+        ------
+        ValueError
+            It selects nothing; nothing was changed.
+        """
+        with self._locked():
+            model = self._model
+            selector = tuple(names) if isinstance(names, list) else names
+            chosen = select(selector, [q.name for q in model.parameters], model.arrays())
+            with deferred_signals():
+                self._drop_plan()
+                for i in chosen:
+                    model.parameters[i].forget()
+
+    def _add_group(self, group: Mapping[str, Any], prefixed: bool) -> None:
         params = listed(group["params"])
+        values = {name: value for name, value in group.items() if name != "params"}
+        self._add_groups(params, [Members(values, tuple(range(len(leaves_of(params)))))], prefixed)
+
+    def _add_groups(
+        self, params: Any, members: Sequence[Members], prefixed: bool = False, names: Sequence[str] | None = None
+    ) -> None:
+        """Add groups of the arrays of one structure; its gradients are one entry of what `step` takes."""
+        model, backend = self._model, self._backend
+        every = [model.checked(m.hyperparameters) for m in members]
         structure = Structure(params)
-        leaves = list(structure.leaves(params))
+        leaves = structure.leaves(params, "parameters")
         if not leaves:
             raise ValueError("a parameter group holds no parameters")
         names = names or model.new_names(structure, prefixed)
-        for name, leaf in zip(names, leaves, strict=True):
-            backend.check_parameter(name, leaf)
-        spans = [backend.span(f"parameter {name!r}", leaf) for name, leaf in zip(names, leaves, strict=True)]
+        stepped = sorted(i for m in members for i in m.positions)
+        for i in stepped:
+            backend.check_parameter(names[i], leaves[i])
+        spans = [backend.span(f"parameter {names[i]!r}", leaves[i]) for i in stepped]
         spans += [
             backend.span(f"parameter {q.name!r}", p) for q, p in zip(model.parameters, model.arrays(), strict=True)
         ]
         backend.check_disjoint(spans, ())
-        entry = ParamGroup.make(leaves, names, values)
-        described = [backend.describe(leaf) for leaf in leaves]
-        self._spec_of(entry, {dtype for _, dtype in described})
-        if any(isinstance(leaf, np.memmap) for leaf in leaves) and not isinstance(backend, OffloadBackend):
+        described: list[Any] = [None] * len(leaves)
+        for i in stepped:
+            described[i] = backend.describe(leaves[i])
+        entries = []
+        for values, (_, positions) in zip(every, members, strict=True):
+            entry = ParamGroup.make([leaves[i] for i in positions], [names[i] for i in positions], values)
+            self._spec_of(entry, {described[i][1] for i in positions})
+            entries.append(entry)
+        memory_maps = any(isinstance(leaves[i], np.memmap) for i in stepped)
+        if memory_maps and not isinstance(backend, OffloadBackend):
             self._backend = OffloadBackend(backend)
-        self._drop_plan()
-        model.append(entry, structure, described)
+        with deferred_signals():
+            self._drop_plan()
+            model.append(structure, entries, [m.positions for m in members], described)
 
     def _spec_of(self, group: ParamGroup, dtypes: set[Any]) -> UpdateSpec:
         values = self._read(group)
@@ -203,7 +254,7 @@ class Optimizer:
         ----------
         grads : same structure as the parameters
             One gradient per parameter, of its shape and dtype; never written to. ``None`` skips its parameter, whose
-            step count then does not move. With parameter groups: a list with one entry per group.
+            step count then does not move. With groups given as a list: a list with one entry per group.
         grad_scale : float
             Factor for every gradient, for example ``1 / loss_scale``.
         max_norm : float, optional

@@ -109,6 +109,27 @@ class ParamList(_FixedList):
         self.changes[0] += 1
 
 
+Places = Sequence[Sequence[int]]
+
+
+class Part:
+    """A structure of which only some leaves are stepped."""
+
+    def __init__(self, structure: Structure, positions: Sequence[int]):
+        self._structure, self._positions = structure, positions
+
+    def leaves(self, tree: Any, what: str = "gradients") -> tuple[Any, ...]:
+        """Those that are stepped, of a tree of the whole structure."""
+        return tuple(map(self._structure.leaves(tree, what).__getitem__, self._positions))
+
+    def rebuild(self, leaves: Sequence[Any]) -> Any:
+        """Build a tree of the whole structure, with None for what is not stepped."""
+        every: list[Any] = [None] * len(self._structure.names)
+        for position, leaf in zip(self._positions, leaves, strict=True):
+            every[position] = leaf
+        return self._structure.rebuild(every)
+
+
 class Parameter:
     """One parameter: where it is found at each step, and what an optimizer keeps for it between plans."""
 
@@ -120,6 +141,10 @@ class Parameter:
         self.states: dict[str, Any] = {}
         self.scalars: dict[str, float] = {}  # what the rule keeps beside the step count
         self.t = 0
+
+    def forget(self) -> None:
+        """Be as if it had never been stepped."""
+        self.t, self.states, self.scalars = 0, {}, {}
 
     def array(self, backend: Backend) -> Any:
         """The array as the group has it now; TypeError or ValueError if it is not what it was."""
@@ -136,7 +161,8 @@ class Groups:
         self.defaults, self._kind = defaults, kind
         self.groups = ParamGroups()
         self.parameters: list[Parameter] = []
-        self.structures: list[Structure] = []
+        self.structures: list[Structure | Part] = []
+        self.places: list[Places] = []  # of each structure: the leaves that its groups have
         self.grouped = False
         self.changes = [0]  # counts those of all groups
 
@@ -156,19 +182,26 @@ class Groups:
                 number += 1  # an ungrouped model may have names of this form
         return names
 
-    def append(self, group: ParamGroup, structure: Structure, described: list[Any]) -> None:
-        """Take in a group that was checked, whose arrays are `described` as (shape, dtype)."""
-        group.count_changes(self.changes)
-        parameters = [Parameter(name, group, i, *described[i]) for i, name in enumerate(group["names"])]
-        list.append(self.groups, group)
-        self.structures.append(structure)
-        self.parameters += parameters
+    def append(self, structure: Structure, groups: Sequence[ParamGroup], places: Places, described: list[Any]) -> None:
+        """Take in groups that were checked: arrays of one structure, its leaves being `described` as (shape, dtype)."""
+        found = {}
+        for group, positions in zip(groups, places, strict=True):
+            group.count_changes(self.changes)
+            for i, (name, position) in enumerate(zip(group["names"], positions, strict=True)):
+                found[position] = Parameter(name, group, i, *described[position])
+        stepped = sorted(found)  # parameters are in the order of the structure
+        for group in groups:
+            list.append(self.groups, group)
+        self.structures.append(structure if len(stepped) == len(structure.names) else Part(structure, stepped))
+        self.places.append(places)
+        self.parameters += [found[position] for position in stepped]
         self.changes[0] += 1
 
     def remove_last(self, grouped: bool) -> None:
         """Undo the last `append`."""
         count = len(list.pop(self.groups)["names"])
         self.structures.pop()
+        self.places.pop()
         del self.parameters[-count:]
         self.grouped = grouped
         self.changes[0] += 1

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,10 +19,12 @@ from ..checkpoint.matching import assign, check_arrays, is_alike, to_host
 from ..checkpoint.slices import check_slices, read_slices
 from ..common.public import public
 from ..common.signals import deferred_signals
+from ..common.trees import Structure
 from ..common.validation import flag, real
 from ..rules.table import Rule, rules_of
 from .groups import Groups, Parameter, ParamGroups
 from .hyperparameters import UpdateSpec
+from .selecting import Members
 
 
 class Savable(Protocol):
@@ -50,7 +53,9 @@ class Savable(Protocol):
 
     def _read(self, group: Mapping[str, Any]) -> tuple[Any, ...]: ...
 
-    def _add_group(self, group: Mapping[str, Any], prefixed: bool, names: list[str] | None = None) -> None: ...
+    def _add_groups(
+        self, params: Any, members: Sequence[Members], prefixed: bool = False, names: Sequence[str] | None = None
+    ) -> None: ...
 
     def _locked(self, reading: bool = False) -> AbstractContextManager[None]: ...
 
@@ -334,11 +339,13 @@ _OWN = ("_backend", "_busy", "_model", "_plan", "_threads")
 def picklable(optimizer: Savable) -> dict[str, Any]:
     """An optimizer that the caller has locked, as plain dicts, lists, numbers and arrays, so that code can move."""
     model = optimizer._model
+    arrays = iter(model.arrays())
     return {
         "params": [
-            structure.rebuild(list(group["params"]))
-            for structure, group in zip(model.structures, model.groups, strict=True)
+            structure.rebuild([next(arrays) for _ in chain(*places)])
+            for structure, places in zip(model.structures, model.places, strict=True)
         ],
+        "places": [[list(positions) for positions in places] for places in model.places],
         "grouped": model.grouped,
         "defaults": dict(model.defaults),
         "snapshot": snapshot(optimizer, lambda x: x),
@@ -353,8 +360,13 @@ def unpickle(optimizer: Savable, state: dict[str, Any]) -> None:
     vars(optimizer).update(state["attributes"])
     optimizer._start(state["defaults"])
     optimizer._threads, optimizer._backend = state["threads"], resolve(state["backend"], ())
-    for params, saved in zip(state["params"], state["snapshot"]["param_groups"], strict=True):
-        values = {name: saved[name] for name in optimizer._names}
-        optimizer._add_group({"params": params} | values, prefixed=False, names=list(saved["params"]))
+    groups = iter(state["snapshot"]["param_groups"])
+    for params, places in zip(state["params"], state["places"], strict=True):
+        members, names = [], list(Structure(params).names)
+        for positions, group in zip(places, groups, strict=False):
+            members.append(Members({name: group[name] for name in optimizer._names}, tuple(positions)))
+            for position, name in zip(positions, group["params"], strict=True):
+                names[position] = name
+        optimizer._add_groups(params, members, names=names)
     optimizer._model.grouped = state["grouped"]
     load_snapshot(optimizer, state["snapshot"])

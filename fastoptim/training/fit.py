@@ -15,6 +15,7 @@ from ..common.validation import count, flag, real, step_options
 from ..optimizers.averages import Average
 from ..optimizers.base import Optimizer
 from ..optimizers.names import OPTIMIZERS
+from ..optimizers.selecting import GroupedParams
 from .averaging import Averaging
 from .data import Minibatches, _NoData
 from .ending import Interrupts
@@ -77,9 +78,10 @@ def fit(
     ----------
     loss_and_grad : callable
         ``loss_and_grad(params, batch) -> (loss, grads)``: the mean loss over the batch, a number, and its gradients in
-        the structure that ``optimizer.step`` takes.
+        the structure that ``optimizer.step`` takes: that of `params`, or a list with one entry for each of an
+        optimizer's groups, if it was made of a list of groups (of `fastoptim.groups`: that of `params`).
     params : array or nesting of arrays
-        Updated in place.
+        Updated in place. What `fastoptim.groups` returned may stand for them where `optimizer` is a name.
     data : arrays, `Minibatches` or None
         Whatever `fastoptim.minibatches` takes, or what it returned; None if there is no data: `loss_and_grad` then gets
         None for its batch.
@@ -191,7 +193,10 @@ def fit(
     >>> result.steps, result.reason, params["a"].round(1), params["b"].round(1)
     (140, 'epochs', array([3.]), array([-1.]))
     """
-    optimizer = _optimizer(optimizer, params, backend, threads)
+    stepped = params
+    if isinstance(params, GroupedParams):
+        params = params.params
+    optimizer = _optimizer(optimizer, params, backend, threads, stepped)
     ranks = Ranks(getattr(optimizer, "comm", None))
     if ranks.size > 1:
         where = ranks.pooled({"checkpoint": checkpoint, "log": log, "resume": resume})
@@ -329,13 +334,15 @@ def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
     return every
 
 
-def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | None) -> Any:
+def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | None, stepped: Any) -> Any:
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {list(OPTIMIZERS)} or an optimizer, got {optimizer!r}")
-        return OPTIMIZERS[optimizer](params, backend=backend or "auto", threads=threads)
+        return OPTIMIZERS[optimizer](stepped, backend=backend or "auto", threads=threads)
     if backend is not None or threads is not None:
         raise ValueError("backend and threads belong to an optimizer that is given by its name")
+    if stepped is not params:
+        raise ValueError("groups belong to an optimizer that is given by its name; here give params as they are")
     if isinstance(optimizer, type):
         raise TypeError(
             f"optimizer must be a name or an optimizer, got a class: make one, {optimizer.__name__}(params)"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastoptim.common.trees import Structure, leaves_of
+from fastoptim.common.trees import Structure, find, leaves_of
 
 Pair = namedtuple("Pair", "a b")
 
@@ -138,7 +138,7 @@ def test_what_a_name_stands_for():
         "Head": [],
         "": [],
     }.items():
-        assert structure.find(pattern) == positions, pattern
+        assert find(structure.names, pattern) == positions, pattern
 
 
 @pytest.mark.parametrize("tree", [MODEL, {"w": 1}, {"w": 1, "b": 2}, [1, 2], 5], ids=str)
