@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import stat
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -134,12 +133,8 @@ class Checkpoints:
 
 
 def _write(path: str, tree: Any, keep_previous: bool) -> None:
-    """`format.write`; the file gets the permissions that the one before it has."""
-    mode = stat.S_IMODE(os.stat(path).st_mode) if os.path.exists(path) else None
     with naming(path):
         format.write(path, tree, kind="training", keep_previous=keep_previous)
-    if mode is not None and stat.S_IMODE(os.stat(path).st_mode) != mode:
-        os.chmod(path, mode)
 
 
 def _link(path: str, other: str) -> None:

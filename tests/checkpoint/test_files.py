@@ -138,9 +138,11 @@ def test_many_parameters_fit_if_they_are_arrays_rather_than_numbers(tmp_path, mo
     optimizer.load(path)
     assert [p.tobytes() for p in large.values()] == before
     small = {f"w{i}": np.full(4, i, np.float32) for i in range(1000)}
-    for refuse in (format.check_tree, lambda tree, kind: format.write(path, tree, kind=kind)):
-        with pytest.raises(ValueError, match=r"header may have 50000 bytes.*fewer arrays than these 1000 .*pack"):
-            refuse(small, kind="test")
+    larger = {f"w{i}": np.full(10, i, np.float32) for i in range(1000)}  # 40,000 bytes, still fewer than the header's
+    for tree in (small, larger):
+        for refuse in (format.check_tree, lambda tree, kind: format.write(path, tree, kind=kind)):
+            with pytest.raises(ValueError, match=r"header may have 50000 bytes.*fewer arrays than these 1000 .*pack"):
+                refuse(tree, kind="test")
     fo.SGD(fo.pack(list(small.values())))  # what the message names exists
     format.check_tree(large, kind="test")
 

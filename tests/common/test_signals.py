@@ -130,6 +130,23 @@ def test_two_handlers_that_raise_while_they_are_put_back(handled, monkeypatch):
         assert calls.pop() == number and signal.getsignal(number) is raising
 
 
+def test_all_handlers_run_though_the_first_raises(handled):
+    calls = []
+
+    def raising(number, frame):
+        calls.append(number)
+        raise TimeoutError(number)
+
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        handled(number, raising)
+    with pytest.raises(TimeoutError) as caught:  # noqa: SIM117
+        with deferred_signals():
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR2)
+    assert calls == [signal.SIGUSR1, signal.SIGUSR2]
+    assert caught.value.__context__.args == (signal.SIGUSR1,)
+
+
 def test_an_inner_block_hands_its_signals_to_the_outer_one(handled):
     calls = []
     handled(signal.SIGUSR1, lambda *_: calls.append(1))

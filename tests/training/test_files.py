@@ -93,6 +93,14 @@ def test_more_parameters_than_a_header_can_name(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*more*"))
 
 
+def test_a_header_too_long_for_its_shapes_alone(tmp_path, monkeypatch):
+    path, w = tmp_path / "run.ckpt", [np.ones((1,) * 30, np.float32) for _ in range(50)]
+    fit(w=w, checkpoint=path)
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    monkeypatch.setattr(format, "MAX_HEADER", length - 1000)
+    refused(ValueError, "header", w=w, checkpoint=tmp_path / "more.ckpt")
+
+
 def test_a_state_of_a_callback_that_a_checkpoint_cannot_hold(tmp_path):
     class Odd:
         seen = frozenset()

@@ -176,6 +176,7 @@ def test_hostile_logs_give_one_line_and_no_terminal_escapes(name, command_name, 
     assert err.count("\n") == (1 if err else 0) and "Traceback" not in err
     if name not in ("a long number", "a huge cell"):  # those hold a loss
         assert status == 2, out
+        assert "recursion" not in err  # the message is about the log
 
 
 def test_other_wrong_uses_are_one_line(tmp_path, capsys):

@@ -195,7 +195,6 @@ MUTANTS = (
         ("states of the optimizer not counted", 'return [slot for slot in trial.state["0"] if slot != "step"]', "pass"),
         ("log not flushed", "                file.flush()\n", ""),
         ("one more kept", "[*self._kept, loop.steps][-self._keep :]", "[*self._kept, loop.steps][-self._keep - 1 :]"),
-        ("permissions not kept", "        os.chmod(path, mode)\n", "        pass\n"),
     ),
     *planted(
         DATA,
