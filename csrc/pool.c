@@ -9,16 +9,9 @@
  * pace.c. */
 #define _GNU_SOURCE
 #include "internal.h"
+#include "system.h"
 
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <time.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 /* Workers spin for this long after a job that came alone, and for FO_BURST_NS in bursts. */
 static const int64_t SPIN_NS = 50000;
@@ -26,7 +19,7 @@ static const int64_t SPIN_NS = 50000;
 static const int64_t ALWAYS_NS = 1000000;
 enum { OPEN = 1 << 30, MAX_WORKERS = 1023 };
 
-static pthread_mutex_t job_lock = PTHREAD_MUTEX_INITIALIZER; /* held by the caller of the running job */
+static fo_lock job_lock = FO_LOCK; /* held by the caller of the running job */
 static struct {
     void (*task)(void *, int64_t);
     void *context;
@@ -41,23 +34,16 @@ static atomic_int spinning;                 /* how many workers spin */
 static _Atomic int64_t spin_ns;             /* for how long */
 static atomic_int caller_core = -1;         /* where the last job was begun; -1 if the system does not tell */
 
-static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t job_begun = PTHREAD_COND_INITIALIZER; /* what sleeping workers wait for */
+static fo_lock sleep_lock = FO_LOCK;
+static fo_condition job_begun = FO_CONDITION; /* what sleeping workers wait for */
 
 /* Under job_lock. */
 static int workers;
 static int64_t last_end;
 
-static int always;
+static atomic_int always;
 
-void fo_pool_always(int32_t on) { always = on; }
-
-static int64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
+void fo_pool_always(int32_t on) { atomic_store_explicit(&always, on, memory_order_relaxed); }
 
 static inline void relax(void)
 {
@@ -108,72 +94,36 @@ static void join_job(int self)
     atomic_fetch_sub(&gate, 1);
 }
 
-#if defined(__linux__)
-
 static atomic_int caller_thread;      /* of the last job, as the system numbers threads */
 static _Thread_local int this_thread; /* the number of this one, once it was asked for */
 
 static void note_caller(void)
 {
     if (!this_thread)
-        this_thread = (int)syscall(SYS_gettid);
+        this_thread = fo_thread_number();
     atomic_store_explicit(&caller_thread, this_thread, memory_order_relaxed);
-    atomic_store_explicit(&caller_core, sched_getcpu(), memory_order_relaxed);
+    atomic_store_explicit(&caller_core, fo_core(), memory_order_relaxed);
 }
-
-static void forget_caller(void) { this_thread = 0; }
-
-typedef struct {
-    cpu_set_t allowed; /* the cores that were given to the worker */
-    cpu_set_t chosen;  /* those that it took of them when it left one */
-} affinity;
 
 /* A worker on the caller's core would keep the caller from its work, and schedulers put it there again and again: it
- * leaves that core, and may come back when another core is the caller's. If somebody else has set its cores since, those
- * are the ones to choose from. If it was given just the cores that it had chosen, nothing shows that; so it comes back
- * only to cores that the caller may use, too. */
-static void leave_core(affinity *own)
+ * leaves that core, and may come back when another core is the caller's. */
+static void leave_callers_core(fo_affinity *own)
 {
-    int here = sched_getcpu();
-    if (here < 0 || here != atomic_load_explicit(&caller_core, memory_order_relaxed))
-        return;
-    cpu_set_t present, callers, wanted;
-    if (sched_getaffinity(0, sizeof present, &present) ||
-        sched_getaffinity(atomic_load_explicit(&caller_thread, memory_order_relaxed), sizeof callers, &callers))
-        return;
-    if (!CPU_EQUAL(&present, &own->chosen))
-        own->allowed = present;
-    CPU_AND(&wanted, &own->allowed, &callers);
-    CPU_OR(&wanted, &wanted, &present);
-    CPU_CLR((size_t)here, &wanted);
-    if (CPU_COUNT(&wanted) > 0 && sched_setaffinity(0, sizeof wanted, &wanted) == 0)
-        own->chosen = wanted;
+    int here = fo_core();
+    if (here >= 0 && here == atomic_load_explicit(&caller_core, memory_order_relaxed))
+        fo_leave_core(own, here, atomic_load_explicit(&caller_thread, memory_order_relaxed));
 }
-
-#else
-
-typedef struct {
-    char unused;
-} affinity;
-
-static void note_caller(void) { atomic_store_explicit(&caller_core, -1, memory_order_relaxed); }
-
-static void forget_caller(void) {}
-
-static void leave_core(affinity *own) { (void)own; }
-
-#endif
 
 /* Returns the number of the job that came after number `seen`, or `seen` if none came for some time. */
 static unsigned spin_until_job(unsigned seen)
 {
     unsigned number;
     atomic_fetch_add(&spinning, 1);
-    int64_t end = now() + atomic_load_explicit(&spin_ns, memory_order_relaxed);
+    int64_t end = fo_now_ns() + atomic_load_explicit(&spin_ns, memory_order_relaxed);
     do
         for (int i = 0; i < 64 && (number = atomic_load(&job_number)) == seen; i++)
             relax();
-    while (number == seen && now() < end);
+    while (number == seen && fo_now_ns() < end);
     atomic_fetch_sub(&spinning, 1);
     return number;
 }
@@ -182,62 +132,44 @@ static unsigned spin_until_job(unsigned seen)
 static unsigned sleep_until_job(unsigned seen)
 {
     unsigned number;
-    pthread_mutex_lock(&sleep_lock);
+    fo_lock_take(&sleep_lock);
     while ((number = atomic_load(&job_number)) == seen)
-        pthread_cond_wait(&job_begun, &sleep_lock);
-    pthread_mutex_unlock(&sleep_lock);
+        fo_condition_await(&job_begun, &sleep_lock);
+    fo_lock_give(&sleep_lock);
     return number;
 }
 
 static void wake_workers(void)
 {
-    pthread_mutex_lock(&sleep_lock);
-    pthread_cond_broadcast(&job_begun);
-    pthread_mutex_unlock(&sleep_lock);
+    fo_lock_take(&sleep_lock);
+    fo_condition_wake_all(&job_begun);
+    fo_lock_give(&sleep_lock);
 }
 
-static void *worker(void *self)
+static fo_thread_result FO_THREAD_FUNCTION worker(void *self)
 {
-    affinity cores = {0};
+    fo_affinity cores = {0};
     for (unsigned seen = atomic_load(&job_number);;) {
         join_job((int)(uintptr_t)self);
-        leave_core(&cores);
+        leave_callers_core(&cores);
         unsigned number = spin_until_job(seen);
         seen = number != seen ? number : sleep_until_job(seen);
     }
     return 0;
 }
 
-static void start_workers(int wanted)
-{
-    sigset_t all, before;
-    pthread_attr_t attributes;
-    if (workers >= wanted || pthread_attr_init(&attributes))
-        return;
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    sigfillset(&all); /* signals are the business of the threads that were here before */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    pthread_t id;
-    while (workers < wanted && pthread_create(&id, &attributes, worker, (void *)(uintptr_t)(workers + 1)) == 0)
-        workers++;
-    pthread_sigmask(SIG_SETMASK, &before, 0);
-    pthread_attr_destroy(&attributes);
-}
-
 /* The child of a fork has none of its parent's threads. */
 static void begin_child(void)
 {
-    pthread_mutex_init(&job_lock, 0);
-    pthread_mutex_init(&sleep_lock, 0);
-    pthread_cond_init(&job_begun, 0);
+    job_lock = (fo_lock)FO_LOCK;
+    sleep_lock = (fo_lock)FO_LOCK;
+    job_begun = (fo_condition)FO_CONDITION;
     atomic_store(&gate, 0);
     atomic_store(&spinning, 0);
     workers = 0;
     last_end = 0;
-    forget_caller();
+    this_thread = 0;
 }
-
-static void watch_forks(void) { pthread_atfork(0, 0, begin_child); }
 
 static void run_serial(int64_t count, void (*task)(void *, int64_t), void *context)
 {
@@ -252,13 +184,13 @@ static double close_job(void)
 {
     if (atomic_fetch_and(&gate, ~OPEN) == OPEN)
         return 0;
-    int64_t start = now();
+    int64_t start = fo_now_ns();
     for (unsigned i = 1; atomic_load(&gate); i++)
         if (i % 1024)
             relax();
         else
-            sched_yield();
-    return (double)(now() - start);
+            fo_give_way();
+    return (double)(fo_now_ns() - start);
 }
 
 /* Returns for how many ns the caller waited for workers when its own work was done. */
@@ -273,36 +205,38 @@ static double run_threaded(int64_t count, void (*task)(void *, int64_t), void *c
     if (wake)
         wake_workers();
     if (always) /* so that the others get something to do */
-        for (int64_t end = now() + ALWAYS_NS; (atomic_load(&gate) & ~OPEN) < parts - 1 && now() < end;)
-            sched_yield();
+        for (int64_t end = fo_now_ns() + ALWAYS_NS; (atomic_load(&gate) & ~OPEN) < parts - 1 && fo_now_ns() < end;)
+            fo_give_way();
     run_chunks(0);
     return close_job();
 }
 
 void fo_pool_run(fo_pace pace[2], int threads, double bytes, int64_t count, void (*task)(void *, int64_t), void *context)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    static int forks_are_watched; /* under job_lock */
     if (threads < 2 || count < 2 || count > UINT32_MAX || !(always || fo_pace_worth_joining(bytes)) ||
-        pthread_mutex_trylock(&job_lock)) {
+        !fo_lock_try(&job_lock)) {
         run_serial(count, task, context);
         return;
     }
-    pthread_once(&once, watch_forks);
-    int64_t start = now();
+    if (!forks_are_watched)
+        fo_call_in_forked_child(begin_child), forks_are_watched = 1;
+    int64_t start = fo_now_ns();
     int helpers = threads - 1 < MAX_WORKERS ? threads - 1 : MAX_WORKERS;
     int awake = atomic_load(&spinning), in_burst = fo_pace_in_burst(start - last_end, awake);
     fo_pace *own = &pace[in_burst];
     if (always || fo_pace_chooses_threads(own, in_burst, bytes)) {
-        start_workers(helpers);
+        if (workers < helpers)
+            workers = fo_start_threads(worker, workers + 1, helpers);
         atomic_store_explicit(&spin_ns, in_burst ? FO_BURST_NS : SPIN_NS, memory_order_relaxed);
         double waited = run_threaded(count, task, context, 1 + (helpers < workers ? helpers : workers),
                                      !awake || (awake < helpers && fo_pace_worth_waking(bytes)));
-        last_end = now();
+        last_end = fo_now_ns();
         fo_pace_observe_threaded(own, (double)(last_end - start), waited);
     } else {
         run_serial(count, task, context);
-        last_end = now();
+        last_end = fo_now_ns();
         fo_pace_observe_serial(own, (double)(last_end - start));
     }
-    pthread_mutex_unlock(&job_lock);
+    fo_lock_give(&job_lock);
 }

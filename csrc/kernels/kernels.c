@@ -1,4 +1,9 @@
 /* Every kernel: the loops of loops.inc, compiled for each rule, compute type and instruction set. */
+#include <float.h>
+#if FLT_EVAL_METHOD != 0
+#error "this compiler computes in wider types than it is told to, so bits would differ: see EXACT in build_ffi.py"
+#endif
+
 #include "internal.h"
 #include "rule_table.h"
 

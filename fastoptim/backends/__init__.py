@@ -71,7 +71,8 @@ def best_for_host() -> tuple[str, str | None]:
 def _best_host_backend() -> str:
     name, reason = best_for_host()
     if reason:
-        warnings.warn(f"{reason}; using the {name} backend: same numbers, slower", RuntimeWarning, stacklevel=5)
+        hint = " (pip install 'fastoptim[numba]' is faster)" if name == "numpy" else ""
+        warnings.warn(f"{reason}; using the {name} backend: same numbers, slower{hint}", RuntimeWarning, stacklevel=5)
     return name
 
 

@@ -117,7 +117,7 @@ class NumbaBackend(Backend):
         try:
             import numba
         except ImportError as error:
-            raise ImportError(f"backend 'numba' needs Numba: pip install numba ({error})") from error
+            raise ImportError(f"backend 'numba' needs Numba: pip install 'fastoptim[numba]' ({error})") from error
         if numba.config.DISABLE_JIT:
             raise ImportError("backend 'numba' needs Numba's compiler, which NUMBA_DISABLE_JIT switches off: unset it")
         self._numba = numba

@@ -182,18 +182,21 @@ def _zeros_on_disk(folder: Path, p: Any) -> Any:
     if not p.size:
         return layout.zeros_like(p)
     handle, path = tempfile.mkstemp(prefix="state-", suffix=".bin", dir=folder)
+    os.close(handle)
     try:
-        try:
-            _allocate(handle, p.nbytes)
-        finally:
-            os.close(handle)
-        order: Any = "F" if p.flags.f_contiguous and not p.flags.c_contiguous else "C"
-        state: Any = np.memmap(path, dtype=p.dtype, mode="r+", shape=p.shape, order=order)
+        with open(path, "r+b", opener=lambda name, flags: os.open(name, flags | _GOES_WITH_LAST_HANDLE)) as file:
+            _allocate(file.fileno(), p.nbytes)
+            order: Any = "F" if p.flags.f_contiguous and not p.flags.c_contiguous else "C"
+            state: Any = np.memmap(file, dtype=p.dtype, mode="r+", shape=p.shape, order=order)
     except BaseException:
-        os.unlink(path)
+        _remove(path, os.getpid())
         raise
     weakref.finalize(state, _remove, path, os.getpid())
     return state
+
+
+# Windows removes no file that is mapped: there it goes with the handle that the mapping keeps.
+_GOES_WITH_LAST_HANDLE = getattr(os, "O_TEMPORARY", 0)
 
 
 def _allocate(handle: int, size: int) -> None:

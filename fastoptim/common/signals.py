@@ -28,7 +28,8 @@ try:
 except (ImportError, AttributeError, OSError, TypeError):  # no ctypes, or Windows, whose signals have no dispositions
     _sigaction = None
 
-_NUMBERS = tuple(map(int, signal.Signals))
+# On Windows, signal.Signals also holds events (0 and 1) that no handler can be asked for.
+_NUMBERS = tuple(sorted(int(n) for n in signal.Signals if n in signal.valid_signals()))
 
 Handler = Callable[[int, Any], Any]
 

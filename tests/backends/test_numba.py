@@ -382,7 +382,7 @@ def test_missing_numba_is_named():
             print(error)
         """
     )
-    assert "pip install numba" in out
+    assert "pip install 'fastoptim[numba]'" in out
     assert len(out.splitlines()) == 1
 
 

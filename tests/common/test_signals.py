@@ -217,3 +217,17 @@ def test_faulthandler_goes_on_dumping():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = [line for line in done.stdout.splitlines() if line.split()[0] in ("Current", "handled", "inside")]
     assert [line.split()[0] for line in lines] == ["Current", "inside", "handled", "Current", "handled"]
+
+
+def test_every_signal_that_is_looked_at_can_be_asked_for():
+    """On Windows, 0 and 1 are members of signal.Signals and no signals."""
+    code = """
+import enum, signal
+members = {x.name: int(x) for x in signal.Signals} | {"CTRL_C_EVENT": 0}
+signal.Signals = enum.IntEnum("Signals", members)
+from fastoptim.common import signals
+with signals.deferred_signals():
+    print(len(signals._NUMBERS))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 20
