@@ -38,8 +38,13 @@ lint: $(VENV)/.ready-lint ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.ready-docs ## build the documentation site (warnings are errors) and run the examples in docstrings
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -q -W --keep-going -b doctest docs docs/_build/doctest
+	@echo "open docs/_build/html/index.html"
+
 clean: ## remove what was built
-	rm -rf build dist *.egg-info fastoptim/_c*.so $(VENV)/.ready-*
+	rm -rf build dist docs/_build docs/reference/api *.egg-info fastoptim/_c*.so $(VENV)/.ready-*
 
 .PRECIOUS: $(VENV)/.ready-%
-.PHONY: help demo check test bench lint clean
+.PHONY: help demo check test bench lint docs clean

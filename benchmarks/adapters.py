@@ -1,7 +1,7 @@
 """What the adapters gain over whole trainings, and by how much their results differ from the originals'.
 
     python benchmarks/adapters.py            # prints the tables
-    python benchmarks/adapters.py --write    # and writes benchmarks/results/adapters.json and docs/adapters.md's tables
+    python benchmarks/adapters.py --write    # and writes benchmarks/results/adapters.json and tables in docs/howto
 
 Every row trains the same model on the same batches with the original updates and with the adapter's, alternating in
 one process. The gain is the median over rounds of the ratio of both times; least and greatest ratios stand beside it.
@@ -36,7 +36,7 @@ from examples._data import digits  # noqa: E402
 from fastoptim.environment import processor  # noqa: E402
 
 JSON = ROOT / "benchmarks" / "results" / "adapters.json"
-PAGE = ROOT / "docs" / "adapters.md"
+PAGES = [ROOT / "docs" / "howto" / name for name in ("adapters.md", "from_sklearn.md")]
 
 
 def compare(original, adapted, rounds):
@@ -355,7 +355,7 @@ def table(entries, named):
 def write(result):
     JSON.parent.mkdir(parents=True, exist_ok=True)
     JSON.write_text(json.dumps(result, indent=1) + "\n")
-    page, rows = PAGE.read_text(), result["rows"]
+    pages, rows = {path: path.read_text() for path in PAGES}, result["rows"]
     parts = {
         "machine": "{machine}; {clock}; NumPy {numpy}; {data}; medians of {rounds} rounds.".format(**result),
         "scikit-learn": table([e for e in rows if e["table"] == "scikit-learn"], False),
@@ -363,12 +363,13 @@ def write(result):
     }
     for name, text in parts.items():
         begin, end = f"<!-- {name}: written by benchmarks/adapters.py -->", f"<!-- end of {name} -->"
-        head, _, rest = page.partition(begin)
-        _, _, tail = rest.partition(end)
-        if not tail:
-            raise SystemExit(f"{PAGE.name} has no place for {name}")
-        page = f"{head}{begin}\n{text}\n{end}{tail}"
-    PAGE.write_text(page)
+        places = [path for path, page in pages.items() if begin in page and end in page]
+        if len(places) != 1:
+            raise SystemExit(f"{name} needs one place in {' or '.join(path.name for path in PAGES)}")
+        head, _, rest = pages[places[0]].partition(begin)
+        pages[places[0]] = f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+    for path, page in pages.items():
+        path.write_text(page)
 
 
 def main():

@@ -1,6 +1,6 @@
 """Fit a model of the step time to what `mpi_overlap.py` measured, and carry it on paper to 1,000 ranks.
 
-    python benchmarks/mpi_model.py benchmarks/results/mpi_overlap.json --docs docs/scale.md
+    python benchmarks/mpi_model.py benchmarks/results/mpi_overlap.json --docs docs/development/mpi_measured.md
 
 The model, for B bytes of parameters, n ranks and C buckets (times in seconds)::
 

@@ -1,4 +1,4 @@
-"""How well `fastoptim.probe_lr` finds a rate: writes docs/probe_table.md.
+"""How well `fastoptim.probe_lr` finds a rate: writes docs/development/probe_table.md.
 
     python benchmarks/probe_table.py            # some minutes
     python benchmarks/probe_table.py --held-out # only the problems on which nothing was tuned
@@ -24,7 +24,7 @@ import fastoptim as fo
 OPTIMIZERS = ("sgd", "momentum", "adam")
 STARTS = (None, 1e-6, 30.0)
 STEPS = 500
-TABLE = Path(__file__).resolve().parent.parent / "docs" / "probe_table.md"
+TABLE = Path(__file__).resolve().parent.parent / "docs" / "development" / "probe_table.md"
 
 
 class Problem(NamedTuple):

@@ -3,7 +3,7 @@
 Each rank owns one contiguous slice of the flat parameters of every group and dtype, and only that slice's states. A
 step adds up the gradients of all ranks, each rank getting the sum of its slice (reduce-scatter); updates the slice; and
 sends it to all others (all-gather). All three go bucket by bucket, so that the communication of one bucket runs beside
-the kernel of another. See docs/scale.md for when this pays.
+the kernel of another. See docs/howto/mpi.md for when this pays.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ShardedOptimizer(Steps):
         What is made of the ranks' gradients. "mean" divides their sum by the number of ranks.
     deterministic : bool
         Add up gradients in the order of ranks, so that the result does not depend on the MPI library's algorithm.
-        Slower, see docs/scale.md.
+        Slower, see docs/howto/mpi.md.
     buffer_bytes : int
         Size of all buffers that gradients and parameters pass through, of the three buckets that are on their way at a
         time; buckets are made to fit, but hold at least one or two blocks of 4096 elements of every rank.

@@ -16,7 +16,7 @@ from ..training.data import positional
 from ..training.diagnosis import diagnose
 from .sandbox import LossAndGrad, Sandbox
 
-# What counts as badly scaled and as sparse; docs/guide.md shows the figures of some models.
+# What counts as badly scaled and as sparse; docs/guide/choosing.md shows the figures of some models.
 SPREAD = 1e3  # ratio of the largest to the smallest typical gradient
 SPARSE = 0.5  # share of zeros among the gradients that are not always zero
 _EXAMPLES = 32  # single examples that are looked at

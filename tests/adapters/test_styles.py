@@ -20,7 +20,6 @@ from fastoptim.adapters import cs231n, dicts, numpy_ml, objects, per_array
 from fastoptim.adapters._update import RuleUpdate, step_array
 from fastoptim.backends.numpy_cpu import NumpyBackend
 from fastoptim.common.busy import BUSY
-from tests.support import ROOT
 
 RNG = np.random.default_rng(0)
 P0 = {"W": RNG.normal(size=(13, 7)), "b": RNG.normal(size=7)}
@@ -566,24 +565,6 @@ def test_threads_do_not_share_what_is_native():
 def test_examples():
     result = doctest.testmod(per_array)
     assert result.attempted > 0 and result.failed == 0
-
-
-PAGE = (ROOT / "docs" / "adapters.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-
-
-def test_the_page_has_its_blocks():
-    assert len(BLOCKS) >= 7 and all("# after" in code or "adapters import" in code for code in BLOCKS)
-
-
-@pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.splitlines()[-1][:40])
-def test_every_block_of_the_page_runs_alone(code, tmp_path, monkeypatch):
-    for needed in re.findall(r"^from (sklearn|autograd|thinc)\b", code, re.MULTILINE):
-        pytest.importorskip(needed, reason=f"{needed} is not installed: its block of docs/adapters.md goes untested")
-    monkeypatch.chdir(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ten epochs do not converge
-        exec(compile(code, "docs/adapters.md", "exec"), {"__name__": "page"})
 
 
 def test_small_floats_are_cast():

@@ -1,4 +1,4 @@
-"""Copy the last lines of the proofs' outputs into docs/verification.md: python -m tests.proofs.summary
+"""Copy the last lines of the proofs' outputs into docs/development/verification.md: python -m tests.proofs.summary
 
 Each proof's output lies in ``benchmarks/results/NAME.txt``; its last line is its result.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "verification.md"
+PAGE = ROOT / "docs" / "development" / "verification.md"
 TABLES = ("kernels", "checkpoint", "training", "tuning")
 NAMES = ("random_cases", *(f"mutants_{table}" for table in TABLES), "million_steps")
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->"
