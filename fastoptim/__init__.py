@@ -26,13 +26,33 @@ if TYPE_CHECKING:  # what type checkers see; at run time every name is loaded on
     from .optimizers import Adam as Adam
     from .optimizers import AdamW as AdamW
     from .optimizers import Optimizer as Optimizer
+    from .optimizers.adaptive import FTRL as FTRL
+    from .optimizers.adaptive import Adadelta as Adadelta
+    from .optimizers.adaptive import Adagrad as Adagrad
+    from .optimizers.adaptive import Adamax as Adamax
+    from .optimizers.adaptive import RMSprop as RMSprop
     from .optimizers.averages import Average as Average
     from .optimizers.clipping import clip_grad_norm as clip_grad_norm
     from .optimizers.clipping import grad_norm as grad_norm
+    from .optimizers.moments import ADOPT as ADOPT
+    from .optimizers.moments import AdaBelief as AdaBelief
+    from .optimizers.moments import Adan as Adan
+    from .optimizers.moments import AdEMAMix as AdEMAMix
+    from .optimizers.moments import LaProp as LaProp
+    from .optimizers.moments import NAdam as NAdam
+    from .optimizers.moments import RAdam as RAdam
+    from .optimizers.moments import Yogi as Yogi
     from .optimizers.own import rule as rule
     from .optimizers.saving import IncompatibleKeys as IncompatibleKeys
+    from .optimizers.schedule_free import ASGD as ASGD
+    from .optimizers.schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
+    from .optimizers.schedule_free import ScheduleFreeSGD as ScheduleFreeSGD
     from .optimizers.selecting import GroupedParams as GroupedParams
     from .optimizers.selecting import groups as groups
+    from .optimizers.sign import Lion as Lion
+    from .optimizers.sign import Rprop as Rprop
+    from .optimizers.sign import SignSGD as SignSGD
+    from .optimizers.sign import Signum as Signum
     from .optimizers.torch_states import from_torch_state as from_torch_state
     from .optimizers.torch_states import to_torch_state as to_torch_state
     from .training import Callback as Callback
@@ -61,6 +81,26 @@ _EXPORTS = {
     "Adam": "optimizers",
     "AdamW": "optimizers",
     "Optimizer": "optimizers",
+    "FTRL": "optimizers.adaptive",
+    "Adadelta": "optimizers.adaptive",
+    "Adagrad": "optimizers.adaptive",
+    "Adamax": "optimizers.adaptive",
+    "RMSprop": "optimizers.adaptive",
+    "ASGD": "optimizers.schedule_free",
+    "ScheduleFreeAdamW": "optimizers.schedule_free",
+    "ScheduleFreeSGD": "optimizers.schedule_free",
+    "ADOPT": "optimizers.moments",
+    "AdaBelief": "optimizers.moments",
+    "Adan": "optimizers.moments",
+    "AdEMAMix": "optimizers.moments",
+    "LaProp": "optimizers.moments",
+    "NAdam": "optimizers.moments",
+    "RAdam": "optimizers.moments",
+    "Yogi": "optimizers.moments",
+    "Lion": "optimizers.sign",
+    "Rprop": "optimizers.sign",
+    "SignSGD": "optimizers.sign",
+    "Signum": "optimizers.sign",
     "StepInfo": "backends",
     "Average": "optimizers.averages",
     "clip_grad_norm": "optimizers.clipping",

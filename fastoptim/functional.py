@@ -12,10 +12,56 @@ from typing import Any
 
 from .backends.base import Scalars
 from .common.validation import count, flag
+from .optimizers.forms import (
+    adabelief,
+    adadelta,
+    adagrad,
+    adamax,
+    adan,
+    ademamix,
+    adopt,
+    asgd,
+    ftrl,
+    laprop,
+    lion,
+    nadam,
+    radam,
+    rmsprop,
+    rprop,
+    schedule_free_adamw,
+    schedule_free_sgd,
+    signsgd,
+    signum,
+    yogi,
+)
 from .optimizers.hyperparameters import UpdateSpec, adam_spec, sgd_spec
 from .optimizers.update import ArrayStep
 
-__all__ = ["adam", "momentum", "sgd"]
+__all__ = [
+    "adabelief",
+    "adadelta",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adan",
+    "ademamix",
+    "adopt",
+    "asgd",
+    "ftrl",
+    "laprop",
+    "lion",
+    "momentum",
+    "nadam",
+    "radam",
+    "rmsprop",
+    "rprop",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
+    "sgd",
+    "signsgd",
+    "signum",
+    "yogi",
+]
 
 _array_step = lru_cache(maxsize=256, typed=True)(ArrayStep)
 

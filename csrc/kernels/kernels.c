@@ -13,14 +13,15 @@
 
 /* The loops of roofline.h, with the columns of rule_table.h. */
 #define FO_ROOFLINES(X)                                                                                                \
-    X(roof0, 0, 0, PARAMETER, NARROW)                                                                                  \
-    X(roof1, 1, 0, PARAMETER, WIDE)                                                                                    \
-    X(roof2, 2, 0, PARAMETER, WIDE)                                                                                    \
-    X(roof3, 3, 0, PARAMETER, WIDE)                                                                                    \
-    X(roof4, 4, 0, PARAMETER, WIDE)                                                                                    \
-    X(root_and_divide, 0, 0, PARAMETER, WIDE)
+    X(roof0, 0, 0, PARAMETER, NO_DECAY, NARROW)                                                                        \
+    X(roof1, 1, 0, PARAMETER, NO_DECAY, WIDE)                                                                          \
+    X(roof2, 2, 0, PARAMETER, NO_DECAY, WIDE)                                                                          \
+    X(roof3, 3, 0, PARAMETER, NO_DECAY, WIDE)                                                                          \
+    X(roof4, 4, 0, PARAMETER, NO_DECAY, WIDE)                                                                          \
+    X(root_and_divide, 0, 0, PARAMETER, NO_DECAY, WIDE)
 
 enum { STEP, PARAMETER };
+enum { NO_DECAY, INSIDE = 1, APART = 2, ANY_DECAY = INSIDE | APART };
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -119,7 +120,7 @@ static const struct {
     const char *name;
     int32_t states, coefficients;
 } rule_table[RULE_COUNT] = {
-#define ROW(rule, states, coefficients, gives, vectors) {#rule, states, coefficients},
+#define ROW(rule, states, coefficients, gives, decays, vectors) {#rule, states, coefficients},
     FO_RULES(ROW) FO_ROOFLINES(ROW)
 #undef ROW
 };

@@ -174,6 +174,8 @@ class CBackend(Backend):
         counter: list[int],
         threads: int,
     ) -> CPlan:
+        if bad := [kernel.name for kernel in kernels if kernel.decay not in kernel.rule.decays]:
+            raise ValueError(f"no such kernels: {bad}; a rule's decays say which there are")
         runs = [(RULE_NAMES.index(kernel.rule.name), kernel.decay) for kernel in kernels]
         return CPlan(runs, run_of, members, counter, threads)
 

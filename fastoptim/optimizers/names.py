@@ -1,4 +1,4 @@
-"""The optimizers that `fit` and `probe_lr` know by name."""
+"""The optimizers that `fit` and `probe_lr` know by name; those of `FAMILIES` have a functional form so called."""
 
 from __future__ import annotations
 
@@ -6,8 +6,36 @@ from collections.abc import Callable
 from functools import partial
 
 from .adam import Adam, AdamW
+from .adaptive import FTRL, Adadelta, Adagrad, Adamax, RMSprop
 from .base import Optimizer
+from .family import Family
+from .moments import ADOPT, AdaBelief, Adan, AdEMAMix, LaProp, NAdam, RAdam, Yogi
+from .schedule_free import ASGD, ScheduleFreeAdamW, ScheduleFreeSGD
 from .sgd import SGD
+from .sign import Lion, Rprop, SignSGD, Signum
+
+FAMILIES: dict[str, type[Family]] = {
+    "rmsprop": RMSprop,
+    "adagrad": Adagrad,
+    "adadelta": Adadelta,
+    "adamax": Adamax,
+    "nadam": NAdam,
+    "radam": RAdam,
+    "rprop": Rprop,
+    "asgd": ASGD,
+    "lion": Lion,
+    "signsgd": SignSGD,
+    "signum": Signum,
+    "adabelief": AdaBelief,
+    "adopt": ADOPT,
+    "yogi": Yogi,
+    "laprop": LaProp,
+    "ademamix": AdEMAMix,
+    "adan": Adan,
+    "ftrl": FTRL,
+    "schedule_free_sgd": ScheduleFreeSGD,
+    "schedule_free_adamw": ScheduleFreeAdamW,
+}
 
 # The names that `fit` knows optimizers by.
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -15,4 +43,5 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "momentum": partial(SGD, momentum=0.9),
     "adam": Adam,
     "adamw": AdamW,
+    **FAMILIES,
 }

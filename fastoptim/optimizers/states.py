@@ -177,12 +177,7 @@ def _all_states(model: Groups, specs: Mapping[int, UpdateSpec], backend: Backend
     for name, wanted in missing.items():
         zeros = backend.zeros_for([p for _, p in wanted])
         for (parameter, p), state in zip(wanted, zeros, strict=True):
-            first = specs[id(parameter.group)].kernel.rule.initial.get(name, 0.0)
-            if first == "parameter":
-                backend.assign(state, backend.host_copy(p))
-            elif first:
-                value = parameter.group[first] if isinstance(first, str) else first
-                backend.assign(state, np.full(parameter.shape, value, parameter.dtype))
+            begin(backend, state, p, specs[id(parameter.group)].kernel.rule.initial.get(name, 0.0), parameter.group)
             made[parameter.name, name] = state
     return [
         tuple(
@@ -190,6 +185,15 @@ def _all_states(model: Groups, specs: Mapping[int, UpdateSpec], backend: Backend
         )
         for q in model.parameters
     ]
+
+
+def begin(backend: Backend, state: Any, p: Any, first: float | str, hyperparameters: Mapping[str, Any]) -> None:
+    """Give a state of zeros what it holds before the first step; see `Rule.initial`."""
+    if first == "parameter":
+        backend.assign(state, backend.host_copy(p))
+    elif value := hyperparameters.get(first, 0.0) if isinstance(first, str) else first:
+        shape, dtype = backend.describe(p)
+        backend.assign(state, np.full(shape, value, dtype))
 
 
 def state_view(model: Groups, plan: Plan | None) -> Mapping[str, Mapping[str, Any]]:

@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .updates import adam, amsgrad, average, momentum, nesterov, sgd
+from . import updates as law
+
+# Kinds of weight decay: none, entering the gradient, apart from it. A rule has kernels for those that it names.
+DECAYS = ("none", "coupled", "decoupled")
+NONE, INSIDE, APART = ("none",), ("none", "coupled"), ("none", "decoupled")
 
 MAX_STATES, MAX_COEFFICIENTS = 4, 16  # what the C kernels have room for
 
@@ -27,9 +31,11 @@ class Rule:
         Whether the first result is the step, to be subtracted from the parameter, or the new parameter itself.
     initial : mapping
         State -> what it holds before the first step: a number, "parameter" for a copy of the parameter, or the name of
-        a hyperparameter. States that are not named begin at zero.
+        a hyperparameter (0 for an optimizer without it). States that are not named begin at zero.
     scalars : mapping
         Name -> first value of the numbers that are kept beside the step count (float64, on the host).
+    decays : tuple of str
+        Which of `DECAYS` it can be asked for; nothing is compiled for the others.
     """
 
     function: Callable[..., tuple[Any, ...]]
@@ -38,6 +44,7 @@ class Rule:
     gives: str = "step"
     initial: Mapping[str, float | str] = field(default_factory=dict)
     scalars: Mapping[str, float] = field(default_factory=dict)
+    decays: tuple[str, ...] = DECAYS
 
     @property
     def name(self) -> str:
@@ -67,21 +74,51 @@ def row(function: Callable[..., tuple[Any, ...]], *states: str, **options: Any) 
     names = function.__code__.co_varnames[2 + len(states) : function.__code__.co_argcount]
     if len(states) > MAX_STATES or len(names) > MAX_COEFFICIENTS:
         raise ValueError(f"a rule has at most {MAX_STATES} states and {MAX_COEFFICIENTS} coefficients")
+    if options.get("gives") == "parameter":  # there is no step that a decoupled decay could be added to
+        options.setdefault("decays", INSIDE)
     return Rule(function, states, names, **options)
 
+
+_YOGI = {"exp_avg": "initial_accumulator_value", "exp_avg_sq": "initial_accumulator_value"}
+_FTRL = {"accumulator": "initial_accumulator_value"}
+_SCHEDULE_FREE: dict[str, Any] = {
+    "gives": "parameter",
+    "initial": {"z": "parameter"},
+    "scalars": {"lr_max": 0.0, "weight_sum": 0.0},
+}
 
 RULES: dict[str, Rule] = {
     rule.name: rule
     for rule in (
-        row(sgd),
-        row(momentum, "momentum_buffer"),
-        row(nesterov, "momentum_buffer"),
-        row(adam, "exp_avg", "exp_avg_sq"),
-        row(amsgrad, "exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-        row(average),
+        row(law.sgd),
+        row(law.momentum, "momentum_buffer"),
+        row(law.nesterov, "momentum_buffer"),
+        row(law.adam, "exp_avg", "exp_avg_sq"),
+        row(law.amsgrad, "exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        row(law.average, decays=NONE),
+        row(law.signsgd, decays=APART),
+        row(law.signum, "momentum_buffer", decays=APART),
+        row(law.lion, "exp_avg", decays=APART),
+        row(law.rprop, "prev", "step_size", decays=NONE, initial={"step_size": "lr"}),
+        row(law.asgd, "ax", decays=INSIDE, gives="parameter"),
+        row(law.schedule_free_sgd, "z", decays=INSIDE, **_SCHEDULE_FREE),
+        row(law.rmsprop, "square_avg", decays=INSIDE, initial={"square_avg": "initial_accumulator_value"}),
+        row(law.rmsprop_momentum, "square_avg", "momentum_buffer", decays=INSIDE),
+        row(law.rmsprop_centered, "square_avg", "grad_avg", decays=INSIDE),
+        row(law.rmsprop_centered_momentum, "square_avg", "grad_avg", "momentum_buffer", decays=INSIDE),
+        row(law.adadelta, "square_avg", "acc_delta", decays=INSIDE),
+        row(law.adamax, "exp_avg", "exp_inf", decays=INSIDE),
+        row(law.nadam, "exp_avg", "exp_avg_sq", scalars={"mu_product": 1.0}),
+        row(law.adabelief, "exp_avg", "exp_avg_var", decays=APART),
+        row(law.yogi, "exp_avg", "exp_avg_sq", decays=APART, initial=_YOGI),
+        row(law.adopt, "exp_avg", "exp_avg_sq", decays=APART),
+        row(law.laprop, "exp_avg", "exp_avg_sq", decays=APART, scalars={"exp_avg_lr": 0.0}),
+        row(law.ademamix, "exp_avg", "exp_avg_sq", "exp_avg_slow", decays=APART),
+        row(law.adan, "exp_avg", "exp_avg_sq", "exp_avg_diff", "previous_grad", decays=APART),
+        row(law.schedule_free_adamw, "z", "exp_avg_sq", decays=NONE, **_SCHEDULE_FREE),
+        row(law.ftrl, "accumulator", "linear", decays=NONE, gives="parameter", initial=_FTRL),
     )
 }
-DECAYS = ("none", "coupled", "decoupled")
 
 
 def rules_of(optimizer: Any) -> list[Rule]:
@@ -105,10 +142,5 @@ class Kernel(NamedTuple):
 
 
 def kernels(rules: Iterable[Rule] | None = None) -> list[Kernel]:
-    """Every kernel of `rules`, or of the table. A rule that gives the parameter itself knows no decoupled decay."""
-    return [
-        Kernel(rule, decay)
-        for rule in (RULES.values() if rules is None else rules)
-        for decay in DECAYS
-        if not (rule.gives == "parameter" and decay == "decoupled")
-    ]
+    """Every kernel of `rules`, or of the table."""
+    return [Kernel(rule, decay) for rule in (RULES.values() if rules is None else rules) for decay in rule.decays]

@@ -58,18 +58,43 @@ HYPER = {
     "beta2": 0.977,
     "eps": 3e-5,
     "first": False,
+    "alpha": 0.93,
+    "rho": 0.91,
+    "etas": (0.5, 1.25),
+    "step_sizes": (3e-5, 0.7),
+    "lambd": 2e-3,
+    "t0": 1.0,
+    "momentum_decay": 4e-3,
+    "eps_root": 7e-6,
+    "betas": (0.83, 0.977, 0.991),
+    "warmup_steps": 2,
+    "r": 0.5,
+    "weight_lr_power": 2.0,
+    "weight_decay": 0.0456,
+    "l1": 0.07,
+    "l2": 0.03,
+    "beta": 0.2,
+    "mu_product": 0.6,
+    "exp_avg_lr": 0.003,
+    "lr_max": 0.009,
+    "weight_sum": 0.0003,
 }
 MODES = {
     "momentum": rules.MOMENTUM_MODES,
     "nesterov": ("torch", "lr_inside"),
     "adam": rules.EPS_MODES,
     "amsgrad": rules.EPS_MODES,
+    "nadam": rules.coefficients.NADAM_MODES,
+    "adamax": ("keras",),  # the other makes no other kernel
+    "adan": ("authors",),
 }
+# Contents of such states are never negative, unless bits are raw.
+NONNEGATIVE = ("sq", "var", "acc", "inf", "step_size")
 
 
 def coefficients(rule: Rule, mode: str | None = None, **hyper: object) -> tuple[float, ...]:
     """Coefficients of `rule` from `HYPER`; plain numbers for a rule without a coefficient function."""
-    function = getattr(rules, f"{rule.name}_coefficients", None)
+    function = getattr(rules.coefficients, f"{rule.name}_coefficients", None)
     if function is None and rule.name == "amsgrad":
         function = rules.adam_coefficients
     if function is None:
@@ -148,11 +173,15 @@ def at_offset(x: np.ndarray, offset: int) -> np.ndarray:
     return copy
 
 
+def nonnegative(state: str) -> bool:
+    return any(part in state for part in NONNEGATIVE)
+
+
 def states_for(rng: np.random.Generator, rule: Rule, n: int, dtype: type, make=ordinary) -> list[np.ndarray]:
-    """Contents for every state; squares are never negative unless bits are raw."""
+    """Contents for every state."""
     states = [make(rng, n, dtype) for _ in rule.states]
     if make is ordinary:
-        states = [abs(x) if "sq" in name else x for x, name in zip(states, rule.states, strict=True)]
+        states = [abs(x) if nonnegative(name) else x for x, name in zip(states, rule.states, strict=True)]
     return states
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastoptim.backends import Backend, KernelCall
 from fastoptim.rules import reference
-from tests.support.cases import DTYPES, VARIANTS, Variant, digest, native_plan
+from tests.support.cases import DTYPES, VARIANTS, Variant, digest, native_plan, nonnegative
 
 FILE = Path(__file__).with_name("golden.json")
 STEPS = 3
@@ -71,7 +71,7 @@ def make_job(
     entries = [
         [
             numbers(next(seeds), n, dtype, kind),
-            *(numbers(next(seeds), n, dtype, kind, positive="sq" in name) for name in variant.rule.states),
+            *(numbers(next(seeds), n, dtype, kind, positive=nonnegative(name)) for name in variant.rule.states),
         ]
         for n in sizes
     ]

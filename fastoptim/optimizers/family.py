@@ -1,0 +1,181 @@
+"""The base of optimizers that are a typed signature and coefficients, and nothing else.
+
+A class states its hyperparameters once, in the signature of ``__init__``, and what they come to in `_update`. Here are
+read from the signature: their names, how each is checked (by the type of its default), and the attributes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any, ClassVar, TypedDict
+
+import numpy as np
+
+from .. import rules
+from ..backends import choose
+from ..common.validation import check_range, choice, count, flag, real
+from ..rules.table import RULES, Kernel
+from .base import Optimizer
+from .hyperparameters import UpdateSpec, _rate
+from .states import begin
+from .update import update_array
+
+BELOW_ONE = (0.0, 1.0)
+
+
+class Options(TypedDict, total=False):
+    """What every optimizer takes beside its hyperparameters; `SGD` describes them."""
+
+    backend: str
+    threads: int | None
+    state_dir: Any
+    memory_budget: int | str | None
+
+
+class Family(Optimizer):
+    """Base of the optimizers whose hyperparameters are the signature of ``__init__``, between params and options.
+
+    Subclasses have ``__init__(self, params, ..., **options: Unpack[Options])`` that does no more than
+    ``self._begin(locals())``, and `_update`. A keyword behind the base class says what a hyperparameter may be: its
+    choices, or (low, below) in place of the usual "finite and >= 0".
+    """
+
+    _checks: ClassVar[Mapping[str, tuple[Any, ...]]]
+    _values: ClassVar[dict[str, Any]]  # name -> default
+
+    def __init_subclass__(cls, **checks: tuple[Any, ...]) -> None:
+        cls._checks = checks
+        own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        cls._values = {p.name: p.default for p in own[2:]}
+        cls._names = tuple(cls._values)
+        super().__init_subclass__()
+
+    def _begin(self, given: dict[str, Any]) -> None:
+        options = {"backend": "auto", "threads": None} | given["options"]
+        if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+            raise TypeError(
+                f"{type(self).__name__} has no {unknown}; it has {[*self._names, *Options.__annotations__]}"
+            )
+        super().__init__(given["params"], {name: given[name] for name in self._names}, **options)
+
+    @classmethod
+    def _spec(cls, *values: Any) -> UpdateSpec:
+        checked = {
+            name: _checked(name, value, default, cls._checks.get(name))
+            for (name, default), value in zip(cls._values.items(), values, strict=True)
+        }
+        return cls._update(SimpleNamespace(**checked))
+
+    @staticmethod
+    def _update(o: Any) -> UpdateSpec:
+        """What the hyperparameters come to, which are attributes of `o`, already checked."""
+        raise AssertionError("a subclass says")
+
+
+def _checked(name: str, value: Any, default: Any, allowed: tuple[Any, ...] | None) -> Any:
+    if name == "lr":
+        return _rate(value)
+    if isinstance(default, bool):
+        return flag(name, value)
+    if isinstance(default, str):
+        return choice(name, value, allowed or ())
+    if isinstance(default, int):
+        return count(name, value, 0)
+    limits = allowed or (0.0,)
+    if not isinstance(default, tuple):
+        return real(name, value, *limits)
+    try:
+        numbers = tuple(value)
+        if len(numbers) != len(default):
+            raise ValueError(f"{len(numbers)} items")
+    except (TypeError, ValueError) as error:
+        kind = "a pair of" if len(default) == 2 else "three"
+        raise TypeError(f"{name} must be {kind} numbers, got {value!r}") from error
+    return tuple(real(f"{name}[{i}]", x, *limits) for i, x in enumerate(numbers))
+
+
+def made(
+    rule: str,
+    o: Any,
+    coefficients: Callable[..., tuple[float, ...]] | tuple[float, ...],
+    advance: Callable[..., tuple[float, ...]] | None = None,
+    weight_decay: float | None = None,
+) -> UpdateSpec:
+    """The update by `rule`, up or down as `o` says, with its weight decay of the kind that the rule or `o` says."""
+    row, head = RULES[rule], -1.0 if o.maximize else 1.0
+    share = getattr(o, "weight_decay", 0.0) if weight_decay is None else weight_decay
+    apart = getattr(o, "decoupled_weight_decay", "coupled" not in row.decays)
+    mode = getattr(o, "decay_mode", "lr")
+    if mode != "lr" and not apart:
+        raise ValueError(f"decay_mode={mode!r} is for decoupled weight decay: set decoupled_weight_decay=True")
+    decay = "none" if not share else "decoupled" if apart else "coupled"
+    if decay == "decoupled":
+        share = rules.decoupled_coefficient(o.lr, share, mode)
+    return UpdateSpec(Kernel(row, decay), (head, share), coefficients, advance=advance)
+
+
+# --- One step of one array, for `forms` ---------------------------------------------------------------------------
+
+
+def _valid(cls: type[Optimizer], dtype: np.dtype[Any], *values: Any) -> UpdateSpec:
+    """The update of these hyperparameters, for a parameter of this dtype."""
+    spec = cls._spec(*values)
+    for name, value in zip(cls._names, values, strict=True):
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            if not isinstance(number, (bool, str)):
+                check_range(name, float(number), dtype, may_vanish=name != "eps")
+    return spec
+
+
+_known: Callable[..., UpdateSpec] = lru_cache(maxsize=64, typed=True)(_valid)
+
+
+def step_array(
+    cls: type[Optimizer],
+    p: Any,
+    g: Any,
+    state: dict[str, Any],
+    values: tuple[Any, ...],
+    grad_scale: Any,
+    backend: str,
+    threads: int | None,
+) -> None:
+    """One step of `cls` on an array that the caller owns, with what `state` holds; `state` is empty at the start.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Bad array, state or hyperparameter; nothing was changed.
+    """
+    if not isinstance(state, dict):
+        raise TypeError(f"state must be a dict, empty before the first step, got {type(state).__name__}")
+    chosen, number = choose(backend, threads, p)
+    chosen.check_parameter("p", p)
+    dtype = chosen.describe(p)[1]
+    try:
+        spec = _known(cls, dtype, *values)
+    except TypeError:  # not hashable, or not valid, which this says again
+        spec = _valid(cls, dtype, *values)
+    rule = spec.kernel.rule
+    if unknown := sorted(map(str, state.keys() - {"step", *rule.states, *rule.scalars})):
+        raise ValueError(f"state holds {unknown}, which is not of {cls.__name__} with these hyperparameters")
+    t = count("state['step']", state.get("step", 0), 0) + 1
+    kept = tuple(real(f"state[{name!r}]", state.get(name, first)) for name, first in rule.scalars.items())
+    arrays = dict(state)
+    for name in rule.states:
+        if name not in state:
+            if t > 1:
+                raise ValueError(
+                    f"state lacks {name!r}, and its step count is {t - 1}: give all of it, or an empty dict"
+                )
+            arrays[name] = chosen.zeros_like(p)
+            begin(chosen, arrays[name], p, rule.initial.get(name, 0.0), dict(zip(cls._names, values, strict=True)))
+    states = tuple(arrays[name] for name in rule.states)
+    scalars = spec.scalars(t, t == 1, kept)
+    update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, grad_scale)
+    after = kept if spec.advance is None else spec.advance(t, *kept)
+    state.update(zip(rule.states, states, strict=True), step=t)
+    state.update(zip(rule.scalars, after, strict=True))

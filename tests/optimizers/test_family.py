@@ -1,0 +1,248 @@
+"""The classes of the family, all of them through one table: what each promises, and other libraries beside them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim.backends import available
+from fastoptim.optimizers.names import FAMILIES
+from fastoptim.rules.table import RULES
+from tests.proofs import forms_write
+from tests.support.cases import DTYPES, VARIANTS, expected, same_bits, states_for
+from tests.support.peers import PEERS, worst
+
+# Options that reach every rule, mode and kind of decay of a class, beside its defaults.
+OPTIONS = {
+    "rmsprop": (
+        {"weight_decay": 0.01, "eps_mode": "root"},
+        {"momentum": 0.9, "momentum_mode": "lr_inside"},
+        {"centered": True},
+        {"momentum": 0.5, "centered": True},
+    ),
+    "adagrad": ({"lr_decay": 0.1, "initial_accumulator_value": 0.5},),
+    "adamax": ({"eps_mode": "keras", "weight_decay": 0.1},),
+    "nadam": (
+        {"mode": "optax", "weight_decay": 0.1},
+        {"mode": "mlcommons", "decoupled_weight_decay": True, "weight_decay": 0.1, "decay_mode": "fixed"},
+    ),
+    "radam": ({"betas": (0.9, 0.6)}, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "rprop": ({"lr": 0.5},),
+    "asgd": ({"t0": 1.0, "weight_decay": 0.1},),
+    "lion": ({"weight_decay": 0.1, "decay_mode": "fixed"},),
+    "adan": ({"mode": "optax"},),
+    "ademamix": ({"warmup_steps": 3, "alpha": 2.0},),
+    "ftrl": ({"l1": 0.3, "l2": 0.1, "beta": 0.5},),
+    "schedule_free_sgd": ({"warmup_steps": 3, "r": 1.0, "weight_decay": 0.1},),
+    "schedule_free_adamw": ({"warmup_steps": 3, "weight_decay": 0.1},),
+}
+CASES = [(name, options) for name in FAMILIES for options in ({}, {"maximize": True}, *OPTIONS.get(name, ()))]
+IDS = ["-".join([name, *map(str, options)]) for name, options in CASES]
+
+
+def make():
+    rng = np.random.default_rng(3)
+    return {"w": rng.standard_normal((5, 7)), "b": rng.standard_normal(3), "h": rng.standard_normal(9).astype("f")}
+
+
+def grads(t):
+    rng = np.random.default_rng(100 + t)
+    return {name: rng.standard_normal(x.shape).astype(x.dtype) for name, x in make().items()}
+
+
+def run(name, options, steps=4, **more):
+    params = make()
+    opt = FAMILIES[name](params, **options, **more)
+    for t in range(steps):
+        opt.step(grads(t))
+    return params, opt
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        x, y = (z if isinstance(z, np.ndarray) else np.float64(z) for z in (a[name], b[name]))
+        assert same_bits(x, y), name
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
+def test_backends_forms_and_checkpoints_have_the_same_bits(name, options, tmp_path):
+    wanted, opt = run(name, options, backend="numpy")
+    assert all(
+        np.isfinite(x).all() and not same_bits(x, y) for x, y in zip(wanted.values(), make().values(), strict=True)
+    )
+    params, other = run(name, options, backend="c", threads=2)
+    assert_same(params, wanted)
+    for key in params:
+        assert_same(other.state[key], opt.state[key])
+    form = getattr(fo.functional, name)
+    owned, states = make(), {key: {} for key in params}
+    for t in range(4):
+        for key, g in grads(t).items():
+            form(owned[key], g, states[key], **options)
+    assert_same(owned, wanted)
+    for key in params:
+        assert_same(states[key], opt.state[key])
+    other.save(tmp_path / "a.ckpt")
+    again = make()
+    loaded = FAMILIES[name](again, **options)
+    loaded.load(tmp_path / "a.ckpt")
+    twin, twin_opt = copy.deepcopy((params, other))
+    for values, optimizer in ((params, other), (again, loaded), (twin, twin_opt), (wanted, opt)):
+        optimizer.step(grads(9))
+        assert_same(values, params)
+    assert_same(twin, again)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES[::4], ids=IDS[::4])
+def test_numba_has_the_same_bits(name, options):
+    if reason := available("numba"):
+        pytest.skip(f"LOUD: {reason}")
+    assert_same(run(name, options, backend="numba")[0], run(name, options, backend="numpy")[0])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_groups_missing_gradients_clipping_and_skipping(name):
+    rates = (0.02, 0.05)
+    params = make()
+    opt = FAMILIES[name]([{"params": {"w": params["w"], "h": params["h"]}, "lr": rates[0]}, {"params": [params["b"]]}])
+    opt.param_groups[1]["lr"] = rates[1]
+    alone = {"w": make()["w"], "b": make()["b"]}
+    single = {"w": FAMILIES[name](alone["w"], lr=rates[0]), "b": FAMILIES[name](alone["b"], lr=rates[0])}
+    single["b"].lr = rates[1]
+    for t in range(3):
+        g = grads(t)
+        opt.step([{"w": g["w"], "h": g["h"]}, [None if t == 1 else g["b"]]])
+        single["w"].step(g["w"])
+        if t != 1:
+            single["b"].step(g["b"])
+    assert_same({"w": params["w"], "b": params["b"]}, alone)
+    before = copy.deepcopy((params, opt.state_dict()))
+    bad = grads(5)
+    bad["h"][0] = np.inf
+    assert not opt.step([{"w": bad["w"], "h": bad["h"]}, [bad["b"]]], skip_nonfinite=True).applied
+    assert_same(params, before[0])
+    after = opt.state_dict()
+    for key, entry in before[1]["state"].items():
+        assert_same(after["state"][key], entry)
+    g = grads(6)
+    twin, twin_opt = copy.deepcopy((params, opt))
+    norm = opt.step([{"w": g["w"], "h": g["h"]}, [g["b"]]], max_norm=0.5).grad_norm
+    clipped = {key: x.dtype.type(0.5 / (norm + 1e-6)) * x for key, x in g.items()}
+    twin_opt.step([{"w": clipped["w"], "h": clipped["h"]}, [clipped["b"]]])
+    assert_same(params, twin)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.label)
+def test_nan_comes_out_of_every_rule(variant):
+    rng = np.random.default_rng(8)
+    for dtype in DTYPES:
+        p, g = (rng.standard_normal(40).astype(dtype) for _ in range(2))
+        states = states_for(rng, variant.rule, 40, dtype)
+        g[::5] = np.nan
+        after, *_ = expected(variant, p, g, states, 0.77)
+        assert np.isnan(after[::5]).all() and not np.isnan(np.delete(after, np.s_[::5])).any()
+
+
+def test_centered_rmsprop_survives_a_steady_gradient_where_torch_does_not():
+    torch = pytest.importorskip("torch", reason="LOUD: no torch to compare with (pip install torch)")
+    g = np.linspace(0.01, 3.0, 1000).astype(np.float32)
+    mine, theirs = np.zeros_like(g), torch.nn.Parameter(torch.zeros(1000))
+    opt, other = fo.RMSprop(mine, alpha=0.9, centered=True), torch.optim.RMSprop([theirs], alpha=0.9, centered=True)
+    for _ in range(133):
+        opt.step(g)
+        theirs.grad = torch.from_numpy(g.copy())
+        other.step()
+    assert np.isfinite(mine).all()
+    assert np.isnan(theirs.detach().numpy()).any(), "torch no longer makes NaN: say so no more"
+
+
+def test_the_sign_of_nan_is_nan_where_torch_has_zero():
+    torch = pytest.importorskip("torch", reason="LOUD: no torch to compare with (pip install torch)")
+    assert float(torch.sign(torch.tensor(np.nan))) == 0.0, "torch's sign is NaN now: say so no more"
+    w = np.ones(2)
+    fo.Lion(w, lr=0.5).step(np.array([np.nan, 1.0]))
+    assert np.isnan(w[0]) and w[1] == 0.5
+
+
+def test_averages_of_schedule_free_are_those_of_the_equations():
+    for cls, beta in ((fo.ScheduleFreeSGD, 0.8), (fo.ScheduleFreeAdamW, 0.7)):
+        y = np.array([1.0, -2.0])
+        options = {"momentum": beta} if cls is fo.ScheduleFreeSGD else {"betas": (beta, 0.9), "eps": 1e-3}
+        opt = cls({"y": y}, lr=0.3, warmup_steps=2, **options)
+        assert opt.averaged()["y"] is not y and same_bits(opt.averaged()["y"], y)
+        x, z, v, weights = y.copy(), y.copy(), np.zeros(2), 0.0
+        largest = 0.0
+        for t in range(1, 8):
+            g = np.sin(np.arange(2.0) + t)
+            rate = 0.3 * min(1.0, t / 2)
+            largest = max(largest, rate)
+            u = g
+            if cls is fo.ScheduleFreeAdamW:
+                v = 0.9 * v + 0.1 * g**2
+                u = g / (np.sqrt(v / (1 - 0.9**t)) + 1e-3)
+            z = z - rate * u
+            weights += largest**2
+            c = largest**2 / weights
+            x = (1 - c) * x + c * z
+            opt.step({"y": g})
+            np.testing.assert_allclose(y, (1 - beta) * z + beta * x, rtol=1e-13)
+            np.testing.assert_allclose(opt.averaged()["y"], x, rtol=1e-12)
+        groups = cls([{"params": [y]}, {"params": {"b": np.zeros(3)}}], **options).averaged()
+        assert groups[0][0].shape == (2,) and groups[1]["b"].shape == (3,)
+
+
+def test_the_functional_forms_are_those_that_the_script_writes():
+    assert forms_write.FILE.read_text() == forms_write.text(), "run: python -m tests.proofs.forms_write"
+    assert set(FAMILIES) <= set(fo.functional.__all__)
+    for name, cls in FAMILIES.items():
+        form = inspect.signature(getattr(fo.functional, name)).parameters
+        own = {key: p for key, p in inspect.signature(cls).parameters.items() if key in cls._names}
+        assert all(form[key].default == p.default and form[key].annotation == p.annotation for key, p in own.items())
+        assert all(hasattr(cls, key) for key in own) and set(cls._rules) <= set(RULES)
+        annotations = {key for base in cls.__mro__ for key in vars(base).get("__annotations__", ())}
+        assert set(own) - {"lr"} <= annotations, f"{name}: type checkers must know the hyperparameters"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "told"),
+    [
+        (lambda p: fo.RMSprop(p, alpha=1.0), ValueError, r"alpha must be in \[0, 1\), got 1.0"),
+        (lambda p: fo.RMSprop(p, eps_mode="keras"), ValueError, r"eps_mode must be one of \['torch', 'root'\]"),
+        (lambda p: fo.RMSprop(p, learning_rate=1.0), TypeError, r"RMSprop has no \['learning_rate'\]; it has \['lr'"),
+        (lambda p: fo.RMSprop(p, centered=1), TypeError, "centered must be True or False"),
+        (lambda p: fo.Lion(p, betas=(0.9,)), TypeError, "betas must be a pair of numbers"),
+        (lambda p: fo.Adan(p, betas=(0.9, 0.99)), TypeError, "betas must be three numbers"),
+        (lambda p: fo.NAdam(p, decay_mode="fixed"), ValueError, "set decoupled_weight_decay=True"),
+        (lambda p: fo.Rprop(p, etas=(1.2, 0.5)), ValueError, r"etas must have 0 < etas\[0\] < 1 < etas\[1\]"),
+        (lambda p: fo.Rprop(p, step_sizes=(1.0, 0.5)), ValueError, "smallest and the largest"),
+        (lambda p: fo.FTRL(p, lr=0.0), ValueError, "FTRL divides by lr"),
+        (lambda p: fo.ScheduleFreeSGD(p, momentum=0.0), ValueError, "momentum must be > 0"),
+        (lambda p: fo.ScheduleFreeSGD(p, warmup_steps=1.5), TypeError, "warmup_steps must be an int"),
+        (lambda p: fo.AdaBelief(p.astype("f"), eps=1e-60), ValueError, "eps = 1e-60 is zero in float32"),
+        (lambda p: fo.functional.lion(p, p, {}), ValueError, "overlap"),
+        (lambda p: fo.functional.lion(p, 1 * p, []), TypeError, "state must be a dict"),
+        (lambda p: fo.functional.lion(p, 1 * p, {"step": 3}), ValueError, "state lacks 'exp_avg'"),
+        (lambda p: fo.functional.lion(p, 1 * p, {"x": 3}), ValueError, r"state holds \['x'\]"),
+        (lambda p: fo.functional.nadam(p, 1 * p, {"mu_product": "a"}), TypeError, "must be a real number"),
+    ],
+)
+def test_bad_input_is_refused_by_name(make, error, told):
+    p = np.ones(2)
+    with pytest.raises(error, match=told):
+        make(p)
+    assert same_bits(p, np.ones(2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.label)
+def test_other_libraries_walk_the_same_way(peer, dtype):
+    """A sample of tests/proofs/parity.py."""
+    pytest.importorskip(peer.library, reason=f"LOUD: no {peer.library} to compare with (pip install {peer.library})")
+    rng = np.random.default_rng(5)
+    share, options = max((worst(peer, dtype, rng, 25) for _ in range(4)), key=lambda x: x[0])
+    assert share <= 1.0, (options, share)

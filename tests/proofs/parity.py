@@ -1,0 +1,39 @@
+"""Every class beside its counterparts in other libraries: python -m tests.proofs.parity [library ...] [--count 100]
+
+Random configurations of 50 steps each, float64 and float32; the bound is that of `tests.support.peers`. Libraries:
+torch, optax, keras and schedulefree; what is not installed is named and fails the run unless it was not asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+
+from tests.support.peers import PEERS, worst
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("libraries", nargs="*", default=sorted({peer.library for peer in PEERS}))
+    parser.add_argument("--count", type=int, default=100)
+    arguments = parser.parse_args()
+    missing = [library for library in arguments.libraries if find_spec(library) is None]
+    failed = len(missing)
+    for library in missing:
+        print(f"{library} is not installed")
+    for peer in PEERS:
+        if peer.library in arguments.libraries and peer.library not in missing:
+            for dtype in (np.float64, np.float32):
+                rng = np.random.default_rng(2026)
+                share, options = max((worst(peer, dtype, rng, 50) for _ in range(arguments.count)), key=lambda x: x[0])
+                failed += share > 1.0
+                told = f"  MORE THAN ALLOWED with {options}" if share > 1.0 else ""
+                print(f"{peer.label} {np.dtype(dtype).name}: {share:.2f} of the bound{told}", flush=True)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
