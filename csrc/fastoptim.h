@@ -65,6 +65,12 @@ void fo_plan_free(fo_plan *plan);
 void fo_plan_apply(fo_plan *plan);
 double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k);
 
+/* plan.c: steps `count` rows of a table, of `length` elements each, by the numbers in `rows`, each of which is there once.
+ * data[0] is the table, data[1] a table of gradients, in which `at` has the numbers of theirs, data[2..] the states; all are of
+ * one storage type. */
+void fo_rows_apply(const fo_run *run, int32_t storage, int64_t count, const int64_t *rows, const int64_t *at,
+                   int64_t length, void *const *data);
+
 /* pool.c, for tests: spread every job of several chunks over threads, whether that pays or not. */
 void fo_pool_always(int32_t on);
 

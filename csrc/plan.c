@@ -181,3 +181,27 @@ double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k)
     fo_float_mode_restore(mode);
     return tree[0];
 }
+
+enum { ROWS_AHEAD = 6, LINES_AHEAD = 8 }; /* rows are cold: memory is asked for before it is needed */
+
+void fo_rows_apply(const fo_run *run, int32_t storage, int64_t count, const int64_t *rows, const int64_t *at,
+                   int64_t length, void *const *data)
+{
+    fo_kernel *kernel = fo_kernel_for(run->rule, storage);
+    const int slots = SLOT_STATE + fo_rule_states(run->rule);
+    const size_t bytes = (size_t)length * fo_storage_size(storage);
+    const size_t asked = bytes < LINES_AHEAD * 64 ? bytes : LINES_AHEAD * 64;
+    fo_float_mode mode = fo_float_mode_set_default();
+    for (int64_t first = 0, last; first < count; first = last) {
+        for (last = first + 1; last < count && rows[last] == rows[last - 1] + 1 && at[last] == at[last - 1] + 1;)
+            last++; /* neighbours are one run */
+        for (int slot = 0; first + ROWS_AHEAD < count && slot < slots; slot++)
+            for (size_t i = 0; slot != SLOT_GRAD && i < asked; i += 64)
+                __builtin_prefetch((const char *)data[slot] + bytes * (size_t)rows[first + ROWS_AHEAD] + i, 1);
+        void *row[FO_SLOTS] = {0};
+        for (int slot = 0; slot < slots; slot++)
+            row[slot] = (char *)data[slot] + bytes * (size_t)(slot == SLOT_GRAD ? at[first] : rows[first]);
+        kernel(run, (last - first) * length, row);
+    }
+    fo_float_mode_restore(mode);
+}

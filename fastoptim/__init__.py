@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what type checkers see; at run time every name is loaded on
     from . import plots as plots
     from . import schedules as schedules
     from .arrays.packing import pack as pack
+    from .arrays.rows import Rows as Rows
     from .backends import StepInfo as StepInfo
     from .checkpoint import CheckpointError as CheckpointError
     from .environment import info as info
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # what type checkers see; at run time every name is loaded on
     from .optimizers import Adam as Adam
     from .optimizers import AdamW as AdamW
     from .optimizers import Optimizer as Optimizer
+    from .optimizers import SparseAdam as SparseAdam
     from .optimizers.adaptive import FTRL as FTRL
     from .optimizers.adaptive import Adadelta as Adadelta
     from .optimizers.adaptive import Adagrad as Adagrad
@@ -101,6 +103,8 @@ _EXPORTS = {
     "Rprop": "optimizers.sign",
     "SignSGD": "optimizers.sign",
     "Signum": "optimizers.sign",
+    "SparseAdam": "optimizers",
+    "Rows": "arrays.rows",
     "StepInfo": "backends",
     "Average": "optimizers.averages",
     "clip_grad_norm": "optimizers.clipping",

@@ -24,7 +24,7 @@ def example(monkeypatch):
         return importlib.import_module(name)
 
     yield load
-    for module in ("_data", "digits", "numpy_gpt"):
+    for module in ("_data", "digits", "numpy_gpt", "word_vectors"):
         sys.modules.pop(module, None)
 
 
@@ -218,3 +218,22 @@ def test_digits_are_split_without_overlap(example):
     assert np.array_equal(again[0], x)
     with pytest.raises(ValueError, match="source must be"):
         data.digits("cifar")
+
+
+def test_word_vectors_have_right_gradients_and_learn(example, capsys):
+    module = example("word_vectors")
+    rng = np.random.default_rng(0)
+    params = {name: rng.standard_normal((9, 4)) for name in ("word", "context")}
+    word, context, negative = rng.integers(0, 9, 6), rng.integers(0, 9, 6), rng.integers(0, 9, (6, 3))
+    _, grads = module.gradients(params, word, context, negative)
+    for name, p in params.items():
+        found = grads[name].to_dense(9)
+        for i, j in ((int(word[0]), 0), (int(context[3]), 2), (int(negative[1, 1]), 3)):
+            value, losses = p[i, j], []
+            for p[i, j] in (value + 1e-4, value - 1e-4):
+                losses.append(module.gradients(params, word, context, negative)[0])
+            p[i, j] = value
+            assert found[i, j] == pytest.approx((losses[0] - losses[1]) / 2e-4, abs=2e-6)
+    found = module.main(["--steps", "150", "--least", "20", "--width", "16", "--compare-every", "40"])
+    assert np.mean(found["losses"][-20:]) < np.mean(found["losses"][:20]) - 0.3
+    assert "times as long" in capsys.readouterr().out

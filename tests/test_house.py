@@ -186,6 +186,7 @@ def test_every_public_name_is_there_and_documented():
         "optimizers.own",
         "optimizers.averages",
         "arrays.packing",
+        "arrays.rows",
     ],
 )
 def test_examples_in_docstrings(name):

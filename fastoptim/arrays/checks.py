@@ -22,6 +22,8 @@ def _hint(x: Any) -> str:
         return ": fill it, x.filled(0)"
     if module == "torch":
         return ": hand over its memory, t.detach().numpy()"
+    if module == "fastoptim" and type(x).__name__ == "Rows":
+        return ": Rows go to the step of an optimizer or function in one process; elsewhere rows.to_dense(len(p))"
     if module in ("jax", "jaxlib"):
         return ": convert it, np.array(x)"
     if module in ("pandas", "polars"):

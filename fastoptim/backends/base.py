@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import rules
 from ..arrays import checks, layout
+from ..arrays.rows import TableRows
 from ..common.public import public
 from ..rules import reference
 from ..rules.table import Kernel
@@ -81,6 +82,22 @@ class Backend(ABC):
     @abstractmethod
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         """Do everything that can fail; returns what runs the calls, given the scalars of each, in place."""
+
+    def prepare_rows(
+        self, kernel: Kernel, p: Any, states: Sequence[Any], table: TableRows, scalars: Scalars
+    ) -> Callable[[], None]:
+        """What steps some rows of a parameter and of its states, when called, with everything else done before."""
+        arrays = [np.asarray(x) for x in (p, *states)]
+        p, *states = (np.ascontiguousarray(x[table.rows]) for x in arrays)
+        tile = (p, table.values, *states)  # prepared kernels may keep addresses alone
+        launch = self.prepare([KernelCall(kernel, [tuple(map(layout.flat, tile))])], 1)
+
+        def step() -> None:
+            launch([scalars])
+            for x, new in zip(arrays, (tile[0], *tile[2:]), strict=True):
+                x[table.rows] = new
+
+        return step
 
     @abstractmethod
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:

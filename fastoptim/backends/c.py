@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import rules
 from ..arrays import checks
+from ..arrays.rows import TableRows
 from ..rules.table import DECAYS, MAX_STATES, RULES, Kernel
 from .base import Backend, Described, KernelCall, Launch, Scalars
 
@@ -189,6 +190,20 @@ class CBackend(Backend):
         states = tuple(x for row in rows for x in row[2:])
         plan = self.plan([call.kernel for call in calls], run_of, params, [0], threads)
         return lambda scalars: _applied(plan.step(params, grads, states, list(scalars)))
+
+    def prepare_rows(
+        self, kernel: Kernel, p: Any, states: Sequence[Any], table: TableRows, scalars: Scalars
+    ) -> Callable[[], None]:
+        if not all(x.flags.c_contiguous and x.flags.aligned for x in (p, *states)) or not table.sums.size:
+            return super().prepare_rows(kernel, p, states, table, scalars)
+        run = ffi.new("fo_run *", {"rule": RULE_NAMES.index(kernel.rule.name), "decay": DECAYS.index(kernel.decay)})
+        run.scalars = [*scalars, *[0.0] * (len(run.scalars) - len(scalars))]
+        data = ffi.new(
+            "void *[]", [ffi.cast("void *", x.__array_interface__["data"][0]) for x in (p, table.sums, *states)]
+        )
+        length = table.sums.size // len(table.sums)
+        rows, at = (ffi.from_buffer("int64_t[]", x) for x in (table.rows, table.at))
+        return lambda: lib.fo_rows_apply(run, _STORAGE[p.dtype], len(table.rows), rows, at, length, data)
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         plan = CPlan([(0, "none")], [0] * len(grads), grads, [0], threads)

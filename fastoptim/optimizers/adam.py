@@ -119,3 +119,35 @@ class AdamW(Adam):
     """
 
     _spec = staticmethod(partial(adam_spec, decoupled=True))
+
+
+@public
+@with_defaults(eps_mode="hat")
+class SparseAdam(Adam):
+    """Adam for tables of which a step touches few rows: gradients are `Rows`, and other rows are left as they are.
+
+    For the rows that have a gradient, with the number t of all steps of the parameter::
+
+        m <- beta1 * m + (1 - beta1) * g
+        v <- beta2 * v + (1 - beta2) * g**2
+        p <- p - lr * sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + eps)
+
+    Neither means nor parameters of the others move, which the dense Adam would let go on. Dense gradients are stepped
+    as by `Adam`. Parameters are those of `Adam`; weight decay is refused with Rows.
+
+    References
+    ----------
+    torch.optim.SparseAdam, whose convention for `eps` this is.
+
+    Examples
+    --------
+    >>> import numpy as np, fastoptim as fo
+    >>> table = np.ones((4, 2))
+    >>> opt = fo.SparseAdam(table, lr=0.1)
+    >>> opt.step(fo.Rows(np.array([2]), np.ones((1, 2)))).applied
+    True
+    >>> table[:, 0].round(4)
+    array([1. , 1. , 0.9, 1. ])
+    """
+
+    _lazy = True

@@ -45,6 +45,7 @@ class Optimizer:
     _names: tuple[str, ...]
     _spec: Callable[..., UpdateSpec]
     _resolve = staticmethod(resolve)
+    _lazy = False  # whether gradients that are `Rows` leave other rows as they are
 
     def __init__(
         self,
@@ -313,7 +314,7 @@ class Optimizer:
         plan = self._plan
         if plan is None or not plan.adopt(specs):
             self._drop_plan()
-            plan = self._plan = make_plan(model, specs, self._backend, self._threads, self._skipped)
+            plan = self._plan = make_plan(model, specs, self._backend, self._threads, self._skipped, self._lazy)
         plan.params = model.arrays()
         plan.version = version
         return plan

@@ -140,7 +140,9 @@ class Plan:
         return found
 
 
-def make_plan(model: Groups, specs: Mapping[int, UpdateSpec], backend: Backend, threads: int, skipped: Any) -> Plan:
+def make_plan(
+    model: Groups, specs: Mapping[int, UpdateSpec], backend: Backend, threads: int, skipped: Any, lazy: bool = False
+) -> Plan:
     """Sort parameters into runs, make the states that they lack, and bind them."""
     states = _all_states(model, specs, backend)
     counter = [0]
@@ -161,7 +163,7 @@ def make_plan(model: Groups, specs: Mapping[int, UpdateSpec], backend: Backend, 
         run.states.append(own)
         run_of.append(runs[key])
     members = [Member(q.name, q.shape, q.dtype) for q in model.parameters]
-    update = Update(backend, [run.spec.kernel for run in made], run_of, members, threads, counter, skipped)
+    update = Update(backend, [run.spec.kernel for run in made], run_of, members, threads, counter, skipped, lazy)
     return Plan(made, run_of, update, counter)
 
 

@@ -17,11 +17,13 @@ import numpy as np
 
 from .. import rules
 from ..arrays.checks import DTYPES, check_unchanged
+from ..arrays.rows import Rows
 from ..backends import ENVIRONMENT, VARIABLES, choose, get_backend, read_environment, takes_native_steps
 from ..backends.base import Backend, KernelCall, Launch, NativePlan, Norm, Prepared, Scalars, StepInfo
 from ..common.signals import deferred_signals
 from ..common.validation import check_range, step_options
 from ..rules.table import Kernel
+from .sparse import SparseStep
 
 APPLIED = StepInfo(True, None)
 
@@ -93,6 +95,8 @@ class Update:
     skipped : callable, optional
         Called with a list of flags, one per parameter, instead of that count where some gradients were None: which have
         stepped. Without it, a gradient of None is refused.
+    lazy : bool
+        Whether `Rows` leave other rows as they are without saying so.
     """
 
     __slots__ = (
@@ -101,6 +105,7 @@ class Update:
         "_counter",
         "_dtypes",
         "_kernels",
+        "_lazy",
         "_members",
         "_native",
         "_run_of",
@@ -117,9 +122,10 @@ class Update:
         threads: int,
         counter: list[int] | None = None,
         skipped: Callable[[list[bool]], None] | None = None,
+        lazy: bool = False,
     ) -> None:
         self._backend, self._kernels, self._run_of, self._members = backend, kernels, run_of, members
-        self._threads, self._skipped = threads, skipped
+        self._threads, self._skipped, self._lazy = threads, skipped, lazy
         self._counter = [0] if counter is None else counter
         self._native = backend.plan(kernels, run_of, members, self._counter, threads)
         self._bound: _Bound | None = None
@@ -170,6 +176,8 @@ class Update:
                     return APPLIED
             elif (info := self._step_natively(native, params, grads, states, scalars, options)) is not None:
                 return info
+        if Rows in map(type, grads):
+            return self._step_rows(params, grads, states, scalars, options)
         bound = self._known(params, grads, states) or self._bind(params, grads, states)
         norm = None
         if options.max_norm is not None or options.skip_nonfinite:
@@ -213,6 +221,43 @@ class Update:
         scaled = self._scaled(scalars, options, norm)
         return StepInfo(True, norm) if native.step(params, grads, states, scaled) else None
 
+    def _step_rows(
+        self,
+        params: tuple[Any, ...],
+        grads: tuple[Any, ...],
+        states: tuple[Any, ...],
+        scalars: list[Scalars],
+        options: StepOptions,
+    ) -> StepInfo:
+        """The step where some gradients are `Rows`."""
+        backend = self._backend
+        if backend.name == "cuda":
+            raise TypeError("Rows are gradients of NumPy arrays; arrays on a GPU need dense gradients")
+        backend.check_arithmetic()
+        dense = tuple(None if type(g) is Rows else g for g in grads)
+        for member, g in zip(self._members, grads, strict=True):
+            if g is None and self._skipped is None:
+                raise TypeError(f"gradient of parameter {member.name!r}: expected an array or Rows, got None")
+        found = self._check(params, dense, states, may_lack=True)
+        checked = [
+            (member.name, p, given if type(given) is Rows else g, own)
+            for member, given, (p, g, own) in zip(self._members, grads, found, strict=True)
+        ]
+        step = SparseStep(backend, self._kernels, self._run_of, checked, scalars, self._lazy, self._threads)
+        norm = None
+        if options.max_norm is not None or options.skip_nonfinite:
+            norm = step.norm(options.grad_scale)
+            if options.skip_nonfinite and not math.isfinite(norm):
+                return StepInfo(False, norm)
+        apply = step.prepare(scalars if options is PLAIN else self._scaled(scalars, options, norm))
+        with deferred_signals():
+            apply()
+            if all(step.present):
+                self._counter[0] += 1
+            elif self._skipped is not None:
+                self._skipped(step.present)
+        return StepInfo(True, norm)
+
     def _scaled(self, scalars: list[Scalars], options: StepOptions, norm: float | None) -> list[Scalars]:
         """`scalars` with the scale of the gradients in them."""
         scale = options.grad_scale
@@ -228,7 +273,7 @@ class Update:
     # --- checks
 
     def _check(
-        self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...]
+        self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], may_lack: bool = False
     ) -> list[tuple[Any, Any, tuple[Any, ...]]]:
         """(parameter, gradient or None, its states) after every check that a step makes."""
         backend, members = self._backend, self._members
@@ -242,7 +287,7 @@ class Update:
             written.append(backend.span(f"parameter {name!r}", p))
             own = tuple(self._checked_states(name, self._kernels[run], rest, shape, dtype))
             written += [backend.span(f"a state of parameter {name!r}", state) for state in own]
-            if g is not None or self._skipped is None:
+            if g is not None or (self._skipped is None and not may_lack):
                 g = backend.check_companion(name, "gradient", g, shape, dtype)
                 read.append(backend.span(f"gradient of parameter {name!r}", g))
             checked.append((p, g, own))
