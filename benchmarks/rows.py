@@ -1,7 +1,7 @@
 """Times a step on 1,024 rows of a table against the dense step on the whole of it: python benchmarks/rows.py
 
-Both take turns in one process, so that the ratio does not depend on what else the machine does; every step has rows of its own,
-as cold as those of a training are. The targets are the project's own: at least 50 times as fast.
+Both take turns in one process, so that the ratio does not depend on what else the machine does. Every step has rows of
+its own, as cold as those of a training are. The target is that Adam's is at least 50 times as fast.
 """
 
 from __future__ import annotations
