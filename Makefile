@@ -39,8 +39,8 @@ lint: $(VENV)/.ready-lint ## ruff and mypy
 	$(BIN)/mypy
 
 docs: $(VENV)/.ready-docs ## build the documentation site (warnings are errors) and run the examples in docstrings
-	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
-	$(BIN)/sphinx-build -q -W --keep-going -b doctest docs docs/_build/doctest
+	$(BIN)/sphinx-build -q -W --keep-going -d docs/_build/doctrees -b html docs docs/_build/html
+	$(BIN)/sphinx-build -q -W --keep-going -d docs/_build/doctrees -b doctest docs docs/_build/doctest
 	@echo "open docs/_build/html/index.html"
 
 clean: ## remove what was built

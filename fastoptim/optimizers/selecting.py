@@ -43,9 +43,9 @@ def groups(params: Any, rules: Mapping[Selector, Mapping[str, Any] | None]) -> G
     rules : mapping
         What a selector's parameters get: hyperparameters as in ``{"weight_decay": 0.0}``, or None to freeze them: they
         are not stepped, and their gradients are not looked at. A selector is a parameter's name ("encoder.0.w"), the
-        beginning of some up to a dot ("encoder"), a pattern with ``*``, ``?`` or ``[...]`` ("*.b"), several of these in
-        a tuple, or a function ``(name, array) -> bool``. Where several rules select a parameter, it gets what all of
-        them set; the last one that says something has it. Hyperparameters after None bring it back.
+        beginning of some up to a dot ("encoder"), a pattern with ``*``, ``?`` or ``[...]`` such as ``"*.b"``, several
+        of these in a tuple, or a function ``(name, array) -> bool``. Where several rules select a parameter, it gets
+        what all of them set; the last one that says something has it. Hyperparameters after None bring it back.
 
     Returns
     -------
