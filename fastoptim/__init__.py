@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # what type checkers see; at run time every name is loaded on
     from .optimizers.averages import Average as Average
     from .optimizers.clipping import clip_grad_norm as clip_grad_norm
     from .optimizers.clipping import grad_norm as grad_norm
+    from .optimizers.minimize import MinimizeResult as MinimizeResult
+    from .optimizers.minimize import minimize as minimize
     from .optimizers.moments import ADOPT as ADOPT
     from .optimizers.moments import AdaBelief as AdaBelief
     from .optimizers.moments import Adan as Adan
@@ -109,6 +111,8 @@ _EXPORTS = {
     "Average": "optimizers.averages",
     "clip_grad_norm": "optimizers.clipping",
     "grad_norm": "optimizers.clipping",
+    "minimize": "optimizers.minimize",
+    "MinimizeResult": "optimizers.minimize",
     "rule": "optimizers.own",
     "IncompatibleKeys": "optimizers.saving",
     "GroupedParams": "optimizers.selecting",

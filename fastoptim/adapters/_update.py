@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import rules
+from ..arrays.checks import real_array
 from ..backends import resolve
 from ..common.busy import exclusive
 from ..common.threads import resolve_threads
@@ -99,15 +100,6 @@ def _array_step(rule: str, decay: str) -> ArrayStep:
 def velocity_coefficients(mu: float, lr: float, nesterov: bool = False) -> tuple[float, ...]:
     """For velocities that hold what is added: ``v <- mu v - lr g; p <- p + v`` (Nesterov: ``p + mu v - lr g``)."""
     return (mu, -lr, -1.0, mu, -lr) if nesterov else (mu, -lr, -1.0)
-
-
-def real_array(what: str, x: Any) -> np.ndarray:
-    """`x` as an array; TypeError unless it holds real numbers, which NumPy's casts do not ask for."""
-    array = np.asarray(x)
-    small = array.dtype.kind == "V" and array.dtype.type is not np.void  # bfloat16 and kin, of ml_dtypes
-    if not (array.dtype.kind in "biuf" or small) or isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{what}: expected real numbers, got {type(x).__name__} (dtype {array.dtype.name})")
-    return array
 
 
 def as_dtype_of(p: Any, g: Any, name: Any = "0") -> Any:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.checks import real_array
 from ..common.validation import norm_limit, real
-from ._update import adam_coefficients, real_array, step_array
+from ._update import adam_coefficients, step_array
 
 __all__ = ["SGD", "Adam"]
 

@@ -48,6 +48,15 @@ def check_parameter(name: str, p: Any, role: str = "parameter") -> None:
         raise ValueError(f"{role} {name!r}: several of its elements lie at the same address")
 
 
+def real_array(what: str, x: Any) -> np.ndarray:
+    """`x` as an array; TypeError unless it holds real numbers, which NumPy's casts do not ask for."""
+    array = np.asarray(x)
+    small = array.dtype.kind == "V" and array.dtype.type is not np.void  # bfloat16 and kin, of ml_dtypes
+    if not (array.dtype.kind in "biuf" or small) or isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{what}: expected real numbers, got {type(x).__name__} (dtype {array.dtype.name})")
+    return array
+
+
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """What people call a dtype; a foreign byte order is named."""
     return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order ({dtype.str!r})"

@@ -56,6 +56,11 @@ class Structure:
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise ValueError(f"two parameters have the name {twice!r}")
 
+    @property
+    def is_leaf(self) -> bool:
+        """Whether the tree is a single array."""
+        return self._keys is None
+
     def leaves(self, tree: Tree, what: str = "gradients") -> tuple[Any, ...]:
         """Flatten a tree of this structure; mappings may have their names in any order.
 

@@ -24,6 +24,7 @@ from ..common.trees import Structure, leaves_of
 from ..common.validation import check_range, flag, real
 from ..rules.table import Rule
 from . import saving
+from .applying import applied
 from .groups import Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
 from .hyperparameters import NotNeeded, PerGroup, UpdateSpec
 from .saving import IncompatibleKeys
@@ -295,6 +296,57 @@ class Optimizer:
             elif plan.native_step is not None and plan.native_step(plan.params, leaves, plan.states, rows):
                 return APPLIED
             return plan.update.step(plan.params, leaves, plan.states, rows, options)
+        finally:
+            busy.remove(thread)
+
+    def apply(
+        self,
+        params: Any,
+        grads: Any,
+        grad_scale: float = 1.0,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> Any:
+        """Return new parameters, a step on from `params`; nothing that was handed in is written to.
+
+        Step counts and states are this optimizer's, as in `step`; its own parameters only say which shapes and dtypes
+        there are. Points that others keep stay what they were, and read-only ones do as well.
+
+        Parameters
+        ----------
+        params, grads : same structure as the parameters
+            Arrays of their shapes and dtypes, or Python numbers for arrays of no dimension. Where the optimizer has a
+            single array, a list or tuple of numbers will do for it. A gradient of ``None`` leaves its parameter.
+        grad_scale, max_norm, skip_nonfinite
+            As for `step`; a step that is skipped returns copies.
+
+        Returns
+        -------
+        Same structure as `params`
+            New arrays; numbers and lists where `params` has them.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            As for `step`; nothing was changed.
+
+        Examples
+        --------
+        >>> import numpy as np, fastoptim as fo
+        >>> start = np.array([1.0, 2.0])
+        >>> opt = fo.SGD(start.copy(), lr=0.5)
+        >>> opt.apply(start, np.array([1.0, 1.0])), start
+        (array([0.5, 1.5]), array([1., 2.]))
+        """
+        thread, busy = get_ident(), self._busy  # as in `step`
+        if busy:
+            raise RuntimeError(BUSY)
+        try:
+            busy.append(thread)
+            if busy[0] != thread:
+                raise RuntimeError(BUSY)
+            plan = self._ready_plan()
+            return applied(self._model, plan, self._backend, params, grads, grad_scale, max_norm, skip_nonfinite)
         finally:
             busy.remove(thread)
 

@@ -1,0 +1,112 @@
+"""`Optimizer.apply`: a step that gives new parameters and leaves the old ones alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..arrays.checks import check_match, real_array
+from ..backends.base import Backend
+from .groups import Groups
+from .states import Plan
+from .update import PLAIN
+
+_NUMBERS = (int, float, np.integer, np.floating)
+
+
+class _Slot:
+    """Stands in a tree for a number, and keeps the array that is stepped instead."""
+
+    __slots__ = ("array", "given")
+
+    def __init__(self, given: Any) -> None:
+        self.given, self.array = given, np.empty(0)
+
+    def new(self) -> Any:
+        """The array as what was given."""
+        return self.array[()] if isinstance(self.given, np.generic) else self.array.item()
+
+
+def _copied(tree: Any, slots: list[_Slot]) -> Any:
+    """The tree with copies of its arrays, and slots for its numbers."""
+    if isinstance(tree, np.ndarray):
+        return np.array(tree) if isinstance(tree, np.memmap) else tree.copy("K")
+    if isinstance(tree, Mapping):
+        return {key: _copied(item, slots) for key, item in tree.items()}
+    if isinstance(tree, Sequence) and not isinstance(tree, (str, bytes)):
+        return _like(tree, [_copied(item, slots) for item in tree])
+    if not isinstance(tree, _NUMBERS) or isinstance(tree, bool):
+        return tree  # which is refused by name
+    slots.append(_Slot(tree))
+    return slots[-1]
+
+
+def _filled(tree: Any) -> Any:
+    """The tree with what its slots have become."""
+    if isinstance(tree, _Slot):
+        return tree.new()
+    if isinstance(tree, dict):
+        return {key: _filled(item) for key, item in tree.items()}
+    return _like(tree, [_filled(item) for item in tree]) if isinstance(tree, (list, tuple)) else tree
+
+
+def _like(tree: Sequence[Any], items: list[Any]) -> Any:
+    if isinstance(tree, tuple):
+        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    return items
+
+
+def _gathered(what: str, name: str, numbers: Any, dtype: Any) -> Any:
+    """Numbers as an array of their own; what else it may be is for the step to judge."""
+    if type(numbers) is np.ndarray or not isinstance(numbers, (*_NUMBERS, list, tuple)):
+        return numbers
+    array = real_array(f"{what} {name!r}", numbers)
+    return array if array.dtype == dtype else array.astype(dtype)
+
+
+def applied(
+    model: Groups,
+    plan: Plan,
+    backend: Backend,
+    params: Any,
+    grads: Any,
+    grad_scale: Any,
+    max_norm: Any,
+    skip_nonfinite: Any,
+) -> Any:
+    """What `Optimizer.apply` returns; the optimizer's lock is held."""
+    slots: list[_Slot] = []
+    numbers = False  # whether all parameters are one list or tuple of numbers
+    if type(params) is np.ndarray:
+        tree = params.copy("K")
+    elif isinstance(params, (list, tuple)) and not model.grouped and model.structures[0].is_leaf:
+        tree, numbers = _gathered("parameter", "0", params, model.parameters[0].dtype), True
+    else:
+        tree = _copied(params, slots)
+    new, gradients, rows = model.leaves(tree), model.leaves(grads), plan.kept_rows or plan.rows()
+    if slots:
+        for q, x in zip(model.parameters, new, strict=True):
+            if type(x) is _Slot:
+                x.array = _gathered("parameter", q.name, x.given, q.dtype)
+        new = tuple([x.array if type(x) is _Slot else x for x in new])
+    if slots or numbers:
+        gradients = _gathered_gradients(model, gradients)
+    options = PLAIN
+    if grad_scale != 1.0 or max_norm is not None or skip_nonfinite is not False:
+        options = plan.update.options(grad_scale, max_norm, skip_nonfinite)
+    if options is not PLAIN or plan.native_step is None or not plan.native_step(new, gradients, plan.states, rows):
+        for q, x in zip(model.parameters, new, strict=True):
+            backend.check_parameter(q.name, x)
+            check_match(q.name, "value", *backend.describe(x), q.shape, q.dtype)
+        plan.update.step(new, _gathered_gradients(model, gradients), plan.states, rows, options)
+    if numbers:
+        return type(params)(tree.tolist())
+    return _filled(tree) if slots else tree
+
+
+def _gathered_gradients(model: Groups, grads: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        [_gathered("gradient of parameter", q.name, g, q.dtype) for q, g in zip(model.parameters, grads, strict=True)]
+    )

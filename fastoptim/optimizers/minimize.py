@@ -1,0 +1,137 @@
+"""`minimize`: a whole descent in one call, in SciPy's form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..arrays.checks import DTYPES, real_array
+from ..common.public import public
+from ..common.validation import count, real
+from .adam import Adam
+from .base import Optimizer
+
+
+@public
+@dataclass(frozen=True)
+class MinimizeResult:
+    """What `minimize` found; names are those of ``scipy.optimize.OptimizeResult``.
+
+    Attributes
+    ----------
+    x, fun, jac
+        The last point, and value and gradient there.
+    nit, nfev, njev : int
+        Steps, evaluations of the function, and of its gradient.
+    status : int
+        0 the gradient is within `tol`, 1 `maxiter` steps were taken, 2 a value or gradient is not finite, 3 the
+        callback has stopped.
+    success : bool
+        Whether the status is 0, or 1 where no `tol` was given.
+    message : str
+        The status in words.
+    """
+
+    x: np.ndarray
+    fun: float
+    jac: np.ndarray
+    nit: int
+    nfev: int
+    njev: int
+    status: int
+    success: bool
+    message: str
+
+
+_MESSAGES = (
+    "every entry of the gradient is at most tol",
+    "maxiter steps were taken",
+    "the value or the gradient is not finite",
+    "the callback has stopped",
+)
+
+
+@public
+def minimize(
+    fun: Callable[..., Any],
+    x0: Any,
+    args: tuple[Any, ...] = (),
+    *,
+    jac: Callable[..., Any] | bool,
+    optimizer: Callable[[Any], Optimizer] = Adam,
+    tol: float | None = None,
+    maxiter: int = 1000,
+    callback: Callable[[np.ndarray], Any] | None = None,
+) -> MinimizeResult:
+    """Minimize a function by steps of an optimizer.
+
+    Parameters
+    ----------
+    fun : callable
+        ``fun(x, *args)`` -> value; with ``jac=True`` value and gradient.
+    x0 : array_like
+        Where to start, of any shape; float32 stays float32, other numbers become float64.
+    args : tuple
+        More arguments for `fun` and `jac`.
+    jac : callable or True
+        ``jac(x, *args)`` -> gradient, of the shape of x. There are no finite differences.
+    optimizer : callable
+        Makes the optimizer of an array: a class, or for example ``lambda x: fo.SGD(x, lr=0.1, momentum=0.9)``.
+    tol : float, optional
+        Stop where no entry of the gradient is larger.
+    maxiter : int
+        Most steps.
+    callback : callable, optional
+        Called with the new point after each step; it stops by raising StopIteration. Points are never written to.
+
+    Returns
+    -------
+    MinimizeResult
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument or a gradient is not as described.
+
+    Examples
+    --------
+    >>> import numpy as np, fastoptim as fo
+    >>> def fun(x):
+    ...     return x @ x, 2 * x
+    >>> found = fo.minimize(fun, [3.0, -1.0], jac=True, optimizer=lambda x: fo.SGD(x, lr=0.1), tol=1e-6)
+    >>> found.success, found.nit, bool(abs(found.x).max() < 1e-6)
+    (True, 70, True)
+    """
+    if jac is not True and not callable(jac):
+        raise TypeError("jac must be a function that returns the gradient, or True if fun returns value and gradient")
+    tol, maxiter = None if tol is None else real("tol", tol, 0.0), count("maxiter", maxiter, 0)
+    x = real_array("x0", x0)
+    x = np.array(x, x.dtype if x.dtype in DTYPES else np.float64)
+    descent = optimizer(x.copy())
+
+    def evaluate(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = fun(x, *args) if jac is True else (fun(x, *args), jac(x, *args))
+        return real_array("value", value).astype(float).item(), real_array("gradient", gradient).astype(x.dtype)
+
+    nit, status = 0, 1
+    value, gradient = evaluate(x)
+    while True:
+        if not (np.isfinite(value) and np.isfinite(gradient).all()):
+            status = 2
+        elif tol is not None and (np.abs(gradient) <= tol).all():
+            status = 0
+        elif nit < maxiter and status != 3:
+            x = descent.apply(x, gradient)
+            nit += 1
+            try:
+                if callback is not None:
+                    callback(x)
+            except StopIteration:
+                status = 3
+            value, gradient = evaluate(x)
+            continue
+        success = status == 0 or (status == 1 and tol is None)
+        return MinimizeResult(x, value, gradient, nit, nit + 1, nit + 1, status, success, _MESSAGES[status])
