@@ -309,8 +309,8 @@ class Optimizer:
     ) -> Any:
         """Return new parameters, a step on from `params`; nothing that was handed in is written to.
 
-        Step counts and states are this optimizer's, as in `step`; its own parameters only say which shapes and dtypes
-        there are. Points that others keep stay what they were, and read-only ones do as well.
+        Step counts and states are this optimizer's, as in `step`. Its own parameters say which shapes and dtypes there
+        are, and where states begin that begin at the parameters. Points that others keep stay what they were.
 
         Parameters
         ----------
