@@ -22,10 +22,13 @@ class _Slot:
     __slots__ = ("array", "given")
 
     def __init__(self, given: Any) -> None:
-        self.given, self.array = given, np.empty(0)
+        self.given = given
+        self.array: Any = None  # of what is not stepped
 
     def new(self) -> Any:
         """The array as what was given."""
+        if self.array is None:
+            return self.given
         return self.array[()] if isinstance(self.given, np.generic) else self.array.item()
 
 
@@ -81,7 +84,7 @@ def applied(
     numbers = False  # whether all parameters are one list or tuple of numbers
     if type(params) is np.ndarray:
         tree = params.copy("K")
-    elif isinstance(params, (list, tuple)) and not model.grouped and model.structures[0].is_leaf:
+    elif isinstance(params, (list, tuple)) and not model.grouped and getattr(model.structures[0], "is_leaf", False):
         tree, numbers = _gathered("parameter", "0", params, model.parameters[0].dtype), True
     else:
         tree = _copied(params, slots)

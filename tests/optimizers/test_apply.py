@@ -86,6 +86,13 @@ def test_groups_and_files(tmp_path):
     assert (new == 0.5).all() and (mapped == 1).all()
 
 
+def test_what_no_group_steps_comes_back():
+    params = {"w": np.ones(2), "b": np.zeros(())}
+    opt = fo.SGD(fo.groups(params, {"w": {"lr": 0.5}, "b": None}), lr=1.0)
+    new = opt.apply({"w": np.ones(2), "b": 3.0}, {"w": np.ones(2), "b": 1.0})
+    assert (new["w"] == 0.5).all() and new["b"] == 3.0
+
+
 def test_apply_refuses_whole():
     opt = fo.Adam({"w": np.zeros(3)}, 0.1)
     good, g = {"w": np.ones(3)}, {"w": np.ones(3)}
