@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,13 +38,14 @@ class ContiguousOnDevice(NamedTuple):
     """One parameter's arrays as vectors, and what must be moved back after the step (see `arrays.layout`)."""
 
     arrays: tuple[Vector, ...]  # p, g, states
-    copies: tuple[tuple[Any, np.ndarray, Vector], ...]  # stream, layout of the target, its updated copy
+    copies: tuple[tuple[Any, Any, np.ndarray, Vector], ...]  # place, the target and its layout, its updated copy
     views: bool  # whether no array was copied
     backend: Any
 
     def copy_back(self) -> None:
-        for stream, layout, copy in self.copies:
-            self.backend.move(stream, copy.address, _dense_strides(layout.shape), layout, back=True)
+        for place, _, layout, copy in self.copies:
+            self.backend.move(place, copy.address, _dense_strides(layout.shape), layout, back=True)
+        tell_autograd([x for _, x, _, _ in self.copies])
 
 
 def _dense_strides(shape: tuple[int, ...]) -> list[int]:
@@ -59,3 +61,57 @@ def _address(layout: np.ndarray) -> int:
 def _check_aligned(what: str, layout: np.ndarray) -> None:
     if not layout.flags.aligned or any(stride % layout.itemsize for stride in layout.strides):
         raise ValueError(f"{what}: a GPU cannot read elements that are not aligned to their size")
+
+
+def refuse_immutable(what: str, x: Any) -> None:
+    """TypeError for an array that its library takes to be constant."""
+    if type(x).__module__.partition(".")[0] in ("jax", "jaxlib"):
+        raise TypeError(
+            f"{what}: jax's arrays are immutable, and jax would not see the change: keep the parameters in arrays of "
+            "CuPy, torch or numba.cuda (cupy.from_dlpack(x).copy())"
+        )
+
+
+def tell_autograd(written: Iterable[Any]) -> None:
+    """Have torch count a change of these tensors: backward through changed weights is then an error, not a number."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "Tensor"):
+        tensors = [x for x in written if isinstance(x, torch.Tensor) and not x.is_inference()]
+        if tensors:
+            torch.autograd.graph.increment_version(tensors)
+
+
+# --- Where an array is, at as little cost as its library allows. Equal answers mean that nothing has changed; the first
+# --- entry is the address.
+
+
+def _look_numba(x: Any) -> tuple[Any, ...]:
+    return x.device_ctypes_pointer.value or 0, x.shape, x.strides, x.dtype, x.stream, x.gpu_data.context
+
+
+def _look_torch(x: Any) -> tuple[Any, ...]:
+    return x.data_ptr(), x.shape, x.stride(), x.dtype, x.device, x.requires_grad
+
+
+def _look_anywhere(x: Any) -> tuple[Any, ...]:
+    face = x.__cuda_array_interface__
+    address, readonly = face["data"]
+    return address, face["shape"], face.get("strides"), face["typestr"], face.get("stream"), readonly
+
+
+def look_of(kind: type) -> Callable[[Any], tuple[Any, ...]]:
+    """What looks at arrays of this type."""
+    if kind.__module__ == "numba.cuda.cudadrv.devicearray":
+        return _look_numba
+    torch = sys.modules.get("torch")
+    if torch is not None and kind in (
+        getattr(torch, "Tensor", None),
+        getattr(getattr(torch, "nn", None), "Parameter", None),
+    ):
+        return _look_torch
+    return _look_anywhere
+
+
+def stays(look: Callable[[Any], tuple[Any, ...]]) -> bool:
+    """Whether an array of this kind is for ever where it is: those of numba.cuda."""
+    return look is _look_numba

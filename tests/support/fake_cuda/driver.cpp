@@ -245,14 +245,14 @@ CUresult cuCtxGetId(CUcontext context, unsigned long long *id) { *id = device_of
 CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) { *least = 0, *greatest = -5; DONE; }
 CUresult cuMemGetInfo_v2(size_t *unused, size_t *total) { *unused = 70ull << 30, *total = 80ull << 30; DONE; }
 
-// --- Memory. What is new is not zero, so that reading it too early shows.
+// --- Memory. What is new is not zero where kernels compute, so that reading it too early shows.
 
 CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t size) {
     Locked lock(everything);
     counts[ALLOCATIONS]++;
     void *memory = nullptr;
     if (posix_memalign(&memory, 512, size ? size : 1)) return CUDA_ERROR_OUT_OF_MEMORY;
-    if (size < (64u << 20)) memset(memory, 0xCD, size);
+    if (size < (64u << 20)) memset(memory, computes ? 0xCD : 0, size);
     devices_of_memory[(uintptr_t)memory] = {size, contexts.empty() ? 0 : device_of(contexts.back())};
     *address = (CUdeviceptr)memory;
     DONE;

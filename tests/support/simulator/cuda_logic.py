@@ -14,7 +14,9 @@ from fastoptim.backends import get_backend
 from fastoptim.backends.cuda import backend as cuda_backend
 from fastoptim.backends.cuda import device_arrays
 from fastoptim.backends.cuda import kernels as cuda_kernels
+from fastoptim.backends.cuda import places as cuda_places
 from fastoptim.backends.cuda import streams as cuda_streams
+from fastoptim.backends.cuda import work as cuda_work
 from fastoptim.rules import reference
 from tests.support import cases
 from tests.support.cases import DTYPES, VARIANTS, ordinary, raw_bits, same_bits
@@ -51,7 +53,7 @@ def backend():
 @pytest.fixture(params=[128])
 def small_blocks(request, monkeypatch):
     """A fresh backend whose norm has short blocks, so that small arrays have many."""
-    for module in (cuda_backend, cuda_kernels, reference):
+    for module in (cuda_work, cuda_kernels, reference):
         monkeypatch.setattr(module, "NORM_BLOCK", request.param)
     return cuda_backend.CudaBackend()
 
@@ -91,7 +93,7 @@ def test_every_border_aligned_and_not(backend):
 
 def test_larger_pieces_and_more_pieces_than_blocks(backend, monkeypatch):
     monkeypatch.setattr(backend, "_blocks", 1)
-    assert backend._piece(10**9) == cuda_backend.PIECE
+    assert backend.piece(10**9) == cuda_backend.PIECE
     assert differing(backend, VARIANTS[-1], np.float32, (4097, 5000, 3), ordinary) == []
 
 
@@ -111,7 +113,8 @@ def test_tree_equals_reference(small_blocks, blocks):
     rng = np.random.default_rng(blocks)
     grads = [rng.standard_normal(16 * blocks - 5).astype(np.float32)]
     wanted = reference.tree_sum(reference.block_sums(grads[0], 0.3, 1.0))
-    assert small_blocks._sums(vectors(small_blocks, grads), 0.3, (1.0,), tree=True).tolist() == [[wanted]]
+    work = cuda_work.NormWork(small_blocks, vectors(small_blocks, grads), (1.0,), tree=True)
+    assert work.run(0.3).tolist() == [[wanted]]
 
 
 @pytest.mark.parametrize("factor", [1.0, 1e160, 1e-170, 0.0])
@@ -232,18 +235,11 @@ def test_arrays_of_numba_pass_without_copies():
 
 def test_groups_and_dtypes_share_one_table_and_few_launches(backend, monkeypatch):
     launches, uploads = [], []
-    launch, upload = backend._launch, cuda_backend._Table.upload
-    monkeypatch.setattr(backend, "_launch", lambda *a: (launches.append(a[0]), launch(*a)))
-
-    def counted(self, words, stream):
-        known = self._words
-        result = upload(self, words, stream)
-        uploads.append(self._words is not known)
-        return result
-
-    monkeypatch.setattr(cuda_backend._Table, "upload", counted)
+    launcher, write = backend.launcher, cuda_places.Memory.write
+    monkeypatch.setattr(backend, "launcher", lambda *key: lambda *a: (launches.append(key[0]), launcher(*key)(*a)))
+    monkeypatch.setattr(cuda_places.Memory, "write", lambda *a: (uploads.append(1), write(*a)))
     waits = []
-    monkeypatch.setattr(type(backend.stream(None)), "synchronize", lambda self: waits.append(1))
+    monkeypatch.setattr(type(backend.driver.stream(1)), "synchronize", lambda self: waits.append(1))
     monkeypatch.setattr(backend._cuda, "synchronize", lambda: waits.append(1))
     params = [np.ones(5, np.float32) for _ in range(9)] + [np.ones(4)]
     grads = [np.ones_like(p) for p in params]
@@ -254,11 +250,15 @@ def test_groups_and_dtypes_share_one_table_and_few_launches(backend, monkeypatch
     opt.step([Device(g) for g in grads])
     opt.step([Device(g) for g in grads])
     assert len(launches) == 2 * 2, "one launch for each dtype"
-    assert uploads == [False, False], "nothing had moved"
+    assert uploads == [], "nothing had moved"
     assert waits == [], "a step without clipping waited"
     opt.step([Device(g.copy()) for g in grads])
-    assert uploads == [False, False, True]
+    assert uploads == [1]
     opt.step([Device(g) for g in grads], max_norm=1.0)
+    assert uploads == [1, 1, 1], "the gradients are back, and the norm has a table of its own"
+    waits.clear()
+    opt.step([Device(g) for g in grads], max_norm=1.0)
+    assert uploads == [1, 1, 1], "clipped or not"
     assert len(waits) == 1, "a step with clipping waits once"
 
 
@@ -314,7 +314,8 @@ class Event:
 @pytest.fixture
 def streams(backend, monkeypatch):
     """Streams are their handles, and events write down what they are told."""
-    monkeypatch.setattr(backend, "stream", lambda handle: handle)
+    monkeypatch.setattr(backend.driver, "stream", lambda handle: handle)
+    monkeypatch.setattr(backend, "_places", cuda_places.Places(backend.driver))
     monkeypatch.setattr(backend._cuda, "event", Event)
     Event.log = []
     return backend
@@ -322,9 +323,9 @@ def streams(backend, monkeypatch):
 
 def use(backend, *handles):
     arrays = [backend.flat(Device(np.ones(1), stream=handle)) for handle in handles]
-    with backend._on(device_arrays._streams(arrays)) as (handle, stream):
-        Event.log.append(("work", stream))
-    assert handle == stream
+    place, others = backend.begin(device_arrays._streams(arrays))
+    Event.log.append(("work", place.stream))
+    backend.end(place, others)
     return Event.log
 
 
@@ -333,7 +334,7 @@ def test_work_runs_on_the_stream_of_the_arrays(streams):
 
 
 def test_work_without_a_stream_runs_on_the_default_one(streams):
-    assert use(streams, None, None) == [("work", None)]
+    assert use(streams, None, None) == [("work", 1)]
 
 
 def test_work_waits_for_all_streams_and_they_for_it(streams):
@@ -345,6 +346,12 @@ def test_a_given_stream_goes_first(streams):
         assert use(streams, 7, None) == [("record", 7), ("wait", 5), ("work", 5), ("record", 5), ("wait", 7)]
     Event.log = []
     assert use(streams, 7) == [("work", 7)]
+
+
+def test_streams_that_are_kept_are_few(streams):
+    for handle in range(10, 60):
+        use(streams, handle)
+    assert len(streams._places) == cuda_places.PLACES
 
 
 class Torch:

@@ -1,0 +1,138 @@
+"""The launches of an update or of a norm over arrays that were checked, with the table of addresses that they read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...arrays import checks
+from ...rules.norm import NORM_BLOCK, NORM_LANES
+from ..base import KernelCall, Scalars
+from .device_arrays import Vector, _streams
+from .driver import Buffer
+from .places import Lease, Place
+
+if TYPE_CHECKING:
+    from .backend import CudaBackend
+
+TABLES = 4  # streams on which one table is kept
+_versions = itertools.count()
+
+
+class _Work:
+    """Words that kernels read; addresses may be written anew."""
+
+    def __init__(self, backend: CudaBackend, vectors: Sequence[Vector], words: list[int]):
+        self._backend, self.device = backend, backend.driver.device()
+        self.words = np.array(words, np.int64)
+        self.streams = _streams(vectors)
+        self._version = next(_versions)
+        self._tables: dict[Place, Lease] = {}
+
+    def patch(self, positions: np.ndarray, addresses: np.ndarray) -> None:
+        """Write addresses of arrays that have moved."""
+        self._version = next(_versions)
+        self.words[positions] = addresses
+
+    def _table(self, place: Place) -> Buffer:
+        """The words on the device, as the next kernel on this stream will see them."""
+        lease = self._tables.get(place)
+        if lease is None:
+            if len(self._tables) >= TABLES:
+                self._tables.clear()  # each goes back to its stream
+            lease = self._tables[place] = place.lease(self.words.size)
+        memory = lease.memory
+        if memory.version != self._version:
+            memory.write(self.words, self._version, place)
+        return memory.buffer
+
+
+class UpdateWork(_Work):
+    """An update: one launch for each dtype in a call."""
+
+    def __init__(self, backend: CudaBackend, calls: Sequence[KernelCall]):
+        words: list[int] = []
+        self.gradients: dict[tuple[int, int], int] = {}  # (call, row) -> where the gradient's address is
+        self._launches = []
+        for i, (kernel, rows) in enumerate(calls):
+            for dtype in checks.DTYPES:
+                chosen = [(j, row) for j, row in enumerate(rows) if row[0].dtype == dtype and row[0].size]
+                if not chosen:
+                    continue
+                launcher = backend.launcher(kernel.name, dtype, kernel.rule if kernel.rule.own else None)
+                piece = backend.piece(sum(row[0].size for _, row in chosen))
+                pieces = [-(-row[0].size // piece) for _, row in chosen]
+                fixed = (len(words), len(chosen), sum(pieces), piece)
+                self._launches.append((i, launcher, (backend.grid(sum(pieces)), 1), fixed))
+                words += np.cumsum(pieces).tolist() + [row[0].size for _, row in chosen]
+                for j, row in chosen:
+                    self.gradients[i, j] = len(words) + 1
+                    words += [vector.address for vector in row]
+        super().__init__(backend, [v for _, rows in calls for row in rows for v in row], words)
+
+    def run(self, scalars: Sequence[Scalars]) -> None:
+        if not self._launches:
+            return
+        backend = self._backend
+        with backend.lock:
+            place, others = backend.begin(self.streams, self.device)
+            table = self._table(place)
+            for i, launcher, grid, fixed in self._launches:
+                launcher(grid, place, table, *fixed, scalars[i])
+            if others:
+                backend.end(place, others)
+
+
+class NormWork(_Work):
+    """Block sums of squares for each of some factors, and their sum by the tree."""
+
+    def __init__(self, backend: CudaBackend, vectors: Sequence[Vector], ks: tuple[float, ...], tree: bool):
+        blocks = [-(-v.size // NORM_BLOCK) for v in vectors]
+        starts = np.cumsum([0, *blocks]).tolist()
+        self._total, self._ks, self._tree = sum(blocks), ks, tree
+        self.gradients: dict[int, int] = {}
+        words: list[int] = []
+        self._launches = []
+        for dtype in checks.DTYPES:
+            chosen = [i for i, v in enumerate(vectors) if v.dtype == dtype and v.size]
+            if chosen:
+                items = [blocks[i] for i in chosen]
+                grid = backend.grid(-(-sum(items) // (backend.threads // NORM_LANES)))
+                launcher = backend.launcher(f"sum_squares_{len(ks)}", dtype)
+                self._launches.append((launcher, (grid, 1), (len(words), len(chosen), sum(items))))
+                words += np.cumsum(items).tolist() + [vectors[i].size for i in chosen]
+                for i in chosen:
+                    self.gradients[i] = len(words)
+                    words += [vectors[i].address, starts[i]]
+        self._reduce = backend.launcher("tree", checks.DTYPES[0]) if tree else None
+        super().__init__(backend, vectors, words)
+
+    def run(self, grad_scale: float) -> np.ndarray:
+        """For each factor a row: the block sums, or their sum; the host waits for them."""
+        backend, ks, total = self._backend, self._ks, self._total
+        if not total:
+            return np.zeros((len(ks), 1 if self._tree else 0))
+        with backend.lock:
+            place, others = backend.begin(self.streams, self.device)
+            sums, other = (place.scratch(use, len(ks) * total) for use in ("sums", "tree"))
+            table = self._table(place)
+            for launcher, grid, fixed in self._launches:
+                launcher(grid, place, table, *fixed, grad_scale, ks, sums, total)
+            left = total
+            while self._reduce is not None and left > 1:
+                out = -(-left // (2 * backend.threads))
+                self._reduce((out, len(ks)), place, sums, left, left, other, out)
+                sums, other, left = other, sums, out
+            found = backend.driver.download(sums, len(ks) * left, place)
+            if others:
+                backend.end(place, others)
+        rows: np.ndarray = found.reshape(len(ks), left)
+        return rows
+
+
+def factors(retry: float, vectors: Sequence[Vector]) -> tuple[float, ...]:
+    """The factors whose sums a norm needs: squares of float32 neither overflow float64 nor vanish in it."""
+    return (1.0,) if all(v.dtype == np.float32 for v in vectors) else (1.0, 1.0 / retry, retry)
