@@ -105,10 +105,13 @@ class CudaBackend(Backend):
     def launcher(self, name: str, dtype: np.dtype, rule: Rule | None = None) -> driver.Launcher:
         """What launches a `kernel` on the current device: ``(grid, place, *arguments)``."""
         key = (name, dtype, rule, self.driver.device())
-        if key not in self._launchers:
+        found = self._launchers.get(key)
+        if found is None:
             signature = signatures(dtype, None if rule is None else [rule])[name]
-            self._launchers[key] = self.driver.launcher(self.kernel(name, dtype, rule), signature, self.threads)
-        return self._launchers[key]
+            with self.lock:  # numba-cuda's compiling and loading is for one thread at a time
+                found = self.driver.launcher(self.kernel(name, dtype, rule), signature, self.threads)
+                self._launchers[key] = found
+        return found
 
     def grid(self, items: int) -> int:
         return max(1, min(items, self._blocks))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import types
+
 import numpy as np
 import pytest
 from numba import cuda
@@ -9,7 +13,9 @@ from numba import cuda
 import fastoptim as fo
 from fastoptim import rules
 from fastoptim.backends import get_backend
-from fastoptim.backends.cuda import on_stream
+from fastoptim.backends.cuda import driver as cuda_driver
+from fastoptim.backends.cuda import on_stream, places
+from fastoptim.backends.cuda.backend import CudaBackend
 from fastoptim.rules import reference
 from fastoptim.rules.table import kernels
 from tests.support import fake_cuda
@@ -128,3 +134,325 @@ def test_steps_whose_gradients_move_are_right_however_late_the_device_is(late, s
             cuda.synchronize()  # who changes streams orders their own work
         theirs.step(h, **options)
     assert wrong(params) == 0
+
+
+def test_reading_states_waits_for_steps_on_any_stream(late):
+    ours, theirs, params, grads = twins((5000,), 2)
+    ours.step(grads[0][0])
+    theirs.step(grads[0][1])
+    assert differing_states(ours, theirs) == 0
+    with on_stream(side_stream()):
+        ours.step(grads[1][0])
+    theirs.step(grads[1][1])
+    assert differing_states(ours, theirs) == 0
+    assert wrong(params) == 0
+
+
+def test_loading_states_waits_for_steps_on_any_stream(late):
+    ours, theirs, _, grads = twins((5000,), 2)
+    ours.step(grads[0][0])
+    theirs.step(grads[0][1])
+    with on_stream(side_stream()):
+        ours.step(grads[1][0])
+    ours.load_state_dict(theirs.state_dict())
+    assert differing_states(ours, theirs) == 0
+
+
+def differing_states(ours, theirs):
+    found, wanted = ours.state_dict()["state"], theirs.state_dict()["state"]
+    slots = [(name, slot) for name, entry in wanted.items() for slot in entry if slot != "step"]
+    return sum(int((found[name][slot] != wanted[name][slot]).sum()) for name, slot in slots)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_norm": 1.0}], ids=["plain", "clipped"])
+def test_threads_step_on_their_own_default_streams(late, options):
+    assert on_three_threads(options) == 0
+
+
+def on_three_threads(options):
+    """Differing elements after three threads have stepped in turn, each on its per-thread default stream."""
+    quadruples = [twins((3000,), 4) for _ in range(3)]
+    turn, failures = threading.Barrier(3), []
+
+    def work(ours, grads):
+        try:
+            with on_stream(2):
+                for d, _ in grads:
+                    ours.step(d, **options)
+                    turn.wait()
+        except BaseException as error:
+            turn.abort()
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(q[0], q[3])) for q in quadruples]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    for _, theirs, _, grads in quadruples:
+        for _, h in grads:
+            theirs.step(h, **options)
+    return sum(wrong(q[2]) for q in quadruples)
+
+
+def test_a_thread_that_never_used_cuda_steps():
+    ours, theirs, params, grads = twins((500,), 3)
+    failures = []
+
+    def work():
+        try:
+            for d, _ in grads[1:]:
+                ours.step(d, max_norm=1.0)
+        except BaseException as error:
+            failures.append(error)
+
+    ours.step(grads[0][0])
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert failures == []
+    theirs.step(grads[0][1])
+    for _, h in grads[1:]:
+        theirs.step(h, max_norm=1.0)
+    assert wrong(params) == 0
+
+
+def test_arrays_with_gaps_survive_a_careless_memory_manager():
+    with fake_cuda.behaviour("delayed", careless=True):
+        rng = np.random.default_rng(3)
+        base, grads = rng.standard_normal((50, 64)).astype(np.float32), rng.standard_normal((4, 50, 32))
+        device, host = cuda.to_device(base), base.copy()
+        ours, theirs = fo.Adam(device[:, ::2], lr=0.1), fo.Adam(host[:, ::2], lr=0.1, backend="numpy")
+        kept = [cuda.to_device(g.astype(np.float32)) for g in grads]
+        with on_stream(side_stream()):
+            for d, h in zip(kept, grads, strict=True):
+                ours.step(d)
+                theirs.step(h.astype(np.float32))
+        assert wrong([(device, host)]) == 0
+
+
+def test_many_streams_leave_little_behind(backend):
+    from cuda.bindings import driver
+
+    ours, theirs, params, grads = twins((300,), 1)
+    for _ in range(40):
+        handle = side_stream()
+        with on_stream(handle):
+            ours.step(grads[0][0], max_norm=1.0)
+        cuda.synchronize()
+        driver.cuStreamDestroy(handle)
+        theirs.step(grads[0][1], max_norm=1.0)
+    assert len(backend._places) <= places.PLACES
+    assert wrong(params) == 0
+
+
+# --- What a step asks of the driver -------------------------------------------------------------------------------
+
+
+def asked(steps):
+    before = fake_cuda.counts()
+    for step in steps:
+        step()
+    return {name: n - before[name] for name, n in fake_cuda.counts().items() if n != before[name]}
+
+
+def test_steps_whose_addresses_stay_upload_nothing():
+    (a, _, _, ga), (b, _, _, gb) = twins((300, 5)), twins((40, 1))
+    for options in ({}, {"max_norm": 1.0}):
+        turns = [lambda o=options: a.step(ga[0][0], **o), lambda o=options: b.step(gb[0][0], **o)]
+        asked(turns * 2)
+        found = asked(turns * 5)
+        assert "uploads" not in found
+        assert "allocations" not in found
+        assert "events" not in found
+        assert found["launches"] == (10 if not options else found["downloads"] + found["launches"] - 10)
+        assert found.get("downloads", 0) == (10 if options else 0), "the norm is what the host waits for"
+    ours, _, _, grads = twins((300, 5), 2)
+    asked([lambda: ours.step(grads[0][0]), lambda: ours.step(grads[1][0])])
+    assert asked([lambda: ours.step(grads[0][0])])["uploads"] == 1, "the gradients have moved"
+
+
+def test_the_compilers_launcher_takes_over_where_arguments_cannot_be_packed(monkeypatch):
+    def unknown(*_):
+        raise AttributeError("get_cufunc")
+
+    monkeypatch.setattr(cuda_driver.RawDriver, "_packed", unknown)
+    backend = CudaBackend()
+    ours, theirs, params, grads = twins((300, 5), 4)
+    ours._backend = backend
+    for d, h in grads:
+        ours.step(d, max_norm=1.0)
+        theirs.step(h, max_norm=1.0)
+    assert wrong(params) == 0
+    assert all("keeps" not in vars(launch) for launch in backend._launchers.values())
+
+
+def test_scalars_beyond_float32_round_to_infinity_as_on_the_host():
+    from fastoptim.backends import KernelCall
+    from fastoptim.rules.table import RULES, Kernel
+
+    p, g = np.float32([1, 0]), np.float32([1e-30, 1])
+    device = cuda.to_device(p), cuda.to_device(g)
+    kernel, backend = Kernel(RULES["sgd"], "none"), get_backend("cuda")
+    backend.prepare([KernelCall(kernel, [tuple(map(backend.flat, device))])], 1)([(1.0, 0.0, 1e60)])
+    assert device[0].copy_to_host().tolist() == [-np.inf, -np.inf]
+
+
+# --- What is refused ----------------------------------------------------------------------------------------------
+
+
+def test_a_step_into_a_captured_graph_is_refused():
+    from cuda.bindings import driver
+
+    ours, theirs, params, grads = twins((300,), 2)
+    ours.step(grads[0][0])
+    handle = side_stream()
+    driver.cuStreamBeginCapture(handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+    with on_stream(handle):
+        for options in ({}, {"max_norm": 1.0}):
+            with pytest.raises(RuntimeError, match="graph is being captured"):
+                ours.step(grads[1][0], **options)
+    driver.cuStreamEndCapture(handle)
+    theirs.step(grads[0][1])
+    assert wrong(params) == 0
+    assert ours.state["0"]["step"] == 1
+
+
+def test_arrays_of_another_device_are_refused():
+    p = cuda.to_device(np.ones(3, np.float32))
+    with cuda.gpus[1]:
+        other = cuda.to_device(np.ones(3, np.float32))
+    with pytest.raises(ValueError, match="parameter '0': it is on GPU 1, and GPU 0 is current"):
+        fo.SGD(other, lr=0.1)
+    ours = fo.SGD(p, lr=0.1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="gradient of parameter '0': it is on GPU 1"):
+            ours.step(other)
+        ours.step(cuda.to_device(np.ones(3, np.float32)))
+    with cuda.gpus[1], pytest.raises((ValueError, RuntimeError), match="GPU 0"):
+        ours.step(p)
+
+
+def test_immutable_arrays_of_jax_are_refused():
+    kind = type("ArrayImpl", (), {"__module__": "jaxlib._jax"})
+    inner = cuda.to_device(np.ones(3, np.float32))
+    kind.__cuda_array_interface__ = property(lambda self: inner.__cuda_array_interface__)
+    with pytest.raises(TypeError, match="jax's arrays are immutable"):
+        fo.SGD(kind(), lr=0.1)
+    p = cuda.to_device(np.ones(3, np.float32))
+    assert fo.SGD(p, lr=0.5).step(kind()).applied, "a gradient may be constant"
+    assert p.copy_to_host().tolist() == [0.5] * 3
+
+
+# --- autograd -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    """What of torch the backend meets, over arrays of numba.cuda."""
+    fake = types.ModuleType("torch")
+
+    class Tensor:
+        def __init__(self, x):
+            self.x, self._version, self.device, self.dtype, self.requires_grad = (
+                cuda.to_device(x),
+                0,
+                "cuda:0",
+                "f4",
+                False,
+            )
+
+        @property
+        def __cuda_array_interface__(self):
+            found = dict(self.x.__cuda_array_interface__)
+            del found["stream"]
+            return found | {"version": 2}
+
+        def data_ptr(self):
+            return self.x.device_ctypes_pointer.value
+
+        def stride(self):
+            return self.x.strides
+
+        def is_inference(self):
+            return False
+
+        shape = property(lambda self: self.x.shape)
+
+    def increment_version(tensors):
+        for x in tensors:
+            x._version += 1
+
+    Tensor.__module__ = "torch"
+    fake.Tensor = Tensor
+    fake.nn = types.SimpleNamespace()
+    fake.autograd = types.SimpleNamespace(graph=types.SimpleNamespace(increment_version=increment_version))
+    fake.cuda = types.SimpleNamespace(current_stream=lambda device: types.SimpleNamespace(cuda_stream=0))
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    return fake
+
+
+def test_autograd_counts_every_step(torch):
+    rng = np.random.default_rng(0)
+    host, g = rng.standard_normal((2, 300)).astype(np.float32)
+    p, d = torch.Tensor(host), torch.Tensor(g)
+    ours, theirs = fo.Adam(p, lr=0.1), fo.Adam(host, lr=0.1, backend="numpy")
+    for t in range(1, 4):
+        ours.step(d)
+        theirs.step(g)
+        assert (p._version, d._version) == (t, 0)
+    ours.step(torch.Tensor(np.full(300, np.nan, np.float32)), skip_nonfinite=True)
+    assert p._version == 3, "nothing was written"
+    assert wrong([(p.x, host)]) == 0
+    fo.clip_grad_norm([d], 0.1)
+    assert d._version == 1
+    fo.functional.sgd(p, d, lr=0.1)
+    assert p._version == 4
+    p.x = cuda.to_device(np.ones(300, np.float32))  # as `p.data = ...` does: the same object, elsewhere
+    ours.step(d)
+    assert float(p.x.copy_to_host()[0]) != 1.0
+
+
+# --- Planted faults -----------------------------------------------------------------------------------------------
+
+
+def test_reading_states_without_waiting_is_caught(monkeypatch):
+    with fake_cuda.behaviour("delayed"):
+        monkeypatch.setattr(CudaBackend, "host_copy", lambda self, x: x.copy_to_host())
+        ours, theirs, _, grads = twins((5000,), 2)
+        with on_stream(side_stream()):
+            for d, h in grads:
+                ours.step(d)
+                theirs.step(h)
+        assert differing_states(ours, theirs) > 1000
+
+
+def test_one_table_for_all_streams_is_caught(monkeypatch, backend):
+    shared = places.Memory(backend.begin(())[0], 1024)
+    monkeypatch.setattr(places.Place, "lease", lambda self, words: places.Lease(self, shared))
+    monkeypatch.setattr(places.Place, "take_back", lambda self, memory: None)
+    with fake_cuda.behaviour("interleaved"):
+        assert on_three_threads({}) > 0
+
+
+def test_steps_that_do_not_wait_for_their_arrays_streams_are_caught(monkeypatch):
+    assert between_streams() == 0
+    monkeypatch.setattr(CudaBackend, "_after", lambda self, first, second: None)
+    assert between_streams() > 0
+
+
+def between_streams():
+    """Differing elements where a gradient is still being written on its own stream when the step is called."""
+    with fake_cuda.behaviour("delayed"):
+        ours, theirs, params, grads = twins((3000,), 2)
+        handles = side_stream(), side_stream()
+        writer, stepper = map(cuda.external_stream, handles)
+        g = cuda.device_array(3000, np.float32).bind(writer)
+        for device, host in grads:
+            g.copy_to_device(device[0], stream=writer)
+            with on_stream(handles[1]):
+                ours.step([g])
+            theirs.step(host)
+            stepper.synchronize()  # before the writer, as far as nothing orders them
+        return wrong(params)
