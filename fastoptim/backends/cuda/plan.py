@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from operator import call, is_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,7 @@ from ...common.signals import deferred_signals
 from ...rules.table import Kernel
 from ..base import Described, KernelCall, Scalars
 from .device_arrays import Vector, look_of, stays, tell_autograd
-from .work import NormWork, UpdateWork, factors
-
-if TYPE_CHECKING:
-    from .backend import CudaBackend
+from .work import CudaBackend, NormWork, UpdateWork, factors
 
 
 class CudaPlan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +15,7 @@ from .device_arrays import Vector, _streams
 from .driver import Buffer
 from .places import Lease, Place
 
-if TYPE_CHECKING:
-    from .backend import CudaBackend
+CudaBackend = Any  # `backend` imports this module
 
 TABLES = 4  # streams on which one table is kept
 _versions = itertools.count()
