@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ._update import RuleUpdate, as_dtype_of
+from ..common.busy import exclusive
+from ._update import RuleUpdate, as_dtype_of, step_array
+
+_NUMBERS = {float, int}
+_GRADIENTS = {*_NUMBERS, np.float64}
 
 
 def as_array(value: Any) -> Any:
@@ -29,7 +33,7 @@ class Collection:
     """States by key, and one fused update over any choice of keys."""
 
     def __init__(self, rule: str, states: Sequence[dict[Hashable, Any]]):
-        self._update = RuleUpdate(rule)
+        self._rule, self._update, self._busy = rule, RuleUpdate(rule), list[int]()
         self._states = states
 
     def step(
@@ -41,6 +45,8 @@ class Collection:
         names: Sequence[Any],
     ) -> list[Any]:
         """Update; returns what the values have become: the same arrays, or new numbers. Errors use `names`."""
+        if _NUMBERS.issuperset(map(type, values)) and _GRADIENTS.issuperset(map(type, grads)):
+            return self._step_numbers(keys, values, grads, coefficients)
         params = [as_array(value) for value in values]
         for name, p in zip(names, params, strict=True):
             if not isinstance(p, np.ndarray):
@@ -52,8 +58,23 @@ class Collection:
             for states, new in zip(self._states, made, strict=True):
                 if key not in states:
                     new[key] = np.zeros_like(p)
+                elif type(states[key]) is float:  # kept by `_step_numbers`
+                    new[key] = np.array(states[key])
                 used.append(new[key] if key in new else states[key])
         self._update(tuple(params), gradients, tuple(used), coefficients, names=names)
         for states, new in zip(self._states, made, strict=True):
             states.update(new)
         return [as_given(p, value) for p, value in zip(params, values, strict=True)]
+
+    def _step_numbers(
+        self, keys: Sequence[Hashable], values: Sequence[Any], grads: Sequence[Any], coefficients: tuple[float, ...]
+    ) -> list[Any]:
+        """The same for Python numbers alone, in one array; their states are numbers, too."""
+        with exclusive(self._busy):
+            p, g = np.array(values, np.float64), np.array(grads, np.float64)
+            used = tuple([np.array([states.get(key, 0.0) for key in keys], np.float64) for states in self._states])
+            step_array(self._rule, p, g, used, coefficients)
+            for states, new in zip(self._states, used, strict=True):
+                states.update(zip(keys, new.tolist(), strict=True))
+            new_values: list[Any] = p.tolist()
+            return new_values

@@ -14,7 +14,7 @@ from ..arrays.checks import real_array
 from ..backends import resolve
 from ..common.busy import exclusive
 from ..common.threads import resolve_threads
-from ..common.validation import real
+from ..common.validation import choice, real
 from ..optimizers.update import ArrayStep, Member, Update
 from ..rules.table import RULES, Kernel
 
@@ -97,8 +97,14 @@ def _array_step(rule: str, decay: str) -> ArrayStep:
     return ArrayStep(Kernel(RULES[rule], decay))
 
 
-def velocity_coefficients(mu: float, lr: float, nesterov: bool = False) -> tuple[float, ...]:
-    """For velocities that hold what is added: ``v <- mu v - lr g; p <- p + v`` (Nesterov: ``p + mu v - lr g``)."""
+def velocity_coefficients(mu: float, lr: float, nesterov: bool = False, mode: str = "lr_inside") -> tuple[float, ...]:
+    """For velocities that hold what is added: ``v <- mu v - lr g; p <- p + v`` (Nesterov: ``p + mu v - lr g``).
+
+    In the other modes they hold gradients, as `fastoptim.SGD` says.
+    """
+    if choice("momentum_mode", mode, ("lr_inside", "torch") if nesterov else rules.MOMENTUM_MODES) != "lr_inside":
+        coefficients = rules.nesterov_coefficients if nesterov else rules.momentum_coefficients
+        return coefficients(lr, mu, mode=mode)
     return (mu, -lr, -1.0, mu, -lr) if nesterov else (mu, -lr, -1.0)
 
 
@@ -114,6 +120,7 @@ def adam_coefficients(t: Any, lr: Any, beta1: Any, beta2: Any, eps: Any, mode: s
     if not hasattr(t, "__index__") or operator.index(t) < 1:
         raise ValueError(f"Adam needs the number of the step, an integer t >= 1, got {t!r}")
     beta1, beta2 = real("beta1", beta1, 0.0, 1.0), real("beta2", beta2, 0.0, 1.0)
+    choice("eps_mode", mode, rules.EPS_MODES)
     return rules.adam_coefficients(real("lr", lr), beta1, beta2, real("eps", eps), mode, operator.index(t))
 
 

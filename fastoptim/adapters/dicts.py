@@ -6,6 +6,11 @@ Convention: the book's. Momentum keeps the rate inside the velocity, ``v <- mu v
 form is ``p <- p + mu v - lr g`` with the new v; Adam adds 1e-7 to the root of the uncorrected mean ("eps-hat"). Arrays
 change in place; an entry of `params` that is a Python number is rebound to a new one. States are made at the first
 update, under the names of the parameters (`v`; `m` and `v`).
+
+Options of other books and libraries: ``eps_mode="torch"`` adds eps to the root of the corrected mean, as the paper,
+PyTorch, JAX and most code written from the paper do; ``momentum_mode="torch"`` keeps the rate outside the
+velocity; ``partial=True`` updates only parameters that have gradients, for sparse gradients, with one step count.
+Python numbers are gathered into one array; for less than about six of them a loop in Python is quicker.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from ..common.validation import real
+from ..common.validation import flag, real
 from ._collection import Collection
 from ._update import adam_coefficients, velocity_coefficients
 
@@ -26,15 +31,21 @@ Grads = Mapping[Any, Any]
 class _Optimizer:
     _rule: str
     _states: tuple[str, ...] = ()  # names of the attributes that hold them
+    partial: bool
 
     def _collect(self) -> None:
         self._collection = Collection(self._rule, [getattr(self, name) for name in self._states])
 
     def _step(self, params: Params, grads: Grads, coefficients: tuple[float, ...]) -> None:
-        keys = list(params)
-        missing = [key for key in keys if key not in grads]
+        keys = list(grads if self.partial else params)
+        there = params if self.partial else grads
+        missing = [key for key in keys if key not in there]
         if missing:
-            raise KeyError(f"no gradients for {missing}")
+            what = "parameters" if self.partial else "gradients"
+            hint = "" if self.partial else "; with partial=True only parameters that have gradients are updated"
+            raise KeyError(f"no {what} for {missing}{hint}")
+        if not keys:
+            return
         before = [params[key] for key in keys]
         after = self._collection.step(keys, before, [grads[key] for key in keys], coefficients, keys)
         for key, old, new in zip(keys, before, after, strict=True):
@@ -54,8 +65,8 @@ class SGD(_Optimizer):
 
     _rule = "sgd"
 
-    def __init__(self, lr: float = 0.01):
-        self.lr = lr
+    def __init__(self, lr: float = 0.01, *, partial: bool = False):
+        self.lr, self.partial = lr, flag("partial", partial)
         self._collect()
 
     def update(self, params: Params, grads: Grads) -> None:
@@ -68,14 +79,17 @@ class Momentum(_Optimizer):
 
     _rule, _states = "momentum", ("v",)
 
-    def __init__(self, lr: float = 0.01, momentum: float = 0.9):
-        self.lr, self.momentum = lr, momentum
+    def __init__(
+        self, lr: float = 0.01, momentum: float = 0.9, *, momentum_mode: str = "lr_inside", partial: bool = False
+    ):
+        self.lr, self.momentum, self.momentum_mode, self.partial = lr, momentum, momentum_mode, flag("partial", partial)
         self.v: dict[Any, Any] = {}
         self._collect()
 
     def update(self, params: Params, grads: Grads) -> None:
         """Update every entry of `params` by that of `grads`."""
-        self._step(params, grads, velocity_coefficients(real("momentum", self.momentum), real("lr", self.lr)))
+        mu, lr = real("momentum", self.momentum), real("lr", self.lr)
+        self._step(params, grads, velocity_coefficients(mu, lr, mode=self.momentum_mode))
 
 
 class Nesterov(Momentum):
@@ -86,16 +100,26 @@ class Nesterov(Momentum):
     def update(self, params: Params, grads: Grads) -> None:
         """Update every entry of `params` by that of `grads`."""
         mu, lr = real("momentum", self.momentum), real("lr", self.lr)
-        self._step(params, grads, velocity_coefficients(mu, lr, nesterov=True))
+        self._step(params, grads, velocity_coefficients(mu, lr, True, self.momentum_mode))
 
 
 class Adam(_Optimizer):
-    """Adam with eps = 1e-7 in the "eps-hat" form."""
+    """Adam, in the "eps-hat" form unless `eps_mode` says otherwise."""
 
     _rule, _states = "adam", ("m", "v")
 
-    def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999):
-        self.lr, self.beta1, self.beta2 = lr, beta1, beta2
+    def __init__(
+        self,
+        lr: float = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        *,
+        eps: float = 1e-7,
+        eps_mode: str = "hat",
+        partial: bool = False,
+    ):
+        self.lr, self.beta1, self.beta2, self.eps, self.eps_mode = lr, beta1, beta2, eps, eps_mode
+        self.partial = flag("partial", partial)
         self.iter = 0
         self.m: dict[Any, Any] = {}
         self.v: dict[Any, Any] = {}
@@ -103,6 +127,6 @@ class Adam(_Optimizer):
 
     def update(self, params: Params, grads: Grads) -> None:
         """Update every entry of `params` by that of `grads`."""
-        coefficients = adam_coefficients(self.iter + 1, self.lr, self.beta1, self.beta2, 1e-7, "hat")
+        coefficients = adam_coefficients(self.iter + 1, self.lr, self.beta1, self.beta2, self.eps, self.eps_mode)
         self._step(params, grads, coefficients)
         self.iter += 1

@@ -10,6 +10,11 @@ gradient may be an array or an object with ``.data``, and a parameter whose ``.g
 keeps the rate inside the velocity; Adam adds eps to the root of the uncorrected mean ("eps-hat") and counts its updates
 once for all parameters. ``.data`` changes in place; where it is a Python number it is replaced. Functions given to
 `add_hook` are called before each update with the list of parameters that have gradients (weight decay, clipping).
+
+Options of other frameworks: ``eps_mode="torch"`` adds eps to the root of the corrected mean, as the paper and PyTorch
+do (DeZero has "hat"); ``momentum_mode="torch"`` keeps the rate outside the velocity; `data` and `grad` are
+the names of the attributes. Python numbers are gathered into one array; for less than about six of them a loop in
+Python is quicker.
 """
 
 from __future__ import annotations
@@ -32,7 +37,8 @@ def _values(grad: Any) -> Any:
 
 
 class _Optimizer:
-    def __init__(self) -> None:
+    def __init__(self, data: str = "data", grad: str = "grad") -> None:
+        self._data, self._grad = data, grad
         self.target: Any = None
         self.hooks: list[Callable[[list[Any]], Any]] = []
         self._collection: Collection
@@ -62,30 +68,30 @@ class _Optimizer:
 
     def update(self) -> None:
         """Update every parameter that has a gradient."""
-        params = [p for p in self._params() if p.grad is not None]
+        params = [p for p in self._params() if getattr(p, self._grad) is not None]
         for hook in self.hooks:
             hook(params)
         if not params:
             return
         self._known.update((id(p), p) for p in params)
-        grads = [_values(p.grad) for p in params]
-        before = [p.data for p in params]
+        grads = [_values(getattr(p, self._grad)) for p in params]
+        before = [getattr(p, self._data) for p in params]
         keys, names = [id(p) for p in params], range(len(params))
         after = self._collection.step(keys, before, grads, self._coefficients(), names)
         for p, old, new in zip(params, before, after, strict=True):
             if new is not old:
-                p.data = new
+                setattr(p, self._data, new)
 
     step = update
 
     def zero_grad(self) -> None:
         """Fill the gradients of all parameters with zeros (numbers are set to 0.0); None stays None."""
         for p in self._params():
-            grad = _values(p.grad)
+            grad = _values(getattr(p, self._grad))
             if isinstance(grad, np.ndarray):
                 grad[...] = 0
-            elif p.grad is not None:
-                p.grad = 0.0
+            elif grad is not None:
+                setattr(p, self._grad, 0.0)
 
     def _coefficients(self) -> tuple[float, ...]:
         raise TypeError("use SGD, MomentumSGD or Adam")
@@ -94,8 +100,8 @@ class _Optimizer:
 class SGD(_Optimizer):
     """``p <- p - lr * g``."""
 
-    def __init__(self, lr: float = 0.01):
-        super().__init__()
+    def __init__(self, lr: float = 0.01, *, data: str = "data", grad: str = "grad"):
+        super().__init__(data, grad)
         self.lr = lr
         self._collection = Collection("sgd", ())
 
@@ -106,21 +112,40 @@ class SGD(_Optimizer):
 class MomentumSGD(_Optimizer):
     """``v <- momentum * v - lr * g; p <- p + v``."""
 
-    def __init__(self, lr: float = 0.01, momentum: float = 0.9):
-        super().__init__()
-        self.lr, self.momentum = lr, momentum
+    def __init__(
+        self,
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        *,
+        momentum_mode: str = "lr_inside",
+        data: str = "data",
+        grad: str = "grad",
+    ):
+        super().__init__(data, grad)
+        self.lr, self.momentum, self.momentum_mode = lr, momentum, momentum_mode
         self.vs: dict[Hashable, Any] = {}
         self._collection = Collection("momentum", (self.vs,))
 
     def _coefficients(self) -> tuple[float, ...]:
-        return velocity_coefficients(real("momentum", self.momentum), real("lr", self.lr))
+        return velocity_coefficients(real("momentum", self.momentum), real("lr", self.lr), mode=self.momentum_mode)
 
 
 class Adam(_Optimizer):
-    """Adam in the "eps-hat" form."""
+    """Adam, in the "eps-hat" form unless `eps_mode` says otherwise."""
 
-    def __init__(self, alpha: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8):
-        super().__init__()
+    def __init__(
+        self,
+        alpha: float = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        *,
+        eps_mode: str = "hat",
+        data: str = "data",
+        grad: str = "grad",
+    ):
+        super().__init__(data, grad)
+        self.eps_mode = eps_mode
         self.t, self.alpha, self.beta1, self.beta2, self.eps = 0, alpha, beta1, beta2, eps
         self.ms: dict[Hashable, Any] = {}
         self.vs: dict[Hashable, Any] = {}
@@ -134,4 +159,4 @@ class Adam(_Optimizer):
     step = update
 
     def _coefficients(self) -> tuple[float, ...]:
-        return adam_coefficients(self.t + 1, self.alpha, self.beta1, self.beta2, self.eps, "hat")
+        return adam_coefficients(self.t + 1, self.alpha, self.beta1, self.beta2, self.eps, self.eps_mode)

@@ -65,7 +65,8 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 def check_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
     """TypeError unless `dtype` is native float32 or float64."""
     if dtype not in DTYPES:
-        raise TypeError(f"{role} {name!r}: expected native float32 or float64, got {dtype_name(dtype)}")
+        hint = ": if it holds arrays, make it a list of them, list(x)" if dtype.hasobject else ""
+        raise TypeError(f"{role} {name!r}: expected native float32 or float64, got {dtype_name(dtype)}{hint}")
 
 
 def check_companion(name: str, role: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> Array:
@@ -154,7 +155,8 @@ def check_disjoint(
             if low >= high:
                 break
             if (writes or also_writes) and share(first, second):
-                raise ValueError(f"{first.label} and {second.label} overlap in memory")
+                hint = "" if writes and also_writes else ": copy the gradient, g.copy()"
+                raise ValueError(f"{first.label} and {second.label} overlap in memory{hint}")
 
 
 _SUBNORMAL = np.float32(1e-40)
