@@ -115,8 +115,8 @@ class SparseStep:
             if g is None:
                 continue
             if table is not None:
-                # A zero times these is -0 or NaN, which the dense step would carry into every row.
-                if g.lazy or self._lazy or (row[0] >= 0.0 and math.isfinite(row[0])):
+                # Zero times a scale below zero, or NaN, is -0 or NaN, which the dense step carries into every row.
+                if g.lazy or self._lazy or row[0] >= 0.0:
                     jobs.append(backend.prepare_rows(kernel, p, own, table, row))
                     continue
                 g = np.zeros(p.shape, p.dtype)
