@@ -13,8 +13,8 @@ once for all parameters. ``.data`` changes in place; where it is a Python number
 
 Options of other frameworks: ``eps_mode="torch"`` adds eps to the root of the corrected mean, as the paper and PyTorch
 do (DeZero has "hat"); ``momentum_mode="torch"`` keeps the rate outside the velocity; `data` and `grad` are
-the names of the attributes. Python numbers are gathered into one array; for less than about six of them a loop in
-Python is quicker.
+the names of the attributes. Python numbers are gathered into one array; for some hundred of them a loop in Python is
+still quicker.
 """
 
 from __future__ import annotations
