@@ -8,6 +8,7 @@
 
 #include "internal.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,12 +27,29 @@ int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t both, size_t head)
     return items[0] == (PyObject *)ndarray && items[1] == (PyObject *)memmap;
 }
 
+#if defined(Py_GIL_DISABLED)
+typedef atomic_int fo_flag;
+#else
+typedef int fo_flag;
+#endif
+
 /* What the functions for Python hang on to: a plan; a list whose only item counts its steps; and the tuple of states of the
  * last step, if all are views of other memory, which cannot be resized: of them only addresses need to be read again. */
 typedef struct {
     fo_plan *plan;
     PyObject *counter, *views;
+    fo_flag busy; /* a thread is in one of the functions: what it binds must not be another's */
 } bound;
+
+/* Whoever is refused takes the way without a plan, which is for Python to guard. With the interpreter's lock, which is held
+ * here, the flag need not be atomic. */
+#if defined(Py_GIL_DISABLED)
+static int begin(bound *b) { return !atomic_exchange_explicit(&b->busy, 1, memory_order_acquire); }
+static void end(bound *b) { atomic_store_explicit(&b->busy, 0, memory_order_release); }
+#else
+static int begin(bound *b) { return !b->busy && (b->busy = 1); }
+static void end(bound *b) { b->busy = 0; }
+#endif
 
 /* Binds one slot: -1 if the array is not as expected, else whether its address is another than at the last step. `order`
  * keeps the contiguity flags that all arrays share. */
@@ -213,6 +231,8 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
     bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
     if (!b || count != 4)
         return PyErr_Format(PyExc_TypeError, "step takes params, grads, states and rows");
+    if (!begin(b))
+        return Py_NewRef(Py_False);
     fo_plan *plan = b->plan;
     PyObject *views = b->views; /* given up at the end: what goes with it may run code that steps this very plan */
     b->views = 0;
@@ -238,6 +258,7 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
     PyList_SetItem(b->counter, 0, number);
     result = Py_NewRef(Py_True);
 done:
+    end(b);
     Py_XDECREF(views);
     return result;
 }
@@ -279,17 +300,20 @@ static int same_values(PyObject *dict, PyObject *names, PyObject *values)
     return 1;
 }
 
-/* Everything happens under the interpreter's lock and runs no other code, so that all threads may share the plan. */
+/* Nothing here runs other code or gives the interpreter's lock away, so that all threads may share the plan. */
 static PyObject *step_array(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
 {
     bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
     if (!b || count != 7)
         return PyErr_Format(PyExc_TypeError, "step_array takes p, g, states, row, a dict, names and values");
+    if (!begin(b))
+        return Py_NewRef(Py_False);
     int plain = fo_rounds_to_nearest() && same_values(args[4], args[5], args[6]) && read_row(b->plan->runs, args[3]) &&
                 take_shape(b->plan, args[0]) && bind_all(b, 0, args, args + 1, args[2]);
     if (plain)
         fo_plan_apply(b->plan);
     PyErr_Clear();
+    end(b);
     return PyBool_FromLong(plain);
 }
 
@@ -298,6 +322,8 @@ static PyObject *sum_squares(PyObject *capsule, PyObject *const *args, Py_ssize_
     bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
     if (!b || count != 3)
         return PyErr_Format(PyExc_TypeError, "sum_squares takes grads, grad_scale and k");
+    if (!begin(b))
+        return Py_NewRef(Py_None);
     fo_plan *plan = b->plan;
     double grad_scale = PyFloat_AsDouble(args[1]), k = PyFloat_AsDouble(args[2]), sum;
     int plain = fo_rounds_to_nearest() && PyTuple_Size(args[0]) == plan->param_count;
@@ -310,11 +336,13 @@ static PyObject *sum_squares(PyObject *capsule, PyObject *const *args, Py_ssize_
     }
     if (!plain) {
         PyErr_Clear();
+        end(b);
         Py_RETURN_NONE;
     }
     Py_BEGIN_ALLOW_THREADS
     sum = fo_plan_sum_squares(plan, grad_scale, k);
     Py_END_ALLOW_THREADS
+    end(b);
     return PyFloat_FromDouble(sum);
 }
 
@@ -330,7 +358,7 @@ int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions)
     PyObject *capsule = b ? PyCapsule_New(b, CAPSULE, release) : 0;
     int made = capsule != 0;
     if (made) {
-        *b = (bound){plan, (PyObject *)counter, 0};
+        *b = (bound){.plan = plan, .counter = (PyObject *)counter};
         Py_INCREF(b->counter);
     } else {
         free(b);

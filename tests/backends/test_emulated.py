@@ -70,14 +70,19 @@ def aarch64(tmp_path_factory):
     return build(compiler, tmp_path_factory.mktemp("aarch64") / "steps", "-static")
 
 
-def request(jobs: list[golden.Job]) -> bytes:
+def request(jobs: list[golden.Job], order: str = "=") -> bytes:
+    """What `steps` reads, in the byte order of its machine: "=", "<" or ">"."""
+
+    def raw(x: np.ndarray) -> bytes:
+        return x.astype(x.dtype.newbyteorder(order)).tobytes()
+
     parts = []
     for job in jobs:
         variant = job.variant
         storage = 0 if job.dtype is np.float32 else 1
         parts.append(
             struct.pack(
-                "=6iqd",
+                f"{order}6iqd",
                 RULE_NAMES.index(variant.rule.name),
                 DECAYS.index(variant.decay),
                 storage,
@@ -88,21 +93,22 @@ def request(jobs: list[golden.Job]) -> bytes:
                 golden.SCALE,
             )
         )
-        parts.append(np.array([p.size for p, *_ in job.entries], np.int64).tobytes())
-        parts += [x.tobytes() for entry in job.entries for x in entry]
+        parts.append(raw(np.array([p.size for p, *_ in job.entries], np.int64)))
+        parts += [raw(x) for entry in job.entries for x in entry]
         for step, grads in enumerate(job.grads):
             scalars = job.scalars(step)
-            parts.append(struct.pack("=18d", *scalars, *[0.0] * (18 - len(scalars))))
-            parts += [g.tobytes() for g in grads]
+            parts.append(struct.pack(f"{order}18d", *scalars, *[0.0] * (18 - len(scalars))))
+            parts += [raw(g) for g in grads]
     return b"".join(parts)
 
 
-def answers(jobs: list[golden.Job], output: bytes) -> list[list[np.ndarray]]:
+def answers(jobs: list[golden.Job], output: bytes, order: str = "=") -> list[list[np.ndarray]]:
     found, at = [], 0
     for job in jobs:
         found.append([])
         for template in [*(x for entry in job.entries for x in entry), np.zeros(1)]:
-            found[-1].append(np.frombuffer(output, template.dtype, template.size, at))
+            x = np.frombuffer(output, template.dtype.newbyteorder(order), template.size, at)
+            found[-1].append(x.astype(template.dtype))
             at += template.nbytes
     assert at == len(output)
     return found
@@ -112,16 +118,16 @@ def started(command: list, data: bytes = b"") -> tuple[int, str, bytes]:
     """Exit status, what the program itself said on standard error (qemu warns there too), and its output."""
     done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=300)
     lines = done.stderr.decode().strip().splitlines()
-    return done.returncode, "\n".join(line for line in lines if not line.startswith("qemu-")), done.stdout
+    return done.returncode, "\n".join(line for line in lines if not line.startswith(("qemu-", "wine"))), done.stdout
 
 
-def run(command: list) -> tuple[str, dict[str, str]]:
+def run(command: list, order: str = "=") -> tuple[str, dict[str, str]]:
     """The instruction set that the program chose, and the hash for every name of the file."""
     named = list(golden.jobs(GOLDEN))
     every = [job for _, jobs in named for job in jobs]
-    status, chosen, output = started(command, request(every))
+    status, chosen, output = started(command, request(every, order))
     assert status == 0, (status, chosen)
-    remaining = iter(answers(every, output))
+    remaining = iter(answers(every, output, order))
     return chosen, {name: golden.hash_of([next(remaining) for _ in jobs]) for name, jobs in named}
 
 

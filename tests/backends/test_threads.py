@@ -179,6 +179,34 @@ def test_one_optimizer_stepped_by_two_threads_raises():
         assert same_bits(p, w)
 
 
+def test_a_plan_serves_one_thread_at_a_time():
+    """Without the guard of the classes; on an interpreter without a global lock, threads meet inside all the time."""
+    params, grads = tuple(model()), tuple(model(1))
+    counter, threads, tries = [0], 3, 60
+    plan = get_backend("c").plan([Kernel(RULES["sgd"], "none")], [0] * len(params), params, counter, 1)
+    row, start, applied, norms = [(1.0, 0.0, 0.01)], threading.Barrier(threads), [], []
+
+    def work():
+        start.wait()
+        applied.append(sum(plan.step(params, grads, (), row) for _ in range(tries)))
+        norms.append({plan.sum_squares(grads, 1.0, 1.0) for _ in range(tries)})
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    steps = sum(applied)
+    assert tries <= steps <= threads * tries and counter == [steps]
+    assert len(set.union(*norms) - {None}) == 1
+    wanted = [p.copy() for p in model()]
+    for _ in range(steps):
+        for p, g in zip(wanted, grads, strict=True):
+            reference.update(Kernel(RULES["sgd"], "none"), p, g, [], row[0])
+    for p, w in zip(params, wanted, strict=True):
+        assert same_bits(p, w)
+
+
 @pytest.mark.parametrize("options", [{}, {"max_norm": 1e9}], ids=["step", "step with norm"])
 def test_the_interpreter_goes_on_during_a_step(options):
     """A counter in Python moves while one native call runs; it would stand still if the call kept the interpreter."""

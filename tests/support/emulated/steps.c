@@ -13,11 +13,15 @@
  * leave that as it was. */
 #define _GNU_SOURCE
 #include "internal.h"
+#include "system.h"
 
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(_WIN32)
+#include <fcntl.h>
+#include <io.h>
+#endif
 
 #if defined(__x86_64__)
 static uint64_t float_mode(void) { return __builtin_ia32_stmxcsr() & ~0x3fu; /* without the sticky flags */ }
@@ -150,38 +154,50 @@ static void answer(job *j)
 }
 
 enum { MAX_CALLERS = 9 };
-static pthread_barrier_t start;
+static job jobs[MAX_CALLERS];
 
-static void *caller(void *j)
+/* Callers wait until all are there, then until all are done. */
+static fo_lock lock = FO_LOCK;
+static fo_condition changed = FO_CONDITION;
+static int here, done, count;
+
+static void await_all(int *arrived, int more)
 {
-    pthread_barrier_wait(&start);
+    fo_lock_take(&lock);
+    *arrived += more;
+    fo_condition_wake_all(&changed);
+    while (*arrived < count)
+        fo_condition_await(&changed, &lock);
+    fo_lock_give(&lock);
+}
+
+static fo_thread_result FO_THREAD_FUNCTION caller(void *number)
+{
+    await_all(&here, 1);
     spoil_float_mode();
     fo_isa_select(fo_isa_selected()); /* to what it is: others read it meanwhile */
-    run_job(j);
+    run_job(&jobs[(uintptr_t)number]);
+    fo_lock_take(&lock);
+    done++;
+    fo_condition_wake_all(&changed);
+    fo_lock_give(&lock);
     return 0;
 }
 
 /* Returns how many jobs there were. */
 static int run_at_once(int callers)
 {
-    job jobs[MAX_CALLERS];
-    pthread_t threads[MAX_CALLERS];
-    int count = 0;
+    here = done = count = 0;
     while (count < callers && read_job(&jobs[count]))
         count++;
-    if (count && pthread_barrier_init(&start, 0, (unsigned)count))
-        fail("no barrier");
-    for (int i = 1; i < count; i++)
-        if (pthread_create(&threads[i], 0, caller, &jobs[i]))
-            fail("no thread");
-    if (count)
-        caller(&jobs[0]);
-    for (int i = 1; i < count; i++)
-        pthread_join(threads[i], 0);
+    if (!count)
+        return 0;
+    if (fo_start_threads(caller, 1, count - 1) != count - 1)
+        fail("no thread");
+    caller(0);
+    await_all(&done, 0);
     for (int i = 0; i < count; i++)
         answer(&jobs[i]);
-    if (count)
-        pthread_barrier_destroy(&start);
     return count;
 }
 
@@ -201,6 +217,9 @@ int main(int argc, char **argv)
         if (!fo_isa_name(isa) || !fo_isa_select(isa))
             fail("this processor lacks that instruction set");
     }
+#if defined(_WIN32)
+    _setmode(0, _O_BINARY), _setmode(1, _O_BINARY);
+#endif
     fo_pool_always(1);
     while (run_at_once(callers))
         ;

@@ -1,0 +1,123 @@
+"""Check what ``wheels/make_wheels.py`` has made: the files by auditors, the object code, and the bits of the kernels by running them.
+
+    python wheels/check_wheels.py [--out dist] [--audits | --code | --bits] [NAME...]     # default: all three, all targets
+
+The bits are those of ``tests/support/golden.json``; the program that runs is linked from the very objects that are in the
+wheel. What a machine lacks (an emulator, the headers of another system) is skipped and said so. Exit status 1 if
+anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "wheels")]
+
+from make_wheels import TARGETS, Target, run  # noqa: E402
+
+from tests.backends import test_emulated, test_objects  # noqa: E402
+
+# x86 executables that this machine runs are asked for every instruction set that it has.
+ISAS = {"x86_64": ("baseline", "avx2", "avx512"), "aarch64": ("neon",)}
+
+
+def audit(out: Path, target: Target) -> str:
+    """Run the auditors; they end the program where they find something."""
+    (wheel,) = out.glob(f"*-{target.tag}.whl")
+    run(sys.executable, "-m", "abi3audit", "--strict", wheel)
+    run(sys.executable, "-m", "check_wheel_contents", wheel)
+    run(sys.executable, "-m", "twine", "check", "--strict", wheel)
+    if target.system == "linux" and target.machine == platform.machine():
+        said = " ".join(run(sys.executable, "-m", "auditwheel", "show", wheel).split())
+        if target.tag.partition(".")[0] not in said:
+            raise SystemExit(f"{wheel.name}: auditwheel says: {said}")
+    return "audits clean"
+
+
+def look_at_code(target: Target) -> str:
+    """No fused or approximate arithmetic in any object, other than glue that computes nothing."""
+    tool = shutil.which("llvm-objdump")
+    if tool is None:
+        return "SKIPPED: the object code was not looked at without llvm-objdump: apt-get install llvm"
+    seen, wrong = 0, []
+    for path in target.folder.glob("*.o"):
+        for name, code in test_objects.functions(path, tool).items():
+            seen += len(code)
+            wrong += [f"{name}: {x}" for x, _ in code if test_objects.INEXACT.fullmatch(x)]
+    if wrong or seen < 10_000:
+        raise SystemExit(f"{target.triple}: of {seen} instructions, these are no rule's arithmetic: {wrong[:5]}")
+    return f"{seen} instructions, none fused or approximate"
+
+
+def runner(target: Target) -> list[str] | str:
+    """The command that runs a program of this target, or why there is none."""
+    if target.system == "macos":
+        return "built, not run: nothing on Linux runs programs of macOS"
+    if target.system == "windows":
+        if target.machine != platform.machine():
+            return "built, not run: nothing here runs Windows programs for ARM"
+        tool = shutil.which("wine64") or shutil.which("wine")
+        return [tool] if tool else "SKIPPED: wine is missing: apt-get install wine wine64"
+    if target.machine == platform.machine():
+        loader = Path(f"/lib/ld-musl-{target.machine}.so.1")
+        return [] if "gnu" in target.triple or loader.exists() or target.steps.exists() else "SKIPPED: no musl"
+    tool = shutil.which(f"qemu-{target.machine}")
+    if tool is None:
+        return f"SKIPPED: qemu-{target.machine} is missing: apt-get install qemu-user"
+    root = Path(f"/usr/{target.machine}-linux-gnu")
+    if "gnu" in target.triple and not root.is_dir():
+        return f"SKIPPED: the C library for {target.machine} is missing: apt-get install libc6-arm64-cross"
+    return [tool, "-L", str(root)]
+
+
+def compare_bits(target: Target) -> str:
+    command = runner(target)
+    if isinstance(command, str):
+        return command
+    equal = []
+    wanted = test_emulated.GOLDEN["hashes"]
+    for isa in ISAS[target.machine]:
+        status, said, _ = test_emulated.started([*command, target.steps, isa])
+        if "lacks that instruction set" in said:
+            equal.append(f"SKIPPED {isa}, which this machine lacks")
+            continue
+        chosen, found = test_emulated.run([*command, target.steps, isa])
+        wrong = [name for name in wanted if found.get(name) != wanted[name]]
+        if status or isa not in chosen or wrong:
+            raise SystemExit(f"{target.triple} {isa}: status {status} {said}; other bits: {wrong[:5]}")
+        equal.append(f"{isa} {len(found)} of {len(wanted)} golden hashes")
+    return ", ".join(equal)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "dist")
+    for name in ("audits", "code", "bits"):
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    options = parser.parse_args()
+    everything = not (options.audits or options.code or options.bits)
+    if options.audits or everything:
+        run(sys.executable, "-m", "twine", "check", "--strict", *options.out.glob("*.tar.gz"))
+    for target in TARGETS:
+        if options.names and not any(name in target.triple for name in options.names):
+            continue
+        parts = []
+        if options.audits or everything:
+            parts.append(audit(options.out, target))
+        if options.code or everything:
+            parts.append(look_at_code(target))
+        if options.bits or everything:
+            parts.append(compare_bits(target))
+        print(f"{re.sub('[.]2[.]17', '', target.triple):20} {'; '.join(parts)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
