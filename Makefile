@@ -33,6 +33,10 @@ test: $(VENV)/.ready-test ## run all tests
 bench: $(VENV)/.ready-bench ## time this machine and write a report
 	$(BIN)/fastoptim bench --out bench_out
 
+wheels: $(VENV)/.ready-wheels ## eight wheels and the source archive into dist/, checked; macOS and Windows too
+	$(BIN)/python wheels/make_wheels.py
+	$(BIN)/python wheels/check_wheels.py
+
 lint: $(VENV)/.ready-lint ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
+from fastoptim.backends import get_backend
+from fastoptim.rules import reference
+from fastoptim.rules.table import RULES, Kernel
 from tests.support.cases import on_threads, same_bits
 from tests.support.forks import in_child
 

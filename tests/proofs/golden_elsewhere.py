@@ -2,8 +2,8 @@
 
     python -m tests.proofs.golden_elsewhere [NAME...]
 
-32-bit ARM, RISC-V, POWER and the big-endian s390x; a minute or two. Compilers and emulators come from Debian:
-apt-get install qemu-user gcc-arm-linux-gnueabihf gcc-riscv64-linux-gnu gcc-powerpc64le-linux-gnu gcc-s390x-linux-gnu, and
+32-bit ARM, RISC-V, POWER and the big-endian s390x; a minute or two. Compilers and emulators come from Debian: apt-get
+install qemu-user gcc-arm-linux-gnueabihf gcc-riscv64-linux-gnu gcc-powerpc64le-linux-gnu gcc-s390x-linux-gnu, and
 libc6-dev-armhf-cross, -riscv64-cross, -ppc64el-cross, -s390x-cross.
 """
 
