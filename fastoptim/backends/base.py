@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -189,6 +190,11 @@ class Backend(ABC):
         with self.arithmetic():
             for x in xs:
                 reference.multiply(np.asarray(x), factor)  # asarray: no method of a subclass runs
+
+    def limited(self, g: Any, factor: float, limit: float | None) -> Any:
+        """A new array: ``factor * g``, of which no element is beyond `limit` in size; NaN stays NaN."""
+        with self.arithmetic():
+            return reference.limited(np.asarray(g), factor, math.inf if limit is None else limit)
 
     def check_disjoint(self, written: Iterable[checks.Span], read: Iterable[checks.Span]) -> None:
         checks.check_disjoint(written, read)

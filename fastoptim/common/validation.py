@@ -109,7 +109,12 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     return value
 
 
-def step_options(grad_scale: Any, max_norm: Any, skip_nonfinite: Any) -> tuple[float, float | None, bool]:
-    """Return the options of a step as numbers and a bool; TypeError or ValueError that names one."""
+CLIPS = ("norm", "value", "norm_per_array")
+
+
+def step_options(
+    grad_scale: Any, max_norm: Any, skip_nonfinite: Any, clip: Any = "norm"
+) -> tuple[float, float | None, bool, str]:
+    """Return the options of a step, validated; TypeError or ValueError that names one."""
     limit = None if max_norm is None else norm_limit(max_norm)
-    return real("grad_scale", grad_scale), limit, flag("skip_nonfinite", skip_nonfinite)
+    return real("grad_scale", grad_scale), limit, flag("skip_nonfinite", skip_nonfinite), choice("clip", clip, CLIPS)

@@ -243,7 +243,10 @@ class ShardedOptimizer(Steps):
             params: list[Array] = []
             absent = np.zeros(len(self._whole._model.parameters), np.int64)
             try:
-                scale, limit, skip = step_options(grad_scale, max_norm, skip_nonfinite)
+                max_norm = self._whole.max_norm if max_norm is None else max_norm
+                scale, limit, skip, _ = step_options(grad_scale, max_norm, skip_nonfinite)
+                if self._whole.clip != "norm":
+                    raise ValueError(f"a ShardedOptimizer clips by the global norm, not by clip={self._whole.clip!r}")
                 said = {
                     "grad_scale": repr(scale),
                     "max_norm": repr(limit),

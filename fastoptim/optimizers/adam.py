@@ -38,7 +38,7 @@ class Adam(Optimizer):
         Ascend instead of descend.
     eps_mode : {"torch", "hat"}
         "hat" is ``p <- p - lr * sqrt(bc2) / bc1 * m / (sqrt(v) + eps)`` (scikit-learn, thinc, TensorFlow).
-    backend, threads, state_dir, memory_budget
+    backend, threads, state_dir, memory_budget, max_norm, clip
         As for `SGD`.
 
     Raises
@@ -87,10 +87,12 @@ class Adam(Optimizer):
         threads: int | None = None,
         state_dir: Any = None,
         memory_budget: int | str | None = None,
+        max_norm: float | None = None,
+        clip: str = "norm",
     ):
         values = (lr, betas, eps, weight_decay, amsgrad, maximize, eps_mode)
         defaults = dict(zip(self._names, values, strict=True))
-        super().__init__(params, defaults, backend, threads, state_dir, memory_budget)
+        super().__init__(params, defaults, backend, threads, state_dir, memory_budget, max_norm, clip)
 
 
 @public

@@ -11,7 +11,7 @@ from ..arrays.checks import check_match, real_array
 from ..backends.base import Backend
 from .groups import Groups
 from .states import Plan
-from .update import PLAIN
+from .update import PLAIN, StepOptions
 
 _NUMBERS = (int, float, np.integer, np.floating)
 
@@ -75,9 +75,7 @@ def applied(
     backend: Backend,
     params: Any,
     grads: Any,
-    grad_scale: Any,
-    max_norm: Any,
-    skip_nonfinite: Any,
+    options: StepOptions,
 ) -> Any:
     """What `Optimizer.apply` returns; the optimizer's lock is held."""
     slots: list[_Slot] = []
@@ -96,9 +94,6 @@ def applied(
         new = tuple([x.array if type(x) is _Slot else x for x in new])
     if slots or numbers:
         gradients = _gathered_gradients(model, gradients)
-    options = PLAIN
-    if grad_scale != 1.0 or max_norm is not None or skip_nonfinite is not False:
-        options = plan.update.options(grad_scale, max_norm, skip_nonfinite)
     if options is not PLAIN or plan.native_step is None or not plan.native_step(new, gradients, plan.states, rows):
         for q, x in zip(model.parameters, new, strict=True):
             backend.check_parameter(q.name, x)

@@ -21,7 +21,7 @@ from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
 from ..common.trees import Structure, leaves_of
-from ..common.validation import check_range, flag, real
+from ..common.validation import check_range, flag, real, step_options
 from ..rules.table import Rule
 from . import saving
 from .applying import applied
@@ -30,7 +30,7 @@ from .hyperparameters import NotNeeded, PerGroup, UpdateSpec
 from .saving import IncompatibleKeys
 from .selecting import GroupedParams, Members, select
 from .states import Plan, make_plan, state_view
-from .update import APPLIED, PLAIN
+from .update import APPLIED, PLAIN, StepOptions
 
 
 @public
@@ -56,10 +56,13 @@ class Optimizer:
         threads: int | None,
         state_dir: Any = None,
         memory_budget: int | str | None = None,
+        max_norm: float | None = None,
+        clip: str = "norm",
     ):
         params = listed(params)
         self._threads = resolve_threads(threads)
         self._start(defaults)
+        self.max_norm, self.clip = max_norm, clip
         if isinstance(params, GroupedParams):
             leaves = leaves_of(params.params)
             self._set_backend(
@@ -87,6 +90,7 @@ class Optimizer:
         self._busy: list[int] = []
         self._model = Groups(defaults, type(self).__name__)
         self._plan: Plan | None = None
+        self._options = PLAIN
 
     def _read(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
         """The hyperparameters of a group, in the order of their names."""
@@ -226,6 +230,28 @@ class Optimizer:
         self._set("lr", [real("lr", v, 0.0) for v in values])
 
     @property
+    def max_norm(self) -> float | None:
+        """The bound of steps that name none; None: gradients are not clipped."""
+        return self._options.max_norm
+
+    @max_norm.setter
+    def max_norm(self, value: float | None) -> None:
+        self._set_options(value, self._options.clip)
+
+    @property
+    def clip(self) -> str:
+        """What `max_norm` bounds in steps that do not say: "norm", "value" or "norm_per_array"."""
+        return self._options.clip
+
+    @clip.setter
+    def clip(self, value: str) -> None:
+        self._set_options(self._options.max_norm, value)
+
+    def _set_options(self, max_norm: Any, clip: Any) -> None:
+        options = StepOptions(*step_options(1.0, max_norm, False, clip))
+        self._options = PLAIN if options == PLAIN else options
+
+    @property
     def backend(self) -> str:
         """Name of the backend that steps run on."""
         return self._backend.name
@@ -249,6 +275,7 @@ class Optimizer:
         grad_scale: float = 1.0,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
+        clip: str | None = None,
     ) -> StepInfo:
         """Update the parameters in place.
 
@@ -261,15 +288,21 @@ class Optimizer:
             Factor for every gradient, for example ``1 / loss_scale``.
         max_norm : float, optional
             Global-norm clipping: gradients are multiplied by ``min(1, max_norm / (norm + 1e-6))``, where `norm` is the
-            Euclidean norm of all gradients after `grad_scale`, in float64. Infinity means no limit.
+            Euclidean norm of all gradients after `grad_scale`, in float64. Infinity means no limit. Default: that of
+            the optimizer, ``opt.max_norm``.
         skip_nonfinite : bool
             Leave everything as it was if a gradient holds a NaN or an infinity (after `grad_scale`), or if the norm of
             them all is beyond float64.
+        clip : {"norm", "value", "norm_per_array"}, optional
+            What `max_norm` bounds: "value": each element, to -max_norm .. max_norm, after `grad_scale`; NaN stays NaN.
+            "norm_per_array": the norm of each array by itself. These two copy the gradients first. Default: that of the
+            optimizer, ``opt.clip``.
 
         Returns
         -------
         StepInfo
-            ``applied``; and ``grad_norm``, None unless `max_norm` or `skip_nonfinite` asked for it.
+            ``applied``; and ``grad_norm``, that of all gradients, None unless clipping by a norm or `skip_nonfinite`
+            asked for it.
 
         Raises
         ------
@@ -289,15 +322,24 @@ class Optimizer:
             if plan is None or plan.version != model.changes[0]:
                 plan = self._current_plan()
             leaves = model.leaves(grads) if model.grouped else model.structures[0].leaves(grads)
-            options, rows = PLAIN, plan.kept_rows or plan.rows()
+            options, rows = self._options, plan.kept_rows or plan.rows()
             scaled = type(grad_scale) is not float or grad_scale != 1.0
-            if scaled or max_norm is not None or skip_nonfinite is not False:
-                options = plan.update.options(grad_scale, max_norm, skip_nonfinite)
+            if scaled or max_norm is not None or skip_nonfinite is not False or clip is not None:
+                options = self._step_options(plan, grad_scale, max_norm, skip_nonfinite, clip)
+            elif options is not PLAIN:
+                options = plan.update.options(*options)
             elif plan.native_step is not None and plan.native_step(plan.params, leaves, plan.states, rows):
                 return APPLIED
             return plan.update.step(plan.params, leaves, plan.states, rows, options)
         finally:
             busy.remove(thread)
+
+    def _step_options(self, plan: Plan, grad_scale: Any, max_norm: Any, skip_nonfinite: Any, clip: Any) -> StepOptions:
+        """The options of a step; what it does not say is the optimizer's."""
+        limit = self._options.max_norm if max_norm is None else max_norm
+        if clip is not None and limit is None:
+            raise ValueError("clip says what max_norm bounds: give max_norm, too")
+        return plan.update.options(grad_scale, limit, skip_nonfinite, self._options.clip if clip is None else clip)
 
     def apply(
         self,
@@ -345,8 +387,10 @@ class Optimizer:
             busy.append(thread)
             if busy[0] != thread:
                 raise RuntimeError(BUSY)
-            plan = self._ready_plan()
-            return applied(self._model, plan, self._backend, params, grads, grad_scale, max_norm, skip_nonfinite)
+            plan, options = self._ready_plan(), self._options
+            if grad_scale != 1.0 or max_norm is not None or skip_nonfinite is not False or options is not PLAIN:
+                options = self._step_options(plan, grad_scale, max_norm, skip_nonfinite, None)
+            return applied(self._model, plan, self._backend, params, grads, options)
         finally:
             busy.remove(thread)
 

@@ -33,6 +33,8 @@ class Options(TypedDict, total=False):
     threads: int | None
     state_dir: Any
     memory_budget: int | str | None
+    max_norm: float | None
+    clip: str
 
 
 class Family(Optimizer):

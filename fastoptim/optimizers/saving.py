@@ -33,6 +33,8 @@ class Savable(Protocol):
     _backend: Backend
     _model: Groups
     _threads: int
+    max_norm: float | None
+    clip: str
     _rules: tuple[str | Rule, ...]
     _names: tuple[str, ...]
     _spec: Callable[..., UpdateSpec]
@@ -333,7 +335,7 @@ def _loaded(optimizer: Savable, parameter: Parameter, entry: Mapping[str, Any]) 
     return int(t), states, scalars
 
 
-_OWN = ("_backend", "_busy", "_model", "_plan", "_threads")
+_OWN = ("_backend", "_busy", "_model", "_options", "_plan", "_threads")
 
 
 def picklable(optimizer: Savable) -> dict[str, Any]:
@@ -351,6 +353,7 @@ def picklable(optimizer: Savable) -> dict[str, Any]:
         "snapshot": snapshot(optimizer, lambda x: x),
         "backend": optimizer.backend,
         "threads": optimizer.threads,
+        "clipping": [optimizer.max_norm, optimizer.clip],
         "attributes": {name: value for name, value in vars(optimizer).items() if name not in _OWN},
     }
 
@@ -360,6 +363,7 @@ def unpickle(optimizer: Savable, state: dict[str, Any]) -> None:
     vars(optimizer).update(state["attributes"])
     optimizer._start(state["defaults"])
     optimizer._threads, optimizer._backend = state["threads"], resolve(state["backend"], ())
+    optimizer.max_norm, optimizer.clip = state["clipping"]
     groups = iter(state["snapshot"]["param_groups"])
     for params, places in zip(state["params"], state["places"], strict=True):
         members, names = [], list(Structure(params).names)

@@ -48,6 +48,9 @@ class SGD(Optimizer):
     memory_budget : int or str, optional
         Bound for resident pages of parameters, gradients and states that are `numpy.memmap` arrays, in bytes or as
         "512 MiB". Default: 256 MiB.
+    max_norm, clip
+        What `step` takes where it is not given: a bound, and "norm", "value" or "norm_per_array". The attributes may be
+        changed; state dicts and checkpoints do not hold them.
 
     Raises
     ------
@@ -95,7 +98,9 @@ class SGD(Optimizer):
         threads: int | None = None,
         state_dir: Any = None,
         memory_budget: int | str | None = None,
+        max_norm: float | None = None,
+        clip: str = "norm",
     ):
         values = (lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode)
         defaults = dict(zip(self._names, values, strict=True))
-        super().__init__(params, defaults, backend, threads, state_dir, memory_budget)
+        super().__init__(params, defaults, backend, threads, state_dir, memory_budget, max_norm, clip)

@@ -34,6 +34,7 @@ class StepOptions(NamedTuple):
     grad_scale: float = 1.0
     max_norm: float | None = None
     skip_nonfinite: bool = False
+    clip: str = "norm"
 
 
 PLAIN = StepOptions()
@@ -136,9 +137,14 @@ class Update:
         """``(params, grads, states, scalars)`` -> whether a plain step could be taken; None without a native plan."""
         return None if self._native is None else self._native.step
 
-    def options(self, grad_scale: Any, max_norm: Any = None, skip_nonfinite: Any = False) -> StepOptions:
+    def options(
+        self, grad_scale: Any, max_norm: Any = None, skip_nonfinite: Any = False, clip: Any = "norm"
+    ) -> StepOptions:
         """The options of a step, validated; TypeError or ValueError that names one."""
-        options = StepOptions(*step_options(grad_scale, max_norm, skip_nonfinite))
+        options = StepOptions(*step_options(grad_scale, max_norm, skip_nonfinite, clip))
+        if options.clip == "value" and options.max_norm is not None and options.max_norm != math.inf:
+            for dtype in self._dtypes:
+                check_range("max_norm", options.max_norm, dtype)
         if options.grad_scale != 1.0:
             for dtype in self._dtypes:
                 check_range("grad_scale", options.grad_scale, dtype)
@@ -170,6 +176,8 @@ class Update:
             An array is not as expected, or arrays overlap.
         """
         native = self._native
+        if options.clip != "norm" and options.max_norm is not None:
+            return self._step_limited(params, grads, states, scalars, options)
         if native is not None:
             if options is PLAIN:
                 if native.step(params, grads, states, scalars):
@@ -198,6 +206,33 @@ class Update:
                 self._counter[0] += 1
             elif self._skipped is not None:
                 self._skipped(bound.present)
+        return StepInfo(True, norm)
+
+    def _step_limited(
+        self,
+        params: tuple[Any, ...],
+        grads: tuple[Any, ...],
+        states: tuple[Any, ...],
+        scalars: list[Scalars],
+        options: StepOptions,
+    ) -> StepInfo:
+        """The step with gradients that were scaled and clipped, each by itself, into new arrays."""
+        if Rows in map(type, grads):
+            raise TypeError(f"Rows are clipped by the norm of all gradients, clip='norm', not by {options.clip!r}")
+        backend, scale, limit = self._backend, options.grad_scale, options.max_norm
+        checked = [g for _, g, _ in self._check(params, grads, states)]
+        norm, by_value = None, options.clip == "value"
+        if options.skip_nonfinite or not by_value:
+            norm = backend.norm([g for g in checked if g is not None], scale, self._threads)
+            if options.skip_nonfinite and not math.isfinite(norm):
+                return StepInfo(False, norm)
+        limited: list[Any] = []
+        for g in checked:
+            factor = scale
+            if g is not None and not by_value:
+                factor *= rules.clip_factor(backend.norm([g], scale, self._threads), limit)
+            limited.append(None if g is None else backend.limited(g, factor, limit if by_value else math.inf))
+        self.step(params, tuple(limited), states, scalars)
         return StepInfo(True, norm)
 
     def _step_natively(

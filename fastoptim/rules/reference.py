@@ -42,6 +42,18 @@ def multiply(x: Array, factor: float) -> None:
     x *= x.dtype.type(factor)
 
 
+def limited(g: Array, factor: float, limit: float) -> Array:
+    """``where(x < -limit, -limit, where(x > limit, limit, x))`` with ``x = factor * g``, a new array."""
+    T = g.dtype.type
+    with _quiet():
+        x = np.empty_like(g)
+        np.multiply(g, T(factor), out=x)
+        if limit < np.inf:
+            np.copyto(x, T(-limit), where=x < T(-limit))
+            np.copyto(x, T(limit), where=x > T(limit))
+    return x
+
+
 def block_sums(g: Array, grad_scale: float, k: float) -> Array:
     """Sums of ``(k * (grad_scale * g))**2``, one float64 for each block of `g` (1-d, contiguous)."""
     T = g.dtype.type

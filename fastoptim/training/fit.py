@@ -101,7 +101,7 @@ def fit(
         divided by the examples of all and rounded once: the gradient of the mean loss over all of them. Clipping and
         schedules see that one step. A step never mixes epochs: the last of an epoch takes what is left.
     max_norm, skip_nonfinite
-        As for ``optimizer.step``.
+        As for ``optimizer.step``. Default: the optimizer's own `max_norm`; what it bounds is the optimizer's `clip`.
     validation : callable or data
         ``validation(params)`` returns a loss or a mapping of figures with "loss" among them; arrays or `Minibatches`
         instead are evaluated with `loss_and_grad` in batches, every example once, in order, from a position of their
@@ -238,7 +238,8 @@ def fit(
                 average=average,
             )
         rates = parts["rates"] = Rates(lr, optimizer, validated)
-        options = step_options(1.0, max_norm, skip_nonfinite)[1:]
+        own_limit, clip = getattr(optimizer, "max_norm", None), getattr(optimizer, "clip", "norm")
+        options = step_options(1.0, own_limit if max_norm is None else max_norm, skip_nonfinite)[1:3]
         accumulate = count("accumulate", accumulate)
         settings = Settings(
             optimizer,
@@ -246,6 +247,7 @@ def fit(
             rates,
             accumulate=accumulate,
             max_norm=options[0],
+            clip=clip,
             skip_nonfinite=options[1],
             override=override,
         )

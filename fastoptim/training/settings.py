@@ -29,13 +29,15 @@ class Settings:
         *,
         accumulate: int,
         max_norm: float | None,
+        clip: str,
         skip_nonfinite: bool,
         override: str | Iterable[str],
     ):
         self._optimizer = optimizer
         self._hyper = [{k: v for k, v in group.items() if k not in _ARRAYS} for group in optimizer.param_groups]
         self.texts = {name: self._hyper_text(name) for group in self._hyper for name in group}
-        self.texts |= {"lr": rates.text(), "max_norm": repr(max_norm), "skip_nonfinite": repr(skip_nonfinite)}
+        how = "" if clip == "norm" else f" by {clip}"
+        self.texts |= {"lr": rates.text(), "max_norm": f"{max_norm!r}{how}", "skip_nonfinite": repr(skip_nonfinite)}
         self.texts["accumulate"] = str(accumulate)
         if isinstance(batches, Minibatches):
             self.texts["batch_size"] = str(batches.asked_size)

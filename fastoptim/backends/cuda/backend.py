@@ -209,6 +209,9 @@ class CudaBackend(Backend):
             form.copy_back()
         tell_autograd(xs)
 
+    def limited(self, g: Any, factor: float, limit: float | None) -> Any:
+        raise ValueError("backend='cuda' clips by the global norm alone: clip='norm'")
+
     def move(self, place: Place, address: int, strides: Sequence[int], layout: np.ndarray, back: bool = False) -> None:
         """Copy the elements of an array of any layout to dense memory at `address`, or `back` from there."""
         if not layout.size:
