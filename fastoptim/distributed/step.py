@@ -110,6 +110,9 @@ class Steps(States):
             norm = rules.norm_from_squares(sum_of_squares)
             if skip and not math.isfinite(norm):
                 return StepInfo(False, norm)
+        if not any(here):
+            return StepInfo(False, norm)
+        if norm is not None:
             scale *= rules.clip_factor(norm, limit)
 
         def apply_gather(b: int, buffers: Any) -> None:

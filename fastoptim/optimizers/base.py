@@ -80,6 +80,8 @@ class Optimizer:
         self._set_backend(backend, arrays, state_dir, memory_budget)
         for group in groups:
             self._add_group(group, prefixed=self._model.grouped)
+        if not self._model.parameters:
+            raise ValueError("there are no parameters to step")
 
     def _set_backend(self, name: str, arrays: Sequence[Any], state_dir: Any, memory_budget: Any) -> None:
         self._backend = self._resolve(name, tuple(arrays))
@@ -153,8 +155,6 @@ class Optimizer:
         every = [model.checked(m.hyperparameters) for m in members]
         structure = Structure(params)
         leaves = structure.leaves(params, "parameters")
-        if not leaves:
-            raise ValueError("a parameter group holds no parameters")
         names = names or model.new_names(structure, prefixed)
         stepped = sorted(i for m in members for i in m.positions)
         for i in stepped:
@@ -301,8 +301,8 @@ class Optimizer:
         Returns
         -------
         StepInfo
-            ``applied``; and ``grad_norm``, that of all gradients, None unless clipping by a norm or `skip_nonfinite`
-            asked for it.
+            ``applied``, False where the step was skipped or all gradients are None; and ``grad_norm``, that of all
+            gradients, None unless clipping by a norm or `skip_nonfinite` asked for it.
 
         Raises
         ------
@@ -406,7 +406,7 @@ class Optimizer:
         dtypes: dict[int, set[Any]] = {}
         for parameter in model.parameters:
             dtypes.setdefault(id(parameter.group), set()).add(parameter.dtype)
-        specs = {id(group): self._spec_of(group, dtypes[id(group)]) for group in model.groups}
+        specs = {id(group): self._spec_of(group, dtypes.get(id(group), set())) for group in model.groups}
         plan = self._plan
         if plan is None or not plan.adopt(specs):
             self._drop_plan()

@@ -202,7 +202,7 @@ class Groups:
         count = len(list.pop(self.groups)["names"])
         self.structures.pop()
         self.places.pop()
-        del self.parameters[-count:]
+        del self.parameters[len(self.parameters) - count :]
         self.grouped = grouped
         self.changes[0] += 1
 

@@ -13,6 +13,8 @@ from .groups import Groups, Parameter, ParamGroup
 from .hyperparameters import UpdateSpec
 from .update import Member, Update
 
+MOST_STEPS = 2**63 - 2**40  # no plan lives for 2**40 steps
+
 
 class ParamRun:
     """Parameters of one group with one step count: one tuple of scalars serves them all."""
@@ -151,6 +153,8 @@ def make_plan(
     run_of = []
     for parameter, own in zip(model.parameters, states, strict=True):
         group, spec = parameter.group, specs[id(parameter.group)]
+        if parameter.t >= MOST_STEPS:
+            raise ValueError(f"parameter {parameter.name!r} has taken {parameter.t} steps, and no file holds 2**63")
         rule = spec.kernel.rule
         fresh = any(name not in parameter.states for name in rule.states)
         kept = tuple(parameter.scalars.get(name, first) for name, first in rule.scalars.items())

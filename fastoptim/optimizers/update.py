@@ -195,6 +195,8 @@ class Update:
             norm = bound.norm(present, options.grad_scale)
             if options.skip_nonfinite and not math.isfinite(norm):
                 return StepInfo(False, norm)
+        if not any(bound.present):
+            return StepInfo(False, norm)
         if not bound.in_order:
             scalars = [scalars[run] for run in bound.runs]
         scaled = scalars if options is PLAIN else self._scaled(scalars, options, norm)
@@ -232,8 +234,7 @@ class Update:
             if g is not None and not by_value:
                 factor *= rules.clip_factor(backend.norm([g], scale, self._threads), limit)
             limited.append(None if g is None else backend.limited(g, factor, limit if by_value else math.inf))
-        self.step(params, tuple(limited), states, scalars)
-        return StepInfo(True, norm)
+        return StepInfo(self.step(params, tuple(limited), states, scalars).applied, norm)
 
     def _step_natively(
         self,

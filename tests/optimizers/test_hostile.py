@@ -9,12 +9,13 @@ import platform
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim.backends import available
+from fastoptim.backends import available, numpy_cpu
 from tests.support.cases import same_bits
 
 BACKENDS = [name for name in ("c", "numba", "numpy") if available(name) is None]
@@ -245,3 +246,113 @@ def test_a_cut_cache_is_done_without(tmp_path, suffix):
 def test_errors_say_what_to_do(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+SHORT = """
+import resource, sys
+import numpy as np, fastoptim as fo
+from fastoptim.backends import numpy_cpu
+n, room = 1 << 20, int(sys.argv[1]) << 10
+p, g = np.linspace(-1, 1, n), np.linspace(1, -1, n)
+opt = fo.Adam([p, np.ones(3)], lr=0.1, weight_decay=0.1, backend="numpy")
+opt.step([g, np.ones(3)])
+before = [x.tobytes() for x in (p, *opt.state["0"].values()) if isinstance(x, np.ndarray)]
+want, state = p.copy(), opt.state_dict()
+other = fo.Adam([want, np.ones(3)], backend="numpy")
+other.load_state_dict(state)
+other.step([g, np.ones(3)])
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + room, resource.RLIM_INFINITY))
+raised = False
+short = [g, np.ones(3)]
+try:
+    opt.step(short)
+except MemoryError:
+    raised = True
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+if not raised:
+    whole = "stepped" if p.tobytes() == want.tobytes() and opt._plan.counter[0] == 2 else "HALF"
+else:
+    now = [x.tobytes() for x in (p, *opt.state["0"].values()) if isinstance(x, np.ndarray)]
+    whole = "untouched" if now == before and opt.state["0"]["step"] == 1 else "HALF"
+print(whole)
+"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="LOUD: the limit of memory is Linux'")
+@pytest.mark.parametrize("room", [64, 256, 768, 1024, 1216, 2048])
+def test_a_step_that_lacks_memory_happens_whole_or_not_at_all(room):
+    done = subprocess.run([sys.executable, "-c", SHORT, str(room)], capture_output=True, text=True, check=False)
+    assert done.stdout.split() in (["stepped"], ["untouched"]), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", [fo.SGD, fo.Adam])
+def test_tiles_become_smaller_where_memory_is_short(monkeypatch, kind):
+    """An allocator that fails for more than 100 elements, from the second tile on."""
+    real, calls = numpy_cpu.reference.update, []
+
+    def update(kernel, p, g, states, row):
+        calls.append(p.size)
+        if len(calls) > 1 and p.size > 100:
+            raise MemoryError
+        real(kernel, p, g, states, row)
+
+    n = numpy_cpu.TILE + 12_345
+    p, want, g = np.ones(n), np.ones(n), np.linspace(-1, 1, n)
+    kind(want, lr=0.1, backend="numpy").step(g)
+    monkeypatch.setattr(numpy_cpu.reference, "update", update)
+    opt = kind(p, lr=0.1, backend="numpy")
+    opt.step(g)
+    assert same_bits(p, want) and max(calls[4:]) <= 100 and opt.state["0"]["step"] == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_small_things_that_a_step_meets(backend):
+    p = [np.ones(2), np.ones(1)]
+    opt = fo.Adam(p, lr=0.1, backend=backend)
+    assert opt.step([None, None]) == (False, None)  # nothing was applied
+    assert opt.step([None, None], max_norm=1.0) == (False, 0.0)
+    assert opt.step([None, None], max_norm=1.0, clip="value") == (False, None)
+    assert [entry["step"] for entry in opt.state.values()] == [0, 0]
+    opt = fo.Adam([{"params": []}, {"params": p}, {"params": {}}], lr=0.1, backend=backend)  # groups may be empty
+    assert opt.step([[], [np.ones(2), np.ones(1)], {}]).applied
+    opt.add_param_group({"params": (), "lr": 1.0})
+    opt.step([[], [np.ones(2), None], {}, ()])
+    opt.load_state_dict(opt.state_dict())
+    assert [entry["step"] for entry in opt.state.values()] == [2, 1]
+    with pytest.raises(ValueError, match="no parameters to step"):
+        fo.Adam([{"params": []}, {"params": {}}], backend=backend)
+    state = opt.state_dict()
+    state["state"]["1.0"]["step"] = 2**63 - 1
+    opt.load_state_dict(state)
+    before = [x.copy() for x in p]
+    for options in ({}, {"max_norm": 1.0}):
+        with pytest.raises(ValueError, match=r"parameter '1\.0' has taken 9223372036854775807 steps"):
+            opt.step([[], [np.ones(2), np.ones(1)], {}, ()], **options)
+    assert all(map(same_bits, p, before)) and opt.state["1.0"]["step"] == 2**63 - 1
+    opt.load_state_dict(opt.state_dict())
+
+
+class Replacing(Sequence):
+    """Gradients whose second item, when it is asked for, replaces the first parameter."""
+
+    def __init__(self, opt, new):
+        self.opt, self.new = opt, new
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        if i == 1:
+            self.opt.param_groups[0]["params"][0] = self.new
+        return np.ones(2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_container_that_replaces_a_parameter_meanwhile_means_the_same_everywhere(backend):
+    old, new = [np.zeros(2), np.zeros(2)], np.zeros(2)
+    opt = fo.SGD(old, lr=1.0, backend=backend)
+    opt.step(Replacing(opt, new))
+    assert [x.tolist() for x in (*old, new)] == [[-1, -1], [-1, -1], [0, 0]]  # what it was when the step began
+    opt.step([np.ones(2), np.ones(2)])
+    assert [x.tolist() for x in (*old, new)] == [[-1, -1], [-2, -2], [-1, -1]]
