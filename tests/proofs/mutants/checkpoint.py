@@ -90,8 +90,8 @@ MUTANTS = (
         ),
         ("step count beyond int64", ' or entry["step"] >= 2**63', ""),
         ("hyperparameter may be an array", "isinstance(value, (np.ndarray, dict))", "False"),
-        ("dtype of parameters not compared", "x.dtype != dtype or x.shape", "x.shape"),
-        ("shape of parameters not compared", " or x.shape != tuple(shape)", ""),
+        ("dtype of parameters not compared", "(tuple(x.shape), x.dtype) ==", "(tuple(x.shape), _described(p)[1]) =="),
+        ("shape of parameters not compared", "(tuple(x.shape), x.dtype) ==", "(_described(p)[0], x.dtype) =="),
         (
             "saved while somebody steps",
             "    with optimizer._locked(reading=True):\n        write(",
