@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from functools import cache
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from fastoptim.backends.cuda import kernels
 from fastoptim.rules import Kernel, lowering, updates
 from fastoptim.rules.norm import NORM_LANES
 from fastoptim.rules.table import RULES
+from fastoptim.rules.table import kernels as rule_kernels
+from tests.support.cases import EVERY_CASE
 
 pytestmark = pytest.mark.skipif(
     find_spec("numba_cuda") is None, reason='LOUD: no PTX was read: pip install ".[cuda]" brings the compiler'
@@ -31,6 +34,21 @@ pytestmark = pytest.mark.skipif(
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
 CAPABILITY = (9, 0)
+# Compiling takes half a second each: in the suite each rule has one dtype and one kind of decay.
+COMPILED = [
+    (Kernel(rule, decay), dtype)
+    for i, rule in enumerate(RULES.values())
+    for j, (decay, dtype) in enumerate(product(rule.decays, DTYPES))
+    if EVERY_CASE or j == i % (2 * len(rule.decays))
+]
+OTHERS = sorted(set(kernels.signatures(DTYPES[0])) - {k.name for k in rule_kernels()}) if find_spec("numba") else []
+EVERY = [*((kernel.name, dtype) for kernel, dtype in COMPILED), *product(OTHERS, DTYPES)]
+
+
+def label(x):
+    return x if isinstance(x, str) else x.name
+
+
 INSTRUCTION = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z]\w*(?:\.\w+)+)", re.MULTILINE)
 
 
@@ -69,8 +87,7 @@ def kernel_ptx(name, dtype):
     return compiled(getattr(module, name), kernels.signatures(dtype)[name])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.name)
-@pytest.mark.parametrize("name", sorted(kernels.signatures(DTYPES[0])) if find_spec("numba") else [])
+@pytest.mark.parametrize(("name", "dtype"), EVERY, ids=label)
 def test_every_kernel_rounds_each_operation_by_itself(name, dtype):
     ptx = kernel_ptx(name, dtype)
     assert ".target sm_90" in ptx
@@ -79,28 +96,31 @@ def test_every_kernel_rounds_each_operation_by_itself(name, dtype):
     assert bool(operations(ptx)) == (name not in ("fill", "move"))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.name)
-@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
-def test_updates_hold_the_operations_of_the_rule_and_wide_loads(rule, dtype):
+ENDS = {"none": "plain", "coupled": "plain", "decoupled": "decoupled"}
+
+
+@pytest.mark.parametrize(("kernel", "dtype"), COMPILED, ids=label)
+def test_updates_hold_the_operations_of_the_rule_and_wide_loads(kernel, dtype):
+    rule, decay = kernel
     streams = 2 + len(rule.states)
     width = 16 // dtype.itemsize
     suffix = {4: "f32", 8: "f64"}[dtype.itemsize]
     text = lowering.scalar(rule.function, calls=True)
-    for decay, extra in (("none", 0), ("coupled", 1), ("decoupled", 1)):
-        name = Kernel(rule, decay).name
-        ptx = kernel_ptx(name, dtype)
-        counts = operations(ptx)
-        end = lowering.scalar(updates.decoupled if decay == "decoupled" else updates.plain, calls=True)
-        copies, rest = divmod(counts["mul"], text.count("mul(") + 1 + extra)
-        assert rest == 0, "some multiply of the rule is missing or was added"
-        assert copies > width
-        assert counts["div"] == copies * text.count("div(")
-        assert counts["sqrt"] == copies * text.count("root(")
-        assert counts["add"] + counts["sub"] == copies * (
-            sum(source.count(f"{name}(") for source in (text, end) for name in ("add", "sub")) + (decay == "coupled")
-        )
-        assert ptx.count(f"ld.global.v{width}.{suffix}") % streams == 0
-        assert ptx.count(f"ld.global.v{width}.{suffix}") > 0
+    extra = int(decay != "none")
+    name = kernel.name
+    ptx = kernel_ptx(name, dtype)
+    counts = operations(ptx)
+    end = "" if rule.gives == "parameter" else lowering.scalar(getattr(updates, ENDS[decay]), calls=True)
+    copies, rest = divmod(counts["mul"], text.count("mul(") + 1 + extra)
+    assert rest == 0, "some multiply of the rule is missing or was added"
+    assert copies > width
+    assert counts["div"] == copies * text.count("div(")
+    assert counts["sqrt"] == copies * text.count("root(")
+    assert counts["add"] + counts["sub"] == copies * (
+        sum(source.count(f"{name}(") for source in (text, end) for name in ("add", "sub")) + (decay == "coupled")
+    )
+    assert ptx.count(f"ld.global.v{width}.{suffix}") % streams == 0
+    assert ptx.count(f"ld.global.v{width}.{suffix}") > 0
 
 
 def small(g, p, m, a, b, c):
@@ -155,10 +175,9 @@ def machine_code(ptx, folder):
 
 
 @needs_nvdisasm
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.name)
-@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
-def test_machine_code_has_every_multiply_and_add_of_its_own(rule, dtype, tmp_path):
-    ptx = kernel_ptx(Kernel(rule, "coupled").name, dtype)
+@pytest.mark.parametrize(("kernel", "dtype"), COMPILED, ids=label)
+def test_machine_code_has_every_multiply_and_add_of_its_own(kernel, dtype, tmp_path):
+    ptx = kernel_ptx(kernel.name, dtype)
     code, counts = machine_code(ptx, tmp_path), operations(ptx)
     letter = {4: "F", 8: "D"}[dtype.itemsize]
     iterates = counts["div"] + counts["sqrt"] > 0  # these become sequences of instructions, fused ones among them

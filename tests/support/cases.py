@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -141,6 +142,12 @@ VARIANTS = [
     for kernel in kernels()
     for mode, maximize in product(MODES.get(kernel.rule.name, (None,)), (False, True))
 ]
+
+# Where a variant takes long, each kernel goes through one of its conventions and directions; all of them go through
+# tests/proofs/every_case.py.
+EVERY_CASE = os.environ.get("FASTOPTIM_TEST_EVERY_CASE") == "1"
+_OF_KERNELS = [[variant for variant in VARIANTS if variant.kernel == kernel] for kernel in kernels()]
+SAMPLE = VARIANTS if EVERY_CASE else [variants[i % len(variants)] for i, variants in enumerate(_OF_KERNELS)]
 
 SPECIAL = (0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0)
 
