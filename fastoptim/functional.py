@@ -91,6 +91,8 @@ def sgd(
     lr: float,
     weight_decay: float = 0.0,
     maximize: bool = False,
+    decoupled: bool = False,
+    decay_mode: str = "lr",
     grad_scale: float = 1.0,
     backend: str = "auto",
     threads: int | None = None,
@@ -101,8 +103,10 @@ def sgd(
     ----------
     p, g : array
         Parameter and gradient, of one shape and dtype (float32 or float64).
-    lr, weight_decay, maximize, backend, threads
+    lr, weight_decay, maximize, decay_mode, backend, threads
         As for `fastoptim.SGD`.
+    decoupled : bool
+        `decoupled_weight_decay` of `fastoptim.SGD`.
     grad_scale : float
         Factor for g, applied first.
 
@@ -119,7 +123,8 @@ def sgd(
     >>> p
     array([0.5, 1.5])
     """
-    step, _, scalars = _known(sgd_spec, backend, threads, lr, 0.0, 0.0, weight_decay, False, maximize)
+    values = (lr, 0.0, 0.0, weight_decay, False, maximize, "torch", decoupled, decay_mode)
+    step, _, scalars = _known(sgd_spec, backend, threads, *values)
     step("p", p, g, (), scalars, grad_scale)
 
 
@@ -135,6 +140,8 @@ def momentum(
     nesterov: bool = False,
     maximize: bool = False,
     momentum_mode: str = "torch",
+    decoupled: bool = False,
+    decay_mode: str = "lr",
     first: bool = False,
     grad_scale: float = 1.0,
     backend: str = "auto",
@@ -146,8 +153,10 @@ def momentum(
     ----------
     p, g, v : array
         Parameter, gradient and velocity, of one shape and dtype (float32 or float64); start `v` at zeros.
-    lr, dampening, weight_decay, nesterov, maximize, momentum_mode, backend, threads
+    lr, dampening, weight_decay, nesterov, maximize, momentum_mode, decay_mode, backend, threads
         As for `fastoptim.SGD`.
+    decoupled : bool
+        `decoupled_weight_decay` of `fastoptim.SGD`.
     momentum : float
         In (0, 1).
     first : bool
@@ -168,9 +177,8 @@ def momentum(
     >>> p, v
     (array([0.5]), array([1.]))
     """
-    step, spec, scalars = _known(
-        sgd_spec, backend, threads, lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode
-    )
+    values = (lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode, decoupled, decay_mode)
+    step, spec, scalars = _known(sgd_spec, backend, threads, *values)
     if not spec.kernel.rule.states:
         raise ValueError("momentum must be > 0; for plain steps use functional.sgd")
     if first is not False:
@@ -193,6 +201,7 @@ def adam(
     decoupled: bool = False,
     maximize: bool = False,
     eps_mode: str = "torch",
+    decay_mode: str = "lr",
     grad_scale: float = 1.0,
     backend: str = "auto",
     threads: int | None = None,
@@ -208,7 +217,7 @@ def adam(
         Largest v so far, for amsgrad; start at zeros.
     step : int
         Number of this step, from 1.
-    lr, betas, eps, weight_decay, maximize, eps_mode, backend, threads
+    lr, betas, eps, weight_decay, maximize, eps_mode, decay_mode, backend, threads
         As for `fastoptim.Adam`.
     decoupled : bool
         Whether `weight_decay` is AdamW's.
@@ -229,8 +238,7 @@ def adam(
     array([0.9])
     """
     decoupled = decoupled if decoupled is False else flag("decoupled", decoupled)
-    update, spec, _ = _known(
-        adam_spec, backend, threads, lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, decoupled
-    )
+    values = (lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, decay_mode, decoupled)
+    update, spec, _ = _known(adam_spec, backend, threads, *values)
     states = (m, v) if vmax is None else (m, v, vmax)
     update("p", p, g, states, spec.scalars(count("step", step)), grad_scale)

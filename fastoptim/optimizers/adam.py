@@ -38,6 +38,8 @@ class Adam(Optimizer):
         Ascend instead of descend.
     eps_mode : {"torch", "hat"}
         "hat" is ``p <- p - lr * sqrt(bc2) / bc1 * m / (sqrt(v) + eps)`` (scikit-learn, thinc, TensorFlow).
+    decay_mode : {"lr", "fixed"}
+        For `AdamW`: "fixed" takes the share ``weight_decay`` of p in a step, whatever lr is.
     backend, threads, state_dir, memory_budget, max_norm, clip
         As for `SGD`.
 
@@ -63,7 +65,7 @@ class Adam(Optimizer):
     """
 
     _rules = ("adam", "amsgrad")
-    _names = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "eps_mode")
+    _names = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "eps_mode", "decay_mode")
     _spec = staticmethod(adam_spec)
     betas: PerGroup[tuple[float, float]]
     eps: PerGroup[float]
@@ -71,6 +73,7 @@ class Adam(Optimizer):
     amsgrad: PerGroup[bool]
     maximize: PerGroup[bool]
     eps_mode: PerGroup[str]
+    decay_mode: PerGroup[str]
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class Adam(Optimizer):
         *,
         maximize: bool = False,
         eps_mode: str = "torch",
+        decay_mode: str = "lr",
         backend: str = "auto",
         threads: int | None = None,
         state_dir: Any = None,
@@ -90,7 +94,7 @@ class Adam(Optimizer):
         max_norm: float | None = None,
         clip: str = "norm",
     ):
-        values = (lr, betas, eps, weight_decay, amsgrad, maximize, eps_mode)
+        values = (lr, betas, eps, weight_decay, amsgrad, maximize, eps_mode, decay_mode)
         defaults = dict(zip(self._names, values, strict=True))
         super().__init__(params, defaults, backend, threads, state_dir, memory_budget, max_norm, clip)
 

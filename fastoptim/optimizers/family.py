@@ -14,12 +14,11 @@ from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 
-from .. import rules
 from ..backends import choose
 from ..common.validation import check_range, choice, count, flag, real
 from ..rules.table import RULES, Kernel
 from .base import Optimizer
-from .hyperparameters import UpdateSpec, _rate
+from .hyperparameters import UpdateSpec, _rate, kind_of_decay
 from .states import begin
 from .update import update_array
 
@@ -110,13 +109,8 @@ def made(
     row, head = RULES[rule], -1.0 if o.maximize else 1.0
     share = getattr(o, "weight_decay", 0.0) if weight_decay is None else weight_decay
     apart = getattr(o, "decoupled_weight_decay", "coupled" not in row.decays)
-    mode = getattr(o, "decay_mode", "lr")
-    if mode != "lr" and not apart:
-        raise ValueError(f"decay_mode={mode!r} is for decoupled weight decay: set decoupled_weight_decay=True")
-    decay = "none" if not share else "decoupled" if apart else "coupled"
-    if decay == "decoupled":
-        share = rules.decoupled_coefficient(o.lr, share, mode)
-    return UpdateSpec(Kernel(row, decay), (head, share), coefficients, advance=advance)
+    decay, coefficient = kind_of_decay(o.lr, share, apart, getattr(o, "decay_mode", "lr"))
+    return UpdateSpec(Kernel(row, decay), (head, coefficient), coefficients, advance=advance)
 
 
 # --- One step of one array, for `forms` ---------------------------------------------------------------------------

@@ -79,6 +79,15 @@ def _rate(lr: Any) -> float:
     return real("lr", lr, 0.0)
 
 
+def kind_of_decay(lr: float, weight_decay: float, apart: bool, mode: Any) -> tuple[str, float]:
+    """One of `rules.DECAYS` and its coefficient; `apart` is decoupled weight decay, which alone has a mode."""
+    if choice("decay_mode", mode, rules.DECAY_MODES) != "lr" and not apart:
+        raise ValueError(f"decay_mode={mode!r} is for decoupled weight decay (AdamW, decoupled_weight_decay=True)")
+    if not weight_decay:
+        return "none", 0.0
+    return ("decoupled", rules.decoupled_coefficient(lr, weight_decay, mode)) if apart else ("coupled", weight_decay)
+
+
 def sgd_spec(
     lr: Any,
     momentum: Any = 0.0,
@@ -87,6 +96,8 @@ def sgd_spec(
     nesterov: Any = False,
     maximize: Any = False,
     momentum_mode: Any = "torch",
+    decoupled_weight_decay: Any = False,
+    decay_mode: Any = "lr",
 ) -> UpdateSpec:
     """What validated hyperparameters of SGD come to."""
     lr = _rate(lr)
@@ -96,8 +107,9 @@ def sgd_spec(
     mode = choice("momentum_mode", momentum_mode, rules.MOMENTUM_MODES)
     if dampening and mode != "torch":
         raise ValueError(f"momentum_mode={mode!r} has no dampening of its own; got dampening={dampening}")
-    head = _head(maximize, weight_decay)
-    decay = "coupled" if weight_decay else "none"
+    apart = flag("decoupled_weight_decay", decoupled_weight_decay)
+    decay, coefficient = kind_of_decay(lr, weight_decay, apart, decay_mode)
+    head = _head(maximize, coefficient)
     if flag("nesterov", nesterov):
         if momentum == 0 or dampening != 0 or mode == "damped":
             raise ValueError("nesterov needs momentum > 0, dampening = 0 and a momentum_mode other than 'damped'")
@@ -116,6 +128,7 @@ def adam_spec(
     amsgrad: Any = False,
     maximize: Any = False,
     eps_mode: Any = "torch",
+    decay_mode: Any = "lr",
     decoupled: bool = False,
 ) -> UpdateSpec:
     """What validated hyperparameters of Adam (`decoupled`: AdamW) come to."""
@@ -129,10 +142,7 @@ def adam_spec(
     weight_decay = real("weight_decay", weight_decay, 0.0)
     mode = choice("eps_mode", eps_mode, rules.EPS_MODES)
     rule = RULES["amsgrad" if flag("amsgrad", amsgrad) else "adam"]
-    decay, coefficient = "none", 0.0
-    if weight_decay:
-        decay = "decoupled" if decoupled else "coupled"
-        coefficient = rules.decoupled_coefficient(lr, weight_decay) if decoupled else weight_decay
+    decay, coefficient = kind_of_decay(lr, weight_decay, decoupled, decay_mode)
     coefficients = partial(rules.adam_coefficients, lr, beta1, beta2, eps, mode)
     return UpdateSpec(Kernel(rule, decay), _head(maximize, coefficient), coefficients)
 

@@ -31,7 +31,7 @@ class SGD(Optimizer):
     dampening : float
         See the equation.
     weight_decay : float
-        Coupled (L2) weight decay, >= 0.
+        Weight decay, >= 0; coupled (L2) unless `decoupled_weight_decay` says otherwise.
     nesterov : bool
         Needs momentum > 0 and dampening = 0.
     maximize : bool
@@ -39,6 +39,10 @@ class SGD(Optimizer):
     momentum_mode : {"torch", "lr_inside", "damped"}
         "lr_inside" keeps the rate in the velocity, ``v <- mu v + lr g; p <- p - v`` (scikit-learn, Keras); "damped" is
         ``v <- mu v + (1 - mu) g`` (HIPS autograd).
+    decoupled_weight_decay : bool
+        Add ``lr * weight_decay * p`` to the step (SGDW) in place of ``weight_decay * p`` to the gradient.
+    decay_mode : {"lr", "fixed"}
+        "fixed" is a decoupled weight decay that takes the share ``weight_decay`` of p in a step, whatever lr is.
     backend : {"auto", "c", "numba", "numpy", "cuda"}
         All give the same bits.
     threads : int, optional
@@ -60,7 +64,7 @@ class SGD(Optimizer):
     References
     ----------
     Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013. torch.optim.SGD
-    is followed where conventions differ.
+    is followed where conventions differ. Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
 
     Examples
     --------
@@ -74,7 +78,10 @@ class SGD(Optimizer):
     """
 
     _rules = ("sgd", "momentum", "nesterov")
-    _names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "momentum_mode")
+    _names = (
+        *("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "momentum_mode"),
+        *("decoupled_weight_decay", "decay_mode"),
+    )
     _spec = staticmethod(sgd_spec)
     momentum: PerGroup[float]
     dampening: PerGroup[float]
@@ -82,6 +89,8 @@ class SGD(Optimizer):
     nesterov: PerGroup[bool]
     maximize: PerGroup[bool]
     momentum_mode: PerGroup[str]
+    decoupled_weight_decay: PerGroup[bool]
+    decay_mode: PerGroup[str]
 
     def __init__(
         self,
@@ -94,6 +103,8 @@ class SGD(Optimizer):
         *,
         maximize: bool = False,
         momentum_mode: str = "torch",
+        decoupled_weight_decay: bool = False,
+        decay_mode: str = "lr",
         backend: str = "auto",
         threads: int | None = None,
         state_dir: Any = None,
@@ -101,6 +112,7 @@ class SGD(Optimizer):
         max_norm: float | None = None,
         clip: str = "norm",
     ):
-        values = (lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode)
+        decay = decoupled_weight_decay, decay_mode
+        values = (lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode, *decay)
         defaults = dict(zip(self._names, values, strict=True))
         super().__init__(params, defaults, backend, threads, state_dir, memory_budget, max_norm, clip)

@@ -6,6 +6,7 @@ Numba and CUDA.
 """
 
 from .coefficients import (
+    DECAY_MODES,
     EPS_MODES,
     MOMENTUM_MODES,
     adam_coefficients,
@@ -21,6 +22,7 @@ from .updates import adam, amsgrad, coupled, decoupled, momentum, nesterov, plai
 
 __all__ = [
     "DECAYS",
+    "DECAY_MODES",
     "EPS_MODES",
     "MOMENTUM_MODES",
     "NORM_BLOCK",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
+import runpy
 
 import numpy as np
 import pytest
 
 import fastoptim as fo
 from fastoptim.backends import available
-from fastoptim.optimizers.names import FAMILIES
+from fastoptim.optimizers.names import FAMILIES, OPTIMIZERS
 from fastoptim.rules.table import RULES
 from tests.proofs import forms_write
+from tests.support import ROOT
 from tests.support.cases import DTYPES, VARIANTS, expected, same_bits, states_for
 from tests.support.peers import PEERS, worst
 
@@ -148,6 +151,30 @@ def test_nan_comes_out_of_every_rule(variant):
         assert np.isnan(after[::5]).all() and not np.isnan(np.delete(after, np.s_[::5])).any()
 
 
+def test_decoupled_decay_of_sgd_and_a_fixed_share():
+    for momentum in (0.0, 0.5):
+        for mode, share in (("lr", 0.25 * 0.125), ("fixed", 0.125)):
+            options = {"lr": 0.25, "weight_decay": 0.125, "decay_mode": mode}
+            p = np.array([2.0])
+            fo.SGD(p, momentum=momentum, decoupled_weight_decay=True, **options).step(np.array([4.0]))
+            assert p[0] == 2.0 - (share * 2.0 + 1.0)
+            q, v = np.array([2.0]), np.zeros(1)
+            if momentum:
+                fo.functional.momentum(q, np.array([4.0]), v, momentum=momentum, decoupled=True, **options)
+            else:
+                fo.functional.sgd(q, np.array([4.0]), decoupled=True, **options)
+            assert same_bits(p, q)
+    w, u = np.array([2.0]), np.array([2.0])
+    fo.AdamW(w, lr=0.25, weight_decay=0.125, decay_mode="fixed", eps=0.0, betas=(0.0, 0.0)).step(np.array([4.0]))
+    assert w[0] == 2.0 - (0.125 * 2.0 + 0.25)
+    fo.functional.adam(u, np.array([4.0]), np.zeros(1), np.zeros(1), step=1, lr=0.25, betas=(0.0, 0.0), eps=0.0,
+                       weight_decay=0.125, decoupled=True, decay_mode="fixed")  # fmt: skip
+    assert same_bits(w, u)
+    for bad in (lambda: fo.Adam(w, decay_mode="fixed"), lambda: fo.SGD(w, decay_mode="fixed")):
+        with pytest.raises(ValueError, match="for decoupled weight decay"):
+            bad()
+
+
 def test_centered_rmsprop_survives_a_steady_gradient_where_torch_does_not():
     torch = pytest.importorskip("torch", reason="LOUD: no torch to compare with (pip install torch)")
     g = np.linspace(0.01, 3.0, 1000).astype(np.float32)
@@ -217,7 +244,7 @@ def test_the_functional_forms_are_those_that_the_script_writes():
         (lambda p: fo.RMSprop(p, centered=1), TypeError, "centered must be True or False"),
         (lambda p: fo.Lion(p, betas=(0.9,)), TypeError, "betas must be a pair of numbers"),
         (lambda p: fo.Adan(p, betas=(0.9, 0.99)), TypeError, "betas must be three numbers"),
-        (lambda p: fo.NAdam(p, decay_mode="fixed"), ValueError, "set decoupled_weight_decay=True"),
+        (lambda p: fo.NAdam(p, decay_mode="fixed"), ValueError, "decoupled_weight_decay=True"),
         (lambda p: fo.Rprop(p, etas=(1.2, 0.5)), ValueError, r"etas must have 0 < etas\[0\] < 1 < etas\[1\]"),
         (lambda p: fo.Rprop(p, step_sizes=(1.0, 0.5)), ValueError, "smallest and the largest"),
         (lambda p: fo.FTRL(p, lr=0.0), ValueError, "FTRL divides by lr"),
@@ -246,3 +273,14 @@ def test_other_libraries_walk_the_same_way(peer, dtype):
     rng = np.random.default_rng(5)
     share, options = max((worst(peer, dtype, rng, 25) for _ in range(4)), key=lambda x: x[0])
     assert share <= 1.0, (options, share)
+
+
+def test_the_table_of_the_guide_is_that_of_the_benchmark():
+    path = ROOT / "benchmarks" / "which_optimizer.py"
+    if not path.exists():
+        pytest.skip("LOUD: no benchmarks beside the tests")
+    script = runpy.run_path(str(path))
+    results = json.loads(script["RESULTS"].read_text())
+    assert set(results["optimizers"]) == set(OPTIMIZERS)
+    text = script["DOCS"].read_text()
+    assert text == script["written"](text, results), "run: python benchmarks/which_optimizer.py"
