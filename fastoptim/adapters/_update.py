@@ -16,6 +16,7 @@ from ..common.busy import exclusive
 from ..common.threads import resolve_threads
 from ..common.validation import choice, real
 from ..optimizers.update import ArrayStep, Member, Update
+from ..rules import coefficients as of_rule
 from ..rules.table import RULES, Kernel
 
 
@@ -122,6 +123,18 @@ def adam_coefficients(t: Any, lr: Any, beta1: Any, beta2: Any, eps: Any, mode: s
     beta1, beta2 = real("beta1", beta1, 0.0, 1.0), real("beta2", beta2, 0.0, 1.0)
     choice("eps_mode", mode, rules.EPS_MODES)
     return rules.adam_coefficients(real("lr", lr), beta1, beta2, real("eps", eps), mode, operator.index(t))
+
+
+def rmsprop_coefficients(lr: Any, name: str, alpha: Any, eps: Any, mode: str) -> tuple[float, ...]:
+    """Those of the rule; errors call the decay rate by `name`. In mode "root" eps is inside the root."""
+    alpha, eps = real(name, alpha, 0.0, 1.0), real("eps", eps, 0.0)
+    return of_rule.rmsprop_coefficients(real("lr", lr), alpha, eps, choice("eps_mode", mode, of_rule.ROOT_MODES))
+
+
+def adagrad_coefficients(lr: Any, eps: Any, mode: str) -> tuple[float, ...]:
+    """Those of the rule `rmsprop` that sum squares."""
+    mode = choice("eps_mode", mode, of_rule.ROOT_MODES)
+    return of_rule.adagrad_coefficients(real("lr", lr), 0.0, real("eps", eps, 0.0), mode, 1)
 
 
 def plain_floats(*arrays: Any) -> bool:

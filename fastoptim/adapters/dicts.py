@@ -1,14 +1,15 @@
 """Optimizers with ``update(params, grads)`` over dicts, as in "Deep Learning from Scratch" (common/optimizer.py).
 
-    from fastoptim.adapters.dicts import SGD, Adam, Momentum, Nesterov
+    from fastoptim.adapters.dicts import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
 
 Convention: the book's. Momentum keeps the rate inside the velocity, ``v <- mu v - lr g; p <- p + v``; Nesterov's
-form is ``p <- p + mu v - lr g`` with the new v; Adam adds 1e-7 to the root of the uncorrected mean ("eps-hat"). Arrays
-change in place; an entry of `params` that is a Python number is rebound to a new one. States are made at the first
-update, under the names of the parameters (`v`; `m` and `v`).
+form is ``p <- p + mu v - lr g`` with the new v; Adam adds 1e-7 to the root of the uncorrected mean ("eps-hat"),
+AdaGrad and RMSprop add it to the root of `h`. Arrays change in place; an entry of `params` that is a Python number is
+rebound to a new one. States are made at the first update, under the names of the parameters (`v`; `m` and `v`; `h`).
 
 Options of other books and libraries: ``eps_mode="torch"`` adds eps to the root of the corrected mean, as the paper,
-PyTorch, JAX and most code written from the paper do; ``momentum_mode="torch"`` keeps the rate outside the
+PyTorch, JAX and most code written from the paper do; ``AdaGrad(eps_mode="root")`` and ``RMSprop(eps_mode="root")``
+divide by ``sqrt(h + eps)``, as river, Keras and Optax do; ``momentum_mode="torch"`` keeps the rate outside the
 velocity; ``partial=True`` updates only parameters that have gradients, for sparse gradients, with one step count.
 Python numbers are gathered into one array. For some hundred of them a loop in Python is still quicker, and one NumPy
 array in their place quicker than both.
@@ -21,9 +22,9 @@ from typing import Any
 
 from ..common.validation import flag, real
 from ._collection import Collection
-from ._update import adam_coefficients, velocity_coefficients
+from ._update import adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
 
-__all__ = ["SGD", "Adam", "Momentum", "Nesterov"]
+__all__ = ["SGD", "AdaGrad", "Adam", "Momentum", "Nesterov", "RMSprop"]
 
 Params = MutableMapping[Any, Any]
 Grads = Mapping[Any, Any]
@@ -131,3 +132,43 @@ class Adam(_Optimizer):
         coefficients = adam_coefficients(self.iter + 1, self.lr, self.beta1, self.beta2, self.eps, self.eps_mode)
         self._step(params, grads, coefficients)
         self.iter += 1
+
+
+class AdaGrad(_Optimizer):
+    """``h <- h + g**2; p <- p - lr * g / (sqrt(h) + eps)``."""
+
+    _rule, _states = "rmsprop", ("h",)
+
+    def __init__(self, lr: float = 0.01, *, eps: float = 1e-7, eps_mode: str = "torch", partial: bool = False):
+        self.lr, self.eps, self.eps_mode, self.partial = lr, eps, eps_mode, flag("partial", partial)
+        self.h: dict[Any, Any] = {}
+        self._collect()
+
+    def update(self, params: Params, grads: Grads) -> None:
+        """Update every entry of `params` by that of `grads`."""
+        self._step(params, grads, adagrad_coefficients(self.lr, self.eps, self.eps_mode))
+
+
+class RMSprop(_Optimizer):
+    """``h <- decay_rate * h + (1 - decay_rate) * g**2; p <- p - lr * g / (sqrt(h) + eps)``."""
+
+    _rule, _states = "rmsprop", ("h",)
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        decay_rate: float = 0.99,
+        *,
+        eps: float = 1e-7,
+        eps_mode: str = "torch",
+        partial: bool = False,
+    ):
+        self.lr, self.decay_rate, self.eps, self.eps_mode = lr, decay_rate, eps, eps_mode
+        self.partial = flag("partial", partial)
+        self.h: dict[Any, Any] = {}
+        self._collect()
+
+    def update(self, params: Params, grads: Grads) -> None:
+        """Update every entry of `params` by that of `grads`."""
+        coefficients = rmsprop_coefficients(self.lr, "decay_rate", self.decay_rate, self.eps, self.eps_mode)
+        self._step(params, grads, coefficients)

@@ -1,6 +1,6 @@
 """Optimizers for parameters that are objects with ``.data`` and ``.grad``: DeZero and many small frameworks.
 
-    from fastoptim.adapters.objects import SGD, Adam, MomentumSGD
+    from fastoptim.adapters.objects import SGD, AdaGrad, Adam, MomentumSGD, RMSprop
     optimizer = Adam().setup(model)
     loss.backward()
     optimizer.update()            # or step()
@@ -8,13 +8,15 @@
 Convention: DeZero's. `setup` takes a model with ``params()`` or ``parameters()``, or any iterable of parameters; a
 gradient may be an array or an object with ``.data``, and a parameter whose ``.grad`` is None is left out. Momentum
 keeps the rate inside the velocity; Adam adds eps to the root of the uncorrected mean ("eps-hat") and counts its updates
-once for all parameters. ``.data`` changes in place; where it is a Python number it is replaced. Functions given to
-`add_hook` are called before each update with the list of parameters that have gradients (weight decay, clipping).
+once for all parameters; AdaGrad adds eps to the root, and so does RMSprop, which is Chainer's. ``.data`` changes in
+place; where it is a Python number it is replaced. Functions given to `add_hook` are called before each update with the
+list of parameters that have gradients (weight decay, clipping).
 
 Options of other frameworks: ``eps_mode="torch"`` adds eps to the root of the corrected mean, as the paper and PyTorch
-do (DeZero has "hat"); ``momentum_mode="torch"`` keeps the rate outside the velocity; `data` and `grad` are
-the names of the attributes. Python numbers are gathered into one array; for some hundred of them a loop in Python is
-still quicker.
+do (DeZero and Chainer have "hat"); ``eps_mode="root"`` of AdaGrad and RMSprop adds it inside the root, as Chainer's
+``eps_inside_sqrt=True``, Keras and Optax do; ``momentum_mode="torch"`` keeps the rate outside the velocity; `data` and
+`grad` are the names of the attributes. Python numbers are gathered into one array; for some hundred of them a loop in
+Python is still quicker.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ import numpy as np
 
 from ..common.validation import real
 from ._collection import Collection
-from ._update import adam_coefficients, velocity_coefficients
+from ._update import adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
 
-__all__ = ["SGD", "Adam", "MomentumSGD"]
+__all__ = ["SGD", "AdaGrad", "Adam", "MomentumSGD", "RMSprop"]
 
 
 def _values(grad: Any) -> Any:
@@ -94,7 +96,7 @@ class _Optimizer:
                 setattr(p, self._grad, 0.0)
 
     def _coefficients(self) -> tuple[float, ...]:
-        raise TypeError("use SGD, MomentumSGD or Adam")
+        raise TypeError("use SGD, MomentumSGD, AdaGrad, RMSprop or Adam")
 
 
 class SGD(_Optimizer):
@@ -160,3 +162,46 @@ class Adam(_Optimizer):
 
     def _coefficients(self) -> tuple[float, ...]:
         return adam_coefficients(self.t + 1, self.alpha, self.beta1, self.beta2, self.eps, self.eps_mode)
+
+
+class AdaGrad(_Optimizer):
+    """``h <- h + g**2; p <- p - lr * g / (sqrt(h) + eps)``."""
+
+    def __init__(
+        self,
+        lr: float = 0.001,
+        eps: float = 1e-8,
+        *,
+        eps_mode: str = "torch",
+        data: str = "data",
+        grad: str = "grad",
+    ):
+        super().__init__(data, grad)
+        self.lr, self.eps, self.eps_mode = lr, eps, eps_mode
+        self.hs: dict[Hashable, Any] = {}
+        self._collection = Collection("rmsprop", (self.hs,))
+
+    def _coefficients(self) -> tuple[float, ...]:
+        return adagrad_coefficients(self.lr, self.eps, self.eps_mode)
+
+
+class RMSprop(_Optimizer):
+    """``h <- alpha * h + (1 - alpha) * g**2; p <- p - lr * g / (sqrt(h) + eps)``."""
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        *,
+        eps_mode: str = "torch",
+        data: str = "data",
+        grad: str = "grad",
+    ):
+        super().__init__(data, grad)
+        self.lr, self.alpha, self.eps, self.eps_mode = lr, alpha, eps, eps_mode
+        self.hs: dict[Hashable, Any] = {}
+        self._collection = Collection("rmsprop", (self.hs,))
+
+    def _coefficients(self) -> tuple[float, ...]:
+        return rmsprop_coefficients(self.lr, "alpha", self.alpha, self.eps, self.eps_mode)

@@ -33,6 +33,26 @@ def test_adam_of_both_conventions(mode):
     assert p.tobytes() == thing.value.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("mode", ["torch", "root"])
+@pytest.mark.parametrize("kind, options", [("RMSprop", {"alpha": 0.9}), ("AdaGrad", {})])
+def test_roots_of_both_conventions(kind, options, mode):
+    """Against the classes, bit by bit, and the lines that Chainer (torch) and river (root) have."""
+    eps, lines, h = 1e-3, START.copy(), np.zeros(9)
+    expected, thing, params = START.copy(), SimpleNamespace(data=START.copy(), grad=None), {"w": START.copy()}
+    loop(getattr(fo, kind.replace("G", "g"))(expected, lr=0.01, eps=eps, eps_mode=mode, **options))
+    other = getattr(objects, kind)(0.01, eps=eps, eps_mode=mode, **options).setup([thing])
+    opt = getattr(dicts, kind)(0.01, *options.values(), eps=eps, eps_mode=mode)
+    for g in GRADS:
+        opt.update(params, {"w": g})
+        thing.grad = g
+        other.update()
+        h = 0.9 * h + (1 - 0.9) * g * g if options else h + g * g
+        lines -= 0.01 * g / (np.sqrt(h) + eps if mode == "torch" else np.sqrt(h + eps))
+    assert params["w"].tobytes() == thing.data.tobytes() == expected.tobytes()
+    np.testing.assert_allclose(lines, expected, rtol=1e-12)
+    assert opt.h["w"].tobytes() == other.hs[id(thing)].tobytes()
+
+
 @pytest.mark.parametrize("mode", fo.rules.MOMENTUM_MODES)
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_momentum_of_all_conventions(mode, nesterov):
@@ -54,7 +74,7 @@ def test_momentum_of_all_conventions(mode, nesterov):
 
 
 def test_unknown_conventions_are_refused():
-    for opt in (dicts.Adam(eps_mode="no"), dicts.Momentum(momentum_mode="no")):
+    for opt in (dicts.Adam(eps_mode="no"), dicts.Momentum(momentum_mode="no"), dicts.RMSprop(eps_mode="hat")):
         with pytest.raises(ValueError, match="_mode must be one of"):
             opt.update({"w": START.copy()}, {"w": GRADS[0]})
     with pytest.raises(TypeError, match="partial must be True or False"):

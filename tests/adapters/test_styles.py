@@ -447,6 +447,9 @@ def test_hyperparameters_that_make_no_sense_are_refused(style):
     if style.lower().endswith("adam"):
         names = ("decay1", "decay2") if style.startswith("numpy_ml") else ("beta1", "beta2")
         bad += [(name, value) for name in names for value in (1.0, 1.5, -0.5, float("nan"), "0.9", None)]
+    elif style.endswith("RMSprop"):
+        name = "alpha" if style.startswith("objects") else "decay_rate"
+        bad += [(name, value) for value in (1.0, -0.5, float("nan"), "0.9", None)] + [("eps", -1e-8)]
     elif style in ("dicts.Momentum", "dicts.Nesterov", "objects.MomentumSGD", "cs231n.sgd_momentum", "numpy_ml.SGD"):
         bad += [("momentum", value) for value in (None, "0.9", float("nan"))]
     if style.startswith("numpy_ml"):
