@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import local
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..common.threads import ForkSafeLock
 from .checks import Array
 
 
@@ -47,19 +47,18 @@ def to_contiguous(p: Array, g: Array, states: Sequence[Array]) -> Contiguous:
 CACHE_LINE = 64
 CHUNK = 4 << 20  # bytes; from here on the system gives huge pages
 SMALL = CHUNK >> 5
-_chunk = np.empty(0, np.uint8)
-_chunk_lock = ForkSafeLock()
+_own = local()  # each thread's chunk: a lock would be lost where Ctrl-C comes right after it was acquired
 
 
 def _room(size: int) -> Array:
     """Bytes of an array's own; small ones lie side by side, as processors like to read them."""
-    global _chunk
     if size > SMALL:
         return np.empty(size, np.uint8)
-    with _chunk_lock:
-        if _chunk.size < size:
-            _chunk = np.empty(CHUNK, np.uint8)
-        room, _chunk = _chunk[:size], _chunk[size:]
+    chunk = _own.__dict__.pop("chunk", None)  # taken out, as a signal's handler may come here meanwhile
+    if chunk is None or chunk.size < size:
+        chunk = np.empty(CHUNK, np.uint8)
+    _own.chunk = chunk[size:]
+    room: Array = chunk[:size]
     return room
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim.arrays import layout
 from fastoptim.common import threads
 from fastoptim.common.threads import ForkSafeLock
 from tests.support.forks import in_child
@@ -43,11 +42,6 @@ def held_elsewhere(*locks):
         thread.join()
 
 
-def make_states():
-    p = np.ones(10, np.float32)
-    return fo.Adam(p, backend="numpy").step(p.copy()).applied
-
-
 def run_numba():
     p = np.ones(1 << 20, np.float32)
     return fo.SGD(p, lr=0.5, backend="numba", threads=2).step(p.copy()).applied and bool((p == 0.5).all())
@@ -56,10 +50,6 @@ def run_numba():
 def open_a_block():
     with pytest.importorskip("fastoptim.adapters.sklearn").accelerate():
         return True
-
-
-def lock_of_layout():
-    return layout._chunk_lock
 
 
 def lock_of_numba():
@@ -73,7 +63,7 @@ def lock_of_sklearn():
 @needs_fork
 @pytest.mark.parametrize(
     ("lock", "work"),
-    [(lock_of_layout, make_states), (lock_of_numba, run_numba), (lock_of_sklearn, open_a_block)],
+    [(lock_of_numba, run_numba), (lock_of_sklearn, open_a_block)],
     ids=["states", "numba", "sklearn"],
 )
 def test_a_child_works_though_another_thread_of_its_parent_held_the_lock(lock, work):
