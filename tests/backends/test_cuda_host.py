@@ -18,3 +18,65 @@ def test_host_code_and_compiled_kernels_over_the_fake_driver():
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
     assert counts["passed"] > 40
     assert "skipped" not in counts
+
+
+WITHOUT_ROW_STACK = """
+import numpy as np
+if hasattr(np, "row_stack"):
+    del np.row_stack  # as in NumPy 2.5, whose place it takes here
+from fastoptim.backends.cuda import backend
+PLANTED
+import fastoptim as fo
+from numba import cuda
+p = cuda.to_device(np.ones(3, np.float32))
+fo.SGD(p, lr=0.5).step(cuda.to_device(np.ones(3, np.float32)))
+assert p.copy_to_host().tolist() == [0.5] * 3
+assert not hasattr(np, "row_stack"), "the stand-in stays"
+print("stepped")
+"""
+
+
+def test_kernels_compile_beside_numpy_2_5(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))  # nothing compiled is there yet
+    done = fake_cuda.run("-c", WITHOUT_ROW_STACK.replace("PLANTED", ""))
+    assert done.stdout == "stepped\n", done.stderr[-2000:]
+    done = fake_cuda.run("-c", WITHOUT_ROW_STACK.replace("PLANTED", "backend.load_overloads = lambda: None"))
+    assert "row_stack" in done.stderr, "the fault that this is about is not seen any more"
+
+
+WITHOUT = """
+import sys
+for name in ("cffi", "_cffi_backend", "fastoptim._c"):
+    sys.modules[name] = None
+import numpy as np
+import fastoptim as fo
+from numba import cuda
+p = cuda.to_device(np.ones(3, np.float32))
+fo.SGD(p, lr=0.5).step(cuda.to_device(np.ones(3, np.float32)), max_norm=100.0)
+print(p.copy_to_host().tolist(), fo.SGD(p, lr=0.5).backend)
+"""
+
+
+def test_steps_need_neither_cffi_nor_the_extension():
+    done = fake_cuda.run("-c", WITHOUT)
+    assert done.stdout == "[0.5, 0.5, 0.5] cuda\n", done.stderr[-2000:]
+
+
+MISMATCH = """
+import sys, types
+import numba
+class Loader:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numba.cuda":
+            raise AttributeError("module 'numba.core.config' has no attribute 'CUDA_ENABLE_PYNVJITLINK'")
+sys.modules.pop("numba.cuda", None)
+sys.meta_path.insert(0, Loader())
+from fastoptim.backends import available
+print(available("cuda"))
+"""
+
+
+def test_a_numba_cuda_that_does_not_fit_numba_is_named():
+    done = fake_cuda.run("-c", MISMATCH)
+    assert "needs a numba-cuda that fits the installed numba: pip install -U" in done.stdout, done.stderr[-2000:]
+    assert "CUDA_ENABLE_PYNVJITLINK" in done.stdout

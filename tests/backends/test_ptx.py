@@ -34,6 +34,7 @@ pytestmark = pytest.mark.skipif(
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
 CAPABILITY = (9, 0)
+ARCHITECTURE = (*CAPABILITY, "a")  # what numba-cuda compiles for on an H100
 # Compiling takes half a second each: in the suite each rule has one dtype and one kind of decay.
 COMPILED = [
     (Kernel(rule, decay), dtype)
@@ -158,13 +159,14 @@ needs_nvdisasm = pytest.mark.skipif(
 )
 
 
-def machine_code(ptx, folder):
-    """How often each instruction occurs in what the assembler makes of a kernel."""
+def machine_code(function, signature, folder):
+    """How often each instruction occurs in what a GPU runs: numba-cuda links intermediate code for its architecture."""
     from cuda.bindings import nvjitlink
+    from numba import cuda
 
-    link = nvjitlink.create(1, ["-arch=sm_{}{}".format(*CAPABILITY)])
-    text = ptx.encode() + b"\0"
-    nvjitlink.add_data(link, nvjitlink.InputType.PTX, text, len(text), "kernel")
+    text, _ = cuda.compile(function, signature, cc=ARCHITECTURE, device=False, abi="numba", output="ltoir")
+    link = nvjitlink.create(2, ["-lto", "-arch=sm_{}{}{}".format(*ARCHITECTURE)])
+    nvjitlink.add_data(link, nvjitlink.InputType.LTOIR, text, len(text), "kernel")
     nvjitlink.complete(link)
     code = bytearray(nvjitlink.get_linked_cubin_size(link))
     nvjitlink.get_linked_cubin(link, code)
@@ -177,8 +179,9 @@ def machine_code(ptx, folder):
 @needs_nvdisasm
 @pytest.mark.parametrize(("kernel", "dtype"), COMPILED, ids=label)
 def test_machine_code_has_every_multiply_and_add_of_its_own(kernel, dtype, tmp_path):
-    ptx = kernel_ptx(kernel.name, dtype)
-    code, counts = machine_code(ptx, tmp_path), operations(ptx)
+    counts = operations(kernel_ptx(kernel.name, dtype))
+    module = lowering.load(f"cuda_{dtype.name}", kernels.source(dtype))
+    code = machine_code(getattr(module, kernel.name), kernels.signatures(dtype)[kernel.name], tmp_path)
     letter = {4: "F", 8: "D"}[dtype.itemsize]
     iterates = counts["div"] + counts["sqrt"] > 0  # these become sequences of instructions, fused ones among them
     assert code[f"{letter}MUL"] > 0
@@ -194,8 +197,7 @@ def test_fused_machine_code_is_found(tmp_path):
 
     names = {"cuda": cuda}
     exec("def kernel(x):\n    x[0] = x[1] * x[2] + x[0]", names)
-    ptx = compiled(names["kernel"], (types.Array(types.float32, 1, "C"),))
-    assert machine_code(ptx, tmp_path)["FFMA"] > 0
+    assert machine_code(names["kernel"], (types.Array(types.float32, 1, "C"),), tmp_path)["FFMA"] > 0
 
 
 # --- Planted faults -----------------------------------------------------------------------------------------------
