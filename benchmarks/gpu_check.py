@@ -17,6 +17,13 @@ Times are medians of interleaved rounds; a round is as many steps as fill the ti
 written anew after every stage and row, so that a run that was cut short leaves what it had. The exit status is 1 if a
 bit differs, 2 if a bar is missed and ``--strict`` was given.
 
+Each part is a stage, and ``--stages smoke,bits,sizes`` runs only those, in the order given. A stage that fails leaves
+its traceback in the file and the next one runs; ``--minutes 8`` stops in good time before a limit on the command.
+``smoke`` comes first: it says within a minute whether kernels compile, run and round as they should, and how fast a
+step is.
+``ordering`` steps on streams that no other stream waits for, and reads what the step wrote. ``device`` times the
+kernels alone, between events (needs torch), against a kernel that only moves the same bytes (needs CuPy).
+
 ``--tune`` also times launch configurations at N = 1e8. With NUMBA_ENABLE_CUDASIM=1 the script runs through its own
 logic on tiny arrays in Numba's simulator; the times then mean nothing, and the result says so.
 """
@@ -33,6 +40,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
@@ -69,6 +77,10 @@ from tests.support.cases import (  # noqa: E402
 )
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
+FAKE = bool(os.environ.get("FASTOPTIM_FAKE_CUDA"))  # the tests' driver without a GPU: the whole plan, on small arrays
+SMALL = SIMULATED or FAKE
+if not SIMULATED:
+    cuda_backend.load_overloads()
 COPY_SHARE = 0.93  # of the copy's bandwidth, from 1e8 elements on
 BARS_FROM = 10**8
 STREAMS = {"sgd": 3, "momentum": 5, "adam": 7}
@@ -184,12 +196,98 @@ def check_bits(backend: Any, quick: bool) -> dict[str, Any]:
         import torch
 
         checks += check_classes(lambda x: torch.from_numpy(x).cuda(), lambda x: x.cpu().numpy(), "torch")
+    if find_spec("cupy") and not SIMULATED:
+        import cupy
+
+        checks += check_classes(cupy.asarray, cupy.asnumpy, "cupy")
     return {
         "checks": len(checks),
         "elements": sum(elements for _, elements, _ in checks),
         "differing": sum(differing for *_, differing in checks),
         "failures": [what for what, _, differing in checks if differing][:50],
     }
+
+
+def check_smoke(backend: Any) -> dict[str, Any]:
+    """One kernel from end to end, its registers, and one time: what to know if nothing else can be run."""
+    n = 1000 if SMALL else 1_000_003
+    rng = np.random.default_rng(1)
+    p, g = rng.standard_normal((2, n)).astype(np.float32)
+    device, gradient = cuda.to_device(p), cuda.to_device(g)
+    ours_, theirs = fo.Adam(device, lr=0.1, backend="cuda"), fo.Adam(p, lr=0.1, backend="numpy")
+    start = time.perf_counter()
+    ours_.step(gradient)
+    cuda.synchronize()
+    found: dict[str, Any] = {"first_step_s": time.perf_counter() - start}
+    ours_.step(gradient, max_norm=1.0)
+    theirs.step(g)
+    theirs.step(g, max_norm=1.0)
+    found["differing"] = count_differing(device.copy_to_host(), p)
+    if not SIMULATED:
+        kernels = {}
+        for (name, dtype, _), kernel in backend._kernels.items():
+            (compiled,) = kernel.overloads.values()
+            kernels[f"{name}/{dtype.name}"] = {
+                "registers": compiled.regs_per_thread,
+                "local_bytes": compiled.local_mem_per_thread,
+                "shared_bytes": compiled.shared_mem_per_block,
+            }
+        found["kernels"] = kernels
+        large = 10**4 if FAKE else 10**8 if free_bytes() > 4 * 10**9 else 10**7
+        subjects = {"ours": subject_ours("adam", [large]), "copy": subject_copy(large)}
+        found["adam_1e8"] = microseconds(interleaved(subjects, 0.05, 5)) | {"size": large}
+    return found
+
+
+def check_ordering(backend: Any) -> dict[str, Any]:
+    """Differing elements after steps on streams that the default stream does not wait for, in the face of long work."""
+    from fastoptim.backends.cuda import on_stream
+
+    n, found = (100 if SMALL else 20_000_000), {}
+    rng = np.random.default_rng(2)
+    p, g = rng.standard_normal((2, n)).astype(np.float32)
+
+    def trial(name: str, stream: Any, read: Callable[[Any, Any], np.ndarray]) -> None:
+        device, gradient, host = cuda.to_device(p), cuda.to_device(g), p.copy()
+        ours_, theirs = fo.Adam(device, lr=0.1, backend="cuda"), fo.Adam(host, lr=0.1, backend="numpy")
+        ours_.step(gradient)
+        cuda.synchronize()
+        with on_stream(stream):
+            for _ in range(4):
+                ours_.step(gradient)
+        for _ in range(5):
+            theirs.step(g)
+        wanted = theirs.state_dict() if read is of_state else host
+        found[name] = count_differing(read(ours_, device), read_host(wanted))
+        cuda.synchronize()
+
+    def of_state(optimizer: Any, _: Any) -> np.ndarray:
+        return read_host(optimizer.state_dict())
+
+    def read_host(x: Any) -> np.ndarray:
+        if isinstance(x, np.ndarray):
+            return x
+        inner = [y for y in (x.values() if isinstance(x, dict) else x) if isinstance(y, (dict, list, np.ndarray))]
+        arrays = [read_host(y) for y in inner]
+        return np.concatenate([y.ravel() for y in arrays]) if arrays else np.zeros(0, np.float32)
+
+    def of_parameter(_: Any, device: Any) -> np.ndarray:
+        cuda.synchronize()
+        return device.copy_to_host()
+
+    streams: dict[str, Any] = {"numba": 7 if SIMULATED else cuda.stream()}
+    if torch_on_gpu():
+        import torch
+
+        streams["torch side stream"] = torch.cuda.Stream()
+    if find_spec("cupy") and not SIMULATED:
+        import cupy
+
+        streams["cupy non-blocking"] = cupy.cuda.Stream(non_blocking=True)
+    for name, stream in streams.items():
+        trial(f"parameter/{name}", stream, of_parameter)
+        trial(f"state_dict/{name}", stream, of_state)
+    return {"differing": sum(found.values()), "trials": found}
 
 
 # --- What is timed ------------------------------------------------------------------------------------------------
@@ -255,6 +353,15 @@ def subject_torch(kind: str, shapes: Sequence[Any], clip: bool = False) -> Calla
     return step
 
 
+def subject_ours_on_torch(kind: str, shapes: Sequence[Any]) -> Callable[[], Any]:
+    import torch
+
+    params = [torch.full(s if isinstance(s, tuple) else (s,), 0.5, device="cuda") for s in shapes]
+    grads = [torch.full_like(p, 0.5) for p in params]
+    optimizer = ours(kind, params)
+    return lambda: optimizer.step(grads)
+
+
 def subject_cupy(kind: str, size: int) -> Callable[[], Any]:
     import cupy as cp
 
@@ -295,8 +402,8 @@ def interleaved(subjects: dict[str, Callable[[], Any]], seconds: float, rounds: 
     """Seconds of a step of each subject, round by round; a round is about `seconds` long."""
     repeats = {}
     for name, step in subjects.items():
-        round_time(step, 1 if SIMULATED else 3)
-        repeats[name] = 1 if SIMULATED else max(1, min(1000, math.ceil(seconds / round_time(step, 3))))
+        round_time(step, 1 if SMALL else 3)
+        repeats[name] = 1 if SMALL else max(1, min(1000, math.ceil(seconds / round_time(step, 3))))
     times: dict[str, list[float]] = {name: [] for name in subjects}
     for i in range(rounds):
         for name in sorted(subjects, reverse=bool(i % 2)):
@@ -363,10 +470,74 @@ def time_sizes(sizes: Sequence[int], seconds: float, rounds: int) -> Iterator[di
             release()
 
 
+COPIES = """
+extern "C" __global__ void move(const float4* a, float4* b, const float4* c, float4* d, const float4* e, float4* f,
+                                const float4* g, long long n, int in, int out) {
+  for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n; i += gridDim.x * (long long)blockDim.x) {
+    float4 x = a[i], y = in > 1 ? c[i] : x, z = in > 2 ? e[i] : x, w = in > 3 ? g[i] : x;
+    x.x += y.x; x.y += z.y; x.z += w.z;
+    b[i] = x;
+    if (out > 1) d[i] = y;
+    if (out > 2) f[i] = z;
+  }
+}
+"""
+
+
+def device_time(step: Callable[[], Any], steps: int = 10) -> float:
+    """Microseconds on the GPU of one step, between events around some that the host has launched ahead."""
+    times = []
+    for _ in range(7):
+        begin, end = cuda.event(), cuda.event()
+        cuda.synchronize()
+        begin.record()
+        for _ in range(steps):
+            step()
+        end.record()
+        end.synchronize()
+        times.append(cuda.event_elapsed_time(begin, end) * 1e3 / steps)
+    return statistics.median(times[2:])
+
+
+def time_device(sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The kernels alone, against a kernel that moves as many streams and computes almost nothing."""
+    if not torch_on_gpu() or not find_spec("cupy"):
+        yield {"skipped": "needs torch and cupy"}
+        return
+    import cupy as cp
+    import torch
+
+    move = cp.RawKernel(COPIES, "move")
+    for size in sizes:
+        for kind, streams in STREAMS.items():
+            if 8 * size * streams > 0.8 * free_bytes():
+                continue
+            params, grads = [torch.full((size,), 0.5, device="cuda")], [torch.full((size,), 0.5, device="cuda")]
+            optimizer = ours(kind, params)
+            optimizer.step(grads)
+            row: dict[str, Any] = {"rule": kind, "size": size}
+            row["device_us"] = device_time(partial(optimizer.step, grads))
+            flat = [cp.full(size // 4 * 4, 0.5, cp.float32) for _ in range(7)]
+            reads = {"sgd": 2, "momentum": 3, "adam": 4}[kind]
+            arguments = (*flat, size // 4, reads, streams - reads)
+
+            def moving(arguments: Any = arguments) -> None:
+                current = cp.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
+                with current:
+                    move((132 * 16,), (256,), arguments)
+
+            row["moving_us"] = device_time(moving)
+            row["share_of_moving"] = row["moving_us"] / row["device_us"]
+            row["gigabytes_per_second"] = 4e-3 * size * streams / row["device_us"]
+            yield row
+            del params, grads, optimizer, flat, arguments, moving
+            release()
+
+
 def time_lists(seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
     """Many arrays: against torch, one flat array, new gradients at every step, and clipping."""
     lists: dict[str, list[Any]] = {"gpt2_small": list(GPT2_SMALL), "1000 x 1000": [1000] * 1000}
-    if SIMULATED:
+    if SMALL:
         lists = {"six arrays": [(3, 2), (5,), (1,), (7,), (2, 2), (4,)]}
     for name, shapes in lists.items():
         total = sum(math.prod(s) if isinstance(s, tuple) else s for s in shapes)
@@ -379,6 +550,7 @@ def time_lists(seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
         if torch_on_gpu():
             subjects["torch_fused"] = subject_torch("adam", shapes)
             subjects["torch_fused_clipped"] = subject_torch("adam", shapes, clip=True)
+            subjects["ours_on_torch_tensors"] = subject_ours_on_torch("adam", shapes)
         times = interleaved(subjects, seconds, rounds)
         row: dict[str, Any] = {"list": name, "arrays": len(shapes), "elements": total}
         medians = row["microseconds"] = microseconds(times)
@@ -386,6 +558,8 @@ def time_lists(seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
         if "torch_fused" in times:
             row["torch_over_ours"] = against(times, "torch_fused")
             row["torch_over_ours_clipped"] = against(times, "torch_fused_clipped", "ours_clipped")
+            row["torch_over_ours_new_gradients"] = against(times, "torch_fused", "ours_new_gradients")
+            row["torch_over_ours_on_torch_tensors"] = against(times, "torch_fused", "ours_on_torch_tensors")
         yield row
         del subjects
         release()
@@ -394,6 +568,8 @@ def time_lists(seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
 FIRST_STEP = """
 import time, numpy as np
 from numba import cuda
+from fastoptim.backends.cuda.backend import load_overloads
+load_overloads()
 import fastoptim as fo
 p, g = cuda.to_device(np.ones(1000, np.float32)), cuda.to_device(np.ones(1000, np.float32))
 cuda.synchronize()
@@ -414,17 +590,20 @@ print(first, sorted(times)[len(times) // 2])
 
 def time_first_use() -> dict[str, float]:
     """Seconds of the first step with an empty and a filled cache of kernels; host time of a warm step."""
+    before = [path for path in (os.environ.get("PYTHONPATH"),) if path]  # carried packages may lie there
     with tempfile.TemporaryDirectory() as cache:
         results = []
         for _ in range(2):
             out = subprocess.run(
-                [sys.executable, "-c", FIRST_STEP.replace("REPEATS", "5" if SIMULATED else "1000")],
-                env=os.environ | {"NUMBA_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)},
+                [sys.executable, "-c", FIRST_STEP.replace("REPEATS", "5" if SMALL else "1000")],
+                env=os.environ | {"NUMBA_CACHE_DIR": cache, "PYTHONPATH": os.pathsep.join([str(ROOT), *before])},
                 capture_output=True,
                 text=True,
-                check=True,
-            ).stdout
-            results.append([float(x) for x in out.split()])
+                check=False,
+            )
+            if out.returncode:
+                raise RuntimeError(out.stderr[-3000:])
+            results.append([float(x) for x in out.stdout.split()])
     (cold, _), (warm, launch) = results
     return {"first_step_cold_s": cold, "first_step_cached_s": warm, "warm_step_host_us": launch * 1e6}
 
@@ -433,7 +612,7 @@ def tune(size: int, seconds: float, rounds: int) -> list[dict[str, Any]]:
     """Adam under other launch configurations, fastest first."""
     rows, usual = [], cuda_backend.PIECE
     processors = 1 if SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
-    choices = [(32,), (1, 2), (64,)] if SIMULATED else [(128, 256, 512), (4, 8, 16, 32), (2048, 4096, 8192, 16384)]
+    choices = [(32,), (1, 2), (64,)] if SMALL else [(128, 256, 512), (4, 8, 16, 32), (2048, 4096, 8192, 16384)]
     try:
         for threads, per_processor, piece in product(*choices):
             backend = cuda_backend.CudaBackend()
@@ -466,7 +645,7 @@ def environment() -> dict[str, Any]:
             versions[package] = None
     found = {"python": platform.python_version(), "platform": platform.platform(), "versions": versions}
     found["backend"] = get_backend("cuda").info()
-    if not SIMULATED:
+    if not SMALL:
         query = "--query-gpu=name,driver_version,memory.total,clocks.max.mem"
         found["nvidia_smi"] = output("nvidia-smi", query, "--format=csv,noheader").splitlines()
     return found
@@ -474,7 +653,7 @@ def environment() -> dict[str, Any]:
 
 def bars(result: dict[str, Any]) -> dict[str, bool]:
     """Each bar and whether it was met; only what was measured is here."""
-    met = {"0 differing bits": result["bits"]["differing"] == 0}
+    met = {"0 differing bits": result["bits"]["differing"] == 0} if "bits" in result else {}
     for row in result["sizes"]:
         if "microseconds" not in row:
             continue
@@ -489,6 +668,9 @@ def bars(result: dict[str, Any]) -> dict[str, bool]:
     return met
 
 
+STAGES = ("environment", "smoke", "bits", "sizes", "lists", "ordering", "device", "first_use")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
@@ -496,14 +678,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="also time launch configurations")
     parser.add_argument("--sizes", type=float, nargs="+", help="numbers of elements to time")
     parser.add_argument("--json", help="write the result to this file")
+    parser.add_argument("--stages", default=",".join(STAGES), help=f"of {', '.join(STAGES)}, in the order to run")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further stage or row after so long")
     options = parser.parse_args(arguments)
-    backend = get_backend("cuda")
+    stages = options.stages.split(",") + (["tune"] if options.tune and "tune" not in options.stages else [])
+    if unknown := set(stages) - {*STAGES, "tune"}:
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}")
+    begun = time.monotonic()
     seconds, rounds = (0.05, 5) if options.quick else (0.1, 15)
-    default = (1e4, 1e6, 1e8) if options.quick else (1e4, 1e5, 1e6, 1e7, 1e8, 3e8, 1e9)
+    # The sizes that decide come first.
+    default = (1e8, 1e6, 1e4) if options.quick else (1e8, 1e6, 1e7, 1e4, 1e5, 3e8, 1e9)
     sizes = [int(size) for size in options.sizes or default]
-    if SIMULATED:
+    if SMALL:
         sizes, rounds = [100], 1
-    result: dict[str, Any] = {"simulated": SIMULATED}
+    result: dict[str, Any] = {"simulated": SIMULATED, "fake_driver": FAKE, "sizes": [], "lists": []}
 
     def enter(stage: str, found: Any) -> None:
         """Put what a stage has found into the result, and write the file: the run may be cut short in the next one."""
@@ -512,24 +700,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Path(options.json).parent.mkdir(parents=True, exist_ok=True)
             Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
 
-    enter("environment", environment())
-    enter("bits", check_bits(backend, options.quick))
-    print(json.dumps({"bits": result["bits"]}), flush=True)
-    enter("first_use", time_first_use())
-    print(json.dumps(result["first_use"]), flush=True)
-    for stage, rows in (("sizes", time_sizes(sizes, seconds, rounds)), ("lists", time_lists(seconds, rounds))):
-        enter(stage, [])
-        for row in rows:
-            print(json.dumps(row), flush=True)
-            enter(stage, [*result[stage], row])
-    if options.tune:
-        enter("tune", tune(1000 if SIMULATED else 10**8, seconds, 1 if SIMULATED else 5))
+    def perform(stage: str) -> None:
+        backend = get_backend("cuda")
+        rows = {
+            "sizes": lambda: time_sizes(sizes, seconds, rounds),
+            "device": lambda: time_device([n for n in sizes if n <= 3e8]),
+            "lists": lambda: time_lists(seconds, rounds),
+        }
+        if stage in rows:
+            enter(stage, [])
+            for row in rows[stage]():
+                print(json.dumps({stage: row}), flush=True)
+                enter(stage, [*result[stage], row])
+                if time.monotonic() - begun > 60 * options.minutes:
+                    break
+            return
+        whole: dict[str, Callable[[], Any]] = {
+            "environment": environment,
+            "smoke": lambda: check_smoke(backend),
+            "bits": lambda: check_bits(backend, options.quick),
+            "ordering": lambda: check_ordering(backend),
+            "first_use": time_first_use,
+            "tune": lambda: tune(1000 if SMALL else 10**8, seconds, 1 if SMALL else 5),
+        }
+        enter(stage, whole[stage]())
+        if stage != "tune":
+            print(json.dumps({stage: result[stage]}), flush=True)
+
+    errors: dict[str, str] = {}
+    for stage in stages:
+        if time.monotonic() - begun > 60 * options.minutes:
+            errors[stage] = "not begun: the time was up"
+            continue
+        try:
+            start = time.monotonic()
+            perform(stage)
+            enter("seconds", result.get("seconds", {}) | {stage: round(time.monotonic() - start, 1)})
+        except Exception:
+            errors[stage] = traceback.format_exc()
+            print(f"FAILED {stage}\n{errors[stage]}", flush=True)
+    enter("errors", errors)
     enter("bars", bars(result))
     for bar, met in result["bars"].items():
         print("met   " if met else "MISSED", bar)
-    if SIMULATED:
-        print("simulated: the times mean nothing")
-    if result["bits"]["differing"]:
+    if SMALL:
+        print("simulated: the times mean nothing" if SIMULATED else "no GPU: the times mean nothing")
+    if errors or any(result.get(stage, {}).get("differing") for stage in ("smoke", "bits", "ordering")):
         return 1
     return 2 if options.strict and not all(result["bars"].values()) else 0
 

@@ -27,8 +27,11 @@ from _data import digits
 from numba import config, cuda, float32
 
 import fastoptim as fo
+from fastoptim.backends.cuda.backend import load_overloads
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
+if not SIMULATED:
+    load_overloads()  # kernels of one's own need it beside NumPy 2.5
 TILE = 4 if SIMULATED else 16  # a simulated thread is a real one
 THREADS = TILE * TILE
 CLASSES = 10

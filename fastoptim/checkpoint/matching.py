@@ -58,9 +58,10 @@ def to_host(x: Any) -> np.ndarray:
     """Return `x` itself, or its copy on the host if it is a device's."""
     if isinstance(x, np.ndarray):
         return x
-    if not hasattr(x, "copy_to_host"):
-        from numba import cuda
+    from numba import cuda
 
+    cuda.synchronize()  # a step may be under way on a stream that the default one does not wait for
+    if not hasattr(x, "copy_to_host"):
         x = cuda.as_cuda_array(x)
     copy: np.ndarray = x.copy_to_host()
     return copy
@@ -75,4 +76,9 @@ def assign(p: Any, x: np.ndarray) -> None:
     from numba import cuda
 
     device = p if hasattr(p, "copy_to_device") else cuda.as_cuda_array(p)
-    device[...] = cuda.to_device(np.ascontiguousarray(x))
+    cuda.synchronize()
+    if p.__cuda_array_interface__.get("strides") is None:
+        device.copy_to_device(np.array(x, order="C"))
+    else:  # numba.cuda does not take an Ellipsis here
+        device[(slice(None),) * x.ndim] = cuda.to_device(np.ascontiguousarray(x))
+    cuda.synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -80,3 +81,42 @@ def test_a_numba_cuda_that_does_not_fit_numba_is_named():
     done = fake_cuda.run("-c", MISMATCH)
     assert "needs a numba-cuda that fits the installed numba: pip install -U" in done.stdout, done.stderr[-2000:]
     assert "CUDA_ENABLE_PYNVJITLINK" in done.stdout
+
+
+REHEARSED = "environment,smoke,ordering,sizes,device,lists,first_use"
+
+
+def test_rehearsal_of_a_run_on_a_gpu(tmp_path):
+    """All stages of ``gpu_check.py`` but the bits, which the simulator goes through, and proofs/cuda_bits.py here."""
+    path = tmp_path / "gpu.json"
+    command = ("benchmarks/gpu_check.py", "--quick", "--stages", REHEARSED, "--json", str(path))
+    done = fake_cuda.run(*command, "--minutes", "10")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    result = json.loads(path.read_text())
+    assert result["errors"] == {}
+    assert set(result["seconds"]) == set(REHEARSED.split(","))
+    assert (result["smoke"]["differing"], result["ordering"]["differing"]) == (0, 0)
+    assert len(result["sizes"]) == 3
+
+
+def test_a_stage_that_fails_or_comes_too_late_costs_no_other(tmp_path):
+    path = tmp_path / "gpu.json"
+    planted = "import gpu_check as g; g.check_smoke = lambda b: 1 / 0; raise SystemExit(g.main())"
+    for minutes, late in (("10", False), ("0", True)):
+        arguments = ["--stages", "smoke,environment", "--json", str(path), "--minutes", minutes]
+        script = f"import sys; sys.path.insert(0, 'benchmarks'); sys.argv[1:] = {arguments}; {planted}"
+        assert fake_cuda.run("-c", script).returncode == 1
+        result = json.loads(path.read_text())
+        assert "the time was up" in result["errors"]["environment"] if late else "backend" in result["environment"]
+        assert late or "ZeroDivisionError" in result["errors"]["smoke"]
+
+
+SMALL_NETWORK = "--train 64 --test 32 --batch 16 --hidden 16 --epochs 2 --data sklearn --matmul tiles"
+EXAMPLES = {"gpu_mlp.py": SMALL_NETWORK, "gpu_streams.py": "--steps 60"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_train_over_the_fake_driver(name):
+    done = fake_cuda.run(f"examples/{name}", *EXAMPLES[name].split())
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert ("agree" if name == "gpu_mlp.py" else "0 differing") in done.stdout

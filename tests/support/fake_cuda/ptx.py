@@ -41,6 +41,7 @@ COMPARISONS = {
 }
 BINARY = {"and": "&", "or": "|", "xor": "^", "add": "+", "sub": "-", "mul": "*", "div": "/", "rem": "%"}
 HEAD = """\
+#include <fenv.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -48,7 +49,13 @@ HEAD = """\
 #include <string.h>
 static inline float single(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 static inline double twice(uint64_t u) { double f; memcpy(&f, &u, 8); return f; }
-static inline uint32_t word(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+static inline float saturated(float f) { return f > 0 ? (f < 1 ? f : 1) : 0; }
+static float fma_down(float a, float b, float c) {
+    fesetround(FE_DOWNWARD);
+    volatile float result = fmaf(a, b, c);
+    fesetround(FE_TONEAREST);
+    return result;
+}
 static inline void aligned(const void *p, int size) {
     if ((uintptr_t)p % size) { fprintf(stderr, "fake CUDA: misaligned access of %d bytes at %p\\n", size, p); abort(); }
 }
@@ -175,12 +182,22 @@ def _statement(instruction: str, places: dict[str, int], shared: dict[str, str])
         moves = [f"{value(x)} = q[{i}];" if op == "ld" else f"q[{i}] = ({c}){value(x)};" for i, x in enumerate(values)]
         return f"{c} *q = ({c} *){place(address)}; aligned(q, {SIZES[kind] * len(values)}); {' '.join(moves)}"
     target, *inputs = [value(x) for x in operands]
+    if op == "mov" and kind in ("b32", "b64"):  # bits, whatever they mean
+        floats = [bool(re.match(r"t->fd?\d+$", x)) for x in (target, inputs[0])]
+        if floats[0] != floats[1]:
+            return (
+                f"memcpy(&{target}, &(uint{kind[1:]}_t){{{inputs[0]}}}, {SIZES[kind]});"
+                if floats[0]
+                else (f"memcpy(&{target}, &{inputs[0]}, {SIZES[kind]});")
+            )
+        return f"{target} = {inputs[0]};"
     return f"{target} = {_expression(op, modifiers, kind, c, inputs, instruction)};"
 
 
 def _expression(op: str, modifiers: list[str], kind: str, c: str, inputs: list[str], instruction: str) -> str:
     floating = kind in ("f32", "f64")
-    if {"hi", "cc", "NaN", "sat", "rz", "rm", "rp"} & set(modifiers) - ({"rz"} if op == "cvt" else set()):
+    allowed = {"cvt": {"rz", "sat"}, "fma": {"rm"}}.get(op, set())
+    if {"hi", "cc", "NaN", "sat", "rz", "rm", "rp"} & set(modifiers) - allowed:
         raise SyntaxError(instruction)
     suffix = "f" if kind == "f32" else ""
     x = [f"(({c}){text})" for text in inputs]
@@ -188,6 +205,8 @@ def _expression(op: str, modifiers: list[str], kind: str, c: str, inputs: list[s
         return x[0]
     if op == "cvt":
         target, source = modifiers[-2:]
+        if "sat" in modifiers:
+            return f"saturated({inputs[0]})"
         return f"({TYPES[target]})({TYPES[source]}){inputs[0]}"
     if op == "setp":
         if len(inputs) != 2:
@@ -219,7 +238,7 @@ def _expression(op: str, modifiers: list[str], kind: str, c: str, inputs: list[s
     if op == "mad" and not floating:
         return f"{x[0]} * {x[1]} + {x[2]}"
     if op == "fma":
-        return f"fma{suffix}({', '.join(x)})"
+        return f"{'fma_down' if 'rm' in modifiers else 'fma' + suffix}({', '.join(x)})"
     functions = {"ex2": "exp2", "lg2": "log2", "abs": "fabs", "sqrt": "sqrt"}
     if op in functions and floating:
         return f"{functions[op]}{suffix}({x[0]})"
