@@ -64,7 +64,7 @@ def lock_of_sklearn():
 @pytest.mark.parametrize(
     ("lock", "work"),
     [(lock_of_numba, run_numba), (lock_of_sklearn, open_a_block)],
-    ids=["states", "numba", "sklearn"],
+    ids=["numba", "sklearn"],
 )
 def test_a_child_works_though_another_thread_of_its_parent_held_the_lock(lock, work):
     with held_elsewhere(lock()):
