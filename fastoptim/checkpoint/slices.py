@@ -88,7 +88,9 @@ def check_slices(tree: Any, expected: Mapping[str, tuple[tuple[int, ...], np.dty
 
 
 def read_slices(path: Any, tree: Any, wanted: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, Any]]:
-    """Read name of a parameter -> "step", and elements `start` to `stop` of "parameter" and of every state, flat.
+    """Read name of a parameter -> "step" and the other numbers that are kept, and elements of "parameter" and states.
+
+    Those are elements `start` to `stop`, flat.
 
     Only the files are read that hold some of what is `wanted`, each once.
     """
@@ -109,11 +111,11 @@ def read_slices(path: Any, tree: Any, wanted: Mapping[str, tuple[int, int]]) -> 
             raise CheckpointError(f"its slice {file} is missing or cannot be read") from error
         if content["token"] != tree["token"]:
             raise CheckpointError(f"its slice {file} is of another checkpoint")
-        for name, start, stop, step, arrays in content["parts"]:
+        for name, start, stop, numbers, arrays in content["parts"]:
             common = name in wanted and _common(wanted[name], (start, stop))
             if common:
                 dtype = np.dtype(tree["params"][name]["dtype"])
-                _fill_in(result, name, wanted[name], start, common, step, arrays, dtype)
+                _fill_in(result, name, wanted[name], start, common, numbers, arrays, dtype)
                 missing[name] -= common[1] - common[0]
     if any(missing.values()) or set(result) != set(wanted):
         raise CheckpointError("its slices do not make up the whole")
@@ -132,7 +134,7 @@ def _fill_in(
     wanted: tuple[int, int],
     start: int,
     common: tuple[int, int],
-    step: int,
+    numbers: dict[str, float],
     arrays: dict[str, np.ndarray],
     dtype: np.dtype,
 ) -> None:
@@ -141,9 +143,9 @@ def _fill_in(
         raise CheckpointError(f"its slices hold something else than states of parameter {name!r}")
     if name not in result:
         blank = {key: np.empty(wanted[1] - wanted[0], dtype) for key in arrays}
-        result[name] = {"step": step, **blank}
+        result[name] = {**numbers, **blank}
     target = result[name]
-    if target["step"] != step or set(arrays) != set(target) - {"step"}:
+    if any(target[key] != x for key, x in numbers.items()) or set(arrays) != set(target) - set(numbers):
         raise CheckpointError(f"its slices differ in what they say about parameter {name!r}")
     for key, x in arrays.items():
         if x.dtype != dtype:

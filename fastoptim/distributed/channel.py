@@ -183,7 +183,7 @@ class Channel:
         return every
 
     def most(self, values: Array) -> Array:
-        """Return the greatest of every rank's int64 values."""
+        """Return the greatest of every rank's values."""
         every = np.empty_like(values)
         self.comm.Allreduce(values, every, MPI.MAX)
         return every

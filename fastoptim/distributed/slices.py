@@ -13,6 +13,7 @@ import numpy as np
 from ..arrays import layout
 from ..optimizers.base import Optimizer
 from ..optimizers.update import StepOptions
+from ..rules.table import rules_of
 from .partition import Bucket, Part, buckets, piece_size
 
 if TYPE_CHECKING:
@@ -41,6 +42,16 @@ class Slices:
     _buckets: list[Bucket]
     _pieces: list[Piece | None]
     _buffers: list[Buffers]
+
+    @property
+    def _slots(self) -> tuple[str, ...]:
+        """The names of all states that there may be."""
+        return tuple(dict.fromkeys(name for rule in rules_of(self._whole) for name in rule.states))
+
+    @property
+    def _kept(self) -> tuple[str, ...]:
+        """The names of all numbers that there may be beside the step count."""
+        return tuple(dict.fromkeys(name for rule in rules_of(self._whole) for name in rule.scalars))
 
     def _entries(self) -> Iterator[tuple[Part, Mapping[str, Any]]]:
         """This rank's parts with their step counts and states."""

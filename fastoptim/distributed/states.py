@@ -16,40 +16,39 @@ from ..checkpoint import format, matching, slices
 from ..common.signals import deferred_signals
 from ..optimizers.base import Optimizer
 from ..optimizers.saving import extra_part, load_snapshot, snapshot
-from ..rules.table import rules_of
 from .agreement import hyper_texts
 from .partition import Bucket, ranges
 from .slices import Array, Piece, Slices, nothing
 
 T = TypeVar("T")
-Own = Mapping[str, Mapping[str, Any]]  # name of a parameter -> "step", and this rank's elements of its states
+# Name of a parameter -> the numbers that the rule keeps ("step" and others), and this rank's elements of its states.
+Own = Mapping[str, Mapping[str, Any]]
 KINDS = ("slices", "optimizer", "training")
 
 
 class States(Slices):
     """Keeps, saves and restores the states of a `ShardedOptimizer`."""
 
-    @property
-    def _slots(self) -> tuple[str, ...]:
-        """The names of all states that there may be."""
-        return tuple(dict.fromkeys(name for rule in rules_of(self._whole) for name in rule.states))
-
     def state_dict(self) -> dict[str, Any]:
         """Return `Optimizer.state_dict`'s content, whole, on every rank: for models whose states fit in one process."""
         with self._locked():
             parameters = self._whole._model.parameters
-            facts = np.zeros(
-                (len(parameters), 1 + len(self._slots)), np.int64
-            )  # the step count, and which states there are
+            names = (*self._slots, *self._kept)
+            facts = np.zeros((len(parameters), 1 + len(names)), np.int64)  # step count, and what else there is
+            numbers = np.zeros((len(parameters), len(self._kept)), np.float64)
             for part, entry in self._entries():
-                facts[part.parameter] = [entry["step"], *(slot in entry for slot in self._slots)]
-            facts = self._channel.most(facts)
+                facts[part.parameter] = [entry["step"], *(name in entry for name in names)]
+                numbers[part.parameter] = [entry.get(name, 0.0) for name in self._kept]
+            facts, numbers = self._channel.most(facts), self._channel.most(numbers)  # none of them is ever negative
             states: list[dict[str, Any]] = [{"step": int(row[0])} for row in facts]
-            for k, slot in enumerate(self._slots, 1):
-                if facts[:, k].any():
-                    for i, values in enumerate(self._gathered_states(slot)):
-                        if facts[i, k]:
-                            states[i][slot] = values.reshape(parameters[i].shape)
+            for k, name in enumerate(names):
+                present = np.flatnonzero(facts[:, 1 + k])
+                whole_states = self._gathered_states(name) if k < len(self._slots) and len(present) else []
+                for i in present:
+                    if whole_states:
+                        states[i][name] = whole_states[i].reshape(parameters[i].shape)
+                    else:
+                        states[i][name] = float(numbers[i, k - len(self._slots)])
             whole = snapshot(self._whole, lambda x: x)
             return whole | {"state": dict(zip(self._names, states, strict=True))}
 
@@ -110,8 +109,9 @@ class States(Slices):
         parts = []
         for part, entry in self._entries():
             contents = {"parameter": params[part.parameter][part.start : part.stop]}
-            contents |= {slot: x for slot, x in entry.items() if slot != "step"}
-            parts.append([names[part.parameter], part.start, part.stop, entry["step"], contents])
+            contents |= {slot: x for slot, x in entry.items() if slot in self._slots}
+            numbers = {key: x for key, x in entry.items() if key not in self._slots}
+            parts.append([names[part.parameter], part.start, part.stop, numbers, contents])
         format.write(path, {"token": token, "parts": parts}, kind="slice", keep_previous=False, like=target)
 
     def _write_manifest(self, target: str, token: str, extra: Any) -> None:
@@ -184,11 +184,11 @@ class States(Slices):
         result = {}
         for i, (start, stop) in ranges(self._buckets, self._channel.rank).items():
             q = self._whole._model.parameters[i]
-            entry = dict(state_dict["state"][q.name])
-            result[q.name] = {"step": entry.pop("step")}
-            for slot, x in entry.items():
-                x = checks.check_companion(q.name, slot, x, q.shape, q.dtype)
-                result[q.name][slot] = layout.flat(x)[start:stop]
+            result[q.name] = dict(state_dict["state"][q.name])
+            for slot, x in result[q.name].items():
+                if slot != "step" and slot not in self._kept:
+                    x = checks.check_companion(q.name, slot, x, q.shape, q.dtype)
+                    result[q.name][slot] = layout.flat(x)[start:stop]
         return result
 
     def _restore(self, state_dict: Mapping[str, Any], own: Own, what: str) -> None:
@@ -223,12 +223,13 @@ class States(Slices):
             first = mine[part.parameter][0]
             entry = own[self._names[part.parameter]]
             states[name] = {
-                key: x if key == "step" else x[part.start - first : part.stop - first]
+                key: x[part.start - first : part.stop - first] if key in self._slots else x
                 for key, x in entry.items()
                 if key != "parameter"
             }
             t = entry["step"]
-            if type(t) is not int or not 0 <= t < 2**63 or not set(entry) <= {"step", "parameter", *self._slots}:
+            known = {"step", "parameter", *self._slots, *self._kept}
+            if type(t) is not int or not 0 <= t < 2**63 or not set(entry) <= known:
                 raise ValueError(f"state of parameter {self._names[part.parameter]!r}: not a step count and states")
         names = list(piece.optimizer.param_groups[0]["names"])
         return {

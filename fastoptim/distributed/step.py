@@ -39,7 +39,7 @@ class Steps(States):
                 (written if overwritten else read).append(checks.span(f"gradient of parameter {name!r}", g))
             checked.append(g)
         for _, entry in self._entries():
-            written += [checks.span("a state", x) for key, x in entry.items() if key != "step"]
+            written += [checks.span("a state", x) for key, x in entry.items() if key in self._slots]
         checks.check_disjoint(written, read)
         if self.backend != "c":
             checks.check_arithmetic()

@@ -151,7 +151,7 @@ def whole_tree(optimizer: Savable, path: Any, tree: Any, strict: bool = True) ->
         flat = read_slices(path, tree, {name: (0, math.prod(shape)) for name, (shape, _) in described.items()})
         params, states = {}, {}
         for name, (shape, _) in described.items():
-            entry = {key: x if key == "step" else x.reshape(shape) for key, x in flat[name].items()}
+            entry = {key: x.reshape(shape) if isinstance(x, np.ndarray) else x for key, x in flat[name].items()}
             params[name] = entry.pop("parameter")
             states[name] = entry
         states |= {name: {"step": 0} for name in tree["params"] if name not in states}  # only to be named

@@ -14,7 +14,7 @@ needs_mpi = pytest.mark.skipif(
 
 
 @needs_mpi
-@pytest.mark.parametrize("name", ["differing", "modes_of_files", "interrupted"])
+@pytest.mark.parametrize("name", ["differing", "modes_of_files", "interrupted", "numbers"])
 def test_ranks_and_files(tmp_path, name):
     done = mpi.run(2, WORKER, name, tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]

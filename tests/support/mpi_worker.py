@@ -408,6 +408,34 @@ def load(path, *sources):
         assert same(params, twins)
 
 
+def numbers(path):
+    """Rules that keep numbers beside the step count: sharded, saved, restored like a plain optimizer's."""
+    for kind in (fo.NAdam, fo.ScheduleFreeAdamW, fo.LaProp):
+        params, twins = parameters(), parameters()
+        opt, plain = sharded(params, kind=kind), kind(twins, lr=0.01)
+        for t in range(3):
+            grads = gradients(params, t)
+            if t == 1:
+                grads[next(iter(grads))] = None  # its numbers stay behind
+            opt.step(grads)
+            plain.step(grads)
+        assert same(params, twins) and same_states(opt.state_dict(), plain.state_dict()), kind
+        opt.save(f"{path}.{kind.__name__}")
+        content, saved = {name: p.copy("K") for name, p in params.items()}, opt.state_dict()
+        train(plain, twins, 2, first=3)
+        for restore in (lambda name=f"{path}.{kind.__name__}": opt.load(name), lambda: opt.load_state_dict(saved)):
+            train(opt, params, 1, first=9)
+            restore()
+            for name, p in params.items():
+                p[...] = content[name]
+            train(opt, params, 2, first=3)
+            assert same(params, twins) and same_states(opt.state_dict(), plain.state_dict()), kind
+        twins = parameters(seed=5)
+        plain = kind(twins)
+        plain.load(f"{path}.{kind.__name__}")  # one process reads what several have written
+        assert same(twins, content) and same_states(plain.state_dict(), saved), kind
+
+
 def refuse(path, text):
     """A checkpoint that is damaged is refused by all ranks, and nothing was changed."""
     params = parameters(seed=5)
