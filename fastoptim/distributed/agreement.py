@@ -12,7 +12,6 @@ from .. import __version__
 from ..arrays import layout
 from ..common.validation import choice, flag
 from ..optimizers.base import Optimizer
-from ..rules.table import rules_of
 
 REDUCTIONS = ("mean", "sum")
 
@@ -23,11 +22,6 @@ def plain_optimizer(
     """Make the plain optimizer over the whole parameters: it knows structures and groups, and allocates no state."""
     if not isinstance(kind, type) or not issubclass(kind, Optimizer) or kind is Optimizer:
         raise TypeError(f"kind must be fastoptim.SGD, Adam or AdamW, got {kind!r}")
-    if numbers := sorted({name for rule in rules_of(kind) for name in rule.scalars}):
-        raise TypeError(
-            f"ShardedOptimizer saves arrays and step counts, and {kind.__name__} keeps numbers besides ({numbers}): "
-            "step it in one process"
-        )
     whole = kind(params, backend=backend, threads=threads, **hyper)
     if whole.backend == "cuda":
         raise TypeError("ShardedOptimizer takes NumPy arrays; its kernels run on the host")

@@ -423,9 +423,9 @@ def numbers(path):
         opt.save(f"{path}.{kind.__name__}")
         content, saved = {name: p.copy("K") for name, p in params.items()}, opt.state_dict()
         train(plain, twins, 2, first=3)
-        for restore in (lambda name=f"{path}.{kind.__name__}": opt.load(name), lambda: opt.load_state_dict(saved)):
+        for restore, source in ((opt.load, f"{path}.{kind.__name__}"), (opt.load_state_dict, saved)):
             train(opt, params, 1, first=9)
-            restore()
+            restore(source)
             for name, p in params.items():
                 p[...] = content[name]
             train(opt, params, 2, first=3)
