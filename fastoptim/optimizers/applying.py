@@ -99,6 +99,7 @@ def applied(
             backend.check_parameter(q.name, x)
             check_match(q.name, "value", *backend.describe(x), q.shape, q.dtype)
         plan.update.step(new, _gathered_gradients(model, gradients), plan.states, rows, options)
+    model.elsewhere = True
     if numbers:
         return type(params)(tree.tolist())
     return _filled(tree) if slots else tree

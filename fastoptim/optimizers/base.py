@@ -412,7 +412,7 @@ class Optimizer:
             self._drop_plan()
             plan = self._plan = make_plan(model, specs, self._backend, self._threads, self._skipped, self._lazy)
         plan.params = model.arrays()
-        plan.version = version
+        plan.version = -1 if plan.unsettled else version
         return plan
 
     def _skipped(self, stepped: list[bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -122,9 +123,9 @@ class Part:
         """Those that are stepped, of a tree of the whole structure."""
         return tuple(map(self._structure.leaves(tree, what).__getitem__, self._positions))
 
-    def rebuild(self, leaves: Sequence[Any]) -> Any:
-        """Build a tree of the whole structure, with None for what is not stepped."""
-        every: list[Any] = [None] * len(self._structure.names)
+    def rebuild(self, leaves: Sequence[Any], rest: Any = None) -> Any:
+        """Build a tree of the whole structure; what is not stepped comes from the tree `rest`, or is None."""
+        every = [None] * len(self._structure.names) if rest is None else list(self._structure.leaves(rest))
         for position, leaf in zip(self._positions, leaves, strict=True):
             every[position] = leaf
         return self._structure.rebuild(every)
@@ -164,6 +165,7 @@ class Groups:
         self.structures: list[Structure | Part] = []
         self.places: list[Places] = []  # of each structure: the leaves that its groups have
         self.grouped = False
+        self.elsewhere = False  # steps were taken at points of the caller's
         self.changes = [0]  # counts those of all groups
 
     def checked(self, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +212,17 @@ class Groups:
         """The parameters' arrays as the groups have them now."""
         return tuple(q.group["params"][q.index] for q in self.parameters)
 
+    def rebuilt(self, leaves: Iterable[Any], rest: Any = None) -> list[Any]:
+        """The structures with other leaves; what is not stepped is that of `rest` (like gradients), or None."""
+        each, found = iter(leaves), []
+        for i, (structure, places) in enumerate(zip(self.structures, self.places, strict=True)):
+            own = [next(each) for _ in chain(*places)]
+            if rest is None or not isinstance(structure, Part):
+                found.append(structure.rebuild(own))
+            else:
+                found.append(structure.rebuild(own, _entry(rest[i]) if self.grouped else rest))
+        return found
+
     def leaves(self, grads: Any) -> tuple[Any, ...]:
         """The gradients in the order of the parameters; TypeError or ValueError for another structure."""
         structures = self.structures
@@ -221,10 +234,13 @@ class Groups:
                 "[gradients of group 0, gradients of group 1]"
             )
         return tuple(
-            leaf
-            for structure, entry in zip(structures, grads, strict=True)
-            for leaf in structure.leaves(entry["params"] if isinstance(entry, Mapping) and "params" in entry else entry)
+            leaf for structure, entry in zip(structures, grads, strict=True) for leaf in structure.leaves(_entry(entry))
         )
+
+
+def _entry(entry: Any) -> Any:
+    """What is given for one of several groups, which may be a group dict."""
+    return entry["params"] if isinstance(entry, Mapping) and "params" in entry else entry
 
 
 def momentum_of(group: Mapping[str, Any]) -> float:

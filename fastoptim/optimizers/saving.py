@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -341,14 +340,11 @@ _OWN = ("_backend", "_busy", "_model", "_options", "_plan", "_threads")
 def picklable(optimizer: Savable) -> dict[str, Any]:
     """An optimizer that the caller has locked, as plain dicts, lists, numbers and arrays, so that code can move."""
     model = optimizer._model
-    arrays = iter(model.arrays())
     return {
-        "params": [
-            structure.rebuild([next(arrays) for _ in chain(*places)])
-            for structure, places in zip(model.structures, model.places, strict=True)
-        ],
+        "params": model.rebuilt(model.arrays()),
         "places": [[list(positions) for positions in places] for places in model.places],
         "grouped": model.grouped,
+        "elsewhere": model.elsewhere,
         "defaults": dict(model.defaults),
         "snapshot": snapshot(optimizer, lambda x: x),
         "backend": optimizer.backend,
@@ -372,5 +368,5 @@ def unpickle(optimizer: Savable, state: dict[str, Any]) -> None:
             for position, name in zip(positions, group["params"], strict=True):
                 names[position] = name
         optimizer._add_groups(params, members, names=names)
-    optimizer._model.grouped = state["grouped"]
+    optimizer._model.grouped, optimizer._model.elsewhere = state["grouped"], state.get("elsewhere", False)
     load_snapshot(optimizer, state["snapshot"])

@@ -96,24 +96,40 @@ class ASGD(Family):
 class ScheduleFree(Family):
     """Base of the two: gradients are taken at y (the parameters), z moves, x is the average that is used in the end."""
 
-    def averaged(self) -> Any:
+    def averaged(self, params: Any = None) -> Any:
         """Return the averages x as new NumPy arrays, in the structure of the parameters: what to validate and to use.
 
         ``x = y + (1 - 1 / beta) * (z - y)``, in the dtype of the parameter; copies before the first step. Writing x
         into the parameters and back would change bits, so that training goes on with the parameters as they are.
-        With parameter groups: a list with one entry per group.
+        With a list of parameter groups: a list with one entry per group.
+
+        Parameters
+        ----------
+        params : same structure as the parameters, optional
+            y where it is not in the optimizer's own arrays: what `apply` has returned. Arrays that are not stepped are
+            taken over from it; without it, None stands in their place.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `params` is not like the parameters; or it is missing, and steps were taken by `apply`.
         """
         with self._locked(reading=True):
-            backend, kept, found = self._backend, self.state, []
-            for structure, group in zip(self._model.structures, self._model.groups, strict=True):
-                weight = 1.0 - 1.0 / self._beta(group)
-                arrays = []
-                for name, p in zip(group["names"], group["params"], strict=True):
-                    y, z = backend.host_copy(p), kept[name].get("z")
-                    with np.errstate(all="ignore"):
-                        arrays.append(y if z is None else y + y.dtype.type(weight) * (backend.host_copy(z) - y))
-                found.append(structure.rebuild(arrays))
-        return found if self._model.grouped else found[0]
+            backend, model, kept = self._backend, self._model, self.state
+            if params is None and model.elsewhere:
+                raise ValueError(
+                    "apply has taken steps at points of yours: averaged(params), with what it returned last"
+                )
+            points = model.arrays() if params is None else model.leaves(params)
+            averages = []
+            for q, p in zip(model.parameters, points, strict=True):
+                p = backend.check_companion(q.name, "value", p, q.shape, q.dtype)
+                y, z = backend.host_copy(p), kept[q.name].get("z")
+                weight = q.dtype.type(1.0 - 1.0 / self._beta(q.group))
+                with np.errstate(all="ignore"):
+                    averages.append(y if z is None else y + weight * (backend.host_copy(z) - y))
+            found = model.rebuilt(averages, params)
+        return found if model.grouped else found[0]
 
     @staticmethod
     def _beta(group: Any) -> float:

@@ -103,9 +103,11 @@ def select(selector: Any, names: Sequence[str], arrays: Iterable[Any]) -> list[i
     if callable(selector):
         found = [i for i, (name, x) in enumerate(zip(names, arrays, strict=True)) if selector(name, x)]
         if not found:
-            raise ValueError(f"{getattr(selector, '__name__', selector)} selects none of {_some(names)}")
+            raise ValueError(f"{getattr(selector, '__name__', selector)} selects no parameter; {_some(names)}")
         return found
     if isinstance(selector, tuple):
+        if not selector:
+            raise ValueError(f"an empty selector selects no parameter; {_some(names)}")
         return sorted({i for part in selector for i in select(part, names, arrays)})
     if not isinstance(selector, str):
         raise TypeError(f"a selector is a name, a pattern or a function (name, array) -> bool, got {selector!r}")

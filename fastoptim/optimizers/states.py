@@ -85,6 +85,11 @@ class Plan:
         self.states = tuple(array for run in run_of for array in next(rest[run]))
         self._look_at_specs()
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether new states hold what parameters or hyperparameters were, which may change up to the first step."""
+        return self.counter[0] == 0 and any(run.fresh and run.spec.kernel.rule.initial for run in self.runs)
+
     def _look_at_specs(self) -> None:
         specs = [run.spec for run in self.runs]
         self.kept_rows: list[Scalars] | None = None  # the scalars, while they do not change
@@ -93,7 +98,7 @@ class Plan:
 
     def adopt(self, specs: Mapping[int, UpdateSpec]) -> bool:
         """Take what the groups say now; False if that needs another plan."""
-        if any(specs[id(run.group)].kernel != run.spec.kernel for run in self.runs):
+        if self.unsettled or any(specs[id(run.group)].kernel != run.spec.kernel for run in self.runs):
             return False
         for run in self.runs:
             run.keep(self.counter[0])

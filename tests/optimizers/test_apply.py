@@ -108,6 +108,8 @@ def test_apply_refuses_whole():
         (good, {}, {}, "names missing"),
         (good, g, {"max_norm": -1.0}, "max_norm"),
         (good, g, {"grad_scale": "1"}, "grad_scale"),
+        (good, g, {"grad_scale": True}, "grad_scale must be a real number, got True"),
+        (good, g, {"grad_scale": np.ones(2)}, r"grad_scale must be a real number, got an array of shape \(2,\)"),
     ]
     for params, grads, options, words in bad:
         with pytest.raises((TypeError, ValueError), match=words):

@@ -13,7 +13,7 @@ import pytest
 import fastoptim as fo
 from fastoptim.backends import available
 from fastoptim.optimizers.names import FAMILIES, OPTIMIZERS
-from fastoptim.rules.table import RULES
+from fastoptim.rules.table import RULES, rules_of
 from tests.proofs import forms_write
 from tests.support import ROOT
 from tests.support.cases import DTYPES, VARIANTS, expected, same_bits, states_for
@@ -221,6 +221,58 @@ def test_averages_of_schedule_free_are_those_of_the_equations():
             np.testing.assert_allclose(opt.averaged()["y"], x, rtol=1e-12)
         groups = cls([{"params": [y]}, {"params": {"b": np.zeros(3)}}], **options).averaged()
         assert groups[0][0].shape == (2,) and groups[1]["b"].shape == (3,)
+
+
+@pytest.mark.parametrize("cls", [fo.ScheduleFreeSGD, fo.ScheduleFreeAdamW])
+def test_averages_follow_groups_by_name_and_points_of_the_callers(cls):
+    plain, named = make(), make()
+    one = cls(plain, lr=0.3)
+    two = cls(fo.groups(named, {"b": {"lr": 0.1}, "h": None}), lr=0.3)
+    with pytest.raises(ValueError, match="unknown"):
+        two.averaged({"w": named["w"], "x": 1})
+    points = {name: x.copy() for name, x in make().items()}
+    far = cls(make(), lr=0.3)
+    for t in range(3):
+        one.step(grads(t))
+        two.step(grads(t))
+        points = far.apply(points, grads(t))
+    x = one.averaged()
+    assert same_bits(two.averaged()["w"], x["w"]) and two.averaged()["h"] is None
+    assert two.averaged(named)["h"] is named["h"] and not same_bits(two.averaged()["b"], x["b"])
+    with pytest.raises(ValueError, match=r"averaged\(params\), with what it returned"):
+        far.averaged()
+    with pytest.raises(ValueError, match="averaged"):
+        copy.deepcopy(far).averaged()
+    with pytest.raises(TypeError, match="value of parameter 'w': expected dtype float64"):
+        far.averaged(points | {"w": points["w"].astype("f")})
+    assert all(same_bits(far.averaged(points)[name], x[name]) for name in x)
+
+
+@pytest.mark.parametrize("name", [name for name, cls in FAMILIES.items() if any(r.initial for r in rules_of(cls))])
+def test_states_begin_at_what_the_first_step_finds(name):
+    wanted, ours = make(), make()
+    nans = {key: np.full_like(x, np.nan) for key, x in ours.items()}
+    for x in ours.values():
+        x += 1
+    opt = FAMILIES[name](ours, lr=0.5)
+    assert not opt.step(nans, skip_nonfinite=True).applied  # which has made states
+    with pytest.raises(TypeError, match="w"):
+        opt.step(nans | {"w": "nothing"})
+    for key, x in wanted.items():
+        ours[key][...] = x
+    changed = {"lr": 0.25}
+    if "initial_accumulator_value" in opt._names:
+        changed["initial_accumulator_value"] = 2.0
+    for key, value in changed.items():
+        setattr(opt, key, value)
+    fresh = FAMILIES[name](wanted, **changed)
+    for t in range(2):
+        opt.step(grads(t))
+        fresh.step(grads(t))
+    assert all(same_bits(ours[key], x) for key, x in wanted.items())
+    for key in ours:
+        pairs = [(np.asarray(x, float), np.asarray(fresh.state[key][of], float)) for of, x in opt.state[key].items()]
+        assert all(same_bits(*pair) for pair in pairs)
 
 
 def test_the_functional_forms_are_those_that_the_script_writes():

@@ -130,14 +130,15 @@ def test_fit_trains_groups_by_name_and_by_optimizer():
         ({"*.bias": {}}, ValueError, r"no parameter has the name '\*.bias'; there are \['body.0.w', "),
         ({"boby.0.w": {}}, ValueError, r"no parameter has the name 'boby.0.w'; near are \['body.0.w'"),
         ({("head", "*.x"): {}}, ValueError, r"'\*.x'"),
-        ({lambda name, x: False: {}}, ValueError, r"<lambda> selects none of there are"),
+        ({lambda name, x: False: {}}, ValueError, r"<lambda> selects no parameter; there are \["),
+        ({(): {}}, ValueError, r"an empty selector selects no parameter; there are \["),
         ({"*": None}, ValueError, "every parameter is frozen"),
         ({"*": 0.5}, TypeError, r"'\*' must have a mapping of hyperparameters or None, got 0.5"),
         ({"*": {"params": []}}, TypeError, "must have a mapping of hyperparameters"),
         ({3: {}}, TypeError, "a selector is a name, a pattern or a function"),
         (["*.b"], TypeError, "expected a mapping such as"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_selects_nothing_is_an_error(rules, error, message):
     with pytest.raises(error, match=message):
@@ -177,6 +178,8 @@ def test_forgotten_parameters_begin_anew():
     before = opt.state_dict()["state"]["head.w"]["exp_avg"]
     with pytest.raises(ValueError, match="near are"):
         opt.forget("haed.w")
+    with pytest.raises(ValueError, match="selects no parameter"):
+        opt.forget([])
     assert same_bits(opt.state["head.w"]["exp_avg"], before)
     opt.forget(lambda name, x: True)
     assert all(entry == {"step": 0} for entry in opt.state.values())
