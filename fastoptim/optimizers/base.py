@@ -388,7 +388,8 @@ class Optimizer:
             if busy[0] != thread:
                 raise RuntimeError(BUSY)
             plan, options = self._ready_plan(), self._options
-            if grad_scale != 1.0 or max_norm is not None or skip_nonfinite is not False or options is not PLAIN:
+            scaled = type(grad_scale) is not float or grad_scale != 1.0
+            if scaled or max_norm is not None or skip_nonfinite is not False or options is not PLAIN:
                 options = self._step_options(plan, grad_scale, max_norm, skip_nonfinite, None)
             return applied(self._model, plan, self._backend, params, grads, options)
         finally:
