@@ -229,13 +229,14 @@ class ShardedOptimizer(Steps):
         grad_scale: float = 1.0,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
+        clip: str | None = None,
     ) -> StepInfo:
         """Update the parameters in place, on all ranks together.
 
         Arguments, result and errors are those of `Optimizer.step`; the norm is that of the reduced gradients, and all
         ranks skip or none does. A parameter is skipped if its gradient is ``None`` on every rank; where only some have
-        one, ``None`` counts as zeros. Options and hyperparameters must be the same on all ranks. An error on one rank
-        raises on all of them, before anything was changed.
+        one, ``None`` counts as zeros. Several ranks clip by the global norm alone. Options and hyperparameters must be
+        the same on all ranks. An error on one rank raises on all of them, before anything was changed.
         """
         with self._locked():
             error: Exception | None = None
@@ -244,9 +245,10 @@ class ShardedOptimizer(Steps):
             absent = np.zeros(len(self._whole._model.parameters), np.int64)
             try:
                 max_norm = self._whole.max_norm if max_norm is None else max_norm
-                scale, limit, skip, _ = step_options(grad_scale, max_norm, skip_nonfinite)
-                if self._whole.clip != "norm":
-                    raise ValueError(f"a ShardedOptimizer clips by the global norm, not by clip={self._whole.clip!r}")
+                clip = self._whole.clip if clip is None else clip
+                scale, limit, skip, clip = step_options(grad_scale, max_norm, skip_nonfinite, clip)
+                if clip != "norm":
+                    raise ValueError(f"a ShardedOptimizer clips by the global norm, not by clip={clip!r}")
                 said = {
                     "grad_scale": repr(scale),
                     "max_norm": repr(limit),

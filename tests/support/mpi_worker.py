@@ -227,6 +227,8 @@ def clipping():
             assert stay or (overwrite and limit is not None), "gradients were written to"
             return len(travels) / len(opt._buckets), expected.grad_norm
 
+        with raises(ValueError, "clips by the global norm"):
+            opt.step(gradients(params, 0), max_norm=1.0, clip="value")
         for t, limit in enumerate(everything):
             grads = gradients(params, t)
             own = {name: odd(2, 0) * g for name, g in grads.items()} if SIZE == 2 else grads  # whose mean is the same
