@@ -33,6 +33,15 @@ typedef atomic_int fo_flag;
 typedef int fo_flag;
 #endif
 
+/* NumPy's numbers of the dtypes; those of ml_dtypes are known when it is loaded. */
+static int type_numbers[FO_STORAGE_TYPES] = {NPY_FLOAT, NPY_DOUBLE, -1, NPY_HALF, -1, NPY_FLOAT};
+
+void fo_set_types(int32_t bfloat16, int32_t float8)
+{
+    type_numbers[FO_BFLOAT16] = bfloat16;
+    type_numbers[FO_FLOAT8] = float8;
+}
+
 /* What the functions for Python hang on to: a plan; a list whose only item counts its steps; and the tuple of states of the
  * last step, if all are views of other memory, which cannot be resized: of them only addresses need to be read again. */
 typedef struct {
@@ -60,11 +69,16 @@ static int bind(PyObject *object, fo_param *param, int slot, int *order)
     PyArrayObject *array = (PyArrayObject *)object;
     const PyArray_Descr *dtype = PyArray_DESCR(array);
     int flags = PyArray_FLAGS(array), needed = NPY_ARRAY_ALIGNED | (slot == SLOT_GRAD ? 0 : NPY_ARRAY_WRITEABLE);
-    if (dtype->type_num != (param->storage[slot] == FO_FLOAT64 ? NPY_DOUBLE : NPY_FLOAT) || dtype->byteorder == NPY_OPPBYTE ||
-        (flags & needed) != needed || PyArray_NDIM(array) != param->dimensions)
+    if (slot == SLOT_GRAD && param->storage[SLOT_PARAM] >= FO_BFLOAT16) /* of the parameter's dtype, or float32 */
+        param->storage[slot] = dtype->type_num == NPY_FLOAT ? FO_FLOAT32 : param->storage[SLOT_PARAM];
+    int storage = param->storage[slot];
+    const int64_t blocks = (param->n + FO_BLOCK - 1) / FO_BLOCK, *shape = storage == FO_SCALES ? &blocks : param->shape;
+    int dimensions = storage == FO_SCALES ? 1 : param->dimensions;
+    if (dtype->type_num != type_numbers[storage] || dtype->byteorder == NPY_OPPBYTE || (flags & needed) != needed ||
+        PyArray_NDIM(array) != dimensions)
         return -1;
-    for (int i = 0; i < param->dimensions; i++)
-        if (PyArray_DIM(array, i) != param->shape[i])
+    for (int i = 0; i < dimensions; i++)
+        if (PyArray_DIM(array, i) != shape[i])
             return -1;
     *order &= flags;
     void *data = PyArray_DATA(array);
@@ -77,7 +91,7 @@ static uintptr_t low_of(const fo_param *param, int slot) { return (uintptr_t)par
 
 static uintptr_t high_of(const fo_param *param, int slot)
 {
-    return low_of(param, slot) + (size_t)param->n * fo_storage_size(param->storage[slot]);
+    return low_of(param, slot) + fo_bytes(param->storage[slot], param->n);
 }
 
 static int by_low(const void *a, const void *b)
@@ -170,7 +184,7 @@ static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject 
     plan->disjoint = NONE;
     for (int64_t i = 0; i < count; i++) {
         fo_param *param = &plan->params[i];
-        int order = ORDERS;
+        int order = param->stored.low ? NPY_ARRAY_C_CONTIGUOUS : ORDERS; /* dithers and blocks count in C order */
         moved |= bind(p[i], param, SLOT_PARAM, &order);
         grad_moved |= bind(g[i], param, SLOT_GRAD, &order);
         moved |= bind_states(state, param, views_unchanged, &order, &owners);
@@ -194,8 +208,10 @@ static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject 
 static int read_row(fo_run *run, PyObject *row)
 {
     int count = 2 + fo_rule_coefficients(run->rule);
-    if (PyTuple_Size(row) != count)
+    Py_ssize_t size = PyTuple_Size(row);
+    if (size != count && size != count + 1)
         return 0;
+    run->t = size > count ? PyLong_AsLongLong(items_of(row)[count]) : 0;
     for (int i = 0; i < count; i++)
         run->scalars[i] = PyFloat_AsDouble(items_of(row)[i]);
     return !PyErr_Occurred();
@@ -272,7 +288,7 @@ static int take_shape(fo_plan *plan, PyObject *object)
     fo_param *param = plan->params;
     int type = PyArray_DESCR(array)->type_num;
     int8_t storage = type == NPY_DOUBLE ? FO_FLOAT64 : FO_FLOAT32; /* `bind` looks for other types */
-    double bytes = (double)fo_storage_size(storage); /* an integer might overflow */
+    double bytes = (double)fo_bytes(storage, 1); /* an integer might overflow */
     int64_t n = 1;
     param->dimensions = PyArray_NDIM(array), param->shape = (const int64_t *)PyArray_DIMS(array);
     for (int i = 0; i < param->dimensions; i++)
@@ -284,7 +300,7 @@ static int take_shape(fo_plan *plan, PyObject *object)
     if (n != param->n || storage != param->storage[SLOT_PARAM])
         plan->disjoint = NONE;
     param->n = n;
-    plan->least_gradient = (uint64_t)n * fo_storage_size(storage);
+    plan->least_gradient = fo_bytes(storage, n);
     memset(param->storage, storage, sizeof param->storage);
     return 1;
 }

@@ -6,21 +6,35 @@
 typedef struct {
     int32_t rule;  /* index into the table of rules */
     int32_t decay; /* 0 none, 1 coupled, 2 decoupled */
+    int64_t t;     /* the number of the step; kept where dithers need it */
     double scalars[18];
 } fo_run;
 
-/* One parameter. Slot 0 is the parameter, 1 the gradient, 2.. the states; each slot has a storage type
- * (0 float32, 1 float64); at present all slots of a parameter have the same one. The addresses are those of the last step and are read anew at every step. */
+/* How a parameter is stored that is computed in float32 but has slots of fewer bits; see fastoptim/rules/codecs.py. */
+typedef struct {
+    uint64_t seed;
+    int64_t number; /* of the parameter; seed, number, slot and step give the key of a dither */
+    int64_t first;  /* the number of its first element within the whole parameter */
+    int32_t nearest; /* whether numbers are rounded to nearest instead */
+    int32_t master;  /* whether the last slot is a float32 copy of the parameter, which is stepped in its place */
+    int32_t squares; /* bit i: state i is a mean of squares, stored as its root */
+    int32_t low;     /* whether any of this matters: 0 for a parameter whose slots are all of its own type */
+} fo_stored;
+
+/* One parameter. Slot 0 is the parameter, 1 the gradient, 2.. the states, then the scales of those that are float8, then
+ * the master copy. Each slot has a storage type: 0 float32, 1 float64, 2 bfloat16, 3 float16, 4 float8, 5 scales. The
+ * addresses are those of the last step and are read anew at every step. */
 typedef struct {
     int64_t n;
+    fo_stored stored;
     int64_t first_block;
     int32_t run;
     int32_t dimensions;
     const int64_t *shape;
-    int8_t storage[6];
+    int8_t storage[11];
     int8_t slots;
     int32_t state_order; /* the orders in memory that all states share, as NumPy's flags */
-    void *data[6];
+    void *data[11];
 } fo_param;
 
 /* What pace.c knows about one job. Times are in ns. */
@@ -58,9 +72,11 @@ typedef struct {
     uintptr_t *written; /* (low, high) of what a step writes, sorted */
 } fo_plan;
 
-/* plan.c: the step without Python. `storage` and `shapes` hold 6 and `dimensions[i]` numbers for each parameter. */
+/* plan.c: the step without Python. `storage` holds 11 numbers for each parameter (-1 where there is no
+ * slot), `shapes` dimensions[i]. */
 fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count, const int32_t *param_run,
-                     const int8_t *storage, const int32_t *dimensions, const int64_t *shapes, int32_t threads);
+                     const int8_t *storage, const fo_stored *stored, const int32_t *dimensions, const int64_t *shapes,
+                     int32_t threads);
 void fo_plan_free(fo_plan *plan);
 void fo_plan_apply(fo_plan *plan);
 double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k);
@@ -87,13 +103,15 @@ void fo_pace_observe_threaded(fo_pace *pace, double elapsed_ns, double waited_ns
  * (ndarray, memmap), and `head` the size of a tuple without its items; 0 if they are not found behind it. fo_functions takes
  * the plan over and appends to a list
  *   step(params, grads, states, rows) -> True, or False with nothing touched if an array is not plain, not as expected, or
- *     overlaps another; tuples of arrays, and a list with one tuple of floats (scale, decay, coefficients) for each run;
+ *     overlaps another; tuples of arrays, and a list with one tuple of floats (scale, decay, coefficients) for each run,
+ *     and behind them the number of the step where dithers need it;
  *   sum_squares(grads, grad_scale, k) -> float, or None if a gradient is not plain and C-ordered;
  *   step_array(p, g, states, row, dict, names, values) -> as step, for a plan of one parameter and one array of any shape,
  *     float32 or float64; False, too, if the array is so large that others should run meanwhile, or if the dict has not
  *     exactly these values under these names (None where it has none). It is not counted.
  * `counter` is a list whose only item grows by one with each step that was applied. */
 int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t both, size_t head);
+void fo_set_types(int32_t bfloat16, int32_t float8); /* NumPy's numbers of these dtypes, before a plan has them */
 int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions);
 
 /* kernels.c: the tables that were compiled in. Names are NULL past the end. */

@@ -14,8 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fastoptim.rules import updates  # noqa: E402
+from fastoptim.rules import codecs, updates  # noqa: E402
 from fastoptim.rules.table import APART, DECAYS, INSIDE, NONE, RULES, Rule  # noqa: E402
+from fastoptim.rules.typed import TypedC  # noqa: E402
 
 PRECEDENCE = {ast.Mult: 2, ast.Div: 2, ast.Add: 1, ast.Sub: 1}
 OPERATORS = {
@@ -39,6 +40,16 @@ TABLE = """\
  * the parameter, or the new PARAMETER. `decays` says which kinds of weight decay are compiled. `vectors` matters where
  * AVX-512 is: WIDE are of 64 bytes, NARROW of 32. Without states narrow ones are up to 7 % quicker from level-3 caches
  * and memory, and 4 % slower from nearer ones. */
+"""
+
+CODECS = """\
+/* Decoding and encoding of numbers that are stored in fewer bits; written by csrc/generate.py from
+ * fastoptim/rules/codecs.py. Do not edit. */
+"""
+
+MIX = """\
+/* The step of the hash that keys of dithers come from; written by csrc/generate.py from fastoptim/rules/codecs.py.
+ * Do not edit. */
 """
 
 
@@ -128,7 +139,15 @@ def table() -> str:
     return TABLE + "\n".join([f"{line:<118} \\" for line in lines[:-1]] + [lines[-1], ""])
 
 
-FILES = {"rules.h": header, "rule_table.h": table}
+def codec_functions() -> str:
+    return "\n".join([CODECS, *(TypedC(function).text() for function in codecs.ELEMENTWISE)])
+
+
+def mix() -> str:
+    return MIX + "\n" + TypedC(codecs.mix).text().replace("CODEC ", "static inline ")
+
+
+FILES = {"rules.h": header, "rule_table.h": table, "codecs.h": codec_functions, "mix.h": mix}
 
 if __name__ == "__main__":
     for name, text in FILES.items():

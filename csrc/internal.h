@@ -7,20 +7,47 @@
 
 #include "fastoptim.h"
 
-enum { FO_FLOAT32, FO_FLOAT64, FO_STORAGE_TYPES };
+enum { FO_FLOAT32, FO_FLOAT64, FO_COMPUTE_TYPES, FO_BFLOAT16 = FO_COMPUTE_TYPES, FO_FLOAT16, FO_FLOAT8, FO_SCALES, FO_STORAGE_TYPES };
+enum { FO_BLOCK = 128 }; /* elements of a float8 array that share a scale */
 enum { FO_DECAY_NONE, FO_DECAY_COUPLED, FO_DECAY_DECOUPLED };
 enum { FO_NORM_BLOCK = 4096, FO_NORM_LANES = 16 };
-enum { FO_STATES = 4, FO_COEFFICIENTS = 16, SLOT_PARAM = 0, SLOT_GRAD = 1, SLOT_STATE = 2, FO_SLOTS = SLOT_STATE + FO_STATES };
+/* A kernel knows FO_KERNEL_SLOTS; a parameter may have scales of its states and a master copy besides. */
+enum { FO_STATES = 4, FO_COEFFICIENTS = 16, SLOT_PARAM = 0, SLOT_GRAD = 1, SLOT_STATE = 2 };
+enum { FO_KERNEL_SLOTS = SLOT_STATE + FO_STATES, FO_SLOTS = FO_KERNEL_SLOTS + FO_STATES + 1 };
 
-static inline size_t fo_storage_size(int storage) { return storage == FO_FLOAT64 ? 8 : 4; }
+/* Bytes of `n` elements, of all or of as many from the beginning as make whole blocks. */
+static inline size_t fo_bytes(int storage, int64_t n)
+{
+    static const size_t size[FO_SCALES] = {4, 8, 2, 2, 1};
+    return storage == FO_SCALES ? (size_t)((n + FO_BLOCK - 1) / FO_BLOCK) * 4 : (size_t)n * size[storage];
+}
 
-/* kernels.c: `n` elements of one parameter. `data` holds the addresses of the slots; all have one storage type. */
+/* kernels.c: `n` elements of one parameter. `data` holds the addresses of the slots; all are of the compute type. */
 typedef void fo_kernel(const fo_run *run, int64_t n, void *const *data);
-fo_kernel *fo_kernel_for(int32_t rule, int storage);
+fo_kernel *fo_kernel_for(int32_t rule, int compute);
 
 /* Sums of (k * (grad_scale * g))**2, one for each block of FO_NORM_BLOCK elements, in the fixed order. */
 typedef void fo_square_kernel(double grad_scale, double k, int64_t n, const void *g, double *sums);
 fo_square_kernel *fo_square_kernel_for(int storage);
+
+/* A stretch of a slot of fewer bits: `n` elements, of which the first has the number `first`; where there are blocks, from
+ * the beginning of one. `square`: they are roots, of which `x` has the squares. */
+typedef struct {
+    int64_t n;
+    void *codes;
+    float *scales;
+    int square;
+    uint32_t key, first;
+} fo_stretch;
+typedef void fo_decoder(const fo_stretch *from, float *x);
+typedef void fo_encoder(const fo_stretch *to, const float *x);
+fo_decoder *fo_decoder_for(int storage);
+fo_encoder *fo_encoder_for(int storage, int nearest);
+
+/* stored.c: a kernel in float32 over `n` elements from `start` on of a parameter with slots of fewer bits; and the sums of
+ * squares of its gradient, as above. */
+void fo_step_stored(const fo_param *param, const fo_run *run, int64_t start, int64_t n);
+void fo_squares_stored(const fo_param *param, double grad_scale, double k, int64_t start, int64_t n, double *sums);
 
 /* Jobs that follow each other within this time are a burst: workers spin for it, and pace.c judges them apart. */
 enum { FO_BURST_NS = 200000 };

@@ -36,7 +36,8 @@ static int64_t cut(fo_plan *plan, int64_t size, int64_t *chunk_param, int64_t *c
 }
 
 fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count, const int32_t *param_run,
-                     const int8_t *storage, const int32_t *dimensions, const int64_t *shapes, int32_t threads)
+                     const int8_t *storage, const fo_stored *stored, const int32_t *dimensions, const int64_t *shapes,
+                     int32_t threads)
 {
     int64_t lengths = 0, elements = 0;
     for (int64_t e = 0; e < param_count; e++)
@@ -58,18 +59,20 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count,
     for (int64_t e = 0; e < param_count; e++) {
         fo_param *param = &plan->params[e];
         param->run = param_run[e], param->dimensions = dimensions[e], param->shape = shape;
-        param->slots = (int8_t)(SLOT_STATE + fo_rule_states(runs[param->run].rule));
         param->n = product(dimensions[e], shape);
         shape += dimensions[e];
+        param->stored = stored[e];
         memcpy(param->storage, storage + e * FO_SLOTS, FO_SLOTS);
+        while (param->slots < FO_SLOTS && param->storage[param->slots] >= 0)
+            param->slots++;
         param->first_block = plan->block_count;
         plan->block_count += (param->n + FO_NORM_BLOCK - 1) / FO_NORM_BLOCK;
         elements += param->n;
-        double bytes = (double)param->n * (double)fo_storage_size(param->storage[SLOT_PARAM]);
         plan->state_count += param->slots - SLOT_STATE;
-        plan->step_bytes += bytes * (2 * param->slots - 1);
-        plan->norm_bytes += bytes;
-        uint64_t gradient = (uint64_t)param->n * fo_storage_size(param->storage[SLOT_GRAD]);
+        for (int slot = 0; slot < param->slots; slot++)
+            plan->step_bytes += (slot == SLOT_GRAD ? 1.0 : 2.0) * (double)fo_bytes(param->storage[slot], param->n);
+        uint64_t gradient = fo_bytes(param->storage[SLOT_GRAD], param->n);
+        plan->norm_bytes += (double)gradient;
         if (gradient && gradient < plan->least_gradient)
             plan->least_gradient = gradient;
     }
@@ -117,10 +120,11 @@ static int64_t last_of(const fo_plan *plan, int64_t chunk)
 /* Whether every array of `after` begins where that of `before` ends (a packed model): one run of the kernel serves both. */
 static int adjoins(const fo_param *before, const fo_param *after)
 {
-    if (before->run != after->run || before->storage[SLOT_PARAM] != after->storage[SLOT_PARAM])
+    if (before->run != after->run || before->storage[SLOT_PARAM] != after->storage[SLOT_PARAM] || before->stored.low ||
+        after->stored.low)
         return 0;
     for (int i = 0; i < before->slots; i++)
-        if ((char *)before->data[i] + (size_t)before->n * fo_storage_size(before->storage[i]) != after->data[i])
+        if ((char *)before->data[i] + fo_bytes(before->storage[i], before->n) != after->data[i])
             return 0;
     return 1;
 }
@@ -133,9 +137,13 @@ static void step_chunk(void *context, int64_t chunk)
     for (int64_t e = plan->chunk_param[chunk]; e <= last; e++, start = 0) {
         const fo_param *param = &plan->params[e];
         const fo_run *run = &plan->runs[param->run];
+        if (param->stored.low) {
+            fo_step_stored(param, run, start, stop_of(plan, chunk, e) - start);
+            continue;
+        }
         void *data[FO_SLOTS] = {0};
         for (int i = 0; i < param->slots; i++)
-            data[i] = (char *)param->data[i] + (size_t)start * fo_storage_size(param->storage[i]);
+            data[i] = (char *)param->data[i] + fo_bytes(param->storage[i], start);
         int64_t n = stop_of(plan, chunk, e) - start;
         for (; e < last && adjoins(&plan->params[e], &plan->params[e + 1]); e++)
             n += stop_of(plan, chunk, e + 1);
@@ -151,9 +159,14 @@ static void norm_chunk(void *context, int64_t chunk)
     int64_t start = plan->chunk_start[chunk], last = last_of(plan, chunk);
     for (int64_t e = plan->chunk_param[chunk]; e <= last; e++, start = 0) {
         const fo_param *param = &plan->params[e];
-        const char *g = (const char *)param->data[SLOT_GRAD] + (size_t)start * fo_storage_size(param->storage[SLOT_GRAD]);
-        fo_square_kernel_for(param->storage[SLOT_GRAD])(j->grad_scale, j->k, stop_of(plan, chunk, e) - start, g,
-                                                plan->block_sums + param->first_block + start / FO_NORM_BLOCK);
+        int storage = param->storage[SLOT_GRAD];
+        int64_t n = stop_of(plan, chunk, e) - start;
+        double *sums = plan->block_sums + param->first_block + start / FO_NORM_BLOCK;
+        if (storage < FO_COMPUTE_TYPES)
+            fo_square_kernel_for(storage)(j->grad_scale, j->k, n,
+                                          (const char *)param->data[SLOT_GRAD] + fo_bytes(storage, start), sums);
+        else
+            fo_squares_stored(param, j->grad_scale, j->k, start, n, sums);
     }
 }
 
@@ -189,7 +202,7 @@ void fo_rows_apply(const fo_run *run, int32_t storage, int64_t count, const int6
 {
     fo_kernel *kernel = fo_kernel_for(run->rule, storage);
     const int slots = SLOT_STATE + fo_rule_states(run->rule);
-    const size_t bytes = (size_t)length * fo_storage_size(storage);
+    const size_t bytes = fo_bytes(storage, length);
     const size_t asked = bytes < LINES_AHEAD * 64 ? bytes : LINES_AHEAD * 64;
     fo_float_mode mode = fo_float_mode_set_default();
     for (int64_t first = 0, last; first < count; first = last) {

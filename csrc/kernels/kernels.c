@@ -41,13 +41,17 @@ typedef double fo_four_doubles __attribute__((vector_size(4 * sizeof(double))));
 #define NAME(x) x##_double
 #include "loops.inc"
 
+#include "codecs.inc"
+
 #define ONE(...) +1
 enum { RULE_COUNT = 0 FO_RULES(ONE) FO_ROOFLINES(ONE) };
 #undef ONE
 
 struct kernels {
-    fo_kernel *rules[RULE_COUNT][FO_STORAGE_TYPES];
-    fo_square_kernel *squares[FO_STORAGE_TYPES];
+    fo_kernel *rules[RULE_COUNT][FO_COMPUTE_TYPES];
+    fo_square_kernel *squares[FO_COMPUTE_TYPES];
+    fo_decoder *decoders[FO_SCALES];
+    fo_encoder *encoders[FO_SCALES][2]; /* stochastic, to nearest */
 };
 
 #if defined(__x86_64__)
@@ -112,9 +116,15 @@ const char *fo_isa_name(int32_t isa)
     return isa >= 0 && isa < (int32_t)(sizeof isa_names / sizeof *isa_names) ? isa_names[isa] : 0;
 }
 
-fo_kernel *fo_kernel_for(int32_t rule, int storage) { return kernels_by_isa[fo_isa_selected()]->rules[rule][storage]; }
+static const struct kernels *chosen(void) { return kernels_by_isa[fo_isa_selected()]; }
 
-fo_square_kernel *fo_square_kernel_for(int storage) { return kernels_by_isa[fo_isa_selected()]->squares[storage]; }
+fo_kernel *fo_kernel_for(int32_t rule, int compute) { return chosen()->rules[rule][compute]; }
+
+fo_square_kernel *fo_square_kernel_for(int storage) { return chosen()->squares[storage]; }
+
+fo_decoder *fo_decoder_for(int storage) { return chosen()->decoders[storage]; }
+
+fo_encoder *fo_encoder_for(int storage, int nearest) { return chosen()->encoders[storage][nearest]; }
 
 static const struct {
     const char *name;

@@ -41,7 +41,7 @@ def check_parameter(name: str, p: Any, role: str = "parameter") -> None:
     """TypeError or ValueError unless `p` is an array that a step can update in place."""
     if not isinstance(p, np.ndarray) or isinstance(p, np.ma.MaskedArray):
         raise TypeError(f"{role} {name!r}: expected a NumPy array, got {type(p).__name__}{_hint(p)}")
-    check_dtype(name, p.dtype, role)
+    check_stored_dtype(name, p.dtype, role)
     if not p.flags.writeable:
         raise ValueError(f"{role} {name!r} is read-only")
     if overlaps_itself(p):
@@ -67,6 +67,14 @@ def check_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
     if dtype not in DTYPES:
         hint = ": if it holds arrays, make it a list of them, list(x)" if dtype.hasobject else ""
         raise TypeError(f"{role} {name!r}: expected native float32 or float64, got {dtype_name(dtype)}{hint}")
+
+
+def check_stored_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
+    """TypeError unless `dtype` is native and one that arrays are stored in: float8 only for states."""
+    low = dtype.name == "bfloat16" or (dtype == np.float16 and dtype.isnative)
+    if not (dtype in DTYPES or low or (role != "parameter" and dtype.name == "float8_e4m3fn")):
+        expected = "native float32 or float64, bfloat16 or float16"
+        raise TypeError(f"{role} {name!r}: expected {expected}, got {dtype_name(dtype)}")
 
 
 def check_companion(name: str, role: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> Array:

@@ -38,6 +38,12 @@ def to_contiguous(p: Array, g: Array, states: Sequence[Array]) -> Contiguous:
     every = (p, g, *states)
     if all(x.flags.f_contiguous and x.flags.aligned for x in every):
         return Contiguous(tuple(_base_array(x).T.reshape(-1) for x in every), (), True)
+    return to_c_order(p, g, states)
+
+
+def to_c_order(p: Array, g: Array, states: Sequence[Array]) -> Contiguous:
+    """Views where all arrays lie in C order, in which dithers and blocks count elements; else copies of the others."""
+    every = (p, g, *states)
     plain = tuple(flat(x) for x in every)
     copied = [not np.may_share_memory(x, copy) for x, copy in zip(every, plain, strict=True)]
     copies = tuple((every[i], plain[i]) for i, moved in enumerate(copied) if moved and i != 1)

@@ -15,6 +15,7 @@ from ..arrays import checks, layout
 from ..arrays.rows import TableRows
 from ..common.public import public
 from ..rules import reference
+from ..rules.codecs import Stored
 from ..rules.table import Kernel
 
 Scalars = tuple[float, ...]  # (scale, decay, *coefficients) of a kernel
@@ -23,7 +24,7 @@ Norm = Callable[[Sequence[Any], float], float]
 
 
 class Described(Protocol):
-    """Anything that has a shape and a dtype."""
+    """Anything that has a shape and a dtype; and, if some of its arrays have fewer bits, how it is `stored`."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -59,10 +60,20 @@ class Prepared(Protocol):
 
 
 class KernelCall(NamedTuple):
-    """A kernel and the arrays that it is to work on: rows of (p, g, *states), all contiguous and one-dimensional."""
+    """A kernel and the arrays that it is to work on: rows of (p, g, *states), all contiguous and one-dimensional.
+
+    `stored` says of each row how it is stored, where some arrays have fewer bits: the row then goes on with scales and
+    a master copy, all in C order, and the scalars with the number of the step.
+    """
 
     kernel: Kernel
     arrays: Sequence[tuple[Any, ...]]
+    stored: Sequence[Stored | None] = ()
+
+    @property
+    def rows(self) -> list[tuple[tuple[Any, ...], Stored | None]]:
+        """Each row with how it is stored."""
+        return list(zip(self.arrays, self.stored or [None] * len(self.arrays), strict=True))
 
 
 @public

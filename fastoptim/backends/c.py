@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import rules
 from ..arrays import checks
 from ..arrays.rows import TableRows
+from ..arrays.storage import small_dtype
+from ..rules.codecs import Stored
 from ..rules.table import DECAYS, MAX_STATES, RULES, Kernel
 from .base import Backend, Described, KernelCall, Launch, Scalars
 
@@ -26,8 +29,8 @@ except ImportError as error:
 
 ffi, lib = _c.ffi, _c.lib
 
-_STORAGE = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
-_SLOTS = 2 + MAX_STATES
+_STORAGE = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3, "float8": 4, "scales": 5}
+_SLOTS = 2 + MAX_STATES + MAX_STATES + 1
 
 
 def _names(function: Any) -> list[str]:
@@ -39,6 +42,26 @@ def _names(function: Any) -> list[str]:
 
 RULE_NAMES = _names(lib.fo_rule_name)
 ISA_NAMES = _names(lib.fo_isa_name)
+
+
+@cache
+def _know_types() -> None:
+    """Tell the extension which numbers NumPy has given to the dtypes of ml_dtypes, if that is installed."""
+    lib.fo_set_types(*(-1 if dtype is None else dtype.num for dtype in map(small_dtype, ("bfloat16", "float8"))))
+
+
+class _Row(NamedTuple):
+    """A member of a plan that is made for arrays at hand."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    stored: Stored | None
+
+
+def _row(x: Any) -> _Row:
+    """The member for an array of any dtype."""
+    low = x.dtype not in checks.DTYPES
+    return _Row(x.shape, x.dtype, Stored(x.dtype.name, "float32", (), 0, 0) if low else None)
 
 
 class CPlan:
@@ -87,7 +110,19 @@ class CPlan:
         described = ffi.new("fo_run[]", max(1, len(runs)))
         for i, (number, decay) in enumerate(runs):
             described[i].rule, described[i].decay = number, DECAYS.index(decay)
-        storage = np.repeat(np.array([_STORAGE[np.dtype(m.dtype)] for m in members], np.int8), _SLOTS)
+        storage = np.full((len(members), _SLOTS), -1, np.int8)
+        stored = ffi.new("fo_stored[]", max(1, len(members)))
+        for i, member in enumerate(members):
+            states = lib.fo_rule_states(runs[run_of[i]][0])
+            if (by := getattr(member, "stored", None)) is None:
+                storage[i, : 2 + states] = _STORAGE[np.dtype(member.dtype).name]
+                continue
+            slots = [by.parameter, by.parameter, *[by.state] * states, *["scales"] * by.scales]
+            slots += ["float32"] * by.master
+            storage[i, : len(slots)] = [_STORAGE[slot] for slot in slots]
+            squares = sum(square << k for k, square in enumerate(by.squares))
+            stored[i] = (by.seed, by.number, by.first, by.nearest, by.master, squares, True)
+            _know_types()
         shapes = np.array([length for m in members for length in m.shape], np.int64)
         handle = lib.fo_plan_new(
             len(runs),
@@ -95,6 +130,7 @@ class CPlan:
             len(members),
             ffi.from_buffer("int32_t[]", np.array(run_of, np.int32)),
             ffi.from_buffer("int8_t[]", storage),
+            stored,
             ffi.from_buffer("int32_t[]", np.array([len(m.shape) for m in members], np.int32)),
             ffi.from_buffer("int64_t[]", shapes),
             threads,
@@ -188,7 +224,8 @@ class CBackend(Backend):
         rows = [row for call in calls for row in call.arrays]
         params, grads = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
         states = tuple(x for row in rows for x in row[2:])
-        plan = self.plan([call.kernel for call in calls], run_of, params, [0], threads)
+        members = [_Row(row[0].shape, row[0].dtype, stored) for call in calls for row, stored in call.rows]
+        plan = self.plan([call.kernel for call in calls], run_of, members, [0], threads)
         return lambda scalars: _applied(plan.step(params, grads, states, list(scalars)))
 
     def prepare_rows(
@@ -203,10 +240,10 @@ class CBackend(Backend):
         )
         length = table.sums.size // len(table.sums)
         rows, at = (ffi.from_buffer("int64_t[]", x) for x in (table.rows, table.at))
-        return lambda: lib.fo_rows_apply(run, _STORAGE[p.dtype], len(table.rows), rows, at, length, data)
+        return lambda: lib.fo_rows_apply(run, _STORAGE[p.dtype.name], len(table.rows), rows, at, length, data)
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
-        plan = CPlan([(0, "none")], [0] * len(grads), grads, [0], threads)
+        plan = CPlan([(0, "none")], [0] * len(grads), [_row(g) for g in grads], [0], threads)
         _applied(plan.sum_squares(tuple(grads), grad_scale, k) is not None)
         return plan.block_sums()
 

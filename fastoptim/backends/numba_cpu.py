@@ -22,8 +22,10 @@ from .. import rules
 from ..arrays import checks
 from ..common.threads import ForkSafeLock
 from ..rules import lowering, reference
+from ..rules.codecs import widened
 from ..rules.norm import NORM_BLOCK
-from ..rules.table import Rule
+from ..rules.table import Kernel, Rule
+from . import numba_stored
 from .base import Backend, KernelCall, Launch, Norm, Scalars
 from .numba_kernels import own_source, source
 
@@ -157,12 +159,16 @@ class NumbaBackend(Backend):
 
     def _kernel(self, name: str, dtype: np.dtype, rule: Rule | None = None) -> int:
         """Address of a kernel, compiled (or read from the cache) before a step writes anything."""
-        name = f"{name}_{dtype.name}"
+        scalars = self._numba.types.CPointer(self._numba.from_dtype(dtype))
+        return self._compile(f"{name}_{dtype.name}", scalars, rule)
+
+    def _compile(self, name: str, scalars: Any, rule: Rule | None = None) -> int:
+        """Address of a function ``(row, scalars, first, count)``."""
         module = self._module_of(rule)
         key = name if module is self._module else f"{module.__name__}.{name}"
         if key not in self._compiled:
             t = self._numba.types
-            signature = t.void(t.CPointer(t.uint64), t.CPointer(self._numba.from_dtype(dtype)), t.int64, t.int64)
+            signature = t.void(t.CPointer(t.uint64), scalars, t.int64, t.int64)
             try:
                 compiled = self._numba.cfunc(signature, cache=self._cached)(getattr(module, name))
             except UNREADABLE as error:
@@ -175,9 +181,14 @@ class NumbaBackend(Backend):
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         jobs = []  # one for each dtype in a call
-        for i, (kernel, rows) in enumerate(calls):
+        stored_jobs = []
+        for i, call in enumerate(calls):
+            kernel = call.kernel
+            low = [(row, by) for row, by in call.rows if by is not None and row[0].size]
+            if low:
+                stored_jobs.append((i, [by for _, by in low], self._stored_job(kernel, low)))
             for dtype in checks.DTYPES:
-                chosen = [row for row in rows if row[0].dtype == dtype and row[0].size]
+                chosen = [row for row, by in call.rows if by is None and row[0].dtype == dtype and row[0].size]
                 if chosen:
                     address = self._kernel(kernel.name, dtype, kernel.rule)
                     addresses = [tuple(map(_address, row)) for row in chosen]
@@ -186,10 +197,22 @@ class NumbaBackend(Backend):
         def launch(scalars: Sequence[Scalars]) -> None:
             checks.check_arithmetic()
             rounded = [_rounded(scalars[i], dtype) for i, dtype, _ in jobs]  # before anything is written
+            low = [_rounded(scalars[i][:-1], np.dtype(np.float32)) for i, _, _ in stored_jobs]
+            for (i, stored, job), k in zip(stored_jobs, low, strict=True):
+                for row, by in zip(job.table, stored, strict=True):
+                    numba_stored.set_keys(row, by, int(scalars[i][-1]))
+                self._pool.run(job, k, PIECE // NORM_BLOCK, ALONE_BELOW // NORM_BLOCK, threads)
             for (_, _, job), k in zip(jobs, rounded, strict=True):
                 self._pool.run(job, k, PIECE, ALONE_BELOW, threads)
 
         return launch
+
+    def _stored_job(self, kernel: Kernel, rows: Sequence[tuple[tuple[Any, ...], Any]]) -> _Job:
+        """A kernel over parameters with arrays of fewer bits; its items are blocks of the norm."""
+        inner = self._kernel(kernel.name, np.dtype(np.float32), kernel.rule)
+        address = self._compile("stored_step", self._numba.types.uint64)
+        table = [tuple(numba_stored.table_row(inner, row, by, _address)) for row, by in rows]
+        return _Job(address, table, [-(-row[0].size // NORM_BLOCK) for row, _ in rows], 0)
 
     def layouts(self, arrays: tuple[Any, ...], states: tuple[Any, ...]) -> list[dict[str, Any]] | None:
         if set(map(type, arrays)) != {np.ndarray}:
@@ -222,10 +245,11 @@ class NumbaBackend(Backend):
         return run
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
-        return self._sums(grads, threads)(grad_scale, k)
+        wide = [widened(g) for g in grads]  # must live until the sums are there
+        return self._sums(wide, threads)(grad_scale, k)
 
     def prepare_norm(self, grads: Sequence[Any], threads: int) -> Norm:
-        if not all(g.flags.c_contiguous and g.flags.aligned for g in grads):
+        if not all(g.flags.c_contiguous and g.flags.aligned and g.dtype in checks.DTYPES for g in grads):
             return super().prepare_norm(grads, threads)
         sums = self._sums(grads, threads)
         return lambda _, grad_scale: rules.norm_from_squares(lambda k: reference.tree_sum(sums(grad_scale, k)))

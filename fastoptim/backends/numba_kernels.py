@@ -11,6 +11,7 @@ from ..arrays import checks
 from ..rules import lowering
 from ..rules.norm import NORM_BLOCK, NORM_LANES
 from ..rules.table import Kernel, Rule, kernels
+from . import numba_stored
 
 ROWS = 8  # rows of a norm block that are added between two stores of the lanes
 _PRELUDE = """\
@@ -180,6 +181,7 @@ def source() -> str:
             _PRELUDE,
             _DRIVER,
             *_updates(),
+            *numba_stored.sources(),
             _BLOCK_SUM.format(tile=ROWS * NORM_LANES, lanes=NORM_LANES, rows="\n".join(rows)),
             *(_NORM.format(dtype=dtype.name, lanes=NORM_LANES, block=NORM_BLOCK) for dtype in checks.DTYPES),
         ]

@@ -9,26 +9,32 @@ import numpy as np
 
 from ..arrays import checks
 from ..rules import reference
+from ..rules.codecs import BLOCK, Stored, part
 from ..rules.table import Kernel
 from .base import Backend, KernelCall, Launch, Scalars
 
-TILE = 1 << 15  # elements; the temporaries of one tile fit a level-2 cache
+TILE = 1 << 15  # elements, whole blocks of float8; the temporaries of one tile fit a level-2 cache
 
 
 RESERVE = 1 << 21  # bytes, never touched: room for small tiles when there is none for large ones
 
 
-def _step(kernel: Kernel, p: Any, g: Any, states: Sequence[Any], row: Scalars) -> None:
+def _step(kernel: Kernel, arrays: Sequence[Any], stored: Stored | None, row: Scalars) -> None:
     """Step one array tile by tile. Where memory is short, tiles become smaller, so that no step ends halfway."""
-    reserve, size, start = _reserve(), TILE, 0
-    while start < p.size:
-        tile = slice(start, start + size)
+    reserve, size, start, n = _reserve(), TILE, 0, arrays[0].size
+    least = 1 if stored is None else BLOCK
+    scalars = row[: 2 + len(kernel.rule.coefficients)]  # without the number of the step
+    while start < n:
+        tile = [part(x, n, start, start + size) for x in arrays]
         try:
-            reference.update(kernel, p[tile], g[tile], [state[tile] for state in states], row)
+            if stored is None:
+                reference.update(kernel, tile[0], tile[1], tile[2:], scalars)
+            else:
+                reference.update_stored(kernel, tile, stored.after(start), scalars, int(row[-1]))
         except MemoryError:  # before the tile was written
-            if size == 1:
+            if size == least:
                 raise
-            reserve, size = None, max(1, size // 8)
+            reserve, size = None, max(least, size // 8)
         else:
             start += size
     del reserve
@@ -47,9 +53,9 @@ class NumpyBackend(Backend):
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         def launch(scalars: Sequence[Scalars]) -> None:
             checks.check_arithmetic()
-            for (kernel, arrays), row in zip(calls, scalars, strict=True):
-                for p, g, *states in arrays:
-                    _step(kernel, p, g, states, row)
+            for call, row in zip(calls, scalars, strict=True):
+                for arrays, stored in call.rows:
+                    _step(call.kernel, arrays, stored, row)
 
         return launch
 

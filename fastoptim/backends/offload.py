@@ -26,6 +26,7 @@ import numpy as np
 
 from .. import rules
 from ..arrays import checks, layout
+from ..rules.codecs import part
 from .base import Backend, KernelCall, Launch, Scalars
 
 DEFAULT_BUDGET = 256 << 20
@@ -128,25 +129,26 @@ class OffloadBackend(Backend):
 
     # --- arithmetic, tile by tile
 
-    def _cut(self, *streams: Any) -> list[list[Any]]:
-        """Tiles of plain arrays of one length: three, one in use and its neighbours, fill the budget.
+    def _cut(self, *streams: Any) -> list[tuple[int, list[Any]]]:
+        """Tiles of a parameter's arrays, and where they begin: three, one in use and its neighbours, fill the budget.
 
         They end at blocks of the norm, whose sum is then that of the whole.
         """
         size = streams[0].size
         if all(mapping_of(x) is None for x in streams):
-            return [list(streams)] if size else []
+            return [(0, list(streams))] if size else []
         length = self.budget // (3 * sum(x.itemsize for x in streams))
         length = max(rules.NORM_BLOCK, length - length % rules.NORM_BLOCK)
-        return [[x[i : i + length] for x in streams] for i in range(0, size, length)]
+        return [(i, [part(x, size, i, i + length) for x in streams]) for i in range(0, size, length)]
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         tiles, steps = [], []
-        for i, (kernel, arrays) in enumerate(calls):
-            for row in arrays:
-                for tile in self._cut(*row):
+        for i, call in enumerate(calls):
+            for row, stored in call.rows:
+                for start, tile in self._cut(*row):
                     tiles.append(tile)
-                    steps.append((i, self.inner.prepare([KernelCall(kernel, [tuple(tile)])], threads)))
+                    by = None if stored is None else stored.after(start)
+                    steps.append((i, self.inner.prepare([KernelCall(call.kernel, [tuple(tile)], [by])], threads)))
 
         def launch(scalars: Sequence[Scalars]) -> None:
             for (i, step), _ in zip(steps, _walk(tiles, self.budget), strict=True):
@@ -155,7 +157,7 @@ class OffloadBackend(Backend):
         return launch
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
-        tiles = [tile for g in grads for tile in self._cut(g)]
+        tiles = [tile for g in grads for _, tile in self._cut(g)]
         sums = [self.inner.block_sums(tile, grad_scale, k, threads) for tile in _walk(tiles, self.budget)]
         return np.concatenate([np.zeros(0), *sums])
 

@@ -29,6 +29,8 @@ _DTYPES = {
 }
 
 _MOST_BITS = 14_000  # of an int: what Python reads by default has at most 4300 digits
+# The same for dtypes of ml_dtypes
+_SMALL = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
 
 
 def encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -121,19 +123,19 @@ def _refuse_constant(text: str) -> Any:
 
 def dtype_name(dtype: np.dtype) -> str | None:
     """Return safetensors' name of a dtype of either byte order; None if a checkpoint cannot hold it."""
-    if dtype.name == "bfloat16":
-        return "BF16"
+    if dtype.name in _SMALL.values():
+        return next(name for name, text in _SMALL.items() if text == dtype.name)
     little = dtype.newbyteorder("<").str
     return next((name for name, text in _DTYPES.items() if text == little), None)
 
 
 def dtype_of(name: str) -> np.dtype:
     """Return the little-endian dtype of that name; CheckpointError or KeyError if there is none."""
-    if name == "BF16":
+    if name in _SMALL:
         try:
             import ml_dtypes
         except ImportError as error:
-            raise CheckpointError("bfloat16 arrays need ml_dtypes: pip install ml_dtypes") from error
-        bfloat16: np.dtype = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
+            raise CheckpointError(f"{_SMALL[name]} arrays need ml_dtypes: pip install ml_dtypes") from error
+        small: np.dtype = np.dtype(getattr(ml_dtypes, _SMALL[name]))
+        return small
     return np.dtype(_DTYPES[name])

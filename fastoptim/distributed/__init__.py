@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arrays.checks import check_dtype
+from ..arrays.storage import Storage
 from ..backends import StepInfo
 from ..common.signals import deferred_signals
 from ..common.threads import threads_from_environment
@@ -149,6 +151,13 @@ class ShardedOptimizer(Steps):
             if threads is None and threads_from_environment() is None:
                 threads = share
             self._whole = plain_optimizer(kind, params, backend, threads, hyper)
+            if self._whole._storage != Storage():
+                raise ValueError(
+                    "several ranks keep states in the dtype of their parameters: state_dtype, rounding, master and "
+                    "seed are for one"
+                )
+            for parameter in self._whole._model.parameters:
+                check_dtype(parameter.name, parameter.dtype)
             self._options = options(reduction, deterministic, buffer_bytes, overwrite_grads)
             described = description(self._whole, self._options)
         except Exception as exception:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
+from ..arrays.storage import StorageOptions
 from ..common.public import public
 from .base import Optimizer
 from .hyperparameters import PerGroup, adam_spec, with_defaults
@@ -93,10 +94,11 @@ class Adam(Optimizer):
         memory_budget: int | str | None = None,
         max_norm: float | None = None,
         clip: str = "norm",
+        **storage: Unpack[StorageOptions],
     ):
         values = (lr, betas, eps, weight_decay, amsgrad, maximize, eps_mode, decay_mode)
         defaults = dict(zip(self._names, values, strict=True))
-        super().__init__(params, defaults, backend, threads, state_dir, memory_budget, max_norm, clip)
+        super().__init__(params, defaults, backend, threads, state_dir, memory_budget, max_norm, clip, **storage)
 
 
 @public

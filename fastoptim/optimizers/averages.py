@@ -177,7 +177,7 @@ class Average:
                 raise ValueError(f"not a state dict of an Average: {error}") from error
             if version != 1 or set(arrays) != set(self._names):
                 raise ValueError("state dict has other parameters than this Average, or another version")
-            for name, shape, dtype in self._members:
+            for name, shape, dtype, _ in self._members:
                 check_companion(name, "average", arrays[name], shape, dtype)
             with deferred_signals():
                 for name, average in zip(self._names, self._averages, strict=True):

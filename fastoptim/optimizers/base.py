@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 
+from ..arrays.storage import Storage, StorageOptions, compute_dtype
 from ..backends import resolve
 from ..backends.base import StepInfo
 from ..backends.offload import OffloadBackend
@@ -58,8 +59,10 @@ class Optimizer:
         memory_budget: int | str | None = None,
         max_norm: float | None = None,
         clip: str = "norm",
+        **storage: Unpack[StorageOptions],
     ):
         params = listed(params)
+        self._storage = Storage.checked(**storage)
         self._threads = resolve_threads(threads)
         self._start(defaults)
         self.max_norm, self.clip = max_norm, clip
@@ -167,10 +170,11 @@ class Optimizer:
         described: list[Any] = [None] * len(leaves)
         for i in stepped:
             described[i] = backend.describe(leaves[i])
+            self._storage.check(names[i], described[i][1], backend.name)
         entries = []
         for values, (_, positions) in zip(every, members, strict=True):
             entry = ParamGroup.make([leaves[i] for i in positions], [names[i] for i in positions], values)
-            self._spec_of(entry, {described[i][1] for i in positions})
+            self._spec_of(entry, {compute_dtype(described[i][1]) for i in positions})
             entries.append(entry)
         memory_maps = any(isinstance(leaves[i], np.memmap) for i in stepped)
         if memory_maps and not isinstance(backend, OffloadBackend):
@@ -406,12 +410,14 @@ class Optimizer:
         version = model.changes[0]
         dtypes: dict[int, set[Any]] = {}
         for parameter in model.parameters:
-            dtypes.setdefault(id(parameter.group), set()).add(parameter.dtype)
+            dtypes.setdefault(id(parameter.group), set()).add(compute_dtype(parameter.dtype))
         specs = {id(group): self._spec_of(group, dtypes.get(id(group), set())) for group in model.groups}
         plan = self._plan
         if plan is None or not plan.adopt(specs):
             self._drop_plan()
-            plan = self._plan = make_plan(model, specs, self._backend, self._threads, self._skipped, self._lazy)
+            storage, lazy = self._storage, self._lazy
+            plan = make_plan(model, specs, storage, self._backend, self._threads, self._skipped, lazy)
+            self._plan = plan
         plan.params = model.arrays()
         plan.version = -1 if plan.unsettled else version
         return plan

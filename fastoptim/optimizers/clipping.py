@@ -25,6 +25,7 @@ def _checked(grads: Any, backend: str, written: bool) -> tuple[Backend, dict[str
             continue
         if written:
             chosen.check_parameter(name, g, "gradient")
+            _described(chosen, name, g)
         else:
             g = chosen.check_companion(name, "gradient", g, *_described(chosen, name, g))
         checked[name] = g

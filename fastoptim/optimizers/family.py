@@ -10,10 +10,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ..arrays.storage import StorageOptions
 from ..backends import choose
 from ..common.validation import check_range, choice, count, flag, real
 from ..rules.table import RULES, Kernel
@@ -25,7 +26,7 @@ from .update import update_array
 BELOW_ONE = (0.0, 1.0)
 
 
-class Options(TypedDict, total=False):
+class Options(StorageOptions, total=False):
     """What every optimizer takes beside its hyperparameters; `SGD` describes them."""
 
     backend: str

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, cast, overload
 
 from .. import rules
+from ..arrays.storage import STORAGE_OPTIONS
 from ..backends import Backend, available, choose, get_backend, resolve
 from ..common.public import public
 from ..common.validation import choice, count, flag, real
@@ -111,7 +112,9 @@ class OwnOptimizer(Optimizer, metaclass=_OwnClass):
         memory_budget: int | str | None = None,
         **hyperparameters: Any,
     ):
-        super().__init__(params, self._values(hyperparameters), backend, threads, state_dir, memory_budget)
+        storage: Any = {name: hyperparameters.pop(name) for name in STORAGE_OPTIONS if name in hyperparameters}
+        values = self._values(hyperparameters)
+        super().__init__(params, values, backend, threads, state_dir, memory_budget, **storage)
 
     @classmethod
     def _values(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,6 +194,7 @@ def rule(
     states: str | Sequence[str] = ...,
     decay: str | None = ...,
     initial: Mapping[str, float | str] | None = ...,
+    squares: str | Sequence[str] = ...,
     gives: str = ...,
     name: str | None = ...,
 ) -> type[OwnOptimizer]: ...
@@ -204,6 +208,7 @@ def rule(
     states: str | Sequence[str] = ...,
     decay: str | None = ...,
     initial: Mapping[str, float | str] | None = ...,
+    squares: str | Sequence[str] = ...,
     gives: str = ...,
     name: str | None = ...,
 ) -> Callable[[Callable[..., Any]], type[OwnOptimizer]]: ...
@@ -217,6 +222,7 @@ def rule(
     states: str | Sequence[str] = (),
     decay: str | None = None,
     initial: Mapping[str, float | str] | None = None,
+    squares: str | Sequence[str] = (),
     gives: str = "step",
     name: str | None = None,
 ) -> Any:
@@ -244,6 +250,8 @@ def rule(
     initial : mapping, optional
         State -> what it holds before the first step: a number, "parameter" for a copy of the parameter, or the name of
         a hyperparameter. The others begin at zero.
+    squares : str or sequence of str, optional
+        The states that are means of squares: ``state_dtype="float8"`` stores those as their roots.
     gives : {"step", "parameter"}
         Whether `function` returns what is subtracted from the parameter, or the new parameter.
     name : str, optional
@@ -280,14 +288,23 @@ def rule(
     array([0.275, 0.275])
     """
     module = sys._getframe(1).f_globals.get("__name__", "__main__")
-    options: dict[str, Any] = {"states": states, "decay": decay, "initial": initial, "gives": gives, "name": name}
+    options: dict[str, Any] = {"states": states, "decay": decay, "initial": initial, "squares": squares}
+    options |= {"gives": gives, "name": name}
     if function is None:
         return lambda found: _make(found, coefficients, module, **options)
     return _make(function, coefficients, module, **options)
 
 
 def _make(
-    function: Any, coefficients: Any, module: str, states: Any, decay: Any, initial: Any, gives: Any, name: Any
+    function: Any,
+    coefficients: Any,
+    module: str,
+    states: Any,
+    decay: Any,
+    initial: Any,
+    squares: Any,
+    gives: Any,
+    name: Any,
 ) -> type[OwnOptimizer]:
     states = (states,) if isinstance(states, str) else tuple(states)
     for state in states:
@@ -308,6 +325,9 @@ def _make(
     ):
         if taken in defaults:
             raise ValueError(f"coefficients: a hyperparameter cannot be called {taken!r}, which the class has already")
+    squares = (squares,) if isinstance(squares, str) else tuple(squares)
+    if not set(squares) <= set(states):
+        raise ValueError(f"squares: there is no state {next(x for x in squares if x not in states)!r}")
     first = dict(initial or {})
     for state, value in first.items():
         if state not in states:
@@ -316,7 +336,7 @@ def _make(
             choice(f"initial[{state!r}]", value, ["parameter", *defaults])
         else:
             first[state] = real(f"initial[{state!r}]", value)
-    stated, names = own_rule(function, states, gives, first)
+    stated, names = own_rule(function, states, gives, first, squares)
     own = _Own(stated, tuple(names), coefficients, counts, defaults, decay)
     body = {
         "__module__": module,
@@ -333,7 +353,7 @@ def _make(
     return cast(type[OwnOptimizer], made)
 
 
-_INIT = ("params", "backend", "threads", "state_dir", "memory_budget", "p", "g", "step", "grad_scale")
+_INIT = ("params", "backend", "threads", "state_dir", "memory_budget", "p", "g", "step", "grad_scale", *STORAGE_OPTIONS)
 
 
 def _hyperparameters(coefficients: Any) -> dict[str, Any]:

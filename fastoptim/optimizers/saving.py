@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..arrays.checks import check_companion
+from ..arrays.storage import MASTER, Storage, convertible, pack, scale_name, state_arrays, template, unpack
 from ..backends import Backend, resolve
 from ..checkpoint.files import CheckpointError
 from ..checkpoint.format import malformed, read, shortened, write
@@ -20,6 +22,7 @@ from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.trees import Structure
 from ..common.validation import flag, real
+from ..rules.codecs import Stored
 from ..rules.table import Rule, rules_of
 from .groups import Groups, Parameter, ParamGroups
 from .hyperparameters import UpdateSpec
@@ -30,6 +33,7 @@ class Savable(Protocol):
     """What is saved and restored: an `Optimizer`, of which this module sees no more than it needs."""
 
     _backend: Backend
+    _storage: Storage
     _model: Groups
     _threads: int
     max_norm: float | None
@@ -177,6 +181,7 @@ def snapshot(optimizer: Savable, copy: Callable[[Any], Any]) -> dict[str, Any]:
     return {
         "version": 1,
         "optimizer": type(optimizer).__name__,
+        **({} if optimizer._storage == Storage() else {"storage": optimizer._storage.as_dict()}),
         "state": {
             name: {key: value if isinstance(value, (int, float)) else copy(value) for key, value in entry.items()}
             for name, entry in optimizer.state.items()
@@ -209,6 +214,8 @@ def load_snapshot(
     if strict and kind != own_kind:
         raise ValueError(f"state dict is of {kind}, this optimizer is {own_kind}; strict=False loads what they share")
     keys = IncompatibleKeys([], [])
+    seed = _seed(state_dict.get("storage"), optimizer._storage.seed)
+    converted: list[str] = []
     if strict:
         _check_groups(optimizer, entries, groups)
         hyper = [{name: group[name] for name in optimizer._names} for group in groups]
@@ -220,7 +227,8 @@ def load_snapshot(
     for parameter in optimizer._model.parameters:
         what = f"state of parameter {parameter.name!r}"
         if strict:
-            loaded.append((parameter, _loaded(optimizer, parameter, _entry(what, entries[parameter.name]))))
+            entry = _entry(what, entries[parameter.name])
+            loaded.append((parameter, _loaded(optimizer, parameter, entry, converted)))
         elif parameter.name not in entries:
             keys.missing_keys.append(parameter.name)
         else:
@@ -230,9 +238,17 @@ def load_snapshot(
                 keys.missing_keys.append(parameter.name)
                 keys.unexpected_keys.append(parameter.name)
             else:
-                loaded.append((parameter, _loaded(optimizer, parameter, fitting)))
+                loaded.append((parameter, _loaded(optimizer, parameter, fitting, converted)))
+    if converted:
+        rest = f" and {len(converted) - 3} more" if len(converted) > 3 else ""
+        warnings.warn(
+            f"states were saved in another storage, and are converted: {', '.join(converted[:3])}{rest}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     with deferred_signals():
         optimizer._drop_plan()
+        optimizer._storage = optimizer._storage._replace(seed=seed)
         for parameter, (t, states, scalars) in loaded:
             parameter.t, parameter.states, parameter.scalars = t, states, scalars
         for own, values in zip(optimizer.param_groups, hyper, strict=True):
@@ -290,11 +306,13 @@ def _fitting(
 ) -> dict[str, Any] | None:
     """The part of an entry that a parameter can go on with; None if it can do so with nothing of it."""
     rules = rules_of(optimizer)
-    known = {"step"}.union(*(set(rule.states) | set(rule.scalars) for rule in rules))
+    states = {name: rule for rule in reversed(rules) for name in rule.states}
+    known = {"step", MASTER, *states, *map(scale_name, states)}.union(*(rule.scalars for rule in rules))
     fitting = {name: value for name, value in entry.items() if name in known}
-    arrays = [value for name, value in fitting.items() if isinstance(value, np.ndarray)]
-    if any((x.shape, x.dtype) != (parameter.shape, parameter.dtype) for x in arrays):
-        return None
+    for name in states.keys() & fitting.keys():
+        x = fitting[name]
+        if getattr(x, "shape", None) != parameter.shape or not convertible(name, fitting, parameter.dtype):
+            return None
     rule = type(optimizer)._spec(*optimizer._read(parameter.group)).kernel.rule
     needed, always = {*rule.states, *rule.scalars}, _always(rules)
     if fitting.get("step") and not always <= fitting.keys():
@@ -310,9 +328,22 @@ def _always(rules: Sequence[Rule]) -> set[str]:
     return set.intersection(*(set(rule.states) | set(rule.scalars) for rule in rules))
 
 
-def _loaded(optimizer: Savable, parameter: Parameter, entry: Mapping[str, Any]) -> Loaded:
-    """Step count, states and scalars of one parameter from its entry in a snapshot."""
-    what, backend = f"state of parameter {parameter.name!r}", optimizer._backend
+def _seed(storage: Any, own: int) -> int:
+    """The seed of a snapshot; the optimizer's own if it has none."""
+    if storage is None:
+        return own
+    try:
+        return Storage.checked(**storage).seed
+    except TypeError as error:
+        raise ValueError(f"state dict: storage: {error}") from error
+
+
+def _loaded(optimizer: Savable, parameter: Parameter, entry: Mapping[str, Any], converted: list[str]) -> Loaded:
+    """Step count, states and scalars of one parameter from its entry in a snapshot.
+
+    The names of states that are stored otherwise here are added to `converted`.
+    """
+    what = f"state of parameter {parameter.name!r}"
     rest = dict(entry)
     t = rest.pop("step", None)
     if isinstance(t, bool) or not isinstance(t, (int, np.integer)) or not 0 <= t < 1 << 63:
@@ -320,21 +351,70 @@ def _loaded(optimizer: Savable, parameter: Parameter, entry: Mapping[str, Any]) 
     rules = rules_of(optimizer)
     if t and (missing := _always(rules) - rest.keys()):
         raise ValueError(f"{what} lacks {sorted(missing)}")
-    p = parameter.group["params"][parameter.index]
-    states, scalars = {}, {}
+    states: dict[str, Any] = {}
+    scalars: dict[str, float] = {}
+    rule_of = {name: rule for rule in reversed(rules) for name in rule.states}
+    scales = {scale_name(name): name for name in rule_of}
     for name, value in rest.items():
         if any(name in rule.scalars for rule in rules):
             scalars[name] = real(f"{what}: {name}", value)
-        elif any(name in rule.states for rule in rules):
-            value = check_companion(parameter.name, name, value, parameter.shape, parameter.dtype)
-            states[name] = backend.zeros_like(p)
-            backend.assign(states[name], value)
-        else:
+        elif name in rule_of:
+            states |= _loaded_state(optimizer, parameter, name, rule_of[name], rest, int(t), converted)
+        elif name == MASTER:
+            states |= _loaded_master(optimizer, parameter, rules[0], value, converted)
+        elif scales.get(name) not in rest:
             raise ValueError(f"{what}: unknown name {name!r}")
     return int(t), states, scalars
 
 
-_OWN = ("_backend", "_busy", "_model", "_options", "_plan", "_threads")
+def _stored(optimizer: Savable, parameter: Parameter, rule: Rule) -> Stored | None:
+    number = optimizer._model.parameters.index(parameter)
+    return optimizer._storage.of(rule.states, rule.squares, parameter.dtype, number)
+
+
+def _loaded_state(
+    optimizer: Savable, q: Parameter, name: str, rule: Rule, entry: Mapping[str, Any], t: int, converted: list[str]
+) -> dict[str, Any]:
+    """The arrays of one state as this optimizer stores them."""
+    backend, stored = optimizer._backend, _stored(optimizer, q, rule)
+    own = {
+        key: described
+        for key, described in state_arrays(rule, stored, q.shape, q.dtype).items()
+        if key in (name, scale_name(name))
+    }
+    same = getattr(entry[name], "dtype", None) == own[name][1] or not convertible(name, entry, q.dtype)
+    shape, dtype = q.shape, own[name][1] if same else entry[name].dtype
+    check_companion(q.name, name, entry[name], shape, dtype)
+    p = q.group["params"][q.index]
+    made = {key: backend.zeros_like(p if stored is None else template(*described)) for key, described in own.items()}
+    if same:
+        for key, state in made.items():
+            if key not in entry:
+                raise ValueError(f"state of parameter {q.name!r} lacks {key!r}")
+            backend.assign(state, check_companion(q.name, key, entry[key], *own[key]))
+        return made
+    converted.append(f"{q.name}.{name}")
+    x = unpack(name, entry, name in rule.squares)
+    if stored is None:
+        backend.assign(made[name], x)
+    else:
+        pack(x, name, stored, 2 + rule.states.index(name), t, made)
+    return made
+
+
+def _loaded_master(optimizer: Savable, q: Parameter, rule: Rule, value: Any, converted: list[str]) -> dict[str, Any]:
+    """The master copy, if this optimizer keeps one."""
+    stored = _stored(optimizer, q, rule)
+    if stored is None or not stored.master:
+        converted.append(f"{q.name}.{MASTER}")
+        return {}
+    value = check_companion(q.name, MASTER, value, q.shape, np.dtype(np.float32))
+    copy = optimizer._backend.zeros_like(template(q.shape, value.dtype))
+    optimizer._backend.assign(copy, value)
+    return {MASTER: copy}
+
+
+_OWN = ("_backend", "_busy", "_model", "_options", "_plan", "_storage", "_threads")
 
 
 def picklable(optimizer: Savable) -> dict[str, Any]:
@@ -347,6 +427,7 @@ def picklable(optimizer: Savable) -> dict[str, Any]:
         "elsewhere": model.elsewhere,
         "defaults": dict(model.defaults),
         "snapshot": snapshot(optimizer, lambda x: x),
+        "storage": optimizer._storage.as_dict(),
         "backend": optimizer.backend,
         "threads": optimizer.threads,
         "clipping": [optimizer.max_norm, optimizer.clip],
@@ -358,6 +439,7 @@ def unpickle(optimizer: Savable, state: dict[str, Any]) -> None:
     """Make an optimizer of what `picklable` returned."""
     vars(optimizer).update(state["attributes"])
     optimizer._start(state["defaults"])
+    optimizer._storage = Storage.checked(**state.get("storage", {}))
     optimizer._threads, optimizer._backend = state["threads"], resolve(state["backend"], ())
     optimizer.max_norm, optimizer.clip = state["clipping"]
     groups = iter(state["snapshot"]["param_groups"])

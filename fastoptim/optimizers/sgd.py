@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
+from ..arrays.storage import StorageOptions
 from ..common.public import public
 from .base import Optimizer
 from .hyperparameters import PerGroup, sgd_spec
@@ -111,8 +112,9 @@ class SGD(Optimizer):
         memory_budget: int | str | None = None,
         max_norm: float | None = None,
         clip: str = "norm",
+        **storage: Unpack[StorageOptions],
     ):
         decay = decoupled_weight_decay, decay_mode
         values = (lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode, *decay)
         defaults = dict(zip(self._names, values, strict=True))
-        super().__init__(params, defaults, backend, threads, state_dir, memory_budget, max_norm, clip)
+        super().__init__(params, defaults, backend, threads, state_dir, memory_budget, max_norm, clip, **storage)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.storage import MASTER, Storage, pack, state_arrays, template
 from ..backends.base import Backend, Scalars
 from .groups import Groups, Parameter, ParamGroup
 from .hyperparameters import UpdateSpec
@@ -19,13 +20,18 @@ MOST_STEPS = 2**63 - 2**40  # no plan lives for 2**40 steps
 class ParamRun:
     """Parameters of one group with one step count: one tuple of scalars serves them all."""
 
-    __slots__ = ("base", "coefficients", "fresh", "group", "head", "kept", "kept_steps", "members", "spec", "states")
+    __slots__ = (
+        *("base", "coefficients", "fresh", "group", "head", "kept", "kept_steps", "members", "names", "spec", "states"),
+        "stored",
+    )
 
     def __init__(self, group: ParamGroup, spec: UpdateSpec, base: int, fresh: bool, kept: tuple[float, ...]):
         self.group, self.base = group, base
         self.fresh = fresh  # the states were made for the plan; the parameters own them from the first step on
         self.kept, self.kept_steps = kept, 0  # the rule's scalars, and after how many steps of the plan
         self.members: list[Parameter] = []
+        self.stored = False  # whether a member is stored in fewer bits
+        self.names: list[tuple[str, ...]] = []  # of each member's arrays
         self.states: list[tuple[Any, ...]] = []
         self.take(spec)
 
@@ -47,7 +53,9 @@ class ParamRun:
     def scalars(self, steps: int) -> Scalars:
         """Those of the step after so many steps of the plan."""
         self.keep(steps)
-        return self.spec.scalars(self.base + steps + 1, self.fresh and steps == 0, self.kept)
+        t = self.base + steps + 1
+        scalars = self.spec.scalars(t, self.fresh and steps == 0, self.kept)
+        return (*scalars, t) if self.stored else scalars
 
 
 class Plan:
@@ -64,6 +72,7 @@ class Plan:
     """
 
     __slots__ = (
+        "_dithers",
         "_varies",
         "counter",
         "kept_rows",
@@ -95,6 +104,8 @@ class Plan:
         self.kept_rows: list[Scalars] | None = None  # the scalars, while they do not change
         # Whether every run's scalars are its head and what a function of t gives.
         self._varies = all(callable(s.coefficients) and s.first is None and s.advance is None for s in specs)
+        self._dithers = any(run.stored for run in self.runs)
+        self._varies = self._varies and not self._dithers
 
     def adopt(self, specs: Mapping[int, UpdateSpec]) -> bool:
         """Take what the groups say now; False if that needs another plan."""
@@ -115,7 +126,9 @@ class Plan:
             t = steps + 1
             return [run.head + run.coefficients(run.base + t) for run in self.runs]  # type: ignore[operator]
         rows = [run.scalars(steps) for run in self.runs]
-        if steps and not any(callable(run.coefficients) for run in self.runs):  # the first step's may differ
+        if (
+            steps and not self._dithers and not any(callable(run.coefficients) for run in self.runs)
+        ):  # the first step's may differ
             self.kept_rows = rows
         return rows
 
@@ -126,11 +139,11 @@ class Plan:
         for run, places in zip(self.runs, positions, strict=True):
             rule, kept = run.spec.kernel.rule, run.kept_after(steps)
             after = run.kept_after(steps + 1) if stepped is not None and run.spec.advance is not None else kept
-            for member, states, place in zip(run.members, run.states, places, strict=True):
+            for member, names, states, place in zip(run.members, run.names, run.states, places, strict=True):
                 own = stepped is not None and stepped[place]
                 member.t = run.base + steps + own
                 if steps or own:
-                    member.states.update(zip(rule.states, states, strict=True))
+                    member.states.update(zip(names, states, strict=True))
                     member.scalars.update(zip(rule.scalars, after if own else kept, strict=True))
 
     def entries(self) -> dict[str, tuple[int, dict[str, Any]]]:
@@ -139,29 +152,36 @@ class Plan:
         found = {}
         for run in self.runs:
             rule, t, kept = run.spec.kernel.rule, run.base + steps, run.kept_after(steps)
-            for member, states in zip(run.members, run.states, strict=True):
+            for member, names, states in zip(run.members, run.names, run.states, strict=True):
                 entry = member.states | member.scalars
                 if steps:
-                    entry |= dict(zip(rule.states, states, strict=True)) | dict(zip(rule.scalars, kept, strict=True))
+                    entry |= dict(zip(names, states, strict=True)) | dict(zip(rule.scalars, kept, strict=True))
                 found[member.name] = (t, entry)
         return found
 
 
 def make_plan(
-    model: Groups, specs: Mapping[int, UpdateSpec], backend: Backend, threads: int, skipped: Any, lazy: bool = False
+    model: Groups,
+    specs: Mapping[int, UpdateSpec],
+    storage: Storage,
+    backend: Backend,
+    threads: int,
+    skipped: Any,
+    lazy: bool = False,
 ) -> Plan:
     """Sort parameters into runs, make the states that they lack, and bind them."""
-    states = _all_states(model, specs, backend)
+    members = members_of(model, specs, storage)
+    states = _all_states(model, specs, members, backend)
     counter = [0]
     runs: dict[Any, int] = {}
     made: list[ParamRun] = []
     run_of = []
-    for parameter, own in zip(model.parameters, states, strict=True):
+    for parameter, member, own in zip(model.parameters, members, states, strict=True):
         group, spec = parameter.group, specs[id(parameter.group)]
         if parameter.t >= MOST_STEPS:
             raise ValueError(f"parameter {parameter.name!r} has taken {parameter.t} steps, and no file holds 2**63")
         rule = spec.kernel.rule
-        fresh = any(name not in parameter.states for name in rule.states)
+        fresh = any(name not in parameter.states for name in own)
         kept = tuple(parameter.scalars.get(name, first) for name, first in rule.scalars.items())
         key = (id(group), parameter.t, fresh, kept)
         if key not in runs:
@@ -169,33 +189,58 @@ def make_plan(
             made.append(ParamRun(group, spec, parameter.t, fresh, kept))
         run = made[runs[key]]
         run.members.append(parameter)
-        run.states.append(own)
+        run.names.append(tuple(own))
+        run.states.append(tuple(own.values()))
+        run.stored |= member.stored is not None
         run_of.append(runs[key])
-    members = [Member(q.name, q.shape, q.dtype) for q in model.parameters]
     update = Update(backend, [run.spec.kernel for run in made], run_of, members, threads, counter, skipped, lazy)
     return Plan(made, run_of, update, counter)
 
 
-def _all_states(model: Groups, specs: Mapping[int, UpdateSpec], backend: Backend) -> list[tuple[Any, ...]]:
-    """The states of every parameter: its own, and new ones with their first values for those that it lacks."""
-    missing: dict[str, list[tuple[Parameter, Any]]] = {}
-    for parameter in model.parameters:
-        p = parameter.array(backend)
-        for name in specs[id(parameter.group)].kernel.rule.states:
-            if name not in parameter.states:
-                missing.setdefault(name, []).append((parameter, p))
-    made: dict[tuple[str, str], Any] = {}
-    for name, wanted in missing.items():
-        zeros = backend.zeros_for([p for _, p in wanted])
-        for (parameter, p), state in zip(wanted, zeros, strict=True):
-            begin(backend, state, p, specs[id(parameter.group)].kernel.rule.initial.get(name, 0.0), parameter.group)
-            made[parameter.name, name] = state
-    return [
-        tuple(
-            q.states[name] if name in q.states else made[q.name, name] for name in specs[id(q.group)].kernel.rule.states
-        )
-        for q in model.parameters
-    ]
+def members_of(model: Groups, specs: Mapping[int, UpdateSpec], storage: Storage) -> list[Member]:
+    """What is expected of every parameter, and how it is stored."""
+    members = []
+    for number, q in enumerate(model.parameters):
+        rule = specs[id(q.group)].kernel.rule
+        members.append(Member(q.name, q.shape, q.dtype, storage.of(rule.states, rule.squares, q.dtype, number)))
+    return members
+
+
+def _all_states(
+    model: Groups, specs: Mapping[int, UpdateSpec], members: Sequence[Member], backend: Backend
+) -> list[dict[str, Any]]:
+    """The states of every parameter, in order: its own, and new ones with their first values."""
+    owned = []
+    missing: dict[tuple[str, bool], list[tuple[Parameter, Member, Any]]] = {}
+    for q, member in zip(model.parameters, members, strict=True):
+        p = q.array(backend)
+        names = state_arrays(specs[id(q.group)].kernel.rule, member.stored, q.shape, q.dtype)
+        owned.append(dict.fromkeys(names) | {name: q.states[name] for name in names if name in q.states})
+        for name, (shape, dtype) in names.items():
+            if name not in q.states:
+                like = p if member.stored is None else template(shape, dtype)
+                missing.setdefault((name, member.stored is None), []).append((q, member, like))
+    made: dict[str, dict[str, Any]] = {}
+    for (name, plain), wanted in missing.items():
+        likes = [like for _, _, like in wanted]
+        zeros = backend.zeros_for(likes) if plain else map(backend.zeros_like, likes)
+        for (q, _, _), state in zip(wanted, zeros, strict=True):
+            made.setdefault(q.name, {})[name] = state
+    for q, member, own in zip(model.parameters, members, owned, strict=True):
+        new = made.get(q.name, {})
+        own.update(new)
+        rule = specs[id(q.group)].kernel.rule
+        for slot, name in enumerate(rule.states, 2):
+            first = rule.initial.get(name, 0.0) if name in new else 0.0
+            if first and member.stored is None:
+                begin(backend, new[name], q.array(backend), first, q.group)
+            elif first and member.stored is not None:
+                value = np.zeros(q.shape, np.float32)
+                begin(backend, value, template(q.shape, value.dtype), first, q.group)
+                pack(q.array(backend) if first == "parameter" else value, name, member.stored, slot, 0, new)
+        if MASTER in new:
+            new[MASTER][...] = q.array(backend)
+    return owned
 
 
 def begin(backend: Backend, state: Any, p: Any, first: float | str, hyperparameters: Mapping[str, Any]) -> None:

@@ -16,12 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import rules
+from ..arrays import layout
 from ..arrays.checks import DTYPES, check_unchanged
 from ..arrays.rows import Rows
+from ..arrays.storage import compute_dtype, state_arrays
 from ..backends import ENVIRONMENT, VARIABLES, choose, get_backend, read_environment, takes_native_steps
 from ..backends.base import Backend, KernelCall, Launch, NativePlan, Norm, Prepared, Scalars, StepInfo
 from ..common.signals import deferred_signals
 from ..common.validation import check_range, step_options
+from ..rules.codecs import Stored
 from ..rules.table import Kernel
 from .sparse import SparseStep
 
@@ -47,6 +50,7 @@ class Member(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    stored: Stored | None = None  # how its arrays are stored, where some have fewer bits than they are computed in
 
 
 class _Bound:
@@ -125,12 +129,18 @@ class Update:
         skipped: Callable[[list[bool]], None] | None = None,
         lazy: bool = False,
     ) -> None:
+        for member in members:
+            if member.stored is None and member.dtype not in DTYPES:
+                raise TypeError(
+                    f"parameter {member.name!r}: expected native float32 or float64, got {member.dtype.name}, "
+                    "which only the optimizers' classes take"
+                )
         self._backend, self._kernels, self._run_of, self._members = backend, kernels, run_of, members
         self._threads, self._skipped, self._lazy = threads, skipped, lazy
         self._counter = [0] if counter is None else counter
         self._native = backend.plan(kernels, run_of, members, self._counter, threads)
         self._bound: _Bound | None = None
-        self._dtypes = {member.dtype for member in members}
+        self._dtypes = {compute_dtype(member.dtype) for member in members}
 
     @property
     def native_step(self) -> Callable[..., bool] | None:
@@ -167,7 +177,8 @@ class Update:
         states : tuple of arrays
             Those of the first parameter, then those of the second, and so on.
         scalars : list of tuples
-            ``(sign, decay, *coefficients)`` of each run; the sign is multiplied by the scale of the gradients.
+            ``(sign, decay, *coefficients)`` of each run; the sign is multiplied by the scale of the gradients. Behind
+            them the number of the step, where a member of the run is stored in fewer bits.
         options : StepOptions
 
         Raises
@@ -269,6 +280,12 @@ class Update:
         backend = self._backend
         if backend.name == "cuda":
             raise TypeError("Rows are gradients of NumPy arrays; arrays on a GPU need dense gradients")
+        for member in self._members:
+            if member.stored is not None:
+                raise TypeError(
+                    f"parameter {member.name!r} is stored in fewer bits ({member.stored.parameter}, states in "
+                    f"{member.stored.state}): gradients that are Rows need float32; or hand over Rows.to_dense(n)"
+                )
         backend.check_arithmetic()
         dense = tuple(None if type(g) is Rows else g for g in grads)
         for member, g in zip(self._members, grads, strict=True):
@@ -317,13 +334,16 @@ class Update:
             raise ValueError(f"expected {len(members)} parameters and gradients, got {len(params)} and {len(grads)}")
         rest = iter(states)
         written, read, checked = [], [], []
-        for (name, shape, dtype), p, g, run in zip(members, params, grads, self._run_of, strict=True):
+        for member, p, g, run in zip(members, params, grads, self._run_of, strict=True):
+            name, shape, dtype, _ = member
             backend.check_parameter(name, p)
             check_unchanged(name, backend.describe(p), (shape, dtype))
             written.append(backend.span(f"parameter {name!r}", p))
-            own = tuple(self._checked_states(name, self._kernels[run], rest, shape, dtype))
+            own = tuple(self._checked_states(member, self._kernels[run], rest))
             written += [backend.span(f"a state of parameter {name!r}", state) for state in own]
             if g is not None or (self._skipped is None and not may_lack):
+                if member.stored is not None and getattr(g, "dtype", None) == np.float32:
+                    dtype = SINGLE
                 g = backend.check_companion(name, "gradient", g, shape, dtype)
                 read.append(backend.span(f"gradient of parameter {name!r}", g))
             checked.append((p, g, own))
@@ -332,10 +352,9 @@ class Update:
         backend.check_disjoint(written, read)
         return checked
 
-    def _checked_states(
-        self, name: str, kernel: Kernel, states: Iterator[Any], shape: tuple[int, ...], dtype: Any
-    ) -> Iterator[Any]:
-        for slot in kernel.rule.states:
+    def _checked_states(self, member: Member, kernel: Kernel, states: Iterator[Any]) -> Iterator[Any]:
+        name, stored = member.name, member.stored
+        for slot, (shape, dtype) in state_arrays(kernel.rule, stored, member.shape, member.dtype).items():
             state = next(states, None)
             self._backend.check_parameter(name, state, f"{slot} of parameter")
             yield self._backend.check_companion(name, slot, state, shape, dtype)
@@ -347,14 +366,17 @@ class Update:
         self._bound = None
         checked = self._check(params, grads, states)
         rows: dict[int, list[tuple[Any, ...]]] = {}
+        stored: dict[int, list[Stored | None]] = {}
         forms: list[Prepared] = []
-        for run, (p, g, own) in zip(self._run_of, checked, strict=True):
+        for run, member, (p, g, own) in zip(self._run_of, self._members, checked, strict=True):
             if g is not None:
-                form = backend.to_contiguous(p, g, own)
+                by = member.stored
+                form = backend.to_contiguous(p, g, own) if by is None else layout.to_c_order(p, g, own)
                 forms.append(form)
                 rows.setdefault(run, []).append(form.arrays)
+                stored.setdefault(run, []).append(by)
         launch = backend.prepare(
-            [KernelCall(self._kernels[run], arrays) for run, arrays in rows.items()], self._threads
+            [KernelCall(self._kernels[run], arrays, stored[run]) for run, arrays in rows.items()], self._threads
         )
         present = [g is not None for _, g, _ in checked]
         bound = _Bound(launch, forms, [g for _, g, _ in checked if g is not None], present, list(rows))

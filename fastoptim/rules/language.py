@@ -197,7 +197,9 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def own_rule(function: Callable[..., Any], states: Sequence[str], gives: str, initial: Any) -> tuple[Rule, list[str]]:
+def own_rule(
+    function: Callable[..., Any], states: Sequence[str], gives: str, initial: Any, squares: tuple[str, ...] = ()
+) -> tuple[Rule, list[str]]:
     """The rule that a user's function states, and the names of its coefficients.
 
     Raises
@@ -218,4 +220,4 @@ def own_rule(function: Callable[..., Any], states: Sequence[str], gives: str, in
     tree = ast.Module([made], [])
     text = f"from numpy import sqrt, where\n\n\n{ast.unparse(ast.fix_missing_locations(tree))}\n"
     made = getattr(lowering.load(f"rule_{function.__name__}", text), name)
-    return row(made, *states, gives=gives, initial=initial), coefficients
+    return row(made, *states, gives=gives, initial=initial, squares=squares), coefficients

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import updates
+from . import codecs, updates
 from .norm import NORM_BLOCK, NORM_LANES
 from .table import Kernel
 
@@ -37,6 +37,40 @@ def update(kernel: Kernel, p: Array, g: Array, states: Sequence[Array], scalars:
             target[...] = new
 
 
+def update_stored(
+    kernel: Kernel, arrays: Sequence[Array], stored: codecs.Stored, scalars: Sequence[float], t: int
+) -> None:
+    """As `update`, for flat arrays (p, g, states, scales, master copy) of fewer bits; `t` is the step."""
+    count = len(kernel.rule.states)
+    p, g, *states = arrays[: 2 + count]
+    rest = list(arrays[2 + count :])
+    scales = [rest.pop(0) if stored.scales else None for _ in states]
+    gradient = stored.parameter if g.dtype == p.dtype else "float32"
+    whole = rest[0] if stored.master else p
+    value = codecs.decoded(whole, None, "float32" if stored.master else stored.parameter, False).copy()
+    pairs = list(zip(states, scales, stored.squares, strict=True))
+    values = [codecs.decoded(x, scale, stored.state, square).copy() for x, scale, square in pairs]
+    update(kernel, value, codecs.decoded(g, None, gradient, False), values, scalars)
+    written: list[tuple[Array, Array]] = []  # at the very end, when nothing needs memory any more
+    if whole.dtype == np.float32:
+        written.append((whole, value))
+    if stored.parameter != "float32":
+        new = np.empty_like(p)
+        codecs.encode(value, new, None, stored.slot(0, t))
+        written.append((p, new))
+    for i, ((codes, scale, _), x) in enumerate(zip(pairs, values, strict=True), 2):
+        if stored.state == "float32":
+            written.append((codes, x))
+            continue
+        new, new_scale = np.empty_like(codes), None if scale is None else np.empty_like(scale)
+        codecs.encode(x, new, new_scale, stored.slot(i, t))
+        written.append((codes, new))
+        if scale is not None and new_scale is not None:
+            written.append((scale, new_scale))
+    for target, result in written:
+        target[...] = result
+
+
 def multiply(x: Array, factor: float) -> None:
     """``x <- factor * x`` in place, with the factor rounded to the dtype of `x`."""
     x *= x.dtype.type(factor)
@@ -56,6 +90,7 @@ def limited(g: Array, factor: float, limit: float) -> Array:
 
 def block_sums(g: Array, grad_scale: float, k: float) -> Array:
     """Sums of ``(k * (grad_scale * g))**2``, one float64 for each block of `g` (1-d, contiguous)."""
+    g = codecs.widened(g)
     T = g.dtype.type
     blocks = -(-g.size // NORM_BLOCK)
     with _quiet():

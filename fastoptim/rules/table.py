@@ -32,6 +32,8 @@ class Rule:
     initial : mapping
         State -> what it holds before the first step: a number, "parameter" for a copy of the parameter, or the name of
         a hyperparameter (0 for an optimizer without it). States that are not named begin at zero.
+    squares : tuple of str
+        The states that are means or sums of squares, which float8 stores as their roots.
     scalars : mapping
         Name -> first value of the numbers that are kept beside the step count (float64, on the host).
     decays : tuple of str
@@ -45,6 +47,7 @@ class Rule:
     initial: Mapping[str, float | str] = field(default_factory=dict)
     scalars: Mapping[str, float] = field(default_factory=dict)
     decays: tuple[str, ...] = DECAYS
+    squares: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -76,9 +79,12 @@ def row(function: Callable[..., tuple[Any, ...]], *states: str, **options: Any) 
         raise ValueError(f"a rule has at most {MAX_STATES} states and {MAX_COEFFICIENTS} coefficients")
     if options.get("gives") == "parameter":  # there is no step that a decoupled decay could be added to
         options.setdefault("decays", INSIDE)
+    options.setdefault("squares", tuple(state for state in states if state in _SQUARES))
     return Rule(function, states, names, **options)
 
 
+# A state of one of these names holds squares, whatever the rule.
+_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_avg_var", "accumulator")
 _YOGI = {"exp_avg": "initial_accumulator_value", "exp_avg_sq": "initial_accumulator_value"}
 _FTRL = {"accumulator": "initial_accumulator_value"}
 _SCHEDULE_FREE: dict[str, Any] = {

@@ -158,7 +158,7 @@ class CudaBackend(Backend):
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         work = UpdateWork(self, calls)
-        written = [vector.owner for _, rows in calls for row in rows for vector in (row[0], *row[2:])]
+        written = [vector.owner for _, rows, _ in calls for row in rows for vector in (row[0], *row[2:])]
 
         def launch(scalars: Sequence[Scalars]) -> None:
             work.run(scalars)

@@ -56,7 +56,7 @@ class UpdateWork(_Work):
         words: list[int] = []
         self.gradients: dict[tuple[int, int], int] = {}  # (call, row) -> where the gradient's address is
         self._launches = []
-        for i, (kernel, rows) in enumerate(calls):
+        for i, (kernel, rows, _) in enumerate(calls):
             for dtype in checks.DTYPES:
                 chosen = [(j, row) for j, row in enumerate(rows) if row[0].dtype == dtype and row[0].size]
                 if not chosen:
@@ -70,7 +70,7 @@ class UpdateWork(_Work):
                 for j, row in chosen:
                     self.gradients[i, j] = len(words) + 1
                     words += [vector.address for vector in row]
-        super().__init__(backend, [v for _, rows in calls for row in rows for v in row], words)
+        super().__init__(backend, [v for _, rows, _ in calls for row in rows for v in row], words)
 
     def run(self, scalars: Sequence[Scalars]) -> None:
         if not self._launches:

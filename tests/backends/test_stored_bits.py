@@ -1,0 +1,167 @@
+"""Arrays of fewer bits: the same bits on every instruction set, by Numba, in chunks, on threads and in tiles."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from fastoptim.arrays.storage import small_dtype, state_arrays
+from fastoptim.backends import KernelCall, get_backend
+from fastoptim.backends.c import ISA_NAMES
+from fastoptim.backends.offload import OffloadBackend
+from fastoptim.rules.codecs import Coding, Stored, encode
+from fastoptim.rules.reference import update_stored
+from fastoptim.rules.table import kernels
+from tests.support.cases import VARIANTS, on_threads, ordinary, raw_bits, same_bits
+
+pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test bfloat16 and float8")
+
+SIZES = (1, 127, 129, 515, 4095, 8321)
+# parameter, gradient, states, master copy
+STORAGES = (
+    ("float32", "float32", "bfloat16", False),
+    ("float32", "float32", "float8", False),
+    ("bfloat16", "bfloat16", "bfloat16", False),
+    ("bfloat16", "float32", "float8", True),
+    ("float16", "float16", "float32", False),
+    ("float16", "float16", "float8", True),
+)
+ONE_OF_EACH = [next(v for v in VARIANTS if v.kernel == kernel) for kernel in kernels()]
+
+
+def narrow(x, storage, stored=None):
+    """An array of a storage without blocks, from float32."""
+    codes = np.zeros(x.shape, small_dtype(storage))
+    if storage == "float32":
+        codes[...] = x
+    else:
+        encode(x, codes, None, Coding(storage, False, True, 0, 0))
+    return codes
+
+
+def rows_for(rng, rule, storages, nearest, make, sizes=SIZES):
+    """(arrays, stored) of parameters of several sizes, with contents that any step might have left."""
+    parameter, gradient, state, master = storages
+    rows = []
+    for number, n in enumerate(sizes):
+        squares = tuple(name in rule.squares for name in rule.states)
+        by = Stored(parameter, state, squares, 99, number, 128 * number, nearest, master)
+        p, g = make(rng, n, np.float32), make(rng, n, np.float32)
+        described = state_arrays(rule, by, (n,), small_dtype(parameter))
+        states = [np.zeros(shape, dtype) for shape, dtype in described.values()]
+        arrays = [narrow(p, parameter), narrow(g, gradient), *states]
+        for i, square in enumerate(squares):
+            x = np.abs(make(rng, n, np.float32)) if square else make(rng, n, np.float32)
+            scales = states[len(squares) + i] if by.scales else None
+            if state == "float32":
+                states[i][...] = x
+            else:
+                encode(x, states[i], scales, by.slot(2 + i, 1))
+        if master:
+            states[-1][...] = p
+        rows.append((arrays, by))
+    return rows
+
+
+def copies(rows):
+    return [([x.copy() for x in arrays], by) for arrays, by in rows]
+
+
+def differing(rows, wanted):
+    """Which arrays differ; codes are compared as they are, since NaN has only one."""
+    found = []
+    for (arrays, by), (others, _) in zip(rows, wanted, strict=True):
+        for i, (x, y) in enumerate(zip(arrays, others, strict=True)):
+            equal = same_bits(x, y) if x.dtype == np.float32 else x.tobytes() == y.tobytes()
+            if not equal:
+                found.append((by.parameter, by.state, x.size, i))
+    return found
+
+
+def check(backend, variant, storages, nearest, make, threads, seed=0):
+    rng = np.random.default_rng(seed)
+    rule = variant.rule
+    if not rule.states and storages[0] == "float32":
+        return
+    rows = rows_for(rng, rule, storages, nearest, make)
+    wanted = copies(rows)
+    call = KernelCall(variant.kernel, [tuple(arrays) for arrays, _ in rows], [by for _, by in rows])
+    launch = backend.prepare([call], threads)
+    for t in (5, 6):
+        scalars = variant.scalars(0.77, t=t)
+        for arrays, by in wanted:
+            update_stored(variant.kernel, arrays, by, scalars, t)
+        launch([(*scalars, t)])
+    assert not differing(rows, wanted), (variant.label, storages, nearest)
+
+
+@pytest.fixture(params=ISA_NAMES)
+def c(request):
+    backend = get_backend("c")
+    if request.param not in backend.isas:
+        pytest.skip(f"LOUD: this machine cannot run {request.param} (it has {backend.isas})")
+    before = backend.isa
+    backend.set_isa(request.param)
+    with on_threads():
+        yield backend
+    backend.set_isa(before)
+
+
+@pytest.mark.parametrize("storages", STORAGES, ids=lambda s: f"{s[0]}-{s[2]}")
+def test_c_equals_the_reference(c, storages):
+    share = ONE_OF_EACH[STORAGES.index(storages) % 3 :: 3]  # every rule with one of two similar storages
+    for i, (variant, nearest) in enumerate(product(share, (False, True))):
+        check(c, variant, storages, nearest, raw_bits if i % 2 else ordinary, threads=1 + i % 3, seed=i)
+
+
+@pytest.mark.parametrize("storages", STORAGES, ids=lambda s: f"{s[0]}-{s[2]}")
+def test_numba_equals_the_reference(storages):
+    pytest.importorskip("numba", reason="LOUD: pip install numba to compare its kernels")
+    backend = get_backend("numba")
+    adam = [v for v in ONE_OF_EACH if v.rule.name in ("adam", "momentum", "sgd")]
+    for i, (variant, nearest) in enumerate(product(adam, (False, True))):
+        check(backend, variant, storages, nearest, raw_bits if i % 2 else ordinary, threads=1 + i % 3, seed=i)
+
+
+@pytest.mark.parametrize("storages", STORAGES[:4], ids=lambda s: f"{s[0]}-{s[2]}")
+def test_tiles_and_slices_are_parts_of_the_whole(storages, tmp_path, monkeypatch):
+    """The NumPy backend's tiles, those of offloading, and two slices of an array against one step of the whole."""
+    variant = next(v for v in VARIANTS if v.rule.name == "adam" and v.decay == "decoupled")
+    rows = rows_for(np.random.default_rng(4), variant.rule, storages, False, ordinary, sizes=(70_000,))
+    wanted = copies(rows)
+    update_stored(variant.kernel, *wanted[0], variant.scalars(0.5, t=3), 3)
+    (arrays, by) = rows[0]
+    scalars = [(*variant.scalars(0.5, t=3), 3)]
+    mapped = np.memmap(tmp_path / "p", arrays[0].dtype, "w+", shape=arrays[0].shape)
+    mapped[...] = arrays[0]
+    offload = OffloadBackend(get_backend("c"), memory_budget=1 << 20)
+    monkeypatch.setattr(offload, "budget", 3 * 4096 * 40)
+    for backend, first in ((get_backend("numpy"), arrays[0]), (offload, mapped)):
+        own = [first, *[x.copy() for x in arrays[1:]]]
+        own = own if first is mapped else [x.copy() for x in own]
+        backend.prepare([KernelCall(variant.kernel, [tuple(own)], [by])], 1)(scalars)
+        assert not differing([(own, by)], wanted), backend.name
+    cut, states = 4096 * 5, len(by.squares)
+    for backend in (get_backend("c"), get_backend("numpy")):
+        own = [x.copy() for x in arrays]
+        blocks = range(2 + states, 2 + states + by.scales)
+        halves = [
+            tuple(x[slice(*(b // 128 if i in blocks and b else b for b in span))] for i, x in enumerate(own))
+            for span in ((0, cut), (cut, None))
+        ]
+        backend.prepare([KernelCall(variant.kernel, halves, [by, by.after(cut)])], 1)(scalars)
+        assert not differing([(own, by)], wanted), backend.name
+
+
+@pytest.mark.parametrize("backend", ["c", "numba"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_norm_of_narrow_gradients_is_that_of_their_values(backend, dtype):
+    rng = np.random.default_rng(6)
+    grads = [narrow(ordinary(rng, n, np.float32), dtype) for n in (1, 4097, 9000)]
+    values = [g.astype(np.float32) for g in grads]
+    for k in (1.0, 2.0**600):
+        wanted = get_backend("numpy").block_sums(values, 0.3, k, 1)
+        assert same_bits(get_backend(backend).block_sums(grads, 0.3, k, 2), wanted)
+        assert same_bits(get_backend("numpy").block_sums(grads, 0.3, k, 1), wanted)

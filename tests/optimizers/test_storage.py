@@ -1,0 +1,292 @@
+"""Every storage with everything that an optimizer can be asked for: it works, or is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+import fastoptim as fo
+from fastoptim.arrays.storage import small_dtype
+from fastoptim.backends import get_backend
+from fastoptim.checkpoint.files import CheckpointError
+from fastoptim.rules.codecs import decoded
+
+ml_dtypes = pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test bfloat16 and float8")
+
+# dtype of the parameters, options of the class
+STORAGES = {
+    "bfloat16": ("float32", {"state_dtype": "bfloat16"}),
+    "float8": ("float32", {"state_dtype": "float8"}),
+    "nearest": ("float32", {"state_dtype": "bfloat16", "rounding": "nearest"}),
+    "bfloat16 everywhere": ("bfloat16", {"state_dtype": "bfloat16"}),
+    "float16 parameters": ("float16", {}),
+    "master copy": ("bfloat16", {"state_dtype": "float8", "master": True}),
+}
+each_storage = pytest.mark.parametrize("storage", STORAGES)
+BACKENDS = ("numpy", "c", "numba")
+
+
+def model(storage, seed=0):
+    rng, dtype = np.random.default_rng(seed), small_dtype(STORAGES[storage][0])
+    return {
+        "w": rng.standard_normal((30, 41)).astype(dtype),
+        "f": np.asfortranarray(rng.standard_normal((20, 30)).astype(dtype)),
+        "strided": np.zeros((10, 14), dtype)[:, ::2],
+        "b": np.array(rng.standard_normal(), dtype),
+    }
+
+
+def gradients(params, i, dtype=None):
+    rng = np.random.default_rng(100 + i)
+    return {k: np.asarray(rng.standard_normal(x.shape)).astype(dtype or x.dtype) for k, x in params.items()}
+
+
+def optimizer(storage, params, cls=fo.AdamW, **options):
+    return cls(params, lr=0.01, **({"seed": 7} | STORAGES[storage][1] | options))
+
+
+def content(params, opt):
+    """All bytes of parameters and states."""
+    states = {f"{k}.{s}": np.asarray(x).tobytes() for k, e in opt.state.items() for s, x in e.items()}
+    return {k: x.tobytes() for k, x in params.items()} | states
+
+
+def trained(storage, steps=3, backend="c", **options):
+    params = model(storage)
+    opt = optimizer(storage, params, backend=backend, **options)
+    for i in range(steps):
+        opt.step(gradients(params, i))
+    return params, opt
+
+
+@each_storage
+@pytest.mark.parametrize("cls", [fo.AdamW, fo.Adam, fo.SGD])
+def test_all_backends_have_the_same_bits(storage, cls):
+    kind = {fo.Adam: {"amsgrad": True}, fo.SGD: {"momentum": 0.9, "nesterov": True}}.get(cls, {})
+    found = []
+    for backend in BACKENDS:
+        params = model(storage)
+        opt = optimizer(storage, params, cls, backend=backend, threads=2, **kind)
+        for i in range(4):
+            own = gradients(params, i, np.float32 if i == 3 else None)
+            opt.step(own, grad_scale=0.5 if i == 1 else 1.0, max_norm=3.0 if i == 2 else None)
+        found.append(content(params, opt))
+    assert found[0] == found[1] == found[2]
+    assert found[0]["w"] != model(storage)["w"].tobytes()
+
+
+@each_storage
+def test_what_is_saved_goes_on_as_if_nothing_had_happened(storage, tmp_path):
+    params, opt = trained(storage)
+    opt.save(tmp_path / "file")
+    ours = model(storage, 1)
+    others = optimizer(storage, ours, backend="numpy", seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is converted
+        others.load(tmp_path / "file")
+        again = [pickle.loads(pickle.dumps(opt)), copy.deepcopy(opt)]
+        third_params = {k: x.copy() for k, x in params.items()}
+        third = optimizer(storage, third_params, seed=2)
+        third.load_state_dict(opt.state_dict())
+    for target, values in ((others, ours), (third, third_params)):
+        assert content(values, target) == content(params, opt)
+    opt.step(gradients(params, 9))
+    for target, values in ((others, ours), (third, third_params)):
+        target.step(gradients(values, 9))
+        assert content(values, target) == content(params, opt), "the seed has not come along"
+    for target in again:
+        values = dict(zip(params, target.param_groups[0]["params"], strict=True))
+        target.step(gradients(values, 9))
+        assert content(values, target) == content(params, opt)
+
+
+def test_a_checkpoint_of_another_storage_is_converted_and_says_so(tmp_path):
+    kinds = {None: {}, "bfloat16": {"state_dtype": "bfloat16"}, "float8": {"state_dtype": "float8"}}
+    for saved, options in kinds.items():
+        p = np.ones(1000, np.float32)
+        opt = fo.Adam(p, **options)
+        for i in range(5):
+            opt.step(np.random.default_rng(i).standard_normal(1000).astype(np.float32))
+        opt.save(tmp_path / "file")
+        for wanted, other in kinds.items():
+            if wanted == saved:
+                continue
+            target = fo.Adam(np.zeros(1000, np.float32), **other)
+            with pytest.warns(RuntimeWarning, match="another storage"):
+                target.load(tmp_path / "file")
+            entry, own = opt.state["0"], target.state["0"]
+            for name in ("exp_avg", "exp_avg_sq"):
+                square = name == "exp_avg_sq"
+                a = decoded(entry[name], entry.get(f"{name}_scale"), saved or "float32", square)
+                b = decoded(own[name], own.get(f"{name}_scale"), wanted or "float32", square)
+                step = 2.0**-7 if wanted == "bfloat16" else 2.0**-3 * (2 if square else 1)
+                limit = np.abs(a) * (step if wanted else 0) + (a.max() * 2.0**-9 if wanted == "float8" else 0)
+                assert np.all(np.abs(a - b) <= limit), (saved, wanted, name)
+            target.step(np.ones(1000, np.float32))
+    with pytest.raises((TypeError, CheckpointError), match="float8_e4m3fn"):
+        opt.state_dict()
+        broken = opt.state_dict()
+        del broken["state"]["0"]["exp_avg_scale"]
+        fo.Adam(np.zeros(1000, np.float32)).load_state_dict(broken)
+
+
+@each_storage
+def test_none_groups_skips_and_new_hyperparameters(storage):
+    found = []
+    for backend in BACKENDS:
+        params = model(storage)
+        names = list(params)
+        opt = optimizer(storage, [{"params": {k: params[k]}, "lr": 0.01 * (i + 1)} for i, k in enumerate(names)],
+                        backend=backend)  # fmt: skip
+        for i in range(5):
+            grads = [{k: g} for k, g in gradients(params, i).items()]
+            if i == 1:
+                grads[0] = {names[0]: None}
+            if i == 2:
+                before = content(params, opt)
+                grads[2][names[2]] = np.full_like(grads[2][names[2]], np.inf)
+                assert not opt.step(grads, skip_nonfinite=True).applied
+                assert content(params, opt) == before
+                continue
+            opt.lr = 0.02 if i == 3 else opt.param_groups[0]["lr"]
+            opt.step(grads)
+        assert [entry["step"] for entry in opt.state.values()] == [3, 4, 4, 4]
+        found.append(content(params, opt))
+    assert found[0] == found[1] == found[2]
+
+
+@each_storage
+def test_files_and_tiles_have_the_same_bits(storage, tmp_path):
+    dtype = small_dtype(STORAGES[storage][0])
+    values = np.random.default_rng(0).standard_normal(50_000).astype(dtype)
+    plain, mapped = values.copy(), np.memmap(tmp_path / "p", dtype, "w+", shape=values.shape)
+    mapped[...] = values
+    one = optimizer(storage, plain)
+    two = optimizer(storage, mapped, state_dir=tmp_path / "states", memory_budget=1 << 20)
+    for i in range(3):
+        g = np.random.default_rng(i).standard_normal(50_000).astype(dtype)
+        one.step(g, max_norm=10.0)
+        two.step(g, max_norm=10.0)
+    assert content({"p": plain}, one) == content({"p": np.array(mapped)}, two)
+
+
+@each_storage
+def test_a_refused_step_leaves_everything(storage):
+    params, opt = trained(storage)
+    before = content(params, opt)
+    good = gradients(params, 5)
+    for name, bad, error in (
+        ("w", good["w"][:5], ValueError),
+        ("w", good["w"].astype(np.float64), TypeError),
+        ("b", good["b"].astype(np.int32), TypeError),
+        ("f", params["f"], ValueError),
+    ):
+        with pytest.raises(error, match=f"'{name}'"):
+            opt.step(good | {name: bad})
+        assert content(params, opt) == before
+
+
+def test_fit_resumes_with_the_same_bits(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 5)).astype(np.float32)
+    y = (x @ np.arange(5, dtype=np.float32)).astype(np.float32)
+
+    def loss(params, batch):
+        a, b = batch
+        error = a @ params["w"] - b
+        return float(np.mean(error**2)), {"w": (2 * a.T @ error / len(b)).astype(np.float32)}
+
+    def run(epochs, **options):
+        params = {"w": np.zeros(5, np.float32)}
+        opt = fo.Adam(params, lr=0.1, state_dtype="float8", seed=3)
+        fo.fit(loss, params, (x, y), opt, epochs=epochs, batch_size=16, rng=0, diagnose=False, **options)
+        return content(params, opt)
+
+    whole = run(4)
+    run(2, checkpoint=tmp_path / "file")
+    assert run(4, checkpoint=tmp_path / "file", resume=True) == whole
+
+
+REFUSED = {
+    "float64 parameters": (lambda: fo.Adam(np.ones(3), state_dtype="bfloat16"), TypeError, "'0' is float64"),
+    "an unknown storage": (lambda: fo.Adam(np.ones(3, "f4"), state_dtype="int8"), ValueError, "state_dtype"),
+    "an unknown rounding": (lambda: fo.SGD(np.ones(3, "f4"), rounding="up"), ValueError, "rounding"),
+    "a seed below 0": (lambda: fo.SGD(np.ones(3, "f4"), seed=-1), ValueError, "seed"),
+    "a foreign option": (lambda: fo.SGD(np.ones(3, "f4"), state_type="float8"), TypeError, "state_type"),
+    "functional forms": (
+        lambda: fo.functional.sgd(np.ones(3, "f2"), np.ones(3, "f2"), lr=1.0), TypeError, "'p'.*float16"),
+    "functional states": (
+        lambda: fo.functional.momentum(
+            np.ones(3, "f4"), np.ones(3, "f4"), np.ones(3, ml_dtypes.bfloat16), lr=1.0), TypeError, "bfloat16"),
+    "clipping in place": (
+        lambda: fo.clip_grad_norm([np.ones(3, "f2")], 1.0), TypeError, "float32 or float64, got float16"),
+    "packing": (lambda: fo.pack([np.ones(3, "f2")]), TypeError, "float16"),
+    "float8 parameters": (lambda: fo.SGD(np.ones(3, ml_dtypes.float8_e4m3fn)), TypeError, "float8_e4m3fn"),
+    "foreign byte order": (lambda: fo.SGD(np.ones(3, ">f2")), TypeError, "foreign byte order"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_does_not_go_is_refused_by_name(what):
+    call, error, text = REFUSED[what]
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_v_follows_gradients_that_fall_where_rounding_to_nearest_does_not():
+    n, ratio = 2048, {}
+    for name, options in {
+        "float32": {},
+        "bfloat16": {"state_dtype": "bfloat16"},
+        "float8": {"state_dtype": "float8"},
+        "nearest": {"state_dtype": "bfloat16", "rounding": "nearest"},
+    }.items():
+        rng = np.random.default_rng(0)
+        scale = np.exp(rng.standard_normal(n)).astype(np.float32)
+        opt = fo.Adam(np.zeros(n, np.float32), **options)
+        for t in range(1, 1501):
+            opt.step(rng.standard_normal(n).astype(np.float32) * scale * np.float32(0.1 if t > 500 else 1.0))
+        entry = opt.state["0"]
+        v = decoded(entry["exp_avg_sq"], entry.get("exp_avg_sq_scale"), options.get("state_dtype", "float32"), True)
+        ratio[name] = float(np.median(v / scale**2))
+    assert abs(ratio["bfloat16"] / ratio["float32"] - 1) < 0.05 and abs(ratio["float8"] / ratio["float32"] - 1) < 0.05
+    assert abs(ratio["nearest"] / ratio["float32"] - 1) > 0.5, "the control"
+
+
+def test_without_ml_dtypes_the_error_says_what_to_install():
+    code = """
+import sys
+sys.modules["ml_dtypes"] = None
+import numpy as np, fastoptim as fo
+fo.SGD(np.ones(3, np.float16), lr=0.5).step(np.ones(3, np.float16))
+try:
+    fo.Adam(np.ones(3, np.float32), state_dtype="bfloat16")
+except ImportError as error:
+    assert "pip install ml_dtypes" in str(error), error
+else:
+    raise SystemExit("not refused")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_states_take_the_bytes_that_they_should():
+    p = np.ones(100_000, np.float32)
+    for state_dtype, limit in (("bfloat16", 4.0), ("float8", 2.07)):
+        opt = fo.Adam(p.copy(), state_dtype=state_dtype)
+        opt.step(p)
+        taken = sum(x.nbytes for name, x in opt.state["0"].items() if name != "step")
+        assert taken / p.size <= limit
+
+
+def test_the_same_key_is_used_for_no_two_arrays():
+    """Equal values in two states and two parameters are rounded by different dithers."""
+    opt = fo.Adam([np.zeros(4096, np.float32) for _ in range(2)], betas=(0.5, 0.5), state_dtype="bfloat16")
+    opt.step([np.ones(4096, np.float32) * np.float32(1.2345)] * 2)
+    codes = [opt.state[k][s].view(np.uint16) & 1 for k in "01" for s in ("exp_avg", "exp_avg_sq")]
+    assert get_backend("c") and len({x.tobytes() for x in codes}) == 4
