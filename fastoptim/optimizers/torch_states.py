@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 
 from ..common.public import public
+from ..rules.coefficients import asgd_coefficients
 from ..rules.table import rules_of
 from .base import Optimizer
 from .groups import fixed
+from .states import begin
 
 # What a torch group has that says how torch computes or what it is called, not what is computed.
 _ASIDE = ("params", "param_names", "initial_lr", "foreach", "fused", "capturable", "differentiable")
 _DECOUPLED = "decoupled_weight_decay"  # by which torch's Adam becomes its AdamW
+_RENAMED = {"Adagrad": {"sum": "square_avg"}}  # class -> torch's name of a state -> ours
+_FOLLOWS = {"ASGD": ("eta", "mu")}  # what torch keeps although it follows from the step count
 
 
 @public
@@ -55,6 +59,7 @@ def to_torch_state(optimizer: Optimizer, names: Sequence[str] | None = None) -> 
         raise ValueError(f"torch.optim has no {kind.__name__}")
     groups: list[dict[str, Any]] = []
     states: dict[int, dict[str, Any]] = {}
+    arrays = {q.name: p for q, p in zip(optimizer._model.parameters, optimizer._model.arrays(), strict=True)}
     for own, numbers in _numbered(whole["param_groups"], names):
         hyper = {name: value for name, value in own.items() if name != "params"}
         dummy = torch.nn.Parameter(torch.ones(1))
@@ -63,19 +68,26 @@ def to_torch_state(optimizer: Optimizer, names: Sequence[str] | None = None) -> 
         hyper = {name: value for name, value in hyper.items() if name in torch_names}
         torch_optimizer: Any = torch_class([dummy], **hyper)
         groups.append({**torch_optimizer.param_groups[0], **hyper, "params": list(numbers)})
+        from_start = bool(torch_optimizer.state)  # whether torch keeps states before the first step
         dummy.grad = torch.ones_like(dummy)
+        if kind.__name__ == "SparseAdam":
+            dummy.grad = dummy.grad.to_sparse()
         torch_optimizer.step()  # shows what torch keeps
         spec = kind._spec(*optimizer._read(own))
         for number, name in numbers.items():
-            entry, kept = whole["state"][name], {}
-            for key, example in torch_optimizer.state[dummy].items() if entry["step"] or len(entry) > 1 else ():
-                if key in entry:
-                    kept[key] = _as_torch(torch, entry[key], example)
-                elif key not in spec.kernel.rule.states or key in spec.kernel.rule.initial:
+            entry, kept = whole["state"][name] | _following(kind, own, whole["state"][name]["step"]), {}
+            began = from_start or entry["step"] or len(whole["state"][name]) > 1
+            for key, example in torch_optimizer.state[dummy].items() if began else ():
+                ours = _RENAMED.get(kind.__name__, {}).get(key, key)
+                first = spec.kernel.rule.initial.get(ours, 0.0)
+                if ours in entry:
+                    kept[key] = _as_torch(torch, entry[ours], example)
+                elif ours not in spec.kernel.rule.states or first == "parameter":
                     raise ValueError(f"torch's {kind.__name__} keeps {key!r} for parameter {name!r}, which is not here")
                 elif spec.first is None:  # else the state's first step is another, for torch as well
-                    array = np.zeros_like(next(x for x in entry.values() if isinstance(x, np.ndarray)))
-                    kept[key] = torch.from_numpy(array)
+                    state = optimizer._backend.zeros_like(arrays[name])
+                    begin(optimizer._backend, state, arrays[name], first, own)
+                    kept[key] = torch.from_numpy(optimizer._backend.host_copy(state))
             if kept:
                 states[number] = kept
     return {"state": states, "param_groups": groups}
@@ -129,7 +141,12 @@ def from_torch_state(
         hyper = {name: fixed(group[name]) for name in kind._names if name in group}
         groups.append({"params": list(own["params"]), **_conventions(kind), **hyper})
         for number, name in zip(group["params"], numbers.values(), strict=True):
-            entry = {key: x for key, x in state_dict["state"].get(number, {}).items() if x is not None}
+            renamed, follows = _RENAMED.get(kind.__name__, {}), _FOLLOWS.get(kind.__name__, ())
+            entry = {
+                renamed.get(key, key): x
+                for key, x in state_dict["state"].get(number, {}).items()
+                if x is not None and key not in follows
+            }
             t = int(entry.pop("step", step))
             states[name] = {key: float(x) if key in scalars else _as_numpy(x) for key, x in entry.items()}
             states[name]["step"] = t
@@ -156,6 +173,14 @@ def _numbered(
         start += len(part)
     if start != len(ordered):
         raise ValueError(f"names: expected {start}, got {len(ordered)}")
+
+
+def _following(kind: type[Optimizer], hyper: Mapping[str, Any], t: int) -> dict[str, float]:
+    """What torch keeps behind step `t` for the step after it, although it follows from the count."""
+    if kind.__name__ not in _FOLLOWS:
+        return {}
+    _, eta, _, mu = asgd_coefficients(hyper["lr"], hyper["lambd"], hyper["alpha"], hyper["t0"], t + 1)
+    return {"eta": eta, "mu": mu}
 
 
 def _conventions(kind: type[Optimizer]) -> dict[str, Any]:

@@ -285,6 +285,10 @@ def _check_optimizer(optimizer: Any, state: Any, tree: Any, path: str) -> None:
 
 
 def _check_parts(loop: Loop, saved: Mapping[str, Any], history: History, best_file: str) -> None:
+    if "average" in saved and "average" not in loop.parts:
+        raise CheckpointError(
+            "it was written with an average, which would be lost: give fit average=fo.Average(params), too"
+        )
     validation, log = loop.parts.get("validation"), loop.parts.get("log")
     if isinstance(validation, Validation):
         validation.check(saved.get("validation"), best_file)

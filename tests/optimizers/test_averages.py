@@ -183,12 +183,11 @@ def trained(tmp_path, epochs, resume=False, **options):
         epochs=epochs,
         batch_size=12,
         rng=5,
-        average=average,
         validation=validation,
         checkpoint=tmp_path / "run.ckpt",
         resume=resume,
         diagnose=False,
-        **options,
+        **{"average": average} | options,
     )
     return params, average, seen, result
 
@@ -206,6 +205,8 @@ def test_fit_validates_with_the_average_saves_and_resumes_it(tmp_path):
     assert same_bits(seen[-1], by_hand) and not same_bits(seen[-1], params["w"])
     (tmp_path / "two").mkdir()
     trained(tmp_path / "two", 2)
+    with pytest.raises(fo.CheckpointError, match="written with an average, which would be lost"):
+        trained(tmp_path / "two", 4, resume=True, average=None)
     again, resumed, _, _ = trained(tmp_path / "two", 4, resume=True)
     assert same_bits(again["w"], params["w"]) and same_bits(resumed.arrays["w"], by_hand) and resumed.count == 40
 

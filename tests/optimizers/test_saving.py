@@ -248,7 +248,13 @@ TORCH = [
     ("Adam", {"lr": 0.05, "betas": (0.7, 0.9), "weight_decay": 0.1}),
     ("Adam", {"lr": 0.05, "amsgrad": True, "eps": 1e-3}),
     ("AdamW", {"lr": 0.05, "weight_decay": 0.1, "amsgrad": True}),
+    ("Adagrad", {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.5}),
+    ("ASGD", {"lr": 0.1, "lambd": 0.1, "t0": 2}),
+    ("NAdam", {"lr": 0.05, "momentum_decay": 1.0}),
+    ("RMSprop", {"lr": 0.05, "momentum": 0.5, "centered": True}),
+    ("Rprop", {"lr": 0.05}),
 ]
+SINGLE = ("ASGD", "NAdam")  # torch keeps numbers beside their states in float32
 
 
 def torch_run(torch, kind, params, **hyper):
@@ -271,7 +277,8 @@ def torch_run(torch, kind, params, **hyper):
 @pytest.mark.parametrize("k", [0, 1, 5])
 def test_training_goes_on_in_torch_and_comes_back(kind, hyper, dtype, k):
     torch = pytest.importorskip("torch", reason="LOUD: torch is missing (pip install torch)")
-    tolerance = {"rtol": 50 * np.finfo(dtype).eps, "atol": 50 * np.finfo(dtype).eps}  # of 12 steps, each 4 roundings
+    eps = np.finfo(np.float32 if kind in SINGLE else dtype).eps
+    tolerance = {"rtol": 50 * eps, "atol": 50 * eps}  # of 12 steps, each 4 roundings
     start = model(2, dtype)
     straight = copies(start)
     stepped(getattr(fo, kind)(straight, **hyper), straight, range(12))
@@ -331,6 +338,27 @@ def test_what_torch_does_not_have_is_refused():
             fo.to_torch_state(opt)
     with pytest.raises(TypeError, match="expected an optimizer"):
         fo.to_torch_state({"w": np.ones(1)})
+
+
+def test_what_torch_averages_and_sums_goes_over():
+    torch = pytest.importorskip("torch", reason="LOUD: torch is missing (pip install torch)")
+    opt = fo.ASGD(np.ones(2), lr=0.1, t0=1)
+    stepped_to = fo.Adagrad(np.ones(2), initial_accumulator_value=0.5)  # torch has its sum from the start
+    for _ in range(3):
+        opt.step(np.ones(2))
+    state = fo.to_torch_state(opt)["state"][0]
+    theirs = torch.optim.ASGD([torch.nn.Parameter(torch.ones(2, dtype=torch.float64))], lr=0.1, t0=1)
+    for _ in range(3):
+        theirs.param_groups[0]["params"][0].grad = torch.ones(2, dtype=torch.float64)
+        theirs.step()
+    wanted = theirs.state_dict()["state"][0]
+    assert set(state) == set(wanted)
+    for key, x in wanted.items():
+        np.testing.assert_allclose(state[key], x, rtol=1e-6)  # torch's eta and mu are float32
+    assert fo.to_torch_state(stepped_to)["state"][0]["sum"].tolist() == [0.5, 0.5]
+    sparse = fo.SparseAdam(np.ones((3, 2)))
+    sparse.step(fo.Rows(np.array([1]), np.ones((1, 2))))
+    assert set(fo.to_torch_state(sparse)["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
 
 
 def test_states_come_from_torch_without_torch():
