@@ -65,12 +65,17 @@ class Expected:
         self.case = case
         budget = max(64, CHECKED_ELEMENTS // len(params))
         self.rows = [
-            (i, part, p[part].copy(), [np.zeros_like(p[part]) for _ in self.rule.states])
+            (i, part, p[part].copy(), [self._first(name, p[part]) for name in self.rule.states])
             for i, p in enumerate(params)
             for part in checked_parts(p.size, budget)
         ]
         self.starts = [p.copy() for _, _, p, _ in self.rows]
         self.t = 0
+
+    def _first(self, state: str, p: Array) -> Array:
+        """What a state holds before the first step; zeros where that is a hyperparameter, which nothing sets here."""
+        first = self.rule.initial.get(state, 0.0)
+        return p.copy() if first == "parameter" else np.full_like(p, 0.0 if isinstance(first, str) else first)
 
     def step(self, gradients: list[Array]) -> None:
         self.t += 1
