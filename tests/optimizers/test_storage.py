@@ -226,6 +226,13 @@ REFUSED = {
             np.ones(3, "f4"), np.ones(3, "f4"), np.ones(3, ml_dtypes.bfloat16), lr=1.0), TypeError, "bfloat16"),
     "clipping in place": (
         lambda: fo.clip_grad_norm([np.ones(3, "f2")], 1.0), TypeError, "float32 or float64, got float16"),
+    "rows of a table": (
+        lambda: fo.Adam(np.ones((3, 2), "f4"), state_dtype="float8").step(
+            fo.Rows(np.array([1]), np.ones((1, 2), "f4"))
+        ),
+        TypeError,
+        "'0' is stored in fewer bits",
+    ),
     "packing": (lambda: fo.pack([np.ones(3, "f2")]), TypeError, "float16"),
     "float8 parameters": (lambda: fo.SGD(np.ones(3, ml_dtypes.float8_e4m3fn)), TypeError, "float8_e4m3fn"),
     "foreign byte order": (lambda: fo.SGD(np.ones(3, ">f2")), TypeError, "foreign byte order"),

@@ -195,3 +195,13 @@ def test_keys_are_splitmix64_and_differ_wherever_anything_does():
     first, second = codecs.dithers(keys[0], 0, 1000), codecs.dithers(keys[1], 0, 1000)
     assert np.mean(first == second) < 0.01
     assert np.array_equal(codecs.dithers(7, 2**32 - 2, 5)[2:], codecs.dithers(7, 0, 3))  # element numbers wrap
+
+
+def test_the_largest_of_a_block_is_never_rounded_to_nan():
+    """The product of a and 448 / a may be above 448, which the largest dither would carry to the code of NaN."""
+    a = np.random.default_rng(5).uniform(1, 2, 10_000).astype(np.float32)
+    inverse = codecs.float8_inverse(a)
+    above = a * inverse > 448
+    assert above.any()
+    codes = codecs.float8_stochastic(a[above], inverse[above], 0, np.full(above.sum(), 2**32 - 1, np.uint32))
+    assert np.all(codes == 0x7E)

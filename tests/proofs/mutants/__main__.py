@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import checkpoint, kernels, training, tuning
+from . import checkpoint, kernels, storage, training, tuning
 from .mutant import Mutant
 
 ROOT = Path(__file__).parents[3]
@@ -50,6 +50,7 @@ TABLES = {
     "checkpoint": (checkpoint.MUTANTS, checkpoint.EQUIVALENT),
     "training": (training.MUTANTS, training.EQUIVALENT),
     "tuning": (tuning.MUTANTS, tuning.EQUIVALENT),
+    "storage": (storage.MUTANTS, storage.EQUIVALENT),
 }
 
 

@@ -1,0 +1,37 @@
+"""Bugs in how numbers are stored in fewer bits: codecs, dithers, blocks, and what drives them."""
+
+from __future__ import annotations
+
+from .mutant import Mutant, planted
+
+CODECS, STORED = "tests/rules/test_codecs.py", "tests/optimizers/test_storage.py"
+FILE = "fastoptim/rules/codecs.py"
+
+MUTANTS: tuple[Mutant, ...] = (
+    *planted(
+        FILE,
+        (CODECS,),
+        ("bfloat16: wrong shift of the dither", "cut = (a + (r >> 16)) >> 16", "cut = (a + (r >> 17)) >> 16"),
+        ("bfloat16: beyond the largest", "where((cut > 0x7F7F) & (a < 0x7F800000), 0x7F7F, cut)", "cut"),
+        ("bfloat16: half is always up", "0x7FFF + ((u >> 16) & 1)", "0x8000"),
+        ("float16: wrong shift of the dither", "0x38000000 + (r >> 19)", "0x38000000 + (r >> 18)"),
+        ("float16: small numbers as others", "where(small, cut - 0x0400, cut)", "cut"),
+        ("float16: beyond the largest", "where(code > 0x7BFF, 0x7BFF, code)", "code"),
+        ("float8: wrong shift of the dither", "0x3C000000 + (r >> 12)", "0x3C000000 + (r >> 13)"),
+        ("float8: beyond the largest", "kept = where(code > 0x7E, 0x7E, ", "kept = where(code > 0x7F, 0x7F, "),
+        ("float8: floor left out", "where((code < floor) & (a > 0), floor, code)", "code"),
+        ("float8: tiny blocks are inverted", "where(a < 7.888609052210118e-31, a * 0.0, 448.0 / a)", "448.0 / a"),
+        ("float8: infinities make the scale", "where(a < 0x7F800000, a, 0)", "a"),
+        ("block off by one", "np.arange(0, x.size, BLOCK)", "np.arange(0, x.size, BLOCK) + (x.size > BLOCK)"),
+        ("dither does not go on behind a cut", "np.arange(first, first + count", "np.arange(0, count"),
+    ),
+    *planted(
+        FILE,
+        (CODECS, STORED),
+        ("dither reused by two slots", "(seed, parameter, slot, t)", "(seed, parameter, 0, t)"),
+        ("dither reused by two parameters", "(seed, parameter, slot, t)", "(seed, 0, slot, t)"),
+        ("dither reused by every step", "(seed, parameter, slot, t)", "(seed, parameter, slot, 0)"),
+        ("squares are not roots", "x * x if square and", "x if square and"),
+    ),
+)
+EQUIVALENT: tuple[tuple[str, str], ...] = ()
