@@ -125,7 +125,8 @@ class RAdam(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
     Notes
     -----
-    torch's. Optax rectifies where rho >= 5 and adds eps behind the correction of the root.
+    torch's, but that a mean square that overflows makes NaN where rho <= 5. Optax rectifies where rho >= 5 and adds eps
+    behind the correction of the root.
 
     References
     ----------

@@ -1,7 +1,6 @@
 """The update rules against exact rational arithmetic with one rounding per operation, and against torch.
 
-Nothing here reads fastoptim/rules/: the update equations and their coefficients are written down a second time, from
-the papers and from torch's documentation, with the parentheses that the rules promise.
+The update equations and their coefficients are written down a second time in `equations`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
+from fastoptim.rules.table import RULES, Kernel, kernels
+from tests.rules.equations import EQUATIONS, OPTIONS, adam
 from tests.support.cases import raw_bits, same_bits
 
 # --- IEEE 754 arithmetic from exact integers ----------------------------------------------------------------------
@@ -158,6 +159,12 @@ class Arithmetic:
     def root(self) -> Arithmetic:
         return self._new(root(self.x, self.form))
 
+    def __gt__(self, other: Arithmetic) -> bool:
+        return at_least(self.x, other.x) and not at_least(other.x, self.x)
+
+    def __lt__(self, other: Arithmetic) -> bool:
+        return other > self
+
     def or_larger(self, other: Arithmetic) -> Arithmetic:
         return self if at_least(self.x, other.x) else other
 
@@ -180,75 +187,9 @@ def test_exact_arithmetic_equals_the_processor(form):
         assert [at_least(*pair) for pair in zip(a, b, strict=True)] == list(x >= y)
 
 
-# --- The update rules, a second time -------------------------------------------------------------------------------
+# --- The update rules ----------------------------------------------------------------------------------------------
 
-
-def sgd_equations(p, g, state, t, o, k):
-    """One element of SGD at step `t` with options `o`; `k` rounds a coefficient once to the format."""
-    lr, mu, mode = o["lr"], o.get("momentum", 0.0), o.get("momentum_mode", "torch")
-    g = k(-1.0 if o.get("maximize") else 1.0) * g
-    if o.get("weight_decay"):
-        g = g + k(o["weight_decay"]) * p
-    if not mu:
-        return p - k(lr) * g, []
-    if mode == "lr_inside":
-        share, rate = lr, 1.0
-    elif mode == "damped":
-        share, rate = 1.0 - mu, lr
-    else:
-        share, rate = (1.0 if t == 1 else 1.0 - o.get("dampening", 0.0)), lr
-    v = state[0] if state else k(0.0)
-    v = k(mu) * v + k(share) * g
-    if o.get("nesterov"):
-        return p - k(rate) * (k(mu) * v + k(share) * g), [v]
-    return p - k(rate) * v, [v]
-
-
-def adam_equations(p, g, state, t, o, k, decoupled=False):
-    lr, eps = o["lr"], o["eps"]
-    beta1, beta2 = o["betas"]
-    g = k(-1.0 if o.get("maximize") else 1.0) * g
-    if o.get("weight_decay") and not decoupled:
-        g = g + k(o["weight_decay"]) * p
-    m, v, *largest = state or [k(0.0)] * (3 if o.get("amsgrad") else 2)
-    m = k(beta1) * m + k(1.0 - beta1) * g
-    v = k(beta2) * v + k(1.0 - beta2) * (g * g)
-    largest = [x.or_larger(v) for x in largest]
-    bc1, bc2 = 1.0 - beta1**t, 1.0 - beta2**t
-    if o.get("eps_mode", "torch") == "hat":
-        step, factor = lr * math.sqrt(bc2) / bc1, 1.0
-    else:
-        step, factor = lr / bc1, 1.0 / math.sqrt(bc2)
-    u = (k(step) * m) / ((largest[0] if largest else v).root() * k(factor) + k(eps))
-    if o.get("weight_decay") and decoupled:
-        u = k(lr * o["weight_decay"]) * p + u
-    return p - u, [m, v, *largest]
-
-
-def adamw_equations(p, g, state, t, o, k):
-    return adam_equations(p, g, state, t, o, k, decoupled=True)
-
-
-EQUATIONS = {fo.SGD: sgd_equations, fo.Adam: adam_equations, fo.AdamW: adamw_equations}
-
-_SGD = (
-    {},
-    {"momentum": 0.87},
-    {"momentum": 0.87, "dampening": 0.31},
-    {"momentum": 0.87, "momentum_mode": "lr_inside"},
-    {"momentum": 0.87, "momentum_mode": "damped"},
-    {"momentum": 0.87, "nesterov": True},
-    {"momentum": 0.87, "nesterov": True, "momentum_mode": "lr_inside"},
-)
-_ADAM = tuple(
-    {"betas": (0.83, 0.977), "eps": eps, "amsgrad": amsgrad, "eps_mode": mode}
-    for eps, amsgrad, mode in product((3e-5, 0.0), (False, True), ("torch", "hat"))
-)
-OPTIONS = [
-    (cls, {"lr": 0.0123, "weight_decay": decay, "maximize": up} | options)
-    for cls, family in ((fo.SGD, _SGD), (fo.Adam, _ADAM), (fo.AdamW, _ADAM))
-    for options, (decay, up) in product(family, ((0.0, False), (0.0456, False), (0.0456, True)))
-]
+STEPS = {fo.RAdam: 7}  # which rectifies from the sixth step on
 
 
 def label(case):
@@ -256,14 +197,28 @@ def label(case):
     return "-".join([cls.__name__, *(f"{k}={v}" for k, v in options.items() if v and k != "lr")])
 
 
+def average(p, g, b):
+    """`fo.Average`: the average moves towards the parameter `g` by the share `b`."""
+    return p - b * (p - g)
+
+
+def test_every_kernel_of_the_table_has_an_equation():
+    reached = set()
+    for cls, options in OPTIONS:
+        opt = cls(np.ones(1), **options)
+        reached.add(cls._spec(*(opt.param_groups[0][name] for name in cls._names)).kernel)
+    assert reached | {Kernel(RULES["average"], "none")} == set(kernels())
+
+
 def inputs(form: Format, count: int, steps: int, seed: int):
-    """Half ordinary numbers, half raw bits: NaN, infinities, subnormals, zeros of both signs."""
+    """Half ordinary numbers, half raw bits: NaN, infinities, subnormals, zeros of both signs; some gradients stay."""
     rng = np.random.default_rng(seed)
     p = rng.standard_normal(count).astype(form.dtype)
     p[::2] = raw_bits(rng, len(p[::2]), form.dtype)
     grads = [raw_bits(rng, count, form.dtype) for _ in range(steps)]
     for g in grads:
         g[: count // 2] = rng.standard_normal(count // 2)
+        g[: count // 4] = grads[0][: count // 4]
     return p, grads
 
 
@@ -271,7 +226,7 @@ def inputs(form: Format, count: int, steps: int, seed: int):
 @pytest.mark.parametrize("case", OPTIONS, ids=label)
 def test_classes_equal_exact_arithmetic(case, form):
     cls, options = case
-    count, steps = 20, 4
+    count, steps = 16, STEPS.get(cls, 4)
     start, grads = inputs(form, count, steps, seed=len(label(case)))
 
     def k(x: float) -> Arithmetic:
@@ -281,16 +236,38 @@ def test_classes_equal_exact_arithmetic(case, form):
     states: list[list[Arithmetic]] = [[] for _ in wanted]
     for t, g in enumerate(grads, 1):
         for i in range(count):
-            wanted[i], states[i] = EQUATIONS[cls](wanted[i], k(float(g[i])), states[i], t, options, k)
+            wanted[i], states[i] = EQUATIONS[cls][0](wanted[i], k(float(g[i])), states[i], t, options, k)
     for backend in ("numpy", "c"):
         p = start.copy()
         opt = cls(p, backend=backend, **options)
         for g in grads:
             opt.step(g)
         assert same_bits(p, np.array([value(x.x) for x in wanted], form.dtype)), backend
-        for j, state in enumerate(x for name, x in opt.state["0"].items() if name != "step"):
+        arrays = [x for x in opt.state["0"].values() if isinstance(x, np.ndarray)]
+        for j, state in enumerate(arrays):
             assert same_bits(state, np.array([value(s[j].x) for s in states], form.dtype)), (backend, j)
-        assert len(opt.state["0"]) == 1 + len(states[0])
+        assert len(arrays) == len(states[0])
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=FORMAT_IDS)
+@pytest.mark.parametrize("decay", [None, 0.87])
+def test_averages_equal_exact_arithmetic(decay, form):
+    """The first update copies; later ones move by ``1 - decay``, or by ``1 / n``."""
+    start, values = inputs(form, 40, 3, seed=5)
+
+    def k(x: float) -> Arithmetic:
+        return Arithmetic(number(x, form), form)
+
+    for backend in ("numpy", "c"):
+        p = start.copy()
+        kept = fo.Average([p], decay, backend=backend)
+        kept.update()
+        wanted = [k(float(x)) for x in start]
+        for n, p[...] in enumerate(values, 2):
+            kept.update()
+            share = k(1.0 / n if decay is None else 1.0 - decay)
+            wanted = [average(a, k(float(x)), share) for a, x in zip(wanted, p, strict=True)]
+        assert same_bits(kept.arrays[0], np.array([value(x.x) for x in wanted], form.dtype)), backend
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=FORMAT_IDS)
@@ -315,7 +292,7 @@ def test_amsgrad_keeps_the_first_of_equals_and_takes_what_cannot_be_compared(for
         found = opt.state["0"]["max_exp_avg_sq"]
         for i in range(len(rows)):
             start = [k(float(x[i])) for x in (moment, v, largest)]
-            wanted, (_, _, maximum) = adam_equations(k(1.0), k(float(g[i])), start, 5, options, k)
+            wanted, (_, _, maximum) = adam(k(1.0), k(float(g[i])), start, 5, options, k)
             assert same_bits(found[i : i + 1], np.array([value(maximum.x)], form.dtype)), (backend, rows[i])
             assert same_bits(p[i : i + 1], np.array([value(wanted.x)], form.dtype)), (backend, rows[i])
 
