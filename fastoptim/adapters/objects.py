@@ -75,6 +75,8 @@ class _Optimizer:
             hook(params)
         if not params:
             return
+        if len({id(p) for p in params}) < len(params):
+            raise ValueError("a parameter is there twice: setup takes each once")
         self._known.update((id(p), p) for p in params)
         grads = [_values(getattr(p, self._grad)) for p in params]
         before = [getattr(p, self._data) for p in params]

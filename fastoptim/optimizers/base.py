@@ -392,6 +392,8 @@ class Optimizer:
             if busy[0] != thread:
                 raise RuntimeError(BUSY)
             plan, options = self._ready_plan(), self._options
+            if self._storage.master and plan.has_master:
+                raise ValueError("apply steps what it is given, and master=True copies of its own: use step")
             scaled = type(grad_scale) is not float or grad_scale != 1.0
             if scaled or max_norm is not None or skip_nonfinite is not False or options is not PLAIN:
                 options = self._step_options(plan, grad_scale, max_norm, skip_nonfinite, None)

@@ -58,7 +58,7 @@ _MESSAGES = (
 def minimize(
     fun: Callable[..., Any],
     x0: Any,
-    args: tuple[Any, ...] = (),
+    args: Any = (),
     *,
     jac: Callable[..., Any] | bool,
     optimizer: Callable[[Any], Optimizer] = Adam,
@@ -75,7 +75,7 @@ def minimize(
     x0 : array_like
         Where to start, of any shape; float32 stays float32, other numbers become float64.
     args : tuple
-        More arguments for `fun` and `jac`.
+        More arguments for `fun` and `jac`; what is no tuple is one argument.
     jac : callable or True
         ``jac(x, *args)`` -> gradient, of the shape of x. There are no finite differences.
     optimizer : callable
@@ -110,11 +110,26 @@ def minimize(
     tol, maxiter = None if tol is None else real("tol", tol, 0.0), count("maxiter", maxiter, 0)
     x = real_array("x0", x0)
     x = np.array(x, x.dtype if x.dtype in DTYPES else np.float64)
+    if not callable(optimizer):
+        raise TypeError(
+            f"optimizer must make one of an array: fo.Adam, or lambda x: fo.SGD(x, lr=0.1); got {optimizer!r}"
+        )
+    given = args if isinstance(args, tuple) else (args,)
     descent = optimizer(x.copy())
 
     def evaluate(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = fun(x, *args) if jac is True else (fun(x, *args), jac(x, *args))
-        return real_array("value", value).astype(float).item(), real_array("gradient", gradient).astype(x.dtype)
+        if jac is not True:
+            value, gradient = fun(x.copy(), *given), jac(x.copy(), *given)  # which may write into what they get
+        else:
+            both = fun(x.copy(), *given)
+            if not isinstance(both, (tuple, list)) or len(both) != 2:
+                raise TypeError(f"with jac=True fun returns value and gradient, as a pair; got {type(both).__name__}")
+            value, gradient = both
+        number = real_array("value", value)
+        if number.size != 1:
+            raise ValueError(f"value: expected one number, got an array of shape {number.shape}")
+        with np.errstate(over="ignore"):
+            return number.astype(float).item(), real_array("gradient", gradient).astype(x.dtype)
 
     nit, status = 0, 1
     value, gradient = evaluate(x)
@@ -128,7 +143,7 @@ def minimize(
             nit += 1
             try:
                 if callback is not None:
-                    callback(x)
+                    callback(x.copy())
             except StopIteration:
                 status = 3
             value, gradient = evaluate(x)

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from ..arrays.storage import MASTER, compute_dtype, scale_name, unpack
 from ..common.public import public
 from ..rules import coefficients as k
 from .family import BELOW_ONE, Family, Options, made
@@ -123,11 +124,17 @@ class ScheduleFree(Family):
             points = model.arrays() if params is None else model.leaves(params)
             averages = []
             for q, p in zip(model.parameters, points, strict=True):
-                p = backend.check_companion(q.name, "value", p, q.shape, q.dtype)
-                y, z = backend.host_copy(p), kept[q.name].get("z")
-                weight = q.dtype.type(1.0 - 1.0 / self._beta(q.group))
+                entry, y = kept[q.name], backend.check_companion(q.name, "value", p, q.shape, q.dtype)
+                if "z" not in entry:
+                    averages.append(backend.host_copy(y))
+                    continue
+                compute = compute_dtype(q.dtype)
+                y = backend.host_copy(entry.get(MASTER, y)).astype(compute)
+                z = {name: backend.host_copy(entry[name]) for name in ("z", scale_name("z")) if name in entry}
+                moved = z["z"] if compute == np.float64 else unpack("z", z, square=False)
                 with np.errstate(all="ignore"):
-                    averages.append(y if z is None else y + weight * (backend.host_copy(z) - y))
+                    x = y + compute.type(1.0 - 1.0 / self._beta(q.group)) * (moved - y)
+                    averages.append(x.astype(q.dtype))
             found = model.rebuilt(averages, params)
         return found if model.grouped else found[0]
 

@@ -35,6 +35,10 @@ class ParamRun:
         self.states: list[tuple[Any, ...]] = []
         self.take(spec)
 
+    @property
+    def has_master(self) -> bool:
+        return any(MASTER in names for names in self.names)
+
     def take(self, spec: UpdateSpec) -> None:
         """Go on with these hyperparameters."""
         self.spec, self.head, self.coefficients = spec, spec.head, spec.coefficients
@@ -97,7 +101,13 @@ class Plan:
     @property
     def unsettled(self) -> bool:
         """Whether new states hold what parameters or hyperparameters were, which may change up to the first step."""
-        return self.counter[0] == 0 and any(run.fresh and run.spec.kernel.rule.initial for run in self.runs)
+        begun = (run.fresh and (run.spec.kernel.rule.initial or run.has_master) for run in self.runs)
+        return self.counter[0] == 0 and any(begun)
+
+    @property
+    def has_master(self) -> bool:
+        """Whether some parameters are stepped by way of a copy among their states."""
+        return any(run.has_master for run in self.runs)
 
     def _look_at_specs(self) -> None:
         specs = [run.spec for run in self.runs]

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.checks import DTYPES
+from ..arrays.storage import unpack
 from ..common.public import public
 from ..rules.coefficients import asgd_coefficients
-from ..rules.table import rules_of
+from ..rules.table import Rule, rules_of
 from .base import Optimizer
 from .groups import fixed
 from .states import begin
@@ -81,7 +83,9 @@ def to_torch_state(optimizer: Optimizer, names: Sequence[str] | None = None) -> 
                 ours = _RENAMED.get(kind.__name__, {}).get(key, key)
                 first = spec.kernel.rule.initial.get(ours, 0.0)
                 if ours in entry:
-                    kept[key] = _as_torch(torch, entry[ours], example)
+                    kept[key] = _as_torch(
+                        torch, _plain(name, arrays[name].dtype, ours, entry, spec.kernel.rule), example
+                    )
                 elif ours not in spec.kernel.rule.states or first == "parameter":
                     raise ValueError(f"torch's {kind.__name__} keeps {key!r} for parameter {name!r}, which is not here")
                 elif spec.first is None:  # else the state's first step is another, for torch as well
@@ -173,6 +177,18 @@ def _numbered(
         start += len(part)
     if start != len(ordered):
         raise ValueError(f"names: expected {start}, got {len(ordered)}")
+
+
+def _plain(name: str, dtype: np.dtype[Any], state: str, entry: Mapping[str, Any], rule: Rule) -> Any:
+    """A state or number of an entry; states that are stored in fewer bits than their parameter in its dtype."""
+    value = entry[state]
+    if dtype not in DTYPES:
+        raise TypeError(
+            f"parameter {name!r} is {dtype.name}: only states of float32 and float64 parameters go to torch"
+        )
+    if not isinstance(value, np.ndarray) or value.dtype == dtype:
+        return value
+    return unpack(state, entry, state in rule.squares)
 
 
 def _following(kind: type[Optimizer], hyper: Mapping[str, Any], t: int) -> dict[str, float]:

@@ -605,3 +605,16 @@ def test_a_signal_at_any_moment_leaves_an_update_free():
         signal.signal(signal.SIGALRM, before)
     optimizer.update({"w": w}, {"w": g})
     assert rung > 100
+
+
+def test_a_parameter_that_is_there_twice_is_refused():
+    class Param:
+        def __init__(self, data):
+            self.data, self.grad = data, data
+
+    for data in (1.0, np.ones(2)):
+        p = Param(data)
+        optimizer = objects.Adam().setup([p, Param(data), p])
+        with pytest.raises(ValueError, match="a parameter is there twice"):
+            optimizer.update()
+        assert optimizer.t == 0 and not optimizer.ms

@@ -172,5 +172,22 @@ def test_minimize_says_why_it_ended():
     for bad in ({"jac": None}, {"jac": True, "tol": -1.0}, {"jac": True, "maxiter": 1.5}):
         with pytest.raises((TypeError, ValueError), match=next(reversed(bad))):
             fo.minimize(fun, [1.0], **bad)
-    with pytest.raises(ValueError, match="expected shape"):
-        fo.minimize(lambda x: (0.0, np.ones(3)), [1.0], jac=True)
+    for bad, options, words in (
+        (lambda x: (0.0, np.ones(3)), {}, "expected shape"),
+        (lambda x: (np.ones(2), np.ones(1)), {}, r"value: expected one number, got an array of shape \(2,\)"),
+        (lambda x: 0.0, {}, "fun returns value and gradient, as a pair; got float"),
+        (fun, {"optimizer": fo.SGD(np.ones(1))}, "optimizer must make one of an array"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            fo.minimize(bad, [1.0], jac=True, **options)
+
+
+def test_points_are_safe_from_functions_that_write_into_them():
+    def overwrites(x, a=0.0):
+        gradient = 2 * x - a
+        x[...] = 99
+        return 1.0, gradient
+
+    options = {"jac": True, "maxiter": 2, "optimizer": lambda x: fo.SGD(x, 0.25)}
+    assert fo.minimize(overwrites, [4.0], callback=lambda x: x.fill(7), **options).x.tolist() == [1.0]
+    assert fo.minimize(overwrites, [4.0], 2.0, **options).x.tolist() == [1.75]  # one argument, as SciPy takes it

@@ -297,3 +297,46 @@ def test_the_same_key_is_used_for_no_two_arrays():
     opt.step([np.ones(4096, np.float32) * np.float32(1.2345)] * 2)
     codes = [opt.state[k][s].view(np.uint16) & 1 for k in "01" for s in ("exp_avg", "exp_avg_sq")]
     assert get_backend("c") and len({x.tobytes() for x in codes}) == 4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16", "float8"])
+def test_averages_are_read_out_of_what_they_are_stored_in(dtype, state_dtype):
+    wanted, ours = np.linspace(1, 2, 40, dtype=np.float32), np.linspace(1, 2, 40, dtype=np.float32).astype(dtype)
+    plain, opt = fo.ScheduleFreeSGD(wanted, lr=0.1), fo.ScheduleFreeSGD(ours, lr=0.1, state_dtype=state_dtype)
+    for i in range(3):
+        g = np.random.default_rng(i).standard_normal(40).astype(np.float32)
+        plain.step(g)
+        opt.step(g)
+    error = np.abs(opt.averaged().astype(np.float32) - plain.averaged()).max()
+    step = {"float8": 2.0**-4, "bfloat16": 2.0**-8}.get(state_dtype, 0.0) + 2.0**-8 * (dtype != np.float32)
+    assert opt.averaged().dtype == ours.dtype
+    assert error <= 2.5 * 4 * step + 1e-6  # of up to 2.5, roundings of three steps and one
+
+
+def test_a_master_copy_begins_at_the_first_step_and_apply_is_refused():
+    w, wanted = (np.ones(3, np.float16) for _ in range(2))
+    opt = fo.SGD(w, lr=0.5, master=True)
+    assert not opt.step(np.full(3, np.nan, np.float32), skip_nonfinite=True).applied
+    w[:] = wanted[:] = 8
+    opt.step(np.ones(3, np.float32))
+    assert w.tolist() == [7.5] * 3
+    with pytest.raises(ValueError, match="apply steps what it is given"):
+        opt.apply(wanted, np.ones(3, np.float32))
+    assert opt.state["0"]["step"] == 1 and opt.state["0"]["master"].tolist() == [7.5] * 3
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "float8"])
+def test_states_go_to_torch_as_what_they_stand_for(state_dtype):
+    pytest.importorskip("torch", reason="LOUD: torch is missing (pip install torch)")
+    opt = fo.Adam(np.ones(300, np.float32), state_dtype=state_dtype)
+    for i in range(3):
+        opt.step(np.random.default_rng(i).standard_normal(300).astype(np.float32))
+    found, entry = fo.to_torch_state(opt)["state"][0], opt.state["0"]
+    for name, square in (("exp_avg", False), ("exp_avg_sq", True)):
+        wanted = decoded(entry[name], entry.get(name + "_scale"), state_dtype, square)
+        assert np.array_equal(found[name].numpy(), wanted)
+    with pytest.raises(TypeError, match="parameter '0' is float16: only states of float32 and float64"):
+        half = fo.Adam(np.ones(3, np.float16))
+        half.step(np.ones(3, np.float32))
+        fo.to_torch_state(half)
