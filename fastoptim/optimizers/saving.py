@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..arrays.checks import check_companion
+from ..arrays.checks import DTYPES, check_companion
 from ..arrays.storage import MASTER, Storage, convertible, pack, scale_name, state_arrays, template, unpack
 from ..backends import Backend, resolve
 from ..checkpoint.files import CheckpointError
@@ -181,7 +181,7 @@ def snapshot(optimizer: Savable, copy: Callable[[Any], Any]) -> dict[str, Any]:
     return {
         "version": 1,
         "optimizer": type(optimizer).__name__,
-        **({} if optimizer._storage == Storage() else {"storage": optimizer._storage.as_dict()}),
+        **({"storage": optimizer._storage.as_dict()} if _in_fewer_bits(optimizer) else {}),
         "state": {
             name: {key: value if isinstance(value, (int, float)) else copy(value) for key, value in entry.items()}
             for name, entry in optimizer.state.items()
@@ -191,6 +191,12 @@ def snapshot(optimizer: Savable, copy: Callable[[Any], Any]) -> dict[str, Any]:
             for group in optimizer.param_groups
         ],
     }
+
+
+def _in_fewer_bits(optimizer: Savable) -> bool:
+    """Whether a snapshot must say how arrays are stored, and by which seed they are rounded."""
+    low = any(q.dtype not in DTYPES for q in optimizer._model.parameters)
+    return low or optimizer._storage != Storage()
 
 
 Loaded = tuple[int, dict[str, Any], dict[str, float]]  # step count, states and scalars of a parameter

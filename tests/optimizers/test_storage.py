@@ -340,3 +340,15 @@ def test_states_go_to_torch_as_what_they_stand_for(state_dtype):
         half = fo.Adam(np.ones(3, np.float16))
         half.step(np.ones(3, np.float32))
         fo.to_torch_state(half)
+
+
+def test_the_seed_of_16_bit_parameters_comes_along_although_all_else_is_the_default():
+    p = np.ones(300, np.float16)
+    opt = fo.SGD(p, lr=1e-3)
+    opt.step(np.ones(300, np.float32))
+    other, q = fo.SGD(p.copy(), lr=0.5, seed=9), p.copy()
+    other.param_groups[0]["params"][0] = q
+    other.load_state_dict(opt.state_dict())
+    opt.step(np.ones(300, np.float32))
+    other.step(np.ones(300, np.float32))
+    assert p.tobytes() == q.tobytes()
