@@ -80,7 +80,7 @@ class Storage(NamedTuple):
                 f"parameter {name!r} is float64, whose states are float64: state_dtype={self.state_dtype!r} is for "
                 "float32, bfloat16 and float16"
             )
-        if backend == "cuda" and self.of((), (), dtype, 0) is not None:
+        if backend == "cuda" and self.of(("any",), (), dtype, 0) is not None:
             raise TypeError(f"parameter {name!r}: backend 'cuda' stores nothing in fewer bits than float32")
 
     def of(self, states: Sequence[str], squares: Sequence[str], dtype: np.dtype[Any], number: int) -> Stored | None:

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim.arrays.storage import small_dtype
+from fastoptim.adapters import cs231n, dicts, numpy_ml, per_array
+from fastoptim.arrays.storage import Storage, small_dtype
 from fastoptim.backends import get_backend
+from fastoptim.checkpoint import format
 from fastoptim.checkpoint.files import CheckpointError
+from fastoptim.optimizers.saving import optimizer_tree
 from fastoptim.rules.codecs import decoded
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test bfloat16 and float8")
@@ -162,6 +165,42 @@ def test_none_groups_skips_and_new_hyperparameters(storage):
 
 
 @each_storage
+@pytest.mark.parametrize("clip", ["norm", "value", "norm_per_array"])
+def test_every_way_to_clip_has_the_same_bits(storage, clip):
+    found, free = [], model(storage)
+    for backend in BACKENDS:
+        params = model(storage)
+        opt = optimizer(storage, params, fo.SGD, momentum=0.9, backend=backend, threads=2, max_norm=0.4, clip=clip)
+        for i in range(2):
+            opt.step(gradients(params, i), grad_scale=0.7)
+        found.append(content(params, opt))
+    assert found[0] == found[1] == found[2]
+    opt = optimizer(storage, free, fo.SGD, momentum=0.9)
+    for i in range(2):
+        opt.step(gradients(free, i), grad_scale=0.7)
+    assert content(free, opt)["w"] != found[0]["w"], "nothing was clipped"
+
+
+@each_storage
+def test_what_fits_is_loaded_if_asked(storage):
+    params, opt = trained(storage)
+    saved = opt.state_dict()
+    saved["state"]["new"] = saved["state"].pop("w")
+    saved["param_groups"][0]["params"] = ["new", "f", "strided", "b"]
+    ours = {k: x.copy() for k, x in params.items()}
+    target = optimizer(storage, ours, seed=1)
+    keys = target.load_state_dict(saved, strict=False)
+    assert (keys.missing_keys, keys.unexpected_keys) == (["w"], ["new"])
+    assert target.state["w"]["step"] == 0
+    grads = gradients(params, 9)
+    opt.step(grads)
+    target.step(grads)
+    wanted, found = content(params, opt), content(ours, target)
+    kept = [k for k in wanted if k.split(".")[0] != "w"]
+    assert [found[k] for k in kept] == [wanted[k] for k in kept], "the seed has not come along"
+
+
+@each_storage
 def test_files_and_tiles_have_the_same_bits(storage, tmp_path):
     dtype = small_dtype(STORAGES[storage][0])
     values = np.random.default_rng(0).standard_normal(50_000).astype(dtype)
@@ -233,6 +272,19 @@ REFUSED = {
         TypeError,
         "'0' is stored in fewer bits",
     ),
+    "a norm alone": (lambda: fo.grad_norm([np.ones(3, ml_dtypes.bfloat16)]), TypeError, "'0'.*bfloat16"),
+    "GPU arrays": (lambda: Storage("bfloat16").check("w", np.dtype("f4"), "cuda"), TypeError, "'w': backend 'cuda'"),
+    "GPU arrays of 16 bits": (lambda: Storage().check("w", np.dtype("f2"), "cuda"), TypeError, "'w': backend 'cuda'"),
+    "adapter: an array": (lambda: per_array.update(np.ones(3, "f2"), np.ones(3, "f2")), TypeError, "'0'.*float16"),
+    "adapter: its states": (
+        lambda: per_array.update(np.ones(3, "f4"), np.ones(3, "f4"), np.ones(3, ml_dtypes.bfloat16)),
+        TypeError, "momentum_buffer of parameter '0'.*bfloat16"),
+    "adapter: dicts": (
+        lambda: dicts.SGD().update({"w": np.ones(3, "f2")}, {"w": np.ones(3, "f2")}), TypeError, "'w'.*float16"),
+    "adapter: cs231n": (
+        lambda: cs231n.adam(np.ones(3, ml_dtypes.bfloat16), np.ones(3, ml_dtypes.bfloat16)), TypeError, "bfloat16"),
+    "adapter: numpy_ml": (
+        lambda: numpy_ml.SGD().update(np.ones(3, "f2"), np.ones(3, "f2"), "w"), TypeError, "float16"),
     "packing": (lambda: fo.pack([np.ones(3, "f2")]), TypeError, "float16"),
     "float8 parameters": (lambda: fo.SGD(np.ones(3, ml_dtypes.float8_e4m3fn)), TypeError, "float8_e4m3fn"),
     "foreign byte order": (lambda: fo.SGD(np.ones(3, ">f2")), TypeError, "foreign byte order"),
@@ -244,6 +296,89 @@ def test_what_does_not_go_is_refused_by_name(what):
     call, error, text = REFUSED[what]
     with pytest.raises(error, match=text):
         call()
+
+
+def _set(*path, to):
+    """A mutation of a tree: the value at a path, or what a function makes of it; nothing for no function's result."""
+
+    def mutate(tree):
+        *parents, last = path
+        for key in parents:
+            tree = tree[key]
+        value = to(tree[last]) if callable(to) else to
+        if value is None:
+            del tree[last]
+        else:
+            tree[last] = value
+
+    return mutate
+
+
+ENTRY = ("optimizer", "state", "w")
+HOSTILE = {
+    "no scales": _set(*ENTRY, "exp_avg_scale", to=lambda x: None),
+    "scales of too few blocks": _set(*ENTRY, "exp_avg_scale", to=lambda x: x[:-1]),
+    "scales of too many blocks": _set(*ENTRY, "exp_avg_sq_scale", to=lambda x: np.append(x, x)),
+    "scales in the shape of the state": _set(*ENTRY, "exp_avg_scale", to=lambda x: np.ones((30, 41), np.float32)),
+    "scales in float64": _set(*ENTRY, "exp_avg_scale", to=lambda x: x.astype(np.float64)),
+    "scales that are codes": _set(*ENTRY, "exp_avg_scale", to=lambda x: x.astype(ml_dtypes.float8_e4m3fn)),
+    "scales that are a number": _set(*ENTRY, "exp_avg_scale", to=1.0),
+    "scales of no state": _set(*ENTRY, "exp_avg", to=lambda x: None),
+    "codes as integers": _set(*ENTRY, "exp_avg", to=lambda x: x.view(np.uint8)),
+    "codes in float16": _set(*ENTRY, "exp_avg", to=lambda x: x.astype(np.float16)),
+    "codes of another shape": _set(*ENTRY, "exp_avg", to=lambda x: x.reshape(-1)),
+    "bfloat16 of another shape": _set(*ENTRY, "exp_avg", to=lambda x: x[:5].astype(ml_dtypes.bfloat16)),
+    "a master copy in bfloat16": _set(*ENTRY, "master", to=lambda x: x.astype(ml_dtypes.bfloat16)),
+    "a master copy of another shape": _set(*ENTRY, "master", to=lambda x: x[1:]),
+    "a master copy that is a list": _set(*ENTRY, "master", to=[1.0]),
+    "a parameter in float32": _set("params", "w", to=lambda x: x.astype(np.float32)),
+    "a parameter in float16": _set("params", "w", to=lambda x: x.astype(np.float16)),
+    "a parameter as integers": _set("params", "w", to=lambda x: x.view(np.uint16)),
+    "a storage that is a list": _set("optimizer", "storage", to=[1, 2]),
+    "a storage that is a number": _set("optimizer", "storage", to=3),
+    "an unknown state_dtype": _set("optimizer", "storage", "state_dtype", to="int4"),
+    "a state_dtype that is a list": _set("optimizer", "storage", "state_dtype", to=["float8"]),
+    "an unknown rounding": _set("optimizer", "storage", "rounding", to="up"),
+    "a master that is text": _set("optimizer", "storage", "master", to="yes"),
+    "a seed below 0": _set("optimizer", "storage", "seed", to=-1),
+    "a seed beyond 64 bits": _set("optimizer", "storage", "seed", to=2**64),
+    "a seed that is a float": _set("optimizer", "storage", "seed", to=1.5),
+    "an unknown word": _set("optimizer", "storage", "bits", to=4),
+}  # fmt: skip
+
+
+def copied(tree):
+    return {k: copied(x) for k, x in tree.items()} if isinstance(tree, dict) else copy.deepcopy(tree)
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_checkpoint_changes_nothing(what, tmp_path):
+    _, opt = trained("master copy")
+    tree = copied(optimizer_tree(opt))
+    format.write(tmp_path / "whole", tree, kind="optimizer")
+    HOSTILE[what](tree)
+    format.write(tmp_path / "file", tree, kind="optimizer")
+    ours = model("master copy", 1)
+    target = optimizer("master copy", ours, seed=1)
+    target.step(gradients(ours, 0))
+    before, storage = content(ours, target), target.state_dict()["storage"]
+    with pytest.raises(CheckpointError):
+        target.load(tmp_path / "file")
+    assert content(ours, target) == before and target.state_dict()["storage"] == storage
+    target.load(tmp_path / "whole")  # the control: it was the mutation
+
+
+def test_a_checkpoint_without_master_copies_begins_with_new_ones(tmp_path):
+    _, opt = trained("master copy")
+    tree = copied(optimizer_tree(opt))
+    for entry in tree["optimizer"]["state"].values():
+        del entry["master"]
+    format.write(tmp_path / "file", tree, kind="optimizer")
+    ours = model("master copy", 1)
+    target = optimizer("master copy", ours)
+    target.load(tmp_path / "file")
+    target.step(gradients(ours, 0))
+    assert all(np.array_equal(x["master"].shape, ours[k].shape) for k, x in target.state.items())
 
 
 def test_v_follows_gradients_that_fall_where_rounding_to_nearest_does_not():

@@ -94,6 +94,8 @@ def construction():
         params = parameters()
         params["b"] = params["b"].astype(odd(np.float64, np.float32))
         sharded(params)
+    with raises(ValueError, "several ranks keep states in the dtype of their parameters"):
+        sharded(parameters(), master=True)
     with raises(ValueError, "names of group 0"):
         sharded({"w": np.ones(3), odd("x", "y"): np.ones(3)})
     version, agreement.__version__ = agreement.__version__, odd("0.1.0", "0.9.9")
