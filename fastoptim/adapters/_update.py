@@ -29,12 +29,17 @@ class RuleUpdate:
         A name in `fastoptim.rules.RULES`.
     backend, threads
         As for `fastoptim.SGD`.
+    counter : list of int, optional
+        Its only item grows by one with each step, within the step.
     """
 
-    def __init__(self, rule: str, *, backend: str = "auto", threads: int | None = None):
+    def __init__(
+        self, rule: str, *, backend: str = "auto", threads: int | None = None, counter: list[int] | None = None
+    ):
         self._kernel = Kernel(RULES[rule], "none")
         self._backend = resolve(backend, ())
         self._threads = resolve_threads(threads)
+        self._counter = counter
         self._busy: list[int] = []
         self._names: Sequence[Any] = ()
         self._shapes: list[Any] = []
@@ -71,7 +76,8 @@ class RuleUpdate:
                 name = str(names[i] if names else i)
                 self._backend.check_parameter(name, p)
                 members.append(Member(name, *self._backend.describe(p)))
-            self._update = Update(self._backend, [self._kernel], [0] * len(params), members, self._threads)
+            one = [self._kernel], [0] * len(params)
+            self._update = Update(self._backend, *one, members, self._threads, self._counter)
             self._shapes, self._names = shapes, names
         return self._update
 

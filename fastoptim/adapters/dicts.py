@@ -17,10 +17,11 @@ array in their place quicker than both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from itertools import starmap
 from typing import Any
 
-from ..common.validation import flag, real
+from ..common.validation import count, flag, real
 from ._collection import Collection
 from ._update import adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
 
@@ -47,19 +48,26 @@ class _Optimizer:
             hint = "" if self.partial else "; with partial=True only parameters that have gradients are updated"
             raise KeyError(f"no {what} for {missing}{hint}")
         if not keys:
+            self._collection.count[0] += 1
             return
-        before = [params[key] for key in keys]
-        after = self._collection.step(keys, before, [grads[key] for key in keys], coefficients, keys)
-        for key, old, new in zip(keys, before, after, strict=True):
-            if new is not old:
-                params[key] = new
+
+        def write(targets: Sequence[Any], values: Sequence[Any]) -> Iterator[None]:
+            pairs = zip(targets, values, strict=True)
+            return map(params.update, (pairs,)) if plain else starmap(params.__setitem__, pairs)
+
+        plain = type(params) is dict
+        values, gradients = [params[key] for key in keys], [grads[key] for key in keys]
+        self._collection.step(keys, keys, values, gradients, coefficients, keys, write, plain)
 
     def __getstate__(self) -> dict[str, Any]:  # public attributes alone: what is native is made anew
-        return {name: value for name, value in vars(self).items() if name != "_collection"}
+        public = {name: value for name, value in vars(self).items() if name != "_collection"}
+        return public | {"iter": self._collection.count[0]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        steps = vars(self).pop("iter")
         self._collect()
+        self._collection.count[0] = steps
 
 
 class SGD(_Optimizer):
@@ -122,16 +130,25 @@ class Adam(_Optimizer):
     ):
         self.lr, self.beta1, self.beta2, self.eps, self.eps_mode = lr, beta1, beta2, eps, eps_mode
         self.partial = flag("partial", partial)
-        self.iter = 0
         self.m: dict[Any, Any] = {}
         self.v: dict[Any, Any] = {}
         self._collect()
 
     def update(self, params: Params, grads: Grads) -> None:
         """Update every entry of `params` by that of `grads`."""
-        coefficients = adam_coefficients(self.iter + 1, self.lr, self.beta1, self.beta2, self.eps, self.eps_mode)
+        coefficients = adam_coefficients(
+            self._collection.count[0] + 1, self.lr, self.beta1, self.beta2, self.eps, self.eps_mode
+        )
         self._step(params, grads, coefficients)
-        self.iter += 1
+
+    @property
+    def iter(self) -> int:
+        """The number of updates so far."""
+        return self._collection.count[0]
+
+    @iter.setter
+    def iter(self, value: int) -> None:
+        self._collection.count[0] = count("iter", value, 0)
 
 
 class AdaGrad(_Optimizer):

@@ -21,21 +21,36 @@ Python is still quicker.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import repeat
+from types import MemberDescriptorType, WrapperDescriptorType
 from typing import Any
 
 import numpy as np
 
-from ..common.validation import real
+from ..common.validation import count, real
 from ._collection import Collection
 from ._update import adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
 
 __all__ = ["SGD", "AdaGrad", "Adam", "MomentumSGD", "RMSprop"]
 
 
+_PLAIN = (float, int, np.ndarray, np.generic)
+
+
 def _values(grad: Any) -> Any:
     """The array (or number) behind a gradient; arrays have a ``.data`` of their own, which is not meant."""
-    return grad if isinstance(grad, (np.ndarray, np.generic)) else getattr(grad, "data", grad)
+    return grad if isinstance(grad, _PLAIN) else getattr(grad, "data", grad)
+
+
+@lru_cache
+def _is_plain(kind: type, name: str) -> bool:
+    """Whether that attribute of such objects is set without Python code, such as that of a property."""
+    if not isinstance(kind.__setattr__, WrapperDescriptorType):
+        return False
+    attribute = getattr(kind, name, None)
+    return isinstance(attribute, MemberDescriptorType) or not hasattr(type(attribute), "__set__")
 
 
 class _Optimizer:
@@ -74,17 +89,19 @@ class _Optimizer:
         for hook in self.hooks:
             hook(params)
         if not params:
+            self._collection.count[0] += 1
             return
         if len({id(p) for p in params}) < len(params):
             raise ValueError("a parameter is there twice: setup takes each once")
+
+        def write(targets: Sequence[Any], values: Sequence[Any]) -> Iterator[None]:
+            return map(setattr, targets, repeat(self._data), values)
+
         self._known.update((id(p), p) for p in params)
-        grads = [_values(getattr(p, self._grad)) for p in params]
-        before = [getattr(p, self._data) for p in params]
-        keys, names = [id(p) for p in params], range(len(params))
-        after = self._collection.step(keys, before, grads, self._coefficients(), names)
-        for p, old, new in zip(params, before, after, strict=True):
-            if new is not old:
-                setattr(p, self._data, new)
+        grads = [_values(grad) for grad in map(getattr, params, repeat(self._grad))]
+        values, keys, names = [*map(getattr, params, repeat(self._data))], [*map(id, params)], range(len(params))
+        plain = all(map(_is_plain, set(map(type, params)), repeat(self._data)))
+        self._collection.step(keys, params, values, grads, self._coefficients(), names, write, plain)
 
     step = update
 
@@ -150,17 +167,19 @@ class Adam(_Optimizer):
     ):
         super().__init__(data, grad)
         self.eps_mode = eps_mode
-        self.t, self.alpha, self.beta1, self.beta2, self.eps = 0, alpha, beta1, beta2, eps
+        self.alpha, self.beta1, self.beta2, self.eps = alpha, beta1, beta2, eps
         self.ms: dict[Hashable, Any] = {}
         self.vs: dict[Hashable, Any] = {}
         self._collection = Collection("adam", (self.ms, self.vs))
 
-    def update(self) -> None:
-        """Update every parameter that has a gradient."""
-        super().update()
-        self.t += 1
+    @property
+    def t(self) -> int:
+        """The number of updates so far."""
+        return self._collection.count[0]
 
-    step = update
+    @t.setter
+    def t(self, value: int) -> None:
+        self._collection.count[0] = count("t", value, 0)
 
     def _coefficients(self) -> tuple[float, ...]:
         return adam_coefficients(self.t + 1, self.alpha, self.beta1, self.beta2, self.eps, self.eps_mode)
