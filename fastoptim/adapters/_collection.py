@@ -55,8 +55,6 @@ class Joint:
 
     def holds(self, keys: list[Any]) -> bool:
         """Whether `keys` have columns, after they were given some; False where there is no room."""
-        if not self._states:
-            return True
         if keys != self._keys:
             self._keys = None
             for key in keys:
@@ -169,17 +167,18 @@ class Collection:
     ) -> None:
         """The same for Python numbers alone, in one array."""
         with exclusive(self._busy):
-            if not self._joint.holds(keys):
-                self._joint = Joint(self._states, max(16, 2 * len({*keys, *chain(*self._states)})))
-                self._joint.holds(keys)
-            joint = self._joint
-            p, g, states = np.array(values, np.float64), np.array(grads, np.float64), joint.copy()
-            step_array(self._rule, p, g, tuple(states), coefficients)
-            writes = chain(
-                write(targets, p.tolist()),
-                map(joint.array.__setitem__, ((slice(None), joint.columns),), (states,)),
-                map(self.count.__setitem__, (0,), (self.count[0] + 1,)),
-            )
+            p, g = np.array(values, np.float64), np.array(grads, np.float64)
+            states: tuple[Any, ...] = ()
+            writes: Iterator[None] = map(self.count.__setitem__, (0,), (self.count[0] + 1,))
+            if self._states:
+                if not self._joint.holds(keys):
+                    self._joint = Joint(self._states, max(16, 2 * len({*keys, *chain(*self._states)})))
+                    self._joint.holds(keys)
+                columns, array = self._joint.columns, self._joint.array
+                new = self._joint.copy()
+                states, writes = tuple(new), chain(map(array.__setitem__, ((slice(None), columns),), (new,)), writes)
+            step_array(self._rule, p, g, states, coefficients)
+            writes = chain(write(targets, p.tolist()), writes)
             if plain:
                 _run(writes)
             else:
