@@ -65,8 +65,9 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 def check_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
     """TypeError unless `dtype` is native float32 or float64."""
     if dtype not in DTYPES:
-        hint = ": if it holds arrays, make it a list of them, list(x)" if dtype.hasobject else ""
-        raise TypeError(f"{role} {name!r}: expected native float32 or float64, got {dtype_name(dtype)}{hint}")
+        raise TypeError(
+            f"{role} {name!r}: expected native float32 or float64, got {dtype_name(dtype)}{_as_list(dtype)}"
+        )
 
 
 def check_stored_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
@@ -74,7 +75,11 @@ def check_stored_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> N
     low = dtype.name == "bfloat16" or (dtype == np.float16 and dtype.isnative)
     if not (dtype in DTYPES or low or (role != "parameter" and dtype.name == "float8_e4m3fn")):
         expected = "native float32 or float64, bfloat16 or float16"
-        raise TypeError(f"{role} {name!r}: expected {expected}, got {dtype_name(dtype)}")
+        raise TypeError(f"{role} {name!r}: expected {expected}, got {dtype_name(dtype)}{_as_list(dtype)}")
+
+
+def _as_list(dtype: np.dtype) -> str:
+    return ": if it holds arrays, make it a list of them, list(x)" if dtype.hasobject else ""
 
 
 def check_companion(name: str, role: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> Array:
