@@ -282,7 +282,7 @@ def test_bad_input_is_refused_before_anything_changed():
         opt.step({"w": good})
     bad_params = {
         "read-only": readonly,
-        "native float32": Device(p.astype(np.float16)),
+        "float32": Device(p.astype(np.float16)),
         "expected an array on the GPU": p,
         "same address": Device(np.lib.stride_tricks.as_strided(wide, (3, 3), (4, 4))),
     }
