@@ -23,7 +23,6 @@ from fastoptim.training.diagnosis import Diagnosis
 from fastoptim.tuning import sandbox as sandbox_module
 from fastoptim.tuning.probe import Probe, _grid_index, _rate, _Search
 from fastoptim.tuning.range_test import _steepest
-from tests.support import ROOT
 from tests.support.scripts import benchmark
 
 TABLE = benchmark("probe_table")
