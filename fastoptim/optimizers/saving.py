@@ -216,6 +216,11 @@ def load_snapshot(
         raise ValueError(f"not a state dict of an optimizer: {error}") from error
     if version != 1:
         raise ValueError(f"state dict has version {version!r}; this fastoptim reads version 1")
+    listed = isinstance(groups, (list, tuple)) and all(isinstance(x, Mapping) and "params" in x for x in groups)
+    if not listed or not isinstance(entries, Mapping):
+        raise ValueError(
+            "not a state dict of an optimizer: state is a mapping, param_groups a list of those with params"
+        )
     own_kind = type(optimizer).__name__
     if strict and kind != own_kind:
         raise ValueError(f"state dict is of {kind}, this optimizer is {own_kind}; strict=False loads what they share")

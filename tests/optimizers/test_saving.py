@@ -340,6 +340,15 @@ def test_what_torch_does_not_have_is_refused():
         fo.to_torch_state({"w": np.ones(1)})
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_is_no_state_dict_is_refused_by_name(strict):
+    for part, bad in (("param_groups", None), ("param_groups", [{"lr": 1.0}]), ("param_groups", [3]), ("state", None)):
+        opt = fo.Adam({"w": np.ones(2)}, lr=0.25)
+        with pytest.raises(ValueError, match="not a state dict of an optimizer: state is a mapping"):
+            opt.load_state_dict(opt.state_dict() | {part: bad}, strict=strict)
+        assert opt.lr == 0.25
+
+
 def test_what_torch_averages_and_sums_goes_over():
     torch = pytest.importorskip("torch", reason="LOUD: torch is missing (pip install torch)")
     opt = fo.ASGD(np.ones(2), lr=0.1, t0=1)
