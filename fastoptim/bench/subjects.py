@@ -6,6 +6,7 @@ A subject is a row of `SUBJECTS`; its factory turns arrays into a `Stepper`. Fac
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import rules
 from ..rules.table import RULES, Kernel
 from .cases import Case
 
@@ -105,57 +105,65 @@ def distribution(module: str) -> str:
     return {"sklearn": "scikit-learn"}.get(module, module)
 
 
-# Arguments of SGD or Adam, fastoptim's and torch's, for the rules that these have.
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": LR},
-    "momentum": {"lr": LR, "momentum": MOMENTUM},
-    "nesterov": {"lr": LR, "momentum": MOMENTUM, "nesterov": True},
-    "adam": {"lr": LR, "betas": BETAS, "eps": EPS},
-    "amsgrad": {"lr": LR, "betas": BETAS, "eps": EPS, "amsgrad": True},
+# Rule -> the class whose default it is with these hyperparameters, beside lr: fastoptim's, and torch's if it has one.
+_ADAM = {"betas": BETAS, "eps": EPS}
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("SGD", {}),
+    "momentum": ("SGD", {"momentum": MOMENTUM}),
+    "nesterov": ("SGD", {"momentum": MOMENTUM, "nesterov": True}),
+    "adam": ("Adam", _ADAM),
+    "amsgrad": ("Adam", _ADAM | {"amsgrad": True}),
+    "rmsprop": ("RMSprop", {}),
+    "rmsprop_momentum": ("RMSprop", {"momentum": MOMENTUM}),
+    "rmsprop_centered": ("RMSprop", {"centered": True}),
+    "rmsprop_centered_momentum": ("RMSprop", {"momentum": MOMENTUM, "centered": True}),
+    "adadelta": ("Adadelta", {}),
+    "adamax": ("Adamax", _ADAM),
+    "nadam": ("NAdam", _ADAM),
+    "rprop": ("Rprop", {}),
+    "asgd": ("ASGD", {}),
+    "signsgd": ("SignSGD", {}),
+    "signum": ("Signum", {}),
+    "lion": ("Lion", {}),
+    "adabelief": ("AdaBelief", _ADAM),
+    "yogi": ("Yogi", {}),
+    "adopt": ("ADOPT", {}),
+    "laprop": ("LaProp", {}),
+    "ademamix": ("AdEMAMix", {}),
+    "adan": ("Adan", {}),
+    "schedule_free_sgd": ("ScheduleFreeSGD", {}),
+    "schedule_free_adamw": ("ScheduleFreeAdamW", _ADAM),
+    "ftrl": ("FTRL", {}),
 }
 
 
-def coefficients(rule: str, t: int, eps_mode: str) -> tuple[float, ...]:
-    """The rule's coefficients in step `t` with the benchmark's hyperparameters."""
-    if rule == "sgd":
-        return rules.sgd_coefficients(lr=LR)
-    if rule == "momentum":
-        return rules.momentum_coefficients(lr=LR, momentum=MOMENTUM, first=t == 1)
-    if rule == "nesterov":
-        return rules.nesterov_coefficients(lr=LR, momentum=MOMENTUM)
-    if rule in ("adam", "amsgrad"):
-        return rules.adam_coefficients(t=t, lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, mode=eps_mode)
-    return (0.5,) * len(RULES[rule].coefficients)  # no class has it yet, and arithmetic takes as long with any numbers
+def optimizer(rule: str, params: list[Array], backend: str, threads: int, eps_mode: str = "torch") -> Any:
+    """fastoptim's optimizer for `rule`, or one that the table alone makes up for a rule that no class has."""
+    from ..optimizers.base import Optimizer
+    from ..optimizers.hyperparameters import UpdateSpec
+
+    if rule in OPTIMIZERS:
+        name, options = OPTIMIZERS[rule]
+        if eps_mode != "torch" and name == "Adam":
+            options = options | {"eps_mode": eps_mode}
+        cls = getattr(importlib.import_module("fastoptim"), name)
+        return cls(params, lr=LR, **options, backend=backend, threads=threads)
+
+    class OfTheTable(Optimizer):
+        _rules, _names = (rule,), ("rule", "coefficients")
+        _spec = staticmethod(lambda rule, k: UpdateSpec(Kernel(RULES[rule], "none"), (1.0, 0.0), k))
+
+    # Arithmetic takes as long with any numbers.
+    return OfTheTable(params, {"rule": rule, "coefficients": (0.5,) * len(RULES[rule].coefficients)}, backend, threads)
 
 
 # --- fastoptim ----------------------------------------------------------------------------------------------------
 
 
-def _optimizer(case: Case, params: list[Array], backend: str) -> Any:
-    """SGD or Adam for the case's rule, or a class that the table alone makes up."""
-    from ..optimizers.adam import Adam
-    from ..optimizers.base import Optimizer
-    from ..optimizers.hyperparameters import UpdateSpec
-    from ..optimizers.sgd import SGD
-
-    arguments = OPTIMIZERS.get(case.rule)
-    if arguments is not None:
-        cls = Adam if "betas" in arguments else SGD
-        return cls(params, **arguments, backend=backend, threads=case.threads)
-
-    class OfTheTable(Optimizer):
-        _rules, _names = (case.rule,), ("rule", "coefficients")
-        _spec = staticmethod(lambda rule, k: UpdateSpec(Kernel(RULES[rule], "none"), (1.0, 0.0), k))
-
-    return OfTheTable(
-        params, {"rule": case.rule, "coefficients": coefficients(case.rule, 1, "")}, backend, case.threads
-    )
-
-
 def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
     from ..backends import get_backend
 
-    opt = _optimizer(case, params, backend)
+    opt = optimizer(case.rule, params, backend, case.threads)
     options: dict[str, Any] = {} if case.max_norm is None else {"max_norm": case.max_norm}
     current, prepare = _rotating(gradients)
     stepper = Stepper(partial(opt.step, current, **options), lambda: params, prepare)
@@ -327,14 +335,18 @@ def _torch(flags: dict[str, bool], case: Case, params: list[Array], gradients: l
     import torch
 
     _only(case, *OPTIMIZERS, clip=True)
+    name, options = OPTIMIZERS[case.rule]
+    cls = getattr(torch.optim, name, None)
+    if cls is None:
+        raise Unsupported(f"has no {name}")
+    if lacking := [flag for flag in flags if flag not in inspect.signature(cls).parameters]:
+        raise Unsupported(f"{name} has no {lacking[0]} form")
     torch.set_num_threads(case.threads)
     tensors = [torch.from_numpy(p).requires_grad_() for p in params]
     sets = [[torch.from_numpy(g) for g in grads] for grads in gradients]
     for tensor, g in zip(tensors, sets[0], strict=True):
         tensor.grad = g
-    arguments = OPTIMIZERS[case.rule] | flags
-    cls = torch.optim.Adam if "betas" in arguments else torch.optim.SGD
-    opt = cls(tensors, **arguments)
+    opt = cls(tensors, lr=LR, **options, **flags)
     stepper = Stepper(opt.step, lambda: params)
     max_norm = case.max_norm
     if max_norm is not None:

@@ -21,9 +21,8 @@ import numpy as np
 from .. import rules
 from ..environment import available_memory
 from ..rules import reference
-from ..rules.table import RULES, Kernel
 from .cases import TRAINING_SIZES, Case
-from .subjects import Stepper, Subject, Unsupported, coefficients, make_stepper
+from .subjects import Stepper, Subject, Unsupported, make_stepper, optimizer
 
 CHECKED_STEPS = 3
 CHECKED_ELEMENTS = 1 << 18  # rules work element by element: of larger arrays, the ends are checked
@@ -60,34 +59,22 @@ class Expected:
     """The reference's result on the checked parts of every array."""
 
     def __init__(self, case: Case, params: list[Array], eps_mode: str):
-        self.eps_mode = eps_mode
-        self.rule = RULES[case.rule]
         self.case = case
         budget = max(64, CHECKED_ELEMENTS // len(params))
-        self.rows = [
-            (i, part, p[part].copy(), [self._first(name, p[part]) for name in self.rule.states])
-            for i, p in enumerate(params)
-            for part in checked_parts(p.size, budget)
-        ]
-        self.starts = [p.copy() for _, _, p, _ in self.rows]
+        self.rows = [(i, part, p[part].copy()) for i, p in enumerate(params) for part in checked_parts(p.size, budget)]
+        self.starts = [p.copy() for *_, p in self.rows]
+        self.optimizer = optimizer(case.rule, [p for *_, p in self.rows], "numpy", 1, eps_mode)
         self.t = 0
-
-    def _first(self, state: str, p: Array) -> Array:
-        """What a state holds before the first step; zeros where that is a hyperparameter, which nothing sets here."""
-        first = self.rule.initial.get(state, 0.0)
-        return p.copy() if first == "parameter" else np.full_like(p, 0.0 if isinstance(first, str) else first)
 
     def step(self, gradients: list[Array]) -> None:
         self.t += 1
-        s = clip_factor(self.case, gradients)
-        k = coefficients(self.case.rule, self.t, self.eps_mode)
-        for i, part, p, states in self.rows:
-            reference.update(Kernel(self.rule, "none"), p, gradients[i][part], states, (s, 0.0, *k))
+        own = [gradients[i][part] for i, part, _ in self.rows]
+        self.optimizer.step(own, grad_scale=clip_factor(self.case, gradients))
 
     def verdict(self, values: Any, exact: bool) -> str:
         """What the comparison found; ValueError if `values` are not the reference's."""
         count, worst = 0, 0.0
-        for (i, part, p, _), start in zip(self.rows, self.starts, strict=True):
+        for (i, part, p), start in zip(self.rows, self.starts, strict=True):
             value = np.asarray(values[i]).reshape(-1)[part]
             count += p.size
             if value.dtype != p.dtype:
