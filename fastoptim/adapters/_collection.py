@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import nullcontext
 from itertools import chain
 from operator import is_, itemgetter
 from typing import Any
@@ -148,8 +147,11 @@ class Collection:
                 elif not isinstance(states[key], np.ndarray):
                     new[key] = as_array(states[key])
                 used.append(new[key] if key in new else states[key])
-        numbers = [i for i, value in enumerate(values) if not isinstance(value, np.ndarray)]
-        with deferred_signals() if numbers or any(made) else nullcontext():
+        numbers = [i for i, (p, value) in enumerate(zip(params, values, strict=True)) if p is not value]
+        if not numbers and not any(made):
+            self._update(tuple(params), gradients, tuple(used), coefficients, names=names)
+            return
+        with deferred_signals():
             self._update(tuple(params), gradients, tuple(used), coefficients, names=names)
             for states, new in zip(self._states, made, strict=True):
                 states.update(new)
