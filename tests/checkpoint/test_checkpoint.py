@@ -729,7 +729,7 @@ BROKEN_SLICES = {
     "elsewhere": (elsewhere, "not beside"),
     "not named": (lambda path: altered(path, "slices", lambda tree: tree["slices"].pop()), "do not make up the whole"),
     "hole": (of_slice(lambda tree: tree["parts"].remove(next(p for p in tree["parts"] if p[0] == "w"))), "the whole"),
-    "step": (of_slice(first_part(3, lambda step: step + 1)), "differ in what they say"),
+    "step": (of_slice(first_part(3, lambda numbers: {"step": numbers["step"] + 1})), "differ in what they say"),
     "states": (of_slice(first_part(4, lambda arrays: arrays | {"exp_avg": arrays["parameter"]})), "differ in what"),
     "dtype": (
         of_slice(first_part(4, lambda arrays: {name: x.astype(np.float32) for name, x in arrays.items()})),
