@@ -25,6 +25,7 @@ RULES, LOOPS, PLAN, POOL, PACE, CPU, BIND = (
     f"csrc/{name}"
     for name in ("kernels/rules.h", "kernels/loops.inc", "plan.c", "pool.c", "pace.c", "kernels/cpu.c", "bind.c")
 )
+STORED = "tests/backends/test_stored_bits.py"
 NATIVE = (GOLDEN_C, RANDOM, EMULATED, BITS, THREADS)
 DRIVER = (REFUSALS, OPTIMIZERS, RANDOM, THREADS)
 
@@ -226,6 +227,23 @@ MUTANTS = (
         ("second trial as soon as the first", "        pace->backoff *= 2;", "        ;"),
         ("threads given up for hours", "if (pace->serial_only_ns < RETRY_NS)", "if (1)"),
         ("a loss counted twice", "    pace->credit_ns = 0;\n", ""),
+    ),
+    # Arrays of fewer bits
+    *planted(
+        "csrc/stored.c",
+        (STORED,),
+        ("storage: dither reused by two slots", "mix(mix(h, (uint64_t)slot)", "mix(mix(h, 0)"),
+        ("storage: dither begins anew in every chunk", "(uint32_t)(param->stored.first + at)", "(uint32_t)(at - start)"),
+        ("storage: scales of the block before", "address(param, scales++, at)", "address(param, scales++, at ? at - 1 : 0)"),
+        ("storage: gradients are encoded", "slot != SLOT_GRAD && is_low", "is_low"),
+        ("storage: squares are not roots", ".square = slot >= SLOT_STATE", ".square = slot > FO_SLOTS"),
+    ),
+    *planted(
+        "csrc/kernels/codecs.inc",
+        (STORED,),
+        ("storage: block off by one", "from->scales[block / FO_BLOCK]", "from->scales[(block + 1) / FO_BLOCK]"),
+        ("storage: dither begins anew in every block", "to->first + (uint32_t)block", "to->first"),
+        ("storage: floor left out", "(uint32_t)to->square, to->key", "0, to->key"),
     ),
     # The choice of the instruction set
     Mutant("operating system not asked for ymm", CPU, "(xcr0 & ymm) != ymm", "0", (DISPATCH,)),

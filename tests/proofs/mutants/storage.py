@@ -33,5 +33,18 @@ MUTANTS: tuple[Mutant, ...] = (
         ("dither reused by every step", "(seed, parameter, slot, t)", "(seed, parameter, slot, 0)"),
         ("squares are not roots", "x * x if square and", "x if square and"),
     ),
+    *planted(
+        "fastoptim/arrays/storage.py",
+        (STORED,),
+        ("GPUs take float32 parameters with narrow states", 'self.of(("any",), ()', "self.of((), ()"),
+        ("scales of any shape are converted", " and scales.shape == (-(-x.size // BLOCK),)", ""),
+    ),
+    *planted(
+        "fastoptim/optimizers/saving.py",
+        (STORED,),
+        ("a missing scale is not missed", "            if key not in entry:\n", "            if False:\n"),
+        ("the seed of a checkpoint is not taken", "_replace(seed=seed)", "_replace()"),
+        ("a storage is not checked", "return Storage.checked(**storage).seed", 'return storage["seed"]'),
+    ),
 )
 EQUIVALENT: tuple[tuple[str, str], ...] = ()
