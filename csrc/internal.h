@@ -44,6 +44,11 @@ typedef void fo_encoder(const fo_stretch *to, const float *x);
 fo_decoder *fo_decoder_for(int storage);
 fo_encoder *fo_encoder_for(int storage, int nearest);
 
+/* A kernel in float32 whose states are bfloat16, rounded by dithers: the keys of the states, the number of the first element.
+ * 0 for a rule that has none. */
+typedef void fo_narrow_kernel(const fo_run *run, int64_t n, void *const *data, const uint32_t *key, uint32_t first);
+fo_narrow_kernel *fo_narrow_kernel_for(int32_t rule);
+
 /* stored.c: a kernel in float32 over `n` elements from `start` on of a parameter with slots of fewer bits; and the sums of
  * squares of its gradient, as above. */
 void fo_step_stored(const fo_param *param, const fo_run *run, int64_t start, int64_t n);

@@ -43,12 +43,13 @@ typedef double fo_four_doubles __attribute__((vector_size(4 * sizeof(double))));
 
 #include "codecs.inc"
 
-#define ONE(...) +1
-enum { RULE_COUNT = 0 FO_RULES(ONE) FO_ROOFLINES(ONE) };
-#undef ONE
+#define NUMBER(rule, ...) RULE_##rule,
+enum { FO_RULES(NUMBER) FO_ROOFLINES(NUMBER) RULE_COUNT };
+#undef NUMBER
 
 struct kernels {
     fo_kernel *rules[RULE_COUNT][FO_COMPUTE_TYPES];
+    fo_narrow_kernel *narrow[RULE_COUNT];
     fo_square_kernel *squares[FO_COMPUTE_TYPES];
     fo_decoder *decoders[FO_SCALES];
     fo_encoder *encoders[FO_SCALES][2]; /* stochastic, to nearest */
@@ -119,6 +120,8 @@ const char *fo_isa_name(int32_t isa)
 static const struct kernels *chosen(void) { return kernels_by_isa[fo_isa_selected()]; }
 
 fo_kernel *fo_kernel_for(int32_t rule, int compute) { return chosen()->rules[rule][compute]; }
+
+fo_narrow_kernel *fo_narrow_kernel_for(int32_t rule) { return chosen()->narrow[rule]; }
 
 fo_square_kernel *fo_square_kernel_for(int storage) { return chosen()->squares[storage]; }
 

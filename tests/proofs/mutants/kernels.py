@@ -233,8 +233,22 @@ MUTANTS = (
         "csrc/stored.c",
         (STORED,),
         ("storage: dither reused by two slots", "mix(mix(h, (uint64_t)slot)", "mix(mix(h, 0)"),
-        ("storage: dither begins anew in every chunk", "(uint32_t)(param->stored.first + at)", "(uint32_t)(at - start)"),
-        ("storage: scales of the block before", "address(param, scales++, at)", "address(param, scales++, at ? at - 1 : 0)"),
+        (
+            "storage: dither begins anew in every chunk",
+            "(uint32_t)(param->stored.first + at)",
+            "(uint32_t)(at - start)",
+        ),
+        (
+            "storage: scales of the block before",
+            "address(param, scales++, at)",
+            "address(param, scales++, at ? at - 1 : 0)",
+        ),
+        ("storage: fused loops round as others are asked to", " && !param->stored.nearest", ""),
+        (
+            "storage: fused chunks begin anew",
+            "(uint32_t)(param->stored.first + start)",
+            "(uint32_t)param->stored.first",
+        ),
         ("storage: gradients are encoded", "slot != SLOT_GRAD && is_low", "is_low"),
         ("storage: squares are not roots", ".square = slot >= SLOT_STATE", ".square = slot > FO_SLOTS"),
     ),
@@ -243,6 +257,7 @@ MUTANTS = (
         (STORED,),
         ("storage: block off by one", "from->scales[block / FO_BLOCK]", "from->scales[(block + 1) / FO_BLOCK]"),
         ("storage: dither begins anew in every block", "to->first + (uint32_t)block", "to->first"),
+        ("storage: dither reused by two fused slots", "dither(key1,", "dither(key0,"),
         ("storage: floor left out", "(uint32_t)to->square, to->key", "0, to->key"),
     ),
     # The choice of the instruction set
