@@ -17,6 +17,12 @@ int32_t fo_x86_isa(uint32_t max_leaf, uint32_t leaf1_ecx, uint32_t leaf7_ebx, ui
 
 #if defined(__x86_64__)
 
+#if defined(FO_BASELINE) /* nothing else was compiled */
+
+int32_t fo_cpu_isa(void) { return BASELINE; }
+
+#else
+
 #include <cpuid.h>
 #include <stdatomic.h>
 
@@ -46,6 +52,8 @@ int32_t fo_cpu_isa(void)
     }
     return isa;
 }
+
+#endif
 
 fo_float_mode fo_float_mode_set_default(void)
 {

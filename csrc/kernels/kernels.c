@@ -55,7 +55,7 @@ struct kernels {
     fo_encoder *encoders[FO_SCALES][2]; /* stochastic, to nearest */
 };
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(FO_BASELINE)
 
 #define WIDE
 #define NARROW
