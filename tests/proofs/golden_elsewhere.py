@@ -3,9 +3,9 @@
     python -m tests.proofs.golden_elsewhere [NAME...]
 
 x86-64 without and with AVX2, 64-bit and 32-bit ARM, RISC-V, POWER and the big-endian s390x; about a minute for each,
-of which compiling takes the most. Compilers and emulators come from Debian: apt-get
-install qemu-user gcc-aarch64-linux-gnu gcc-arm-linux-gnueabihf gcc-riscv64-linux-gnu gcc-powerpc64le-linux-gnu gcc-s390x-linux-gnu, and
-libc6-dev-armhf-cross, -riscv64-cross, -ppc64el-cross, -s390x-cross.
+of which compiling takes the most. Compilers and emulators come from Debian: apt-get install qemu-user
+gcc-aarch64-linux-gnu gcc-arm-linux-gnueabihf gcc-riscv64-linux-gnu gcc-powerpc64le-linux-gnu gcc-s390x-linux-gnu, and
+libc6-dev-arm64-cross, -armhf-cross, -riscv64-cross, -ppc64el-cross, -s390x-cross.
 """
 
 from __future__ import annotations
