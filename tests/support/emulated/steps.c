@@ -86,16 +86,21 @@ static int read_job(job *j)
     header *h = &j->h;
     if (fread(h, sizeof *h, 1, stdin) != 1)
         return 0;
-    size_t count = (size_t)h->entries, steps = (size_t)h->steps, item = fo_storage_size(h->storage);
+    size_t count = (size_t)h->entries, steps = (size_t)h->steps, item = fo_bytes(h->storage, 1);
     int32_t *run_of = room(count * sizeof *run_of), *dimensions = room(count * sizeof *dimensions);
     int8_t *storage = room(count * FO_SLOTS);
     j->sizes = room(count * sizeof *j->sizes);
     take(j->sizes, count * sizeof *j->sizes);
     for (size_t e = 0; e < count; e++)
         run_of[e] = 0, dimensions[e] = 1;
-    memset(storage, h->storage, count * FO_SLOTS);
+    memset(storage, -1, count * FO_SLOTS);
+    for (size_t e = 0; e < count; e++)
+        memset(storage + e * FO_SLOTS, h->storage, (size_t)(SLOT_STATE + fo_rule_states(h->rule)));
     fo_run run = {.rule = h->rule, .decay = h->decay};
-    j->plan = fo_plan_new(1, &run, h->entries, run_of, storage, dimensions, j->sizes, h->threads);
+    fo_stored *stored = calloc(count + 1, sizeof *stored); /* every slot of the parameter's own type */
+    if (!stored)
+        fail("no memory");
+    j->plan = fo_plan_new(1, &run, h->entries, run_of, storage, stored, dimensions, j->sizes, h->threads);
     if (!j->plan)
         fail("no memory for a plan");
     for (size_t e = 0; e < count; e++)
@@ -113,7 +118,7 @@ static int read_job(job *j)
             take(g, (size_t)j->sizes[e] * item);
         }
     }
-    free(run_of), free(dimensions), free(storage);
+    free(run_of), free(dimensions), free(storage), free(stored);
     return 1;
 }
 
@@ -143,7 +148,7 @@ static void answer(job *j)
     for (int64_t e = 0; e < count; e++)
         for (int slot = 0; slot < j->plan->params[e].slots; slot++)
             if (slot != SLOT_GRAD) {
-                give(j->plan->params[e].data[slot], (size_t)j->sizes[e] * fo_storage_size(j->h.storage));
+                give(j->plan->params[e].data[slot], (size_t)j->sizes[e] * fo_bytes(j->h.storage, 1));
                 free(j->plan->params[e].data[slot]);
             }
     give(&j->squares, sizeof j->squares);
