@@ -183,7 +183,7 @@ class Optimizer:
             self._drop_plan()
             model.append(structure, entries, [m.positions for m in members], described)
 
-    def _spec_of(self, group: ParamGroup, dtypes: set[Any]) -> UpdateSpec:
+    def _spec_of(self, group: Mapping[str, Any], dtypes: set[Any]) -> UpdateSpec:
         values = self._read(group)
         for name, value in zip(self._names, values, strict=True):
             for number in value if isinstance(value, tuple) else (value,):

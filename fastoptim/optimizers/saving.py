@@ -12,7 +12,17 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..arrays.checks import DTYPES, check_companion
-from ..arrays.storage import MASTER, Storage, convertible, pack, scale_name, state_arrays, template, unpack
+from ..arrays.storage import (
+    MASTER,
+    Storage,
+    compute_dtype,
+    convertible,
+    pack,
+    scale_name,
+    state_arrays,
+    template,
+    unpack,
+)
 from ..backends import Backend, resolve
 from ..checkpoint.files import CheckpointError
 from ..checkpoint.format import malformed, read, shortened, write
@@ -24,7 +34,7 @@ from ..common.trees import Structure
 from ..common.validation import flag, real
 from ..rules.codecs import Stored
 from ..rules.table import Rule, rules_of
-from .groups import Groups, Parameter, ParamGroups
+from .groups import Groups, Parameter, ParamGroup, ParamGroups
 from .hyperparameters import UpdateSpec
 from .selecting import Members
 
@@ -41,6 +51,8 @@ class Savable(Protocol):
     _rules: tuple[str | Rule, ...]
     _names: tuple[str, ...]
     _spec: Callable[..., UpdateSpec]
+
+    def _spec_of(self, group: Mapping[str, Any], dtypes: set[Any]) -> UpdateSpec: ...
 
     @property
     def param_groups(self) -> ParamGroups: ...
@@ -276,10 +288,16 @@ def _check_groups(optimizer: Savable, entries: Any, groups: Any) -> None:
         )
     if set(entries) != {name for group in names for name in group}:
         raise ValueError("state dict has states for other parameters than this optimizer")
-    for group in groups:
+    for own, group in zip(optimizer.param_groups, groups, strict=True):
         if set(group) != {"params", *optimizer._names}:
             raise ValueError(f"state dict: a group has {sorted(set(group) - {'params'})}, expected {optimizer._names}")
-        type(optimizer)._spec(*optimizer._read(group))
+        _check_hyperparameters(optimizer, own, group)
+
+
+def _check_hyperparameters(optimizer: Savable, own: ParamGroup, values: Mapping[str, Any]) -> None:
+    """TypeError or ValueError unless a group of this optimizer could have these."""
+    parameters = optimizer._model.parameters
+    optimizer._spec_of(values, {compute_dtype(q.dtype) for q in parameters if q.group is own})
 
 
 def _shared_hyperparameters(optimizer: Savable, groups: Any, keys: IncompatibleKeys) -> list[dict[str, Any]]:
@@ -296,7 +314,7 @@ def _shared_hyperparameters(optimizer: Savable, groups: Any, keys: IncompatibleK
             homes.append(source)
             missing = [name for name in optimizer._names if name not in source]
             keys.missing_keys.extend(f"param_groups.{i}.{name}" for name in missing)
-        type(optimizer)._spec(*optimizer._read(own | found[-1]))
+        _check_hyperparameters(optimizer, own, own | found[-1])
     for i, group in enumerate(groups):
         if not any(group is home for home in homes):
             keys.unexpected_keys.append(f"param_groups.{i}")

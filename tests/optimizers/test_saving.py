@@ -399,3 +399,13 @@ except ImportError as error:
         "torch's groups have [2] parameters, those of this optimizer [1]",
         "ImportError",
     ]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_hyperparameters_that_float32_cannot_hold_are_not_loaded(strict):
+    state = fo.Adam([np.ones(3)], eps=1e-50).state_dict()
+    opt = fo.Adam([np.ones(3, np.float32)])
+    with pytest.raises(ValueError, match="eps = 1e-50 is zero in float32"):
+        opt.load_state_dict(state, strict=strict)
+    assert opt.param_groups[0]["eps"] == 1e-8
+    fo.Adam([np.ones(3)]).load_state_dict(state)
