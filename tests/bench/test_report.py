@@ -288,7 +288,7 @@ def test_readme_without_markers_is_refused(readme_numbers):
 
 
 def test_documentation_names_every_field(document):
-    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    text = (ROOT / "docs" / "development" / "benchmarks.md").read_text()
     entry = document["cases"][0]
     fields = {*document, *document["machine"], *document["settings"], *document["noise"], *entry}
     fields |= {field for result in entry["results"].values() for field in result} | {"update_seconds"}
