@@ -52,6 +52,8 @@ def rows_for(rng, rule, storages, nearest, make, sizes=SIZES):
         described = state_arrays(rule, by, (n,), small_dtype(parameter))
         states = [np.zeros(shape, dtype) for shape, dtype in described.values()]
         arrays = [narrow(p, parameter), narrow(g, gradient), *states]
+        if make is raw_bits and gradient != "float32":
+            arrays[1].view(np.uint16)[::97] = 0xFFC1  # a NaN that nothing encodes: gradients are not written to
         for i, square in enumerate(squares):
             x = np.abs(make(rng, n, np.float32)) if square else make(rng, n, np.float32)
             scales = states[len(squares) + i] if by.scales else None

@@ -241,7 +241,7 @@ MUTANTS = (
         (
             "storage: scales of the block before",
             "address(param, scales++, at)",
-            "address(param, scales++, at ? at - 1 : 0)",
+            "address(param, scales++, at ? at - FO_BLOCK : 0)",
         ),
         ("storage: fused loops round as others are asked to", " && !param->stored.nearest", ""),
         (
