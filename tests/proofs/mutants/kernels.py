@@ -255,7 +255,11 @@ MUTANTS = (
     *planted(
         "csrc/kernels/codecs.inc",
         (STORED,),
-        ("storage: block off by one", "from->scales[block / FO_BLOCK]", "from->scales[(block + 1) / FO_BLOCK]"),
+        (
+            "storage: block off by one",
+            "from->scales[block / FO_BLOCK]",
+            "from->scales[block ? block / FO_BLOCK - 1 : 0]",
+        ),
         ("storage: dither begins anew in every block", "to->first + (uint32_t)block", "to->first"),
         ("storage: dither reused by two fused slots", "dither(key1,", "dither(key0,"),
         ("storage: floor left out", "(uint32_t)to->square, to->key", "0, to->key"),
