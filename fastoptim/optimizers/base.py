@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 
-from ..arrays.storage import Storage, StorageOptions, compute_dtype
+from ..arrays.storage import STORAGE_OPTIONS, Storage, StorageOptions, compute_dtype
 from ..backends import resolve
 from ..backends.base import StepInfo
 from ..backends.offload import OffloadBackend
@@ -61,6 +61,8 @@ class Optimizer:
         clip: str = "norm",
         **storage: Unpack[StorageOptions],
     ):
+        if unknown := sorted(storage.keys() - set(STORAGE_OPTIONS)):
+            raise TypeError(f"{type(self).__name__} has no {unknown}; it has {[*self._names, *STORAGE_OPTIONS]}")
         params = listed(params)
         self._storage = Storage.checked(**storage)
         self._threads = resolve_threads(threads)

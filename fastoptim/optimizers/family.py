@@ -57,10 +57,6 @@ class Family(Optimizer):
 
     def _begin(self, given: dict[str, Any]) -> None:
         options = {"backend": "auto", "threads": None} | given["options"]
-        if unknown := sorted(options.keys() - Options.__annotations__.keys()):
-            raise TypeError(
-                f"{type(self).__name__} has no {unknown}; it has {[*self._names, *Options.__annotations__]}"
-            )
         super().__init__(given["params"], {name: given[name] for name in self._names}, **options)
 
     @classmethod

@@ -105,7 +105,6 @@ def test_bad_parameter_at_construction(position, backend):
         "read-only": read_only(np.zeros((2, 3), np.float32)),
         "float32 or float64": np.zeros((2, 3), np.int64),
         ">f4": np.zeros((2, 3), ">f4"),
-        "float16": np.zeros(3, np.float16),
         "expected a NumPy array": 1.0,
         "MaskedArray": np.ma.zeros(3),
         "same address": np.lib.stride_tricks.as_strided(np.zeros(3), (3, 3), (8, 8)),
