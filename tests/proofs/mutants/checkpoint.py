@@ -107,7 +107,7 @@ MUTANTS = (
         ("slice of another checkpoint taken", 'if content["token"] != tree["token"]:', "if False:"),
         ("slice from another folder", "if os.path.basename(file) != file:", "if False:"),
         ("hole between slices", "if any(missing.values()) or", "if"),
-        ("step counts of slices differ", 'target["step"] != step or ', ""),
+        ("step counts of slices differ", "any(target[key] != x for key, x in numbers.items()) or ", ""),
         (
             "slice put one element late",
             "common[0] - wanted[0] : common[1] - wanted[0]] = x[common[0] - start",

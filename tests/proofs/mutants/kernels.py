@@ -21,9 +21,18 @@ from .mutant import (
 
 HOSTILE = "tests/optimizers/test_hostile.py"
 UPDATES, REFERENCE, COEFFICIENTS = "fastoptim/rules", "fastoptim/rules/reference.py", (ORACLE, GOLDEN, OPTIMIZERS)
-RULES, LOOPS, PLAN, POOL, PACE, CPU, BIND = (
+RULES, LOOPS, PLAN, POOL, PACE, CPU, BIND, SYSTEM = (
     f"csrc/{name}"
-    for name in ("kernels/rules.h", "kernels/loops.inc", "plan.c", "pool.c", "pace.c", "kernels/cpu.c", "bind.c")
+    for name in (
+        "kernels/rules.h",
+        "kernels/loops.inc",
+        "plan.c",
+        "pool.c",
+        "pace.c",
+        "kernels/cpu.c",
+        "bind.c",
+        "system.h",
+    )
 )
 STORED = "tests/backends/test_stored_bits.py"
 NATIVE = (GOLDEN_C, RANDOM, EMULATED, BITS, THREADS)
@@ -122,9 +131,7 @@ MUTANTS = (
     ),
     Mutant("entries of two runs merged", PLAN, "before->run != after->run || ", ""),
     Mutant("scalars of another run", BIND, "run->scalars[i] =", "plan->runs[0].scalars[i] =", NATIVE),
-    Mutant(
-        "offset of chunks in elements", PLAN, "(size_t)start * fo_storage_size(param->storage[i])", "(size_t)start * 4"
-    ),
+    Mutant("offset of chunks in elements", PLAN, "fo_bytes(param->storage[i], start);", "(size_t)start * 4;"),
     # Threads
     Mutant("first chunk lost to threads", POOL, "(count * i / parts) << 32", "(count * i / parts + !i) << 32", NATIVE),
     Mutant(
@@ -176,19 +183,23 @@ MUTANTS = (
     ),
     Mutant("tree of the norm rounded as others like", PLAN, "fo_float_mode_set_default()", "0x1f80", (EMULATED,)),
     Mutant("default float mode flushes on aarch64", CPU, '::"r"((uint64_t)0)', '::"r"((uint64_t)1 << 24)', (EMULATED,)),
-    Mutant("children forget nothing", POOL, "pthread_atfork(0, 0, begin_child)", "(void)begin_child", (THREADS,)),
-    Mutant("signals reach the pool's threads", POOL, "sigfillset(&all)", "sigemptyset(&all)", (THREADS,)),
+    Mutant("children forget nothing", SYSTEM, "pthread_atfork(0, 0, function)", "(void)function", (THREADS,)),
+    Mutant("signals reach the pool's threads", SYSTEM, "sigfillset(&all)", "sigemptyset(&all)", (THREADS,)),
     Mutant(
         "workers leave the cores imposed on them",
-        POOL,
-        "CPU_AND(&wanted, &own->allowed, &callers);",
+        SYSTEM,
+        "CPU_AND(&wanted, &own->allowed, &others);",
         "wanted = own->allowed;",
         (THREADS,),
     ),
     Mutant(
-        "workers stay on the caller's core", POOL, "        leave_core(&cores);\n", "        (void)cores;\n", (THREADS,)
+        "workers stay on the caller's core",
+        SYSTEM,
+        "CPU_COUNT(&wanted) > 0 && sched_setaffinity(",
+        "CPU_COUNT(&wanted) > 99999 && sched_setaffinity(",
+        (THREADS,),
     ),
-    Mutant("a core once left is lost", POOL, "own->allowed = present;", "", (THREADS,)),
+    Mutant("a core once left is lost", SYSTEM, "own->allowed = present;", "", (THREADS,)),
     Mutant("interpreter held during steps", BIND, "RELEASE_BYTES = 64e3", "RELEASE_BYTES = 64e30", (THREADS,)),
     *planted(
         "fastoptim/common/threads.py",
@@ -303,7 +314,7 @@ MUTANTS = (
         NATIVE,
     ),
     Mutant("read-only not noticed", BIND, "(slot == SLOT_GRAD ? 0 : NPY_ARRAY_WRITEABLE)", "0", DRIVER),
-    Mutant("shape not looked at", BIND, "if (PyArray_DIM(array, i) != param->shape[i])", "if (0)", DRIVER),
+    Mutant("shape not looked at", BIND, "if (PyArray_DIM(array, i) != shape[i])", "if (0)", DRIVER),
     Mutant("byte order not looked at", BIND, " || dtype->byteorder == NPY_OPPBYTE", "", DRIVER),
     Mutant("rounding of the caller not looked at", BIND, "!fo_rounds_to_nearest() || ", "", (HOSTILE,)),
     Mutant(
@@ -359,7 +370,7 @@ MUTANTS = (
         "return (a, b, c, momentum, 1.0)",
         COEFFICIENTS,
     ),
-    Mutant("rules: decay without the rate", UPDATES, "return lr * weight_decay", "return weight_decay", COEFFICIENTS),
+    Mutant("rules: decay without the rate", UPDATES, "else lr * weight_decay", "else weight_decay", COEFFICIENTS),
     Mutant(
         "rules: clip factor without its 1e-6",
         UPDATES,
@@ -395,7 +406,7 @@ MUTANTS = (
             '            self._backend.check_parameter(name, state, f"{slot} of parameter")\n',
             "",
         ),
-        ("states made for another array", "p = parameter.array(backend)", "p = parameter.group['params'][0]"),
+        ("states made for another array", "        p = q.array(backend)", "        p = q.group['params'][0]"),
         ("a missing state loaded as zeros", "if t and (missing :=", "if False and (missing :="),
         ("replaced parameters not seen", "        self.changes[0] += 1\n", "", 1),
         ("half an update of a group", "for key in new:\n", "for key in ():\n"),

@@ -132,11 +132,11 @@ MUTANTS = (
         ("bad rate may win", "    if a.bad or b.bad:\n", "    if a.bad and b.bad:\n"),
         ("score is the last loss", "losses[-max(5, len(losses) // 10) :]", "losses[-1:]"),
         ("no loss after the last step", "losses.append(sandbox.evaluate(sandbox.next_batch())[0])", "pass"),
-        ("longer horizon ignored", "        if _better(longer[k], longer[best]):\n", "        if False:\n"),
+        ("longer horizon ignored", "best, unknown = confirmation.run(best)", "_, unknown = confirmation.run(best)"),
         (
-            "longer horizon looks down only",
-            "for k in (best - 1, best + 1) if k not in longer",
-            "for k in (best - 1,) if k not in longer",
+            "longer horizon searches by decades",
+            "        if self._neighbours_only:\n",
+            "        if False:\n",
         ),
         (
             "interval does not know the longer horizon",
