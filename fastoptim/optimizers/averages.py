@@ -30,7 +30,7 @@ class Average:
 
         average <- average - b * (average - p)
 
-    The first one copies the parameters. In this form an average of equal values stays that value, to the last bit.
+    The first one copies the parameters. In this form an average of equal values stays that value, bit for bit.
 
     Parameters
     ----------

@@ -83,7 +83,7 @@ class SparseStep:
         return [g is not None for _, _, g, _ in self._checked]
 
     def norm(self, grad_scale: float) -> float:
-        """That of the dense gradients, to the last bit: blocks without a gradient add zero."""
+        """Bit-identical to that of the dense gradients: blocks without a gradient add zero."""
         backend, threads = self._backend, self._threads
         parts: list[tuple[int, Any, Any]] = []  # blocks of an array, which of them there are (None: all), contents
         for (_, p, g, _), table in zip(self._checked, self._tables, strict=True):
