@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from fastoptim import rules
-from fastoptim.backends import get_backend
 from fastoptim.backends.c import ISA_NAMES, RULE_NAMES
 from fastoptim.rules.reference import block_sums, tree_sum
 from tests.support.cases import (
@@ -18,7 +17,7 @@ from tests.support.cases import (
     at_offset,
     expected,
     native_plan,
-    on_threads,
+    on_instruction_set,
     ordinary,
     raw_bits,
     run_kernel,
@@ -31,15 +30,8 @@ THREADS = (1, 2, 3, 7)
 
 @pytest.fixture(params=ISA_NAMES)
 def c(request):
-    """The C backend on one instruction set."""
-    backend = get_backend("c")
-    if request.param not in backend.isas:
-        pytest.skip(f"LOUD: this machine cannot run {request.param} (it has {backend.isas})")
-    before = backend.isa
-    backend.set_isa(request.param)
-    with on_threads():
+    with on_instruction_set(request.param) as backend:
         yield backend
-    backend.set_isa(before)
 
 
 def check_step(backend, variant, dtype, sizes, make, rng, threads, offset=0, s=0.77, steps=1):

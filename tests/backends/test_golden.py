@@ -10,7 +10,7 @@ import pytest
 from fastoptim.backends import available, get_backend
 from fastoptim.backends.c import ISA_NAMES
 from tests.support import golden
-from tests.support.cases import DTYPES, VARIANTS, on_threads
+from tests.support.cases import DTYPES, VARIANTS, on_instruction_set
 
 GOLDEN = golden.load()
 NAMES = list(GOLDEN["hashes"])
@@ -66,16 +66,8 @@ def test_reference(name, jobs):
 
 @pytest.mark.parametrize("isa", ISA_NAMES)
 def test_c_on_every_instruction_set(isa, jobs):
-    backend = get_backend("c")
-    if isa not in backend.isas:
-        pytest.skip(f"LOUD: this machine cannot run {isa} (it has {backend.isas})")
-    before = backend.isa
-    backend.set_isa(isa)
-    try:
-        with on_threads():
-            found = {name: golden.hash_of([golden.by_backend(job, backend) for job in jobs(name)]) for name in NAMES}
-    finally:
-        backend.set_isa(before)
+    with on_instruction_set(isa) as backend:
+        found = {name: golden.hash_of([golden.by_backend(job, backend) for job in jobs(name)]) for name in NAMES}
     assert found == GOLDEN["hashes"]
 
 

@@ -14,7 +14,7 @@ from fastoptim.backends.offload import OffloadBackend
 from fastoptim.rules.codecs import Coding, Stored, encode
 from fastoptim.rules.reference import update_stored
 from fastoptim.rules.table import kernels
-from tests.support.cases import VARIANTS, on_threads, ordinary, raw_bits, same_bits
+from tests.support.cases import VARIANTS, on_instruction_set, ordinary, raw_bits, same_bits
 
 pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test bfloat16 and float8")
 
@@ -101,14 +101,8 @@ def check(backend, variant, storages, nearest, make, threads, seed=0):
 
 @pytest.fixture(params=ISA_NAMES)
 def c(request):
-    backend = get_backend("c")
-    if request.param not in backend.isas:
-        pytest.skip(f"LOUD: this machine cannot run {request.param} (it has {backend.isas})")
-    before = backend.isa
-    backend.set_isa(request.param)
-    with on_threads():
+    with on_instruction_set(request.param) as backend:
         yield backend
-    backend.set_isa(before)
 
 
 @pytest.mark.parametrize("storages", STORAGES, ids=lambda s: f"{s[0]}-{s[2]}")

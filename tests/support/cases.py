@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastoptim import rules
-from fastoptim.backends import Backend, KernelCall
+from fastoptim.backends import Backend, KernelCall, get_backend
 from fastoptim.rules.norm import NORM_BLOCK
 from fastoptim.rules.reference import update
 from fastoptim.rules.table import Kernel, Rule, kernels
@@ -267,3 +267,20 @@ def on_threads() -> Iterator[None]:
         yield
     finally:
         lib.fo_pool_always(0)
+
+
+@contextlib.contextmanager
+def on_instruction_set(isa: str) -> Iterator[Any]:
+    """The C backend on one instruction set, every job on threads; skips loudly where this machine lacks it."""
+    import pytest  # the cases are read where there is none, too
+
+    backend = get_backend("c")
+    if isa not in backend.isas:
+        pytest.skip(f"LOUD: this machine cannot run {isa} (it has {backend.isas})")
+    before = backend.isa
+    backend.set_isa(isa)
+    try:
+        with on_threads():
+            yield backend
+    finally:
+        backend.set_isa(before)
