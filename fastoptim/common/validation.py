@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from operator import index
 from typing import Any
 
@@ -17,6 +18,26 @@ def real(name: str, value: Any, low: float = -math.inf, below: float = math.inf)
         limit = f">= {low:g} and finite" if math.isinf(below) else f"in [{low:g}, {below:g})"
         raise ValueError(f"{name} must be {'finite' if math.isinf(low) else limit}, got {number}")
     return number
+
+
+_ELSEWHERE = {  # what other libraries call it, or do
+    "lr": ("learning_rate", "alpha", "eta", "step_size"),
+    "betas": ("beta1", "beta2", "beta_1", "beta_2", "b1", "b2"),
+    "eps": ("epsilon",),
+    "weight_decay": ("wd", "decay", "l2", "lambda"),
+    "momentum": ("mu",),
+    "max_norm": ("clipnorm", "global_clipnorm", "clip_norm", "grad_clip"),
+}
+_ALWAYS = ("foreach", "fused", "capturable", "differentiable")
+
+
+def unknown_name(owner: str, name: str, known: Iterable[str]) -> str:
+    """Say that `owner` has no argument `name`, what may be meant, and which there are."""
+    known = list(known)
+    meant = next((ours for ours, theirs in _ELSEWHERE.items() if name in theirs and ours in known), None)
+    hint = f"do you mean {meant!r}? " if (meant := meant or next(iter(get_close_matches(name, known, 1)), None)) else ""
+    hint = "every step is fused: leave it out; " if name in _ALWAYS else hint
+    return f"{owner} has no {name!r}: {hint}it has {', '.join(known)}"
 
 
 def norm_limit(value: Any, name: str = "max_norm") -> float:

@@ -22,7 +22,7 @@ from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
 from ..common.trees import Structure, leaves_of
-from ..common.validation import check_range, flag, real, step_options
+from ..common.validation import check_range, flag, real, step_options, unknown_name
 from ..rules.table import Rule
 from . import saving
 from .applying import applied
@@ -62,7 +62,8 @@ class Optimizer:
         **storage: Unpack[StorageOptions],
     ):
         if unknown := sorted(storage.keys() - set(STORAGE_OPTIONS)):
-            raise TypeError(f"{type(self).__name__} has no {unknown}; it has {[*self._names, *STORAGE_OPTIONS]}")
+            known = (*self._names, "max_norm", "clip", *STORAGE_OPTIONS)
+            raise TypeError(unknown_name(type(self).__name__, unknown[0], known))
         params = listed(params)
         self._storage = Storage.checked(**storage)
         self._threads = resolve_threads(threads)
@@ -201,9 +202,7 @@ class Optimizer:
 
     def _set_attribute(self, name: str, value: Any) -> None:
         if not name.startswith("_") and not hasattr(type(self), name):
-            raise AttributeError(
-                f"{type(self).__name__} has no hyperparameter {name!r}; it has {', '.join(type(self)._names)}"
-            )
+            raise AttributeError(unknown_name(type(self).__name__, name, type(self)._names))
         object.__setattr__(self, name, value)
 
     if not TYPE_CHECKING:  # type checkers know the hyperparameters from the annotations of the classes

@@ -11,6 +11,7 @@ import numpy as np
 from ..arrays.checks import check_unchanged
 from ..backends.base import Backend
 from ..common.trees import Structure
+from ..common.validation import unknown_name
 
 
 def fixed(value: Any) -> Any:
@@ -172,7 +173,7 @@ class Groups:
         """The group with what it does not say; ValueError for what it may not say."""
         unknown = [key for key in group if key not in self.defaults and key != "params"]
         if unknown:
-            raise ValueError(f"{self._kind} has no {unknown}; a group may set {list(self.defaults)}")
+            raise ValueError(f"a group of {unknown_name(self._kind, unknown[0], self.defaults)}")
         return self.defaults | {key: value for key, value in group.items() if key != "params"}
 
     def new_names(self, structure: Structure, prefixed: bool) -> list[str]:

@@ -15,7 +15,7 @@ from .. import rules
 from ..arrays.storage import STORAGE_OPTIONS
 from ..backends import Backend, available, choose, get_backend, resolve
 from ..common.public import public
-from ..common.validation import choice, count, flag, real
+from ..common.validation import choice, count, flag, real, unknown_name
 from ..rules.language import own_rule
 from ..rules.table import Kernel, Rule
 from .base import Optimizer
@@ -123,7 +123,7 @@ class OwnOptimizer(Optimizer, metaclass=_OwnClass):
             values["weight_decay"] = 0.0
         values["maximize"] = False
         if unknown := [name for name in given if name not in values]:
-            raise TypeError(f"{cls.__name__} has no hyperparameter {unknown[0]!r}; it has {', '.join(values)}")
+            raise TypeError(unknown_name(cls.__name__, unknown[0], values))
         values |= given
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
             raise TypeError(f"{cls.__name__} needs a value for {', '.join(missing)}")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+import subprocess
+import sys
 from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+import fastoptim as fo
 from fastoptim.common import validation
 from fastoptim.common.threads import MOST, resolve_threads
 from fastoptim.common.validation import check_range, choice, count, flag, norm_limit, real, step_options
@@ -127,3 +131,25 @@ def test_what_is_no_count_of_threads(monkeypatch, text):
         monkeypatch.setenv("FASTOPTIM_NUM_THREADS", text)
         with pytest.raises(ValueError, match="FASTOPTIM_NUM_THREADS"):
             resolve_threads(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("learning_rate", "do you mean 'lr'? it has"),
+        ("beta1", "do you mean 'betas'? it has"),
+        ("clipnorm", "do you mean 'max_norm'? it has"),
+        ("weigth_decay", "do you mean 'weight_decay'? it has"),
+        ("fused", "every step is fused: leave it out; it has"),
+        ("colour", "Adam has no 'colour': it has lr, "),
+    ],
+)
+def test_a_name_of_another_library_is_met_with_ours(name, said):
+    with pytest.raises(TypeError, match=re.escape(said)):
+        fo.Adam(np.ones(1), **{name: 1})
+
+
+def test_python_proposes_the_public_name_that_is_nearest():
+    script = "import fastoptim as fo\nfo.AdaGrad"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "Did you mean: 'Adagrad'" in done.stderr

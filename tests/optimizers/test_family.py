@@ -292,7 +292,11 @@ def test_the_functional_forms_are_those_that_the_script_writes():
     [
         (lambda p: fo.RMSprop(p, alpha=1.0), ValueError, r"alpha must be in \[0, 1\), got 1.0"),
         (lambda p: fo.RMSprop(p, eps_mode="keras"), ValueError, r"eps_mode must be one of \['torch', 'root'\]"),
-        (lambda p: fo.RMSprop(p, learning_rate=1.0), TypeError, r"RMSprop has no \['learning_rate'\]; it has \['lr'"),
+        (
+            lambda p: fo.RMSprop(p, learning_rate=1.0),
+            TypeError,
+            r"has no 'learning_rate': do you mean 'lr'\? it has lr",
+        ),
         (lambda p: fo.RMSprop(p, centered=1), TypeError, "centered must be True or False"),
         (lambda p: fo.Lion(p, betas=(0.9,)), TypeError, "betas must be a pair of numbers"),
         (lambda p: fo.Adan(p, betas=(0.9, 0.99)), TypeError, "betas must be three numbers"),

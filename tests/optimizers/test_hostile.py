@@ -160,7 +160,7 @@ def test_hyperparameters_are_attributes():
         _ = opt.momentum
     opt.momentum = [0.25, 0.75]
     assert [group["momentum"] for group in opt.param_groups] == [0.25, 0.75]
-    with pytest.raises(AttributeError, match="no hyperparameter 'learning_rate'; it has lr, momentum"):
+    with pytest.raises(AttributeError, match=r"SGD has no 'learning_rate': do you mean 'lr'\? it has lr, momentum"):
         opt.learning_rate = 9
     with pytest.raises(ValueError, match="momentum"):
         opt.momentum = [0.1, 2.0]

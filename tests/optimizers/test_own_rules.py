@@ -344,7 +344,7 @@ def test_hyperparameters_are_checked_and_attributes():
         ({"lr": 1, "on": 1}, TypeError, "on must be True or False"),
         ({"lr": 1, "kind": 1}, TypeError, "kind must be a string"),
         ({"lr": 1, "most": "x"}, TypeError, "most must be a real number"),
-        ({"lr": 1, "rate": 1}, TypeError, "has no hyperparameter 'rate'; it has lr, pair"),
+        ({"lr": 1, "rate": 1}, TypeError, "has no 'rate': it has lr, pair"),
         ({}, TypeError, "needs a value for lr"),
     ):
         with pytest.raises(error, match=message):

@@ -301,7 +301,7 @@ def face():
     extra, twin = np.ones(2 * NORM_BLOCK), np.ones(2 * NORM_BLOCK)
     opt.add_param_group({"params": extra, "lr": 0.5})
     plain.add_param_group({"params": twin, "lr": 0.5})
-    with raises(odd(RuntimeError, ValueError), "has no ['speed']"):
+    with raises(odd(RuntimeError, ValueError), "has no 'speed'"):
         opt.add_param_group({"params": np.ones(3), "lr": 1.0} | odd({}, {"speed": 2}))
     with raises(ValueError, "lr of group 3"):
         opt.add_param_group({"params": np.ones(3), "lr": odd(1.0, 2.0)})
