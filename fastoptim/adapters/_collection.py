@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from operator import is_, itemgetter
 from typing import Any
@@ -37,23 +38,40 @@ def as_given(array: Any, value: Any) -> Any:
     return array[()] if isinstance(value, np.generic) else float(array)
 
 
+class States:
+    """An attribute that holds states by key: a dict, which may be changed or replaced; None empties it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
+        return self if optimizer is None else vars(optimizer).setdefault(self._name, {})
+
+    def __set__(self, optimizer: Any, value: dict[Any, Any] | None) -> None:
+        if value is not None and not isinstance(value, dict):
+            raise TypeError(f"{self._name} must be a dict of states by key, or None, got {type(value).__name__}")
+        vars(optimizer)[self._name] = {} if value is None else value
+
+
 class Joint:
     """States of numbers side by side in one array; entries of the public dicts are views of it.
 
     An entry that is none is taken over when its key comes by: a new number, or what the user has put there.
     """
 
-    def __init__(self, states: Sequence[dict[Hashable, Any]], room: int):
-        self.array = np.zeros((len(states), room))
+    def __init__(self, slots: int, room: int):
+        self.array = np.zeros((slots, room))
         self.columns: Any = slice(0, 0)  # of `_keys`
-        self._states, self._column = states, dict[Hashable, int]()
-        self._views: list[dict[Hashable, Any]] = [{} for _ in states]
+        self._states: Sequence[dict[Hashable, Any]] = ()  # those of the last call
+        self._column = dict[Hashable, int]()
+        self._views: list[dict[Hashable, Any]] = [{} for _ in range(slots)]
         self._keys: list[Any] | None = None  # those of the last call
         self._pick: Callable[[dict[Hashable, Any]], tuple[Any, ...]]
         self._picked: list[tuple[Any, ...]] = []  # their views
 
-    def holds(self, keys: list[Any]) -> bool:
+    def holds(self, states: Sequence[dict[Hashable, Any]], keys: list[Any]) -> bool:
         """Whether `keys` have columns, after they were given some; False where there is no room."""
+        self._states = states
         if keys != self._keys:
             self._keys = None
             for key in keys:
@@ -95,28 +113,35 @@ class Joint:
         return self.array.take(self.columns, 1)
 
 
-class Collection:
-    """States by key, a count of steps, and one fused update over any choice of keys.
+def _put_back(write: Write, targets: Sequence[Any], values: Sequence[Any]) -> None:
+    """Give each target the value that it had; one that refuses keeps what it has."""
+    with deferred_signals():
+        for target, value in zip(targets, values, strict=True):
+            with suppress(Exception):
+                _run(write([target], [value]))
 
-    A step happens whole, whatever a signal's handler raises: states, values and the count are written by one call of C,
-    within which no handler runs, or with signals deferred.
+
+class Collection:
+    """A count of steps, and one fused update over any choice of keys, whose states lie in dicts.
+
+    A step happens whole, whatever a signal's handler raises and whatever a target refuses: states, values and the count
+    are written by one call of C, within which no handler runs, or with signals deferred; and are put back.
 
     Parameters
     ----------
     rule : str
         A name in `fastoptim.rules.RULES`.
-    states : sequence of dict
-        One for each state of the rule, by key. They are public: whatever is put into them counts.
     """
 
-    def __init__(self, rule: str, states: Sequence[dict[Hashable, Any]]):
+    def __init__(self, rule: str):
         self.count = [0]
-        self._rule, self._states, self._busy = rule, states, list[int]()
-        self._update = RuleUpdate(rule, counter=self.count)
-        self._joint = Joint(states, 0)
+        self._rule, self._busy = rule, list[int]()
+        self._update, self._numbers = RuleUpdate(rule, counter=self.count), RuleUpdate(rule)
+        self._joint = Joint(0, 0)
 
     def step(
         self,
+        states: Sequence[dict[Hashable, Any]],
         keys: list[Any],
         targets: Sequence[Any],
         values: Sequence[Any],
@@ -128,37 +153,59 @@ class Collection:
     ) -> None:
         """Update arrays in place, and `write` what numbers have become to their `targets`; errors use `names`.
 
-        `plain` says that `write` runs no Python code, where a signal could get in.
+        `states` holds a dict for each state of the rule, by key: whatever the caller has put into them counts. `plain`
+        says that `write` runs no Python code, where a signal could get in.
         """
         if _NUMBERS.issuperset(map(type, values)) and _GRADIENTS.issuperset(map(type, grads)):
-            self._step_numbers(keys, targets, values, grads, coefficients, write, plain)
+            self._step_numbers(states, keys, targets, values, grads, coefficients, write, plain)
             return
         params = [as_array(value) for value in values]
         for name, p in zip(names, params, strict=True):
             if not isinstance(p, np.ndarray):
                 raise TypeError(f"parameter {name!r}: expected a NumPy array or a number, got {type(p).__name__}")
-        gradients = tuple(as_dtype_of(p, g, name) for p, g, name in zip(params, grads, names, strict=True))
-        made: list[dict[Hashable, Any]] = [{} for _ in self._states]  # kept once a step has taken them
+        gradients = [as_dtype_of(p, g, name) for p, g, name in zip(params, grads, names, strict=True)]
+        made: list[dict[Hashable, Any]] = [{} for _ in states]  # kept once a step has taken them
         used = []
         for key, p in zip(keys, params, strict=True):
-            for states, new in zip(self._states, made, strict=True):
-                if key not in states:
+            for of, new in zip(states, made, strict=True):
+                if key not in of:
                     new[key] = np.zeros_like(p)
-                elif not isinstance(states[key], np.ndarray):
-                    new[key] = as_array(states[key])
-                used.append(new[key] if key in new else states[key])
+                elif not isinstance(of[key], np.ndarray):
+                    new[key] = as_array(of[key])
+            used.append(tuple(new[key] if key in new else of[key] for of, new in zip(states, made, strict=True)))
+
         numbers = [i for i, (p, value) in enumerate(zip(params, values, strict=True)) if p is not value]
         if not numbers and not any(made):
-            self._update(tuple(params), gradients, tuple(used), coefficients, names=names)
+            self._update(tuple(params), tuple(gradients), tuple(chain(*used)), coefficients, names=names)
             return
-        with deferred_signals():
-            self._update(tuple(params), gradients, tuple(used), coefficients, names=names)
-            for states, new in zip(self._states, made, strict=True):
-                states.update(new)
-            _run(write([targets[i] for i in numbers], [as_given(params[i], values[i]) for i in numbers]))
+        arrays = [i for i, (p, value) in enumerate(zip(params, values, strict=True)) if p is value]
+        written, old = [targets[i] for i in numbers], [values[i] for i in numbers]
+        kept = [(x, x.copy()) for i in numbers for x in used[i]]
+
+        def step(update: RuleUpdate, chosen: list[int]) -> None:
+            p, g, own, called = ([x[i] for i in chosen] for x in (params, gradients, used, names))
+            update(tuple(p), tuple(g), tuple(chain(*own)), coefficients, names=called)
+
+        with exclusive(self._busy), deferred_signals():
+            if numbers:
+                step(self._numbers, numbers)
+            try:
+                _run(write(written, [as_given(params[i], values[i]) for i in numbers]))
+                if arrays:
+                    step(self._update, arrays)
+                else:
+                    self.count[0] += 1
+            except BaseException:
+                _put_back(write, written, old)
+                for x, before in kept:
+                    x[...] = before
+                raise
+            for of, new in zip(states, made, strict=True):
+                of.update(new)
 
     def _step_numbers(
         self,
+        states: Sequence[dict[Hashable, Any]],
         keys: list[Any],
         targets: Sequence[Any],
         values: Sequence[Any],
@@ -170,19 +217,25 @@ class Collection:
         """The same for Python numbers alone, in one array."""
         with exclusive(self._busy):
             p, g = np.array(values, np.float64), np.array(grads, np.float64)
-            states: tuple[Any, ...] = ()
-            writes: Iterator[None] = map(self.count.__setitem__, (0,), (self.count[0] + 1,))
-            if self._states:
-                if not self._joint.holds(keys):
-                    self._joint = Joint(self._states, max(16, 2 * len({*keys, *chain(*self._states)})))
-                    self._joint.holds(keys)
+            new: tuple[Any, ...] = ()
+            count = self.count[0]
+            writes: Iterator[None] = map(self.count.__setitem__, (0,), (count + 1,))
+            if states:
+                if not self._joint.holds(states, keys):
+                    self._joint = Joint(len(states), max(16, 2 * len({*keys, *chain(*states)})))
+                    self._joint.holds(states, keys)
                 columns, array = self._joint.columns, self._joint.array
-                new = self._joint.copy()
-                states, writes = tuple(new), chain(map(array.__setitem__, ((slice(None), columns),), (new,)), writes)
-            step_array(self._rule, p, g, states, coefficients)
+                copy = self._joint.copy()
+                new, writes = tuple(copy), chain(map(array.__setitem__, ((slice(None), columns),), (copy,)), writes)
+            step_array(self._rule, p, g, new, coefficients)
             writes = chain(write(targets, p.tolist()), writes)
-            if plain:
-                _run(writes)
-            else:
-                with deferred_signals():
+            try:
+                if plain:
                     _run(writes)
+                else:
+                    with deferred_signals():
+                        _run(writes)
+            except BaseException:
+                if self.count[0] == count:  # a target has refused; a handler raises when all is written
+                    _put_back(write, targets, values)
+                raise

@@ -23,7 +23,7 @@ from itertools import starmap
 from typing import Any
 
 from ..common.validation import count, flag, real
-from ._collection import Collection
+from ._collection import Collection, States
 from ._update import adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
 
 __all__ = ["SGD", "AdaGrad", "Adam", "Momentum", "Nesterov", "RMSprop"]
@@ -38,7 +38,7 @@ class _Optimizer:
     partial: bool
 
     def _collect(self) -> None:
-        self._collection = Collection(self._rule, [getattr(self, name) for name in self._states])
+        self._collection = Collection(self._rule)
 
     def _step(self, params: Params, grads: Grads, coefficients: tuple[float, ...]) -> None:
         keys = list(grads if self.partial else params)
@@ -58,7 +58,8 @@ class _Optimizer:
 
         plain = type(params) is dict
         values, gradients = [params[key] for key in keys], [grads[key] for key in keys]
-        self._collection.step(keys, keys, values, gradients, coefficients, keys, write, plain)
+        states = [getattr(self, name) for name in self._states]
+        self._collection.step(states, keys, keys, values, gradients, coefficients, keys, write, plain)
 
     def __getstate__(self) -> dict[str, Any]:  # public attributes alone: what is native is made anew
         public = {name: value for name, value in vars(self).items() if name != "_collection"}
@@ -89,12 +90,12 @@ class Momentum(_Optimizer):
     """``v <- momentum * v - lr * g; p <- p + v``."""
 
     _rule, _states = "momentum", ("v",)
+    v = States()
 
     def __init__(
         self, lr: float = 0.01, momentum: float = 0.9, *, momentum_mode: str = "lr_inside", partial: bool = False
     ):
         self.lr, self.momentum, self.momentum_mode, self.partial = lr, momentum, momentum_mode, flag("partial", partial)
-        self.v: dict[Any, Any] = {}
         self._collect()
 
     def update(self, params: Params, grads: Grads) -> None:
@@ -118,6 +119,7 @@ class Adam(_Optimizer):
     """Adam, in the "eps-hat" form unless `eps_mode` says otherwise."""
 
     _rule, _states = "adam", ("m", "v")
+    m, v = States(), States()
 
     def __init__(
         self,
@@ -131,8 +133,6 @@ class Adam(_Optimizer):
     ):
         self.lr, self.beta1, self.beta2, self.eps, self.eps_mode = lr, beta1, beta2, eps, eps_mode
         self.partial = flag("partial", partial)
-        self.m: dict[Any, Any] = {}
-        self.v: dict[Any, Any] = {}
         self._collect()
 
     def update(self, params: Params, grads: Grads) -> None:
@@ -156,10 +156,10 @@ class AdaGrad(_Optimizer):
     """``h <- h + g**2; p <- p - lr * g / (sqrt(h) + eps)``."""
 
     _rule, _states = "rmsprop", ("h",)
+    h = States()
 
     def __init__(self, lr: float = 0.01, *, eps: float = 1e-7, eps_mode: str = "torch", partial: bool = False):
         self.lr, self.eps, self.eps_mode, self.partial = lr, eps, eps_mode, flag("partial", partial)
-        self.h: dict[Any, Any] = {}
         self._collect()
 
     def update(self, params: Params, grads: Grads) -> None:
@@ -171,6 +171,7 @@ class RMSprop(_Optimizer):
     """``h <- decay_rate * h + (1 - decay_rate) * g**2; p <- p - lr * g / (sqrt(h) + eps)``."""
 
     _rule, _states = "rmsprop", ("h",)
+    h = States()
 
     def __init__(
         self,
@@ -183,7 +184,6 @@ class RMSprop(_Optimizer):
     ):
         self.lr, self.decay_rate, self.eps, self.eps_mode = lr, decay_rate, eps, eps_mode
         self.partial = flag("partial", partial)
-        self.h: dict[Any, Any] = {}
         self._collect()
 
     def update(self, params: Params, grads: Grads) -> None:

@@ -21,7 +21,7 @@ a loop in Python over numbers alone is quicker. A signal, such as that of Ctrl-C
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import repeat
 from types import MemberDescriptorType, WrapperDescriptorType
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from ..common.validation import count, real
-from ._collection import Collection
+from ._collection import Collection, States
 from ._update import adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
 
 __all__ = ["SGD", "AdaGrad", "Adam", "MomentumSGD", "RMSprop"]
@@ -54,11 +54,14 @@ def _is_plain(kind: type, name: str) -> bool:
 
 
 class _Optimizer:
+    _rule: str
+    _states: tuple[str, ...] = ()  # names of the attributes that hold them
+
     def __init__(self, data: str = "data", grad: str = "grad") -> None:
         self._data, self._grad = data, grad
         self.target: Any = None
         self.hooks: list[Callable[[list[Any]], Any]] = []
-        self._collection: Collection
+        self._collection = Collection(self._rule)
         self._known: dict[int, Any] = {}  # keeps the parameters alive whose identities are keys
 
     def __getstate__(self) -> Any:
@@ -101,7 +104,8 @@ class _Optimizer:
         grads = [_values(grad) for grad in map(getattr, params, repeat(self._grad))]
         values, keys, names = [*map(getattr, params, repeat(self._data))], [*map(id, params)], range(len(params))
         plain = all(map(_is_plain, set(map(type, params)), repeat(self._data)))
-        self._collection.step(keys, params, values, grads, self._coefficients(), names, write, plain)
+        states = [getattr(self, name) for name in self._states]
+        self._collection.step(states, keys, params, values, grads, self._coefficients(), names, write, plain)
 
     step = update
 
@@ -121,10 +125,11 @@ class _Optimizer:
 class SGD(_Optimizer):
     """``p <- p - lr * g``."""
 
+    _rule = "sgd"
+
     def __init__(self, lr: float = 0.01, *, data: str = "data", grad: str = "grad"):
         super().__init__(data, grad)
         self.lr = lr
-        self._collection = Collection("sgd", ())
 
     def _coefficients(self) -> tuple[float, ...]:
         return (real("lr", self.lr),)
@@ -132,6 +137,9 @@ class SGD(_Optimizer):
 
 class MomentumSGD(_Optimizer):
     """``v <- momentum * v - lr * g; p <- p + v``."""
+
+    _rule, _states = "momentum", ("vs",)
+    vs = States()
 
     def __init__(
         self,
@@ -144,8 +152,6 @@ class MomentumSGD(_Optimizer):
     ):
         super().__init__(data, grad)
         self.lr, self.momentum, self.momentum_mode = lr, momentum, momentum_mode
-        self.vs: dict[Hashable, Any] = {}
-        self._collection = Collection("momentum", (self.vs,))
 
     def _coefficients(self) -> tuple[float, ...]:
         return velocity_coefficients(real("momentum", self.momentum), real("lr", self.lr), mode=self.momentum_mode)
@@ -153,6 +159,9 @@ class MomentumSGD(_Optimizer):
 
 class Adam(_Optimizer):
     """Adam, in the "eps-hat" form unless `eps_mode` says otherwise."""
+
+    _rule, _states = "adam", ("ms", "vs")
+    ms, vs = States(), States()
 
     def __init__(
         self,
@@ -168,9 +177,6 @@ class Adam(_Optimizer):
         super().__init__(data, grad)
         self.eps_mode = eps_mode
         self.alpha, self.beta1, self.beta2, self.eps = alpha, beta1, beta2, eps
-        self.ms: dict[Hashable, Any] = {}
-        self.vs: dict[Hashable, Any] = {}
-        self._collection = Collection("adam", (self.ms, self.vs))
 
     @property
     def t(self) -> int:
@@ -188,6 +194,9 @@ class Adam(_Optimizer):
 class AdaGrad(_Optimizer):
     """``h <- h + g**2; p <- p - lr * g / (sqrt(h) + eps)``."""
 
+    _rule, _states = "rmsprop", ("hs",)
+    hs = States()
+
     def __init__(
         self,
         lr: float = 0.001,
@@ -199,8 +208,6 @@ class AdaGrad(_Optimizer):
     ):
         super().__init__(data, grad)
         self.lr, self.eps, self.eps_mode = lr, eps, eps_mode
-        self.hs: dict[Hashable, Any] = {}
-        self._collection = Collection("rmsprop", (self.hs,))
 
     def _coefficients(self) -> tuple[float, ...]:
         return adagrad_coefficients(self.lr, self.eps, self.eps_mode)
@@ -208,6 +215,9 @@ class AdaGrad(_Optimizer):
 
 class RMSprop(_Optimizer):
     """``h <- alpha * h + (1 - alpha) * g**2; p <- p - lr * g / (sqrt(h) + eps)``."""
+
+    _rule, _states = "rmsprop", ("hs",)
+    hs = States()
 
     def __init__(
         self,
@@ -221,8 +231,6 @@ class RMSprop(_Optimizer):
     ):
         super().__init__(data, grad)
         self.lr, self.alpha, self.eps, self.eps_mode = lr, alpha, eps, eps_mode
-        self.hs: dict[Hashable, Any] = {}
-        self._collection = Collection("rmsprop", (self.hs,))
 
     def _coefficients(self) -> tuple[float, ...]:
         return rmsprop_coefficients(self.lr, "alpha", self.alpha, self.eps, self.eps_mode)

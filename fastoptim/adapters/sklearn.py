@@ -35,7 +35,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..common.threads import ForkSafeLock
+from ..common.threads import fork_safe_lock
 from ._update import RuleUpdate, plain_floats, velocity_coefficients
 
 try:
@@ -169,11 +169,39 @@ def _adam_rounded_once(
 # --- Switching it on ----------------------------------------------------------------------------------------------
 
 
+class _Block:
+    """A `accelerate` block."""
+
+    def __init__(self, float32: str) -> None:
+        self.float32 = float32
+
+
 class _Mode:
-    """How many `accelerate` blocks are open, and how float32 is computed."""
+    """Which `accelerate` blocks are open; they may end in any order, in any thread."""
 
     def __init__(self) -> None:
-        self.lock, self.depth, self.float32 = ForkSafeLock(), 0, "exact"
+        self.lock = fork_safe_lock()
+        self.blocks: list[_Block] = []
+
+    @property
+    def float32(self) -> str:
+        """How float32 is computed: as the block says that began last."""
+        blocks = self.blocks
+        return blocks[-1].float32 if blocks else "exact"
+
+    def begin(self, block: _Block) -> None:
+        with self.lock:
+            self.blocks = [*self.blocks, block]
+            SGDOptimizer.update_params, AdamOptimizer.update_params = _update_sgd, _update_adam
+
+    def end(self, block: _Block) -> None:
+        """Once more does no harm."""
+        with self.lock:
+            self.blocks = [other for other in self.blocks if other is not block]
+            if not self.blocks:
+                for cls in (SGDOptimizer, AdamOptimizer):
+                    if "update_params" in vars(cls):
+                        del cls.update_params
 
 
 _mode = _Mode()
@@ -185,7 +213,8 @@ def accelerate(float32: str = "exact") -> Iterator[None]:
 
     Applies to every ``MLPClassifier`` and ``MLPRegressor`` of the process, also to those fitted before
     (``partial_fit``, ``warm_start``); worker processes of ``n_jobs`` do not inherit it, while the estimators of this
-    module carry it along. Blocks may be nested.
+    module carry it along. Blocks may be nested, and overlap in threads: the one that began last says how float32 is
+    computed, for all.
 
     Parameters
     ----------
@@ -211,18 +240,15 @@ def accelerate(float32: str = "exact") -> Iterator[None]:
     """
     if float32 not in ("exact", "fast"):
         raise ValueError(f"float32 must be 'exact' or 'fast', got {float32!r}")
-    with _mode.lock:
-        before, _mode.float32 = _mode.float32, float32
-        _mode.depth += 1
-        SGDOptimizer.update_params, AdamOptimizer.update_params = _update_sgd, _update_adam
+    block = _Block(float32)
     try:
+        _mode.begin(block)
         yield
     finally:
-        with _mode.lock:
-            _mode.float32 = before
-            _mode.depth -= 1
-            if _mode.depth == 0:
-                del SGDOptimizer.update_params, AdamOptimizer.update_params
+        try:
+            _mode.end(block)
+        finally:
+            _mode.end(block)  # a signal's handler may have raised in the first
 
 
 class _FusedSGD(SGDOptimizer):

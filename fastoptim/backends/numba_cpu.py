@@ -14,13 +14,14 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from .. import rules
 from ..arrays import checks
-from ..common.threads import ForkSafeLock
+from ..common.threads import fork_safe_lock
 from ..rules import lowering, reference
 from ..rules.codecs import widened
 from ..rules.norm import NORM_BLOCK
@@ -51,7 +52,7 @@ _PROBE = np.array([1e-310, 1.0])  # a subnormal number, and a factor that leaves
 class _Pool:
     """Numba's threads, where using them is safe."""
 
-    _lock = ForkSafeLock()  # of the process, not of one backend: two threads may make a backend each
+    _lock = fork_safe_lock()  # of the process, not of one backend: two threads may make a backend each
 
     def __init__(self, numba: Any, module: Any):
         self._numba, self._module = numba, module
@@ -76,19 +77,9 @@ class _Pool:
         if workers < 2 or job.total < alone_below or self._lost:
             self._module.alone(*arguments)
             return
-        layer = self._layer()
-        if layer in ("omp", "tbb"):
-            self._shared(arguments, piece, workers)
-        elif self._lock.acquire(blocking=layer is None):  # the first call chooses the layer: let it be the only one
-            try:
-                self._shared(arguments, piece, workers)
-            finally:
-                self._lock.release()
-        else:
-            self._module.alone(*arguments)
-
-    def _shared(self, arguments: tuple[Any, ...], piece: int, workers: int) -> None:
-        self._module.shared(*arguments, piece, _PROBE, np.zeros(1, np.int64), workers)
+        one = self._lock if self._layer() in (None, "workqueue") else nullcontext()
+        with one:  # the first call chooses the layer
+            self._module.shared(*arguments, piece, _PROBE, np.zeros(1, np.int64), workers)
 
 
 def _only_thread() -> bool:

@@ -75,58 +75,28 @@ def resolve_threads(threads: Any) -> int:
     return number
 
 
-class ForkSafeLock:
-    """Lock for one thread at a time that a forked child never waits for in vain.
+_locks: WeakSet[Any] = WeakSet()
+
+
+def fork_safe_lock() -> Any:
+    """Make a lock for one thread at a time, which may take it again, that a forked child never waits for in vain.
+
+    It is to be taken by ``with lock:`` and in no other way: the lock is made of C, so that no signal's handler can
+    raise between its being taken and the block, nor between the block and its release.
 
     A child of a fork has one thread. A lock that another thread of its parent held would never be released there, so
     the child begins with a free one; only what the forking thread itself holds stays held. What a lock guards must be
     usable wherever its holder may be cut off.
-
-    Parameters
-    ----------
-    reentrant : bool, default False
-        Whether the thread that holds the lock may acquire it again.
     """
-
-    def __init__(self, reentrant: bool = False) -> None:
-        self._make: Any = threading.RLock if reentrant else threading.Lock
-        self._lock = self._make()
-        self._holder: int | None = None
-        self._depth = 0
-        _locks.add(self)
-
-    def acquire(self, blocking: bool = True) -> bool:
-        """Acquire the lock; False if another thread holds it and `blocking` is False."""
-        if not self._lock.acquire(blocking):
-            return False
-        self._holder = threading.get_ident()
-        self._depth += 1
-        return True
-
-    def release(self) -> None:
-        """Release the lock once; RuntimeError if it is not held."""
-        if self._depth <= 1:
-            self._holder = None
-        self._depth = max(0, self._depth - 1)
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def _begin_child(self) -> None:
-        if self._holder != threading.get_ident():
-            self._lock, self._holder, self._depth = self._make(), None, 0
-
-
-_locks: WeakSet[ForkSafeLock] = WeakSet()
+    lock = threading.RLock()
+    _locks.add(lock)
+    return lock
 
 
 def _begin_child() -> None:
     for lock in list(_locks):
-        lock._begin_child()
+        if not lock._is_owned():
+            lock._at_fork_reinit()
 
 
 if hasattr(os, "register_at_fork"):

@@ -89,13 +89,19 @@ def test_a_gradient_that_is_its_argument(name):
     assert start.tolist() == [1.0, -2.0] and len({x.tobytes() for x in seen}) == 50
 
 
+@pytest.mark.parametrize("kind", ["start", "always", "half"])
 @pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_float32_becomes_float64_as_in_autograd(name):
-    start = np.array([1.0, -2.0], np.float32)
-    expected = getattr(own, name)(lambda x, i: 2 * x, start, num_iters=20)
-    got = getattr(adapter, name)(lambda x, i: 2 * x, start, num_iters=20)
+def test_float32_becomes_float64_as_in_autograd(name, kind):
+    """A start in float32, whose first gradient is, too; gradients that are never more than float32 or float16."""
+    start = np.array([1.0, -2.0, 0.3], np.float32)
+    dtype = {"start": start.dtype, "always": np.float32, "half": np.float16}[kind]
+    of = (lambda x, i: 2.1 * x) if kind == "start" else (lambda x, i: (2.1 * x).astype(dtype))
+    assert of(start, 0).dtype == dtype
+    expected = getattr(own, name)(of, start, num_iters=20)
+    got = getattr(adapter, name)(of, start, num_iters=20)
     assert got.dtype == expected.dtype == np.float64
-    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    assert np.abs(got - expected).max() <= (1e-12 if name == "adam" else 0.0)
+    assert start.tolist() == np.array([1.0, -2.0, 0.3], np.float32).tolist()
 
 
 def test_no_steps_and_complex_parameters():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import signal
-import sys
 from collections import UserDict
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from fastoptim.adapters import _collection, dicts, objects
+from tests.support.interrupts import interrupted_at
 
 RNG = np.random.default_rng(5)
 
@@ -69,36 +69,6 @@ def test_what_is_put_into_the_states_counts():
         opt.iter = 1.5
 
 
-class Interrupt(BaseException):
-    pass
-
-
-def interrupted_at(n, call):
-    """Whether `call` came to an end before instruction `n` of the adapters, where a handler would have raised."""
-    left = n
-
-    def trace(frame, event, _):
-        nonlocal left
-        if "adapters" not in frame.f_code.co_filename:
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
-            left -= 1
-            if left == 0:
-                raise Interrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except Interrupt:
-        return False
-    finally:
-        sys.settrace(before)
-    return True
-
-
 @pytest.mark.parametrize("style", ["dicts", "objects"])
 def test_a_step_of_numbers_happens_whole_wherever_it_is_interrupted(style):
     """At every instruction of the third step in turn, which brings new keys: before it or after it, nothing else."""
@@ -134,7 +104,7 @@ def test_a_step_of_numbers_happens_whole_wherever_it_is_interrupted(style):
     seen = []
     for n in range(1, 5000):
         step, look = start()
-        ended = interrupted_at(n, lambda: step([0, 1, 2]))  # noqa: B023
+        ended = interrupted_at(n, lambda: step([0, 1, 2]), "adapters")  # noqa: B023
         now = look()
         assert now in (before, after), n
         seen.append(now == after)
@@ -209,4 +179,140 @@ def test_nothing_is_kept_of_steps_that_were_refused():
     with pytest.raises(ValueError, match="expected shape"):
         opt.update(params, {"a": 1.0, "b": np.ones(3)})
     assert opt.m == opt.v == {} and opt.iter == 0 and params["a"] == 1.0
-    assert _collection.Joint(({},), 2).holds(["a", "b", "c"]) is False
+    assert _collection.Joint(1, 2).holds(({},), ["a", "b", "c"]) is False
+
+
+STYLES = [(module, kind) for module in (dicts, objects) for kind in module.__all__]
+
+
+@pytest.mark.parametrize("start", [{"a": 1.0, "b": 2.0}, {"a": np.ones(2), "b": 2.0}], ids=["numbers", "both"])
+@pytest.mark.parametrize(("module", "kind"), STYLES)
+def test_states_may_be_replaced_as_those_of_the_originals(module, kind, start):
+    """Saved and put back, and emptied, by assignment: training goes on from there, as it did the first time."""
+    params = copy.deepcopy(start)
+    grads = {key: value * 0 + 0.5 for key, value in params.items()}
+    things = [SimpleNamespace(data=value, grad=grads[key]) for key, value in params.items()]
+    opt = getattr(module, kind)()
+    if module is objects:
+        opt.setup(things)
+
+    def steps(count):
+        for _ in range(count):
+            opt.update(params, grads) if module is dicts else opt.update()
+        return look()
+
+    def look():
+        return copy.deepcopy([params] if module is dicts else [(x.data, x.grad) for x in things])
+
+    def put_back(values):
+        for i, (key, value) in enumerate(values.items()):
+            if isinstance(value, np.ndarray):
+                (params[key] if module is dicts else things[i].data)[...] = value
+            elif module is dicts:
+                params[key] = value
+            else:
+                things[i].data = value
+
+    def same(a, b):
+        return repr(a) == repr(b)  # floats are written with all their digits
+
+    first = steps(2)
+    saved, count, middle = {n: copy.deepcopy(getattr(opt, n)) for n in opt._states}, opt._collection.count[0], first[0]
+    values = middle if module is dicts else dict(zip(params, [x[0] for x in first], strict=True))
+    last = steps(2)
+    put_back(values)
+    opt._collection.count[0] = count
+    for name, of in saved.items():
+        setattr(opt, name, of)
+        assert getattr(opt, name) is of
+    assert same(steps(2), last)
+    put_back(start)
+    opt._collection.count[0] = 0
+    for name in opt._states:
+        setattr(opt, name, None)
+        assert getattr(opt, name) == {}
+    assert same(steps(2), first)
+    for name in opt._states:
+        with pytest.raises(TypeError, match=f"{name} must be a dict of states by key, or None, got list"):
+            setattr(opt, name, [1.0])
+        assert getattr(opt, name)
+
+
+class Refusing:
+    """An object whose number can be refused, by a property or by a slot that is not its own."""
+
+    grad = 1.0
+
+    def __init__(self, value):
+        self._value, self.refuses = value, False
+
+    @property
+    def data(self):
+        return self._value
+
+    @data.setter
+    def data(self, value):
+        self._value = value  # a setter may do its work and then refuse
+        if self.refuses and value != 2.0:
+            raise ValueError("not this one")
+
+
+class ReadOnly:
+    data, grad, __slots__ = 2.0, 1.0, ()  # an attribute of the class, which objects without a dict cannot shadow
+
+
+class RefusingDict(UserDict):
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        if key == getattr(self, "refuses", None) and value != 2.0:
+            raise ValueError("not this one")
+
+
+@pytest.mark.parametrize("which", ["first", "middle", "last"])
+@pytest.mark.parametrize("more", [False, True], ids=["numbers", "both"])
+@pytest.mark.parametrize("kind", ["property", "class attribute", "mapping"])
+def test_a_step_that_a_target_refuses_changes_nothing(kind, more, which):
+    at = {"first": 0, "middle": 1, "last": 2}[which]
+    arrays = [np.ones(2)] * more
+    if kind == "mapping":
+        opt, params = dicts.Adam(), RefusingDict({i: x for i, x in enumerate([2.0, 2.0, 2.0, *arrays])})
+
+        def step():
+            opt.update(params, {i: x * 0 + 1.0 for i, x in params.items()})
+    else:
+        things = [SimpleNamespace(data=2.0, grad=1.0) for _ in range(3)]
+        things[at] = Refusing(2.0) if kind == "property" else ReadOnly()
+        things += [SimpleNamespace(data=x, grad=np.ones(2)) for x in arrays]
+        opt = objects.Adam().setup(things)
+        step = opt.update
+
+    def look():
+        values = list(params.values()) if kind == "mapping" else [x.data for x in things]
+        keys = list(params) if kind == "mapping" else [*map(id, things)]
+        states = [
+            [np.array(of.get(key, 0.0)).tolist() for key in keys] for of in (getattr(opt, n) for n in opt._states)
+        ]
+        return copy.deepcopy((values, states, opt._collection.count[0]))
+
+    for _ in range(2):
+        before = look()
+        if kind == "mapping":
+            params.refuses = at
+        elif kind == "property":
+            things[at].refuses = True
+        with pytest.raises((ValueError, AttributeError), match=r"not this one|read-only"):
+            step()
+        assert repr(look()) == repr(before)
+        if kind == "class attribute":
+            break
+        if kind == "mapping":
+            params.refuses = None
+        else:
+            things[at].refuses = False
+        step()
+        assert look()[2] == before[2] + 1 and look()[0][0] != before[0][0]
+        for i in range(3):  # what the next refusal leaves alone
+            if kind == "mapping":
+                params[i] = 2.0
+            else:
+                things[i].data = 2.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import itertools
 import os
 import pickle
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.support import PROOFS
+from tests.support.interrupts import interrupted_after
 
 sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed: its adapter goes untested")
 
@@ -232,6 +234,39 @@ def test_blocks_nest_and_end():
     assert (SGDOptimizer.update_params, AdamOptimizer.update_params) == own
     with pytest.raises(ValueError, match="float32 must be 'exact' or 'fast'"), adapter.accelerate("exactly"):
         pass
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_blocks_may_end_in_any_order(order):
+    """As those of several threads do."""
+    own = SGDOptimizer.update_params, AdamOptimizer.update_params
+    modes = ("fast", "exact", "fast")
+    blocks = [adapter.accelerate(mode) for mode in modes]
+    for block in blocks:
+        block.__enter__()
+    left = dict(enumerate(modes))
+    for i in order:
+        assert AdamOptimizer.update_params is not own[1]
+        blocks[i].__exit__(None, None, None)
+        del left[i]
+        assert adapter._mode.float32 == (left[max(left)] if left else "exact")
+    assert (SGDOptimizer.update_params, AdamOptimizer.update_params) == own
+
+
+def test_no_signal_leaves_a_block_open():
+    own = SGDOptimizer.update_params, AdamOptimizer.update_params
+
+    def blocks():
+        for _ in range(100):
+            with adapter.accelerate("fast"):
+                assert adapter._mode.float32 == "fast"
+
+    cut = 0
+    for i in range(500):
+        cut += interrupted_after(2e-7 * i, blocks)
+        assert (SGDOptimizer.update_params, AdamOptimizer.update_params) == own
+        assert adapter._mode.blocks == []
+    assert cut > 200
 
 
 def test_estimators_are_cloned_copied_and_pickled():

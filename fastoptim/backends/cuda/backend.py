@@ -22,7 +22,7 @@ import numpy as np
 
 from ... import rules
 from ...arrays import checks
-from ...common.threads import ForkSafeLock
+from ...common.threads import fork_safe_lock
 from ...rules import lowering
 from ...rules.table import Kernel, Rule
 from ..base import Backend, Described, KernelCall, Launch, Norm, Scalars
@@ -75,7 +75,7 @@ class CudaBackend(Backend):
             self.threads = THREADS
         self._cuda = cuda
         self.driver = driver.make(cuda, self.simulated)
-        self.lock = ForkSafeLock(reentrant=True)
+        self.lock = fork_safe_lock()
         self._modules: dict[tuple[np.dtype, Rule | None], Any] = {}
         self._kernels: dict[tuple[str, np.dtype, Rule | None], Any] = {}
         self._launchers: dict[tuple[str, np.dtype, Rule | None, int], driver.Launcher] = {}
