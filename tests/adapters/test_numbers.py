@@ -275,7 +275,7 @@ def test_a_step_that_a_target_refuses_changes_nothing(kind, more, which):
     at = {"first": 0, "middle": 1, "last": 2}[which]
     arrays = [np.ones(2)] * more
     if kind == "mapping":
-        opt, params = dicts.Adam(), RefusingDict({i: x for i, x in enumerate([2.0, 2.0, 2.0, *arrays])})
+        opt, params = dicts.Adam(), RefusingDict(dict(enumerate([2.0, 2.0, 2.0, *arrays])))
 
         def step():
             opt.update(params, {i: x * 0 + 1.0 for i, x in params.items()})

@@ -137,7 +137,7 @@ def in_another_thread(work):
 
 
 def test_the_package_makes_no_other_locks_and_takes_them_by_with_alone():
-    """A lock of `threading` would stay held in a child for ever; ``acquire()`` leaves a gap for signals before ``try:``."""
+    """Others would stay held in a child for ever; ``acquire()`` leaves a gap for signals before ``try:``."""
     kinds = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Event", "Barrier", "allocate_lock"}
     found = []
     for path in sorted(Path(fo.__file__).parent.rglob("*.py")):
