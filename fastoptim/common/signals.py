@@ -34,19 +34,26 @@ _NUMBERS = tuple(sorted(int(n) for n in signal.Signals if n in signal.valid_sign
 Handler = Callable[[int, Any], Any]
 
 
+_usual: set[bytes] = set()  # dispositions that setting a handler in Python gives, and so keeps
+
+
 def disposition(number: int) -> Any:
-    """What the operating system does when a signal comes, opaque; None where that cannot be asked."""
+    """What the operating system does when a signal comes, opaque; None if that is usual or cannot be asked."""
     if _sigaction is None:
         return None
     action = _Action()
-    return action if _sigaction(number, None, action) == 0 else None
+    return action if _sigaction(number, None, action) == 0 and action.raw not in _usual else None
 
 
 def set_handler(number: int, handler: Handler, action: Any) -> None:
     """Set a signal's handler in Python, and its `disposition` to what it was before."""
     _signal(number, handler)
     if action is not None:
-        _sigaction(number, action, None)
+        found = disposition(number)
+        if found is not None and found.raw == action.raw:
+            _usual.add(action.raw)
+        else:
+            _sigaction(number, action, None)
 
 
 class deferred_signals:

@@ -86,7 +86,9 @@ def tell_autograd(written: Iterable[Any]) -> None:
 
 
 def _look_numba(x: Any) -> tuple[Any, ...]:
-    return x.device_ctypes_pointer.value or 0, x.shape, x.strides, x.dtype, x.stream, x.gpu_data.context
+    data = x.gpu_data
+    memory = getattr(data, "_view", data)  # what an owner's attributes are looked up in, slowly
+    return memory.device_ctypes_pointer.value or 0, x.shape, x.strides, x.dtype, x.stream, memory.context
 
 
 def _look_torch(x: Any) -> tuple[Any, ...]:

@@ -115,11 +115,12 @@ class RawDriver(NumbaDriver):
             driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
         )
         self._id, self._idle = driver.cuStreamGetId, driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+        self._good = driver.CUresult.CUDA_SUCCESS  # an enum's members are compared by identity in a fifth of the time
         driver.cuMemcpyHtoDAsync, driver.cuMemcpyDtoHAsync, driver.cuStreamSynchronize, driver.cuLaunchKernel  # noqa: B018
 
     def device(self) -> int:
         status, device = self._current()
-        if status:  # a thread that has not used CUDA yet
+        if status is not self._good:  # a thread that has not used CUDA yet
             return int(self.cuda.current_context().device.id)
         return int(device)
 
@@ -136,12 +137,14 @@ class RawDriver(NumbaDriver):
 
     def check_capture(self, place: Any) -> None:
         status, capturing = self._is_capturing(place.raw)
-        if status or capturing != self._idle:
-            self._checked((status,)) if status and int(status) != 906 else None  # 906: another stream is captured
-            raise RuntimeError(
-                "a CUDA graph is being captured on this stream: a replayed step would repeat the learning rate and the "
-                "bias correction of the captured one; capture forward and backward, and step between replays"
-            )
+        if status is self._good and capturing is self._idle:
+            return
+        if status != self._good and int(status) != 906:  # 906: another stream is captured
+            self._checked((status,))
+        raise RuntimeError(
+            "a CUDA graph is being captured on this stream: a replayed step would repeat the learning rate and the "
+            "bias correction of the captured one; capture forward and backward, and step between replays"
+        )
 
     def _checked(self, result: tuple[Any, ...]) -> None:
         if result[0]:
@@ -168,7 +171,7 @@ class RawDriver(NumbaDriver):
         memory = np.zeros(len(sizes), np.int64)  # one word for each argument
         pointers = memory.ctypes.data + 8 * np.arange(len(sizes), dtype=np.int64)
         pack, view, list_, call = form.pack_into, memory.view(np.uint8).data, pointers.ctypes.data, raw.cuLaunchKernel
-        singles = [item == "f4x" for item in forms]
+        singles, good = [item == "f4x" for item in forms], self._good
 
         def launch(grid: tuple[int, int], place: Any, *arguments: Any) -> None:
             flat: list[Any] = []
@@ -186,7 +189,7 @@ class RawDriver(NumbaDriver):
                 flat = [float(_rounded((x,), np.float32)[0]) if single else x for single, x in pairs]
                 pack(view, 0, *flat)
             status = call(function, grid[0], grid[1], 1, threads, 1, 1, 0, place.raw, list_, 0)
-            if status[0]:
+            if status[0] is not good:
                 self._checked(status)
 
         launch.keeps = memory, pointers, kernel  # type: ignore[attr-defined]

@@ -139,7 +139,7 @@ class _Fixed:
         for given, known in ((params, self._params), (states, self._states)):
             if given is not known and not (len(given) == len(known) and all(map(is_, given, known))):
                 return False
-        return all(look(x) == known for x, look, known in self._watched)
+        return not self._watched or all(look(x) == known for x, look, known in self._watched)
 
 
 class _Gradients:
@@ -164,8 +164,13 @@ class _Gradients:
         looks = {kind: look_of(kind) for kind in set(self._kinds)}
         self._lookers = [looks[kind] for kind in self._kinds]
         self._stay = all(map(stays, self._lookers))
-        self._looks = [look(g) for look, g in zip(self._lookers, grads, strict=True)]
+        self._looks = self._look(grads)
         self._refs = list(map(weakref.ref, grads)) if self._stay else []
+
+    def _look(self, grads: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
+        """The addresses; then, one after the other, what else must be as it was."""
+        looks = [look(g) for look, g in zip(self._lookers, grads, strict=True)]
+        return tuple(zip(*looks, strict=True))
 
     def overlap(self) -> bool:
         """Whether a gradient shares memory with what is written."""
@@ -181,12 +186,12 @@ class _Gradients:
             return True
         if list(map(type, grads)) != self._kinds:
             return False
-        looks = [look(g) for look, g in zip(self._lookers, grads, strict=True)]
+        looks = self._look(grads)
         if looks == self._looks:
             return True
-        if any(new[1:] != old[1:] for new, old in zip(looks, self._looks, strict=True)):
+        if looks[1:] != self._looks[1:]:
             return False
-        self._addresses = np.array([look[0] for look in looks], np.int64)
+        self._addresses = np.array(looks[0], np.int64)
         if (self._addresses % self._items).any() or self.overlap():
             return False
         if not self._stay:
