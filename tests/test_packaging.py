@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import runpy
 import shutil
 import subprocess
@@ -207,3 +208,13 @@ def test_wider_arithmetic_does_not_compile():
     exact = runpy.run_path(str(ROOT / "csrc" / "build_ffi.py"))["EXACT"]["i686"]
     done = subprocess.run([*command, *exact], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "wider types" not in done.stderr  # it may still lack the library's 32-bit headers
+
+
+def test_every_action_is_pinned_to_a_commit():
+    """A tag can be moved to other code, which would then run with the right to publish."""
+    folder = ROOT / ".github" / "workflows"
+    if not folder.is_dir():
+        pytest.skip("LOUD: no workflows beside the tests")
+    used = [x for path in folder.glob("*.yml") for x in re.findall(r"uses: (.*)", path.read_text())]
+    assert len(used) > 10
+    assert [x for x in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", x)] == []

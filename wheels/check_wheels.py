@@ -1,10 +1,10 @@
 """Check what ``wheels/make_wheels.py`` made: files by auditors, object code by reading, bits by running the kernels.
 
-    python wheels/check_wheels.py [--out dist] [--audits | --code | --bits] [NAME...]     # default: all, every target
+    python wheels/check_wheels.py [--out dist] [--audits] [--code] [--bits] [--installed] [NAME...]     # default: all
 
 The bits are those of ``tests/support/golden.json``; the program that runs is linked from the very objects that are in
-the wheel. What a machine lacks (an emulator, the headers of another system) is skipped and said so. Exit status 1 if
-anything is wrong.
+the wheel. The wheel for this machine is installed, too, where there is no compiler and nothing but what it needs. What
+a machine lacks (an emulator, the headers of another system) is skipped and said so. Exit status 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
+import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,17 +27,28 @@ from tests.backends import test_emulated, test_objects  # noqa: E402
 
 # x86 executables that this machine runs are asked for every instruction set that it has.
 ISAS = {"x86_64": ("baseline", "avx2", "avx512"), "aarch64": ("neon",)}
+CODECS = ("decode_bfloat16", "decode_float16", "decode_float8", "bfloat16_stochastic", "float8_nearest")
+
+
+def wheel_of(out: Path, target: Target) -> Path:
+    found = list(out.glob(f"*-{target.tag}.whl"))
+    if len(found) != 1:
+        raise SystemExit(f"{len(found)} wheels for {target.triple} in {out}, expected one: run wheels/make_wheels.py")
+    return found[0]
 
 
 def audit(out: Path, target: Target) -> str:
     """Run the auditors; they end the program where they find something."""
-    (wheel,) = out.glob(f"*-{target.tag}.whl")
-    run(sys.executable, "-m", "abi3audit", "--strict", wheel)
+    wheel = wheel_of(out, target)
+    seen = run(sys.executable, "-m", "abi3audit", "--strict", "--report", wheel)
+    if target.extension.name not in seen:
+        raise SystemExit(f"{wheel.name}: abi3audit found no extension: {seen}")
     run(sys.executable, "-m", "check_wheel_contents", wheel)
     run(sys.executable, "-m", "twine", "check", "--strict", wheel)
-    if target.system == "linux" and target.machine == platform.machine():
-        said = " ".join(run(sys.executable, "-m", "auditwheel", "show", wheel).split())
-        if target.tag.partition(".")[0] not in said:
+    if target.system == "linux":
+        # Not this machine's libraries, which are another processor's or another C library's.
+        said = " ".join(run(sys.executable, "-m", "auditwheel", "show", "--ldpaths", ROOT / "wheels", wheel).split())
+        if f'following platform tag: "{target.tag.partition(".")[0]}"' not in said:
             raise SystemExit(f"{wheel.name}: auditwheel says: {said}")
     return "audits clean"
 
@@ -45,13 +58,16 @@ def look_at_code(target: Target) -> str:
     tool = shutil.which("llvm-objdump")
     if tool is None:
         return "SKIPPED: the object code was not looked at without llvm-objdump: apt-get install llvm"
-    seen, wrong = 0, []
+    seen, wrong, names = 0, [], ""
     for path in target.folder.glob("*.o"):
         for name, code in test_objects.functions(path, tool).items():
             seen += len(code)
+            names += f" {name}"
             wrong += [f"{name}: {x}" for x, _ in code if test_objects.INEXACT.fullmatch(x)]
     if wrong or seen < 10_000:
         raise SystemExit(f"{target.triple}: of {seen} instructions, these are no rule's arithmetic: {wrong[:5]}")
+    if absent := [name for name in CODECS if name not in names]:
+        raise SystemExit(f"{target.triple}: the code of the codecs was not seen: {absent}")
     return f"{seen} instructions, none fused or approximate"
 
 
@@ -94,14 +110,33 @@ def compare_bits(target: Target) -> str:
     return ", ".join(equal)
 
 
+def install(out: Path, target: Target) -> str:
+    """Install the wheel where there is nothing else, and no compiler on the path; then compare bits and run tests."""
+    if target.system != "linux" or target.machine != platform.machine() or "musl" in target.triple:
+        return "not installed here"
+    wheel = wheel_of(out, target)
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(Path(folder, "venv"), with_pip=False)
+        python = Path(folder, "venv", "bin", "python")
+        shutil.copytree(ROOT / "tests", Path(folder, "tests"))  # beside them lie neither the package nor C sources
+        pip = (sys.executable, "-m", "pip", "--python", python, "install", "-q", "--only-binary", ":all:")
+        alone = {"PATH": str(python.parent), "PYTHONPATH": "", "FASTOPTIM_REQUIRE_C": "1"}
+        run(*pip, "--no-deps", wheel, "numpy", "cffi", "pycparser")
+        bits = run(python, "-m", "tests.support.golden", cwd=folder, **alone).strip().splitlines()
+        run(*pip, "pytest")
+        tests = ("tests/backends/test_bits.py", "tests/backends/test_golden.py")
+        said = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=folder, **alone)
+    return f"installed with NumPy and cffi alone: {', '.join(bits)}; {said.strip().splitlines()[-1]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
-    for name in ("audits", "code", "bits"):
+    for name in ("audits", "code", "bits", "installed"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("names", nargs="*", metavar="NAME")
     options = parser.parse_args()
-    everything = not (options.audits or options.code or options.bits)
+    everything = not (options.audits or options.code or options.bits or options.installed)
     if options.audits or everything:
         run(sys.executable, "-m", "twine", "check", "--strict", *options.out.glob("*.tar.gz"))
     for target in TARGETS:
@@ -114,6 +149,8 @@ def main() -> None:
             parts.append(look_at_code(target))
         if options.bits or everything:
             parts.append(compare_bits(target))
+        if options.installed or everything:
+            parts.append(install(options.out, target))
         print(f"{re.sub('[.]2[.]17', '', target.triple):20} {'; '.join(parts)}", flush=True)
 
 

