@@ -204,26 +204,50 @@ static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject 
     return 1;
 }
 
-/* A tuple of floats: scale, decay, coefficients. */
-static int read_row(fo_run *run, PyObject *row)
+/* Python's own: another library's power may differ in the last bit. */
+static double power(double base, double exponent)
+{
+    PyObject *x = PyFloat_FromDouble(base), *y = PyFloat_FromDouble(exponent);
+    PyObject *found = x && y ? PyNumber_Power(x, y, Py_None) : 0;
+    double result = found ? PyFloat_AsDouble(found) : 0;
+    Py_XDECREF(x), Py_XDECREF(y), Py_XDECREF(found);
+    return result;
+}
+
+#include "kernels/adam.h"
+
+enum { ADAM_ARGUMENTS = 5, ADAM_COEFFICIENTS = 7 };
+
+/* A tuple of floats: scale, decay, coefficients. Or one that serves all steps of a plan: scale, decay, the arguments of
+ * adam_coefficients without t, the step count that the plan began with. */
+static int read_row(fo_run *run, PyObject *row, int64_t steps)
 {
     int count = 2 + fo_rule_coefficients(run->rule);
     Py_ssize_t size = PyTuple_Size(row);
+    int serves_all = size == 2 + ADAM_ARGUMENTS + 1 && count == 2 + ADAM_COEFFICIENTS;
+    if (serves_all)
+        count = 2 + ADAM_ARGUMENTS;
     if (size != count && size != count + 1)
         return 0;
     run->t = size > count ? PyLong_AsLongLong(items_of(row)[count]) : 0;
     for (int i = 0; i < count; i++)
         run->scalars[i] = PyFloat_AsDouble(items_of(row)[i]);
+    if (serves_all) {
+        const double *x = run->scalars + 2, lr = x[0], beta1 = x[1], beta2 = x[2], eps = x[3];
+        adam_coefficients(lr, beta1, beta2, eps, x[4] != 0, (double)(run->t + steps + 1), run->scalars + 2);
+    }
     return !PyErr_Occurred();
 }
 
 /* One such tuple per run. */
-static int read_rows(fo_plan *plan, PyObject *rows)
+static int read_rows(const bound *b, PyObject *rows)
 {
+    fo_plan *plan = b->plan;
+    int64_t steps = PyLong_AsLongLong(PyList_GetItem(b->counter, 0));
     if (PyList_Size(rows) != plan->run_count)
         return 0;
     for (int32_t r = 0; r < plan->run_count; r++)
-        if (!read_row(&plan->runs[r], PyList_GetItem(rows, r)))
+        if (!read_row(&plan->runs[r], PyList_GetItem(rows, r), steps))
             return 0;
     return 1;
 }
@@ -253,7 +277,7 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
     PyObject *views = b->views; /* given up at the end: what goes with it may run code that steps this very plan */
     b->views = 0;
     PyObject *result = 0;
-    if (!fo_rounds_to_nearest() || !read_rows(plan, args[3]) || PyTuple_Size(args[0]) != plan->param_count ||
+    if (!fo_rounds_to_nearest() || !read_rows(b, args[3]) || PyTuple_Size(args[0]) != plan->param_count ||
         PyTuple_Size(args[1]) != plan->param_count ||
         !bind_all(b, views == args[2], items_of(args[0]), items_of(args[1]), args[2])) {
         PyErr_Clear();
@@ -324,7 +348,7 @@ static PyObject *step_array(PyObject *capsule, PyObject *const *args, Py_ssize_t
         return PyErr_Format(PyExc_TypeError, "step_array takes p, g, states, row, a dict, names and values");
     if (!begin(b))
         return Py_NewRef(Py_False);
-    int plain = fo_rounds_to_nearest() && same_values(args[4], args[5], args[6]) && read_row(b->plan->runs, args[3]) &&
+    int plain = fo_rounds_to_nearest() && same_values(args[4], args[5], args[6]) && read_row(b->plan->runs, args[3], 0) &&
                 take_shape(b->plan, args[0]) && bind_all(b, 0, args, args + 1, args[2]);
     if (plain)
         fo_plan_apply(b->plan);

@@ -104,7 +104,7 @@ void fo_pace_observe_threaded(fo_pace *pace, double elapsed_ns, double waited_ns
  * the plan over and appends to a list
  *   step(params, grads, states, rows) -> True, or False with nothing touched if an array is not plain, not as expected, or
  *     overlaps another; tuples of arrays, and a list with one tuple of floats (scale, decay, coefficients) for each run,
- *     and behind them the number of the step where dithers need it;
+ *     and behind them the number of the step where dithers need it; or Adam's (see bind.c), which stays the same;
  *   sum_squares(grads, grad_scale, k) -> float, or None if a gradient is not plain and C-ordered;
  *   step_array(p, g, states, row, dict, names, values) -> as step, for a plan of one parameter and one array of any shape,
  *     float32 or float64; False, too, if the array is so large that others should run meanwhile, or if the dict has not

@@ -1,4 +1,4 @@
-"""Write csrc/kernels/rules.h and rule_table.h from the update rules in Python: python csrc/generate.py
+"""Write generated headers of csrc/kernels from the update rules in Python: python csrc/generate.py
 
 What it writes is committed, and a test compares it. `header` and `table` return the two texts.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fastoptim.rules import codecs, updates  # noqa: E402
+from fastoptim.rules import codecs, coefficients, updates  # noqa: E402
 from fastoptim.rules.table import APART, DECAYS, INSIDE, NONE, RULES, Rule  # noqa: E402
 from fastoptim.rules.typed import TypedC  # noqa: E402
 
@@ -41,6 +41,14 @@ TABLE = """\
  * the parameter, or the new PARAMETER. `decays` says which kinds of weight decay are compiled. `vectors` matters where
  * AVX-512 is: WIDE are of 64 bytes, NARROW of 32. Without states narrow ones are up to 7 % quicker from level-3 caches
  * and memory, and 4 % slower from nearer ones. NARROW_RULES have a loop over bfloat16 states besides. */
+"""
+
+COEFFICIENTS = """\
+/* Adam's coefficients; written by csrc/generate.py from fastoptim/rules/coefficients.py. Do not edit. */
+"""
+
+ADAM = """\
+/* Adam's coefficients; written by csrc/generate.py from fastoptim/rules/coefficients.py. Do not edit. */
 """
 
 CODECS = """\
@@ -71,6 +79,10 @@ def expression(node: ast.expr, within: int = 0) -> str:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         if node.func.id == "sqrt":
             return f"SQRT({expression(node.args[0])})"
+        if node.func.id == "pow":
+            return f"power({', '.join(map(expression, node.args))})"
+        if node.func.id == "pow":
+            return f"power({', '.join(map(expression, node.args))})"
         if node.func.id == "where":
             condition, chosen, other = (expression(argument) for argument in node.args)
             text = f"{condition} ? {chosen} : {other}"
@@ -130,6 +142,27 @@ def header() -> str:
     return "\n".join([HEADER, *parts, *map(rule_function, RULES.values())])
 
 
+class _Literals(ast.NodeTransformer):
+    """Turns numbers, which no update rule may hold, into names that `expression` prints."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        return ast.Name(repr(node.value)) if isinstance(node.value, float) else node
+
+
+def adam() -> str:
+    """`adam_coefficients` in float64: `k` gets what it returns, in its mode "hat" or the other one."""
+    found = _Literals().visit(definition(coefficients.adam_coefficients))
+    _, *body, branch, end = found.body  # behind the docstring
+    assert isinstance(branch, ast.If) and ast.unparse(branch.test) == "mode == 'hat'"
+    lines, values = statements([*body, end], set())
+    names = [argument.arg for argument in found.args.args]
+    arguments = ", ".join("int hat" if name == "mode" else f"double {name}" for name in names)
+    text = [f"static void adam_coefficients({arguments}, double *k)", "{", *(f"    {line}" for line in lines)]
+    for i, (hat, other) in enumerate(zip(statements(branch.body, set())[1], values, strict=True)):
+        text.append(f"    k[{i}] = {other if hat == other else f'hat ? {hat} : {other}'};")
+    return "\n".join([ADAM, *text, "}", ""]).replace("SQRT", "sqrt").replace("    T ", "    double ")
+
+
 def table() -> str:
     rows = [
         f"    X({rule.name}, {len(rule.states)}, {len(rule.coefficients)}, {rule.gives.upper()}, "
@@ -149,7 +182,7 @@ def mix() -> str:
     return MIX + "\n" + TypedC(codecs.mix).text().replace("CODEC ", "static inline ")
 
 
-FILES = {"rules.h": header, "rule_table.h": table, "codecs.h": codec_functions, "mix.h": mix}
+FILES = {"rules.h": header, "rule_table.h": table, "codecs.h": codec_functions, "mix.h": mix, "adam.h": adam}
 
 if __name__ == "__main__":
     for name, text in FILES.items():

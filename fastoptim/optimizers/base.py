@@ -327,15 +327,17 @@ class Optimizer:
             if plan is None or plan.version != model.changes[0]:
                 plan = self._current_plan()
             leaves = model.leaves(grads) if model.grouped else model.structures[0].leaves(grads)
-            options, rows = self._options, plan.kept_rows or plan.rows()
+            options = self._options
             scaled = type(grad_scale) is not float or grad_scale != 1.0
             if scaled or max_norm is not None or skip_nonfinite is not False or clip is not None:
                 options = self._step_options(plan, grad_scale, max_norm, skip_nonfinite, clip)
             elif options is not PLAIN:
                 options = plan.update.options(*options)
-            elif plan.native_step is not None and plan.native_step(plan.params, leaves, plan.states, rows):
+            elif plan.native_step is not None and plan.native_step(
+                plan.params, leaves, plan.states, plan.native_rows or plan.kept_rows or plan.rows()
+            ):
                 return APPLIED
-            return plan.update.step(plan.params, leaves, plan.states, rows, options)
+            return plan.update.step(plan.params, leaves, plan.states, plan.kept_rows or plan.rows(), options)
         finally:
             busy.remove(thread)
 

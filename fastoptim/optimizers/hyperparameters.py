@@ -31,6 +31,13 @@ class UpdateSpec(NamedTuple):
         coefficients = self.coefficients
         return self.head + (coefficients if isinstance(coefficients, tuple) else coefficients(t, *kept))
 
+    def native_scalars(self, taken: int) -> tuple[float, ...] | None:
+        """What the C extension finds `scalars` from, for all steps behind the first `taken`; None if it cannot."""
+        if getattr(self.coefficients, "func", None) is not rules.adam_coefficients:
+            return None
+        *numbers, mode = self.coefficients.args  # type: ignore[union-attr]
+        return (*self.head, *numbers, float(mode == "hat"), taken)
+
 
 class PerGroup(Generic[T]):
     """A hyperparameter as an attribute: read is what all groups share; set is one value, or a list of one per group."""

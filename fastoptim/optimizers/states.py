@@ -80,6 +80,7 @@ class Plan:
         "_varies",
         "counter",
         "kept_rows",
+        "native_rows",
         "native_step",
         "params",
         "run_of",
@@ -112,6 +113,9 @@ class Plan:
     def _look_at_specs(self) -> None:
         specs = [run.spec for run in self.runs]
         self.kept_rows: list[Scalars] | None = None  # the scalars, while they do not change
+        # What the C extension takes at every step in place of scalars that change.
+        own = [run.spec.native_scalars(run.base) for run in self.runs if not run.stored]
+        self.native_rows = own if len(own) == len(self.runs) and all(own) else None
         # Whether every run's scalars are its head and what a function of t gives.
         self._varies = all(callable(s.coefficients) and s.first is None and s.advance is None for s in specs)
         self._dithers = any(run.stored for run in self.runs)
