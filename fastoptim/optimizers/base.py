@@ -323,11 +323,10 @@ class Optimizer:
             busy.append(thread)
             if busy[0] != thread:
                 raise RuntimeError(BUSY)
-            model, plan = self._model, self._plan
-            if plan is None or plan.version != model.changes[0]:
+            plan = self._plan
+            if plan is None or plan.version != plan.changes[0]:
                 plan = self._current_plan()
-            leaves = model.leaves(grads) if model.grouped else model.structures[0].leaves(grads)
-            options = self._options
+            leaves, options = plan.leaves(grads), self._options
             scaled = type(grad_scale) is not float or grad_scale != 1.0
             if scaled or max_norm is not None or skip_nonfinite is not False or clip is not None:
                 options = self._step_options(plan, grad_scale, max_norm, skip_nonfinite, clip)
@@ -407,7 +406,7 @@ class Optimizer:
     def _ready_plan(self) -> Plan:
         """The plan that the next step will use."""
         plan = self._plan
-        return plan if plan is not None and plan.version == self._model.changes[0] else self._current_plan()
+        return plan if plan is not None and plan.version == plan.changes[0] else self._current_plan()
 
     def _current_plan(self) -> Plan:
         """The plan, made or brought up to date with the groups."""
@@ -423,7 +422,7 @@ class Optimizer:
             storage, lazy = self._storage, self._lazy
             plan = make_plan(model, specs, storage, self._backend, self._threads, self._skipped, lazy)
             self._plan = plan
-        plan.params = model.arrays()
+        plan.params, plan.leaves, plan.changes = model.arrays(), model.flatten, model.changes
         plan.version = -1 if plan.unsettled else version
         return plan
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from itertools import chain
 from typing import Any
 
@@ -226,9 +226,15 @@ class Groups:
 
     def leaves(self, grads: Any) -> tuple[Any, ...]:
         """The gradients in the order of the parameters; TypeError or ValueError for another structure."""
+        return self.flatten(grads)
+
+    @property
+    def flatten(self) -> Callable[[Any], tuple[Any, ...]]:
+        """`leaves` as a function that serves until the groups change."""
+        return self._leaves_of_groups if self.grouped else self.structures[0].leaves
+
+    def _leaves_of_groups(self, grads: Any) -> tuple[Any, ...]:
         structures = self.structures
-        if not self.grouped:
-            return structures[0].leaves(grads)
         if not isinstance(grads, Sequence) or len(grads) != len(structures):
             raise ValueError(
                 f"grads: expected a sequence with one entry for each of the {len(structures)} groups, such as "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -71,15 +71,19 @@ class Plan:
         What steps them.
     params, states : tuples of arrays
         As `update` takes them.
-    version : int
-        The count of changes up to which the groups were read; -1 is never up to date.
+    leaves : callable
+        What takes gradients apart.
+    version, changes : int, list of int
+        The count of changes up to which the groups were read, and where it is counted on; -1 is never up to date.
     """
 
     __slots__ = (
         "_dithers",
         "_varies",
+        "changes",
         "counter",
         "kept_rows",
+        "leaves",
         "native_rows",
         "native_step",
         "params",
@@ -93,8 +97,9 @@ class Plan:
     def __init__(self, runs: list[ParamRun], run_of: list[int], update: Update, counter: list[int]):
         self.runs, self.run_of, self.update, self.counter = runs, run_of, update, counter
         self.native_step = update.native_step
-        self.version = -1
+        self.version, self.changes = -1, [0]
         self.params: tuple[Any, ...] = ()
+        self.leaves: Callable[[Any], tuple[Any, ...]] = tuple
         rest = [iter(run.states) for run in runs]
         self.states = tuple(array for run in run_of for array in next(rest[run]))
         self._look_at_specs()
