@@ -239,16 +239,19 @@ static int read_row(fo_run *run, PyObject *row, int64_t steps)
     return !PyErr_Occurred();
 }
 
-/* One such tuple per run. */
-static int read_rows(const bound *b, PyObject *rows)
+/* One such tuple per run. Gradients are scaled besides. */
+static int read_rows(const bound *b, PyObject *rows, PyObject *scale)
 {
     fo_plan *plan = b->plan;
+    double factor = scale ? PyFloat_AsDouble(scale) : 1;
     int64_t steps = PyLong_AsLongLong(PyList_GetItem(b->counter, 0));
     if (PyList_Size(rows) != plan->run_count)
         return 0;
-    for (int32_t r = 0; r < plan->run_count; r++)
+    for (int32_t r = 0; r < plan->run_count; r++) {
         if (!read_row(&plan->runs[r], PyList_GetItem(rows, r), steps))
             return 0;
+        plan->runs[r].scalars[0] *= factor;
+    }
     return 1;
 }
 
@@ -269,15 +272,15 @@ static const double RELEASE_BYTES = 64e3;
 static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
 {
     bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
-    if (!b || count != 4)
-        return PyErr_Format(PyExc_TypeError, "step takes params, grads, states and rows");
+    if (!b || (count != 4 && count != 5))
+        return PyErr_Format(PyExc_TypeError, "step takes params, grads, states, rows and a scale");
     if (!begin(b))
         return Py_NewRef(Py_False);
     fo_plan *plan = b->plan;
     PyObject *views = b->views; /* given up at the end: what goes with it may run code that steps this very plan */
     b->views = 0;
     PyObject *result = 0;
-    if (!fo_rounds_to_nearest() || !read_rows(b, args[3]) || PyTuple_Size(args[0]) != plan->param_count ||
+    if (!fo_rounds_to_nearest() || !read_rows(b, args[3], count > 4 ? args[4] : 0) || PyTuple_Size(args[0]) != plan->param_count ||
         PyTuple_Size(args[1]) != plan->param_count ||
         !bind_all(b, views == args[2], items_of(args[0]), items_of(args[1]), args[2])) {
         PyErr_Clear();

@@ -102,7 +102,7 @@ void fo_pace_observe_threaded(fo_pace *pace, double elapsed_ns, double waited_ns
 /* bind.c: the plan as Python functions. Objects are given by their addresses. fo_set_up comes first: `both` is the tuple
  * (ndarray, memmap), and `head` the size of a tuple without its items; 0 if they are not found behind it. fo_functions takes
  * the plan over and appends to a list
- *   step(params, grads, states, rows) -> True, or False with nothing touched if an array is not plain, not as expected, or
+ *   step(params, grads, states, rows, scale = 1.0) -> True, or False with nothing touched if an array is not plain, not as expected, or
  *     overlaps another; tuples of arrays, and a list with one tuple of floats (scale, decay, coefficients) for each run,
  *     and behind them the number of the step where dithers need it; or Adam's (see bind.c), which stays the same;
  *   sum_squares(grads, grad_scale, k) -> float, or None if a gradient is not plain and C-ordered;

@@ -37,8 +37,8 @@ class NativePlan(Protocol):
     """What steps arrays by one native call, after checks of its own: see `backends.c.CPlan`."""
 
     @property
-    def step(self) -> Callable[[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...], list[Scalars]], bool]:
-        """``step(params, grads, states, rows)``; False, with nothing touched, if the arrays need another way."""
+    def step(self) -> Callable[..., bool]:
+        """``step(params, grads, states, rows, scale=1.0)``; False, with nothing touched, if arrays need another way."""
 
     def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
         """Norm of all gradients; None if they need another way."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,8 +83,9 @@ class CPlan:
     Attributes
     ----------
     step : callable
-        ``step(params, grads, states, rows)``: tuples of arrays, and a list with the scalars of each run. True, or False
-        with nothing touched if an array is not plain, not as expected or overlaps another.
+        ``step(params, grads, states, rows, scale=1.0)``: tuples of arrays, a list with the scalars of each run (or what
+        `UpdateSpec.native_scalars` gives), and a factor for the gradients. True, or False with nothing touched if an
+        array is not plain, not as expected or overlaps another.
     sum_squares : callable
         ``sum_squares(grads, grad_scale, k)``: sum of ``(k * (grad_scale * g))**2``, None if a gradient is not plain and
         C-ordered.
@@ -95,7 +96,7 @@ class CPlan:
     """
 
     __slots__ = ("_handle", "step", "step_array", "sum_squares")
-    step: Callable[[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...], list[Scalars]], bool]
+    step: Callable[..., bool]
     sum_squares: Callable[[tuple[Any, ...], float, float], float | None]
     step_array: Callable[..., bool]
 
@@ -146,15 +147,8 @@ class CPlan:
     def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
         """Norm of all gradients; None if one is not plain and C-ordered."""
         total = self.sum_squares(grads, grad_scale, 1.0)
-        if total is None:
-            return None
-
-        def again(k: float) -> float:
-            found = total if k == 1.0 else self.sum_squares(grads, grad_scale, k)
-            assert found is not None
-            return found
-
-        return rules.norm_from_squares(again)
+        again: Any = partial(self.sum_squares, grads, grad_scale)
+        return None if total is None else rules.norm_from_squares(again, total)
 
     def block_sums(self) -> np.ndarray:
         """The block sums that the last `sum_squares` left."""

@@ -336,7 +336,9 @@ class Optimizer:
                 plan.params, leaves, plan.states, plan.native_rows or plan.kept_rows or plan.rows()
             ):
                 return APPLIED
-            return plan.update.step(plan.params, leaves, plan.states, plan.kept_rows or plan.rows(), options)
+            return plan.update.step(
+                plan.params, leaves, plan.states, plan.kept_rows or plan.rows, options, plan.native_rows
+            )
         finally:
             busy.remove(thread)
 

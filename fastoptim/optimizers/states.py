@@ -119,8 +119,8 @@ class Plan:
         specs = [run.spec for run in self.runs]
         self.kept_rows: list[Scalars] | None = None  # the scalars, while they do not change
         # What the C extension takes at every step in place of scalars that change.
-        own = [run.spec.native_scalars(run.base) for run in self.runs if not run.stored]
-        self.native_rows = own if len(own) == len(self.runs) and all(own) else None
+        own = [row for run in self.runs if not run.stored and (row := run.spec.native_scalars(run.base))]
+        self.native_rows = own if len(own) == len(self.runs) else None
         # Whether every run's scalars are its head and what a function of t gives.
         self._varies = all(callable(s.coefficients) and s.first is None and s.advance is None for s in specs)
         self._dithers = any(run.stored for run in self.runs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from operator import is_
 from threading import local
 from typing import Any, NamedTuple
@@ -41,6 +41,21 @@ class StepOptions(NamedTuple):
 
 
 PLAIN = StepOptions()
+
+
+def _options(dtypes: frozenset[np.dtype[Any]], *given: Any) -> StepOptions:
+    options = StepOptions(*step_options(*given))
+    if options.clip == "value" and options.max_norm is not None and options.max_norm != math.inf:
+        for dtype in dtypes:
+            check_range("max_norm", options.max_norm, dtype)
+    if options.grad_scale != 1.0:
+        for dtype in dtypes:
+            check_range("grad_scale", options.grad_scale, dtype)
+    return options
+
+
+_known_options = lru_cache(maxsize=256, typed=True)(_options)  # they are mostly those of the step before
+
 SINGLE, TINY = np.dtype(np.float32), 2.0**-149  # the smallest number that it has
 
 
@@ -140,7 +155,7 @@ class Update:
         self._counter = [0] if counter is None else counter
         self._native = backend.plan(kernels, run_of, members, self._counter, threads)
         self._bound: _Bound | None = None
-        self._dtypes = {compute_dtype(member.dtype) for member in members}
+        self._dtypes = frozenset(compute_dtype(member.dtype) for member in members)
 
     @property
     def native_step(self) -> Callable[..., bool] | None:
@@ -151,22 +166,19 @@ class Update:
         self, grad_scale: Any, max_norm: Any = None, skip_nonfinite: Any = False, clip: Any = "norm"
     ) -> StepOptions:
         """The options of a step, validated; TypeError or ValueError that names one."""
-        options = StepOptions(*step_options(grad_scale, max_norm, skip_nonfinite, clip))
-        if options.clip == "value" and options.max_norm is not None and options.max_norm != math.inf:
-            for dtype in self._dtypes:
-                check_range("max_norm", options.max_norm, dtype)
-        if options.grad_scale != 1.0:
-            for dtype in self._dtypes:
-                check_range("grad_scale", options.grad_scale, dtype)
-        return options
+        try:
+            return _known_options(self._dtypes, grad_scale, max_norm, skip_nonfinite, clip)
+        except TypeError:  # not hashable, or not valid, which this says again
+            return _options(self._dtypes, grad_scale, max_norm, skip_nonfinite, clip)
 
     def step(
         self,
         params: tuple[Any, ...],
         grads: tuple[Any, ...],
         states: tuple[Any, ...],
-        scalars: list[Scalars],
+        scalars: list[Scalars] | Callable[[], list[Scalars]],
         options: StepOptions = PLAIN,
+        native_scalars: list[Scalars] | None = None,
     ) -> StepInfo:
         """One step; it happens whole, or raises and leaves every byte and every count as it was.
 
@@ -178,8 +190,10 @@ class Update:
             Those of the first parameter, then those of the second, and so on.
         scalars : list of tuples
             ``(sign, decay, *coefficients)`` of each run; the sign is multiplied by the scale of the gradients. Behind
-            them the number of the step, where a member of the run is stored in fewer bits.
+            them the number of the step, where a member of the run is stored in fewer bits. Or what returns them.
         options : StepOptions
+        native_scalars : list of tuples, optional
+            What a native plan takes in their place.
 
         Raises
         ------
@@ -188,13 +202,16 @@ class Update:
         """
         native = self._native
         if options.clip != "norm" and options.max_norm is not None:
-            return self._step_limited(params, grads, states, scalars, options)
+            return self._step_limited(params, grads, states, scalars, options, native_scalars)
         if native is not None:
+            rows = native_scalars or (scalars() if callable(scalars) else scalars)
             if options is PLAIN:
-                if native.step(params, grads, states, scalars):
+                if native.step(params, grads, states, rows):
                     return APPLIED
-            elif (info := self._step_natively(native, params, grads, states, scalars, options)) is not None:
+            elif (info := self._step_natively(native, params, grads, states, rows, options)) is not None:
                 return info
+        if callable(scalars):
+            scalars = scalars()
         if Rows in map(type, grads):
             return self._step_rows(params, grads, states, scalars, options)
         bound = self._known(params, grads, states) or self._bind(params, grads, states)
@@ -226,8 +243,9 @@ class Update:
         params: tuple[Any, ...],
         grads: tuple[Any, ...],
         states: tuple[Any, ...],
-        scalars: list[Scalars],
+        scalars: list[Scalars] | Callable[[], list[Scalars]],
         options: StepOptions,
+        native_scalars: list[Scalars] | None,
     ) -> StepInfo:
         """The step with gradients that were scaled and clipped, each by itself, into new arrays."""
         if Rows in map(type, grads):
@@ -245,7 +263,7 @@ class Update:
             if g is not None and not by_value:
                 factor *= rules.clip_factor(backend.norm([g], scale, self._threads), limit)
             limited.append(None if g is None else backend.limited(g, factor, limit if by_value else math.inf))
-        return StepInfo(self.step(params, tuple(limited), states, scalars).applied, norm)
+        return StepInfo(self.step(params, tuple(limited), states, scalars, PLAIN, native_scalars).applied, norm)
 
     def _step_natively(
         self,
@@ -265,8 +283,8 @@ class Update:
             if options.skip_nonfinite and not math.isfinite(norm):
                 self._check(params, grads, states)  # a step that skips refuses bad input all the same
                 return StepInfo(False, norm)
-        scaled = self._scaled(scalars, options, norm)
-        return StepInfo(True, norm) if native.step(params, grads, states, scaled) else None
+        scale = self._scale(options, norm)
+        return StepInfo(True, norm) if native.step(params, grads, states, scalars, scale) else None
 
     def _step_rows(
         self,
@@ -313,15 +331,17 @@ class Update:
 
     def _scaled(self, scalars: list[Scalars], options: StepOptions, norm: float | None) -> list[Scalars]:
         """`scalars` with the scale of the gradients in them."""
+        scale = self._scale(options, norm)
+        return scalars if scale == 1.0 else [(row[0] * scale, *row[1:]) for row in scalars]
+
+    def _scale(self, options: StepOptions, norm: float | None) -> float:
         scale = options.grad_scale
         if norm is not None:
             scale *= rules.clip_factor(norm, options.max_norm)
-        if scale == 1.0:
-            return scalars
-        vanishing = options.max_norm is not None and options.max_norm > TINY and 0.0 < abs(scale) < TINY
+        vanishing = 0.0 < abs(scale) < TINY and options.max_norm is not None and options.max_norm > TINY
         if vanishing and self._dtypes == {SINGLE}:  # all gradients would be dropped
             check_range("grad_scale times the clip factor", scale, SINGLE)
-        return [(row[0] * scale, *row[1:]) for row in scalars]
+        return scale
 
     # --- checks
 

@@ -24,9 +24,13 @@ NORM_RETRY = 2.0**600
 NORM_TINY = 2.0**-900
 
 
-def norm_from_squares(sum_of_squares: Callable[[float], float]) -> float:
-    """Euclidean norm from ``sum_of_squares(k)``, the sum over all elements ``x`` of ``(k * x)**2`` in float64."""
-    total = sum_of_squares(1.0)
+def norm_from_squares(sum_of_squares: Callable[[float], float], total: float | None = None) -> float:
+    """Euclidean norm from ``sum_of_squares(k)``, the sum over all elements ``x`` of ``(k * x)**2`` in float64.
+
+    `total` is ``sum_of_squares(1.0)``, where that is known.
+    """
+    if total is None:
+        total = sum_of_squares(1.0)
     if total == math.inf:
         return math.sqrt(sum_of_squares(1.0 / NORM_RETRY)) * NORM_RETRY
     if total < NORM_TINY:
