@@ -15,6 +15,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -36,14 +37,22 @@ ALONE_BELOW = 1 << 19  # elements; for fewer, waking a second thread costs more 
 
 
 class _Job:
-    """One pass of a kernel over many arrays."""
+    """One pass of a kernel over many arrays, by so many scalars of a type; `itemsize` 0: what counts are blocks."""
 
-    __slots__ = ("ends", "itemsize", "kernel", "table", "total")
+    __slots__ = ("_pack", "_scalars", "arguments", "table", "total")
 
-    def __init__(self, kernel: int, rows: list[tuple[int, ...]], counts: Sequence[int], itemsize: int):
-        self.kernel, self.itemsize = kernel, itemsize
-        self.table, self.ends = np.array(rows, np.uint64), np.cumsum(counts, dtype=np.int64)
-        self.total = int(self.ends[-1])
+    def __init__(
+        self, kernel: int, rows: list[tuple[int, ...]], counts: Sequence[int], itemsize: int, scalars: int, dtype: Any
+    ):
+        self.table, ends = np.array(rows, np.uint64), np.cumsum(counts, dtype=np.int64)
+        self.total = int(ends[-1])
+        self._scalars: Any = np.zeros(scalars, dtype)
+        self._pack = Struct(f"@{scalars}{self._scalars.dtype.char}").pack_into
+        self.arguments = (kernel, self.table, ends, _address(self._scalars), itemsize)
+
+    def set(self, values: Sequence[float]) -> None:
+        """Set the scalars, rounded to their type."""
+        self._pack(self._scalars, 0, *values)
 
 
 _PROBE = np.array([1e-310, 1.0])  # a subnormal number, and a factor that leaves it one
@@ -70,11 +79,12 @@ class _Pool:
             return None
         return layer
 
-    def run(self, job: _Job, k: np.ndarray, piece: int, alone_below: int, threads: int) -> None:
+    def run(self, job: _Job, piece: int, alone_below: int, threads: int) -> None:
         """Do a job, on several threads where there is enough work and sharing it is safe."""
-        arguments = (job.kernel, job.table, job.ends, _address(k), job.itemsize)
-        workers = min(threads, -(-job.total // piece), self._numba.config.NUMBA_NUM_THREADS)
-        if workers < 2 or job.total < alone_below or self._lost:
+        arguments, workers = job.arguments, 1
+        if threads > 1 and job.total >= alone_below and not self._lost:
+            workers = min(threads, -(-job.total // piece), self._numba.config.NUMBA_NUM_THREADS)
+        if workers < 2:
             self._module.alone(*arguments)
             return
         one = self._lock if self._layer() in (None, "workqueue") else nullcontext()
@@ -92,11 +102,6 @@ def _only_thread() -> bool:
 def _address(x: np.ndarray) -> int:
     address: int = x.__array_interface__["data"][0]
     return address
-
-
-def _rounded(values: Sequence[float], dtype: np.dtype) -> np.ndarray:
-    with np.errstate(over="ignore", under="ignore"):
-        return np.array(values, np.float64).astype(dtype)
 
 
 # What a cut or full cache makes of compiling.
@@ -171,7 +176,7 @@ class NumbaBackend(Backend):
         return int(self._compiled[key].address)
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
-        jobs = []  # one for each dtype in a call
+        jobs = []  # one for each dtype in a call, and how many scalars it takes
         stored_jobs = []
         for i, call in enumerate(calls):
             kernel = call.kernel
@@ -182,19 +187,22 @@ class NumbaBackend(Backend):
                 chosen = [row for row, by in call.rows if by is None and row[0].dtype == dtype and row[0].size]
                 if chosen:
                     address = self._kernel(kernel.name, dtype, kernel.rule)
-                    addresses = [tuple(map(_address, row)) for row in chosen]
-                    jobs.append((i, dtype, _Job(address, addresses, [row[0].size for row in chosen], dtype.itemsize)))
+                    addresses, sizes = [tuple(map(_address, row)) for row in chosen], [row[0].size for row in chosen]
+                    count = 2 + len(kernel.rule.coefficients)
+                    jobs.append((i, count, _Job(address, addresses, sizes, dtype.itemsize, count, dtype)))
 
         def launch(scalars: Sequence[Scalars]) -> None:
             checks.check_arithmetic()
-            rounded = [_rounded(scalars[i], dtype) for i, dtype, _ in jobs]  # before anything is written
-            low = [_rounded(scalars[i][:-1], np.dtype(np.float32)) for i, _, _ in stored_jobs]
-            for (i, stored, job), k in zip(stored_jobs, low, strict=True):
+            for i, count, job in jobs:  # before anything is written
+                job.set(scalars[i][:count])
+            for i, _, job in stored_jobs:
+                job.set(scalars[i][:-1])
+            for i, stored, job in stored_jobs:
                 for row, by in zip(job.table, stored, strict=True):
                     numba_stored.set_keys(row, by, int(scalars[i][-1]))
-                self._pool.run(job, k, PIECE // NORM_BLOCK, ALONE_BELOW // NORM_BLOCK, threads)
-            for (_, _, job), k in zip(jobs, rounded, strict=True):
-                self._pool.run(job, k, PIECE, ALONE_BELOW, threads)
+                self._pool.run(job, PIECE // NORM_BLOCK, ALONE_BELOW // NORM_BLOCK, threads)
+            for _, _, job in jobs:
+                self._pool.run(job, PIECE, ALONE_BELOW, threads)
 
         return launch
 
@@ -203,7 +211,8 @@ class NumbaBackend(Backend):
         inner = self._kernel(kernel.name, np.dtype(np.float32), kernel.rule)
         address = self._compile("stored_step", self._numba.types.uint64)
         table = [tuple(numba_stored.table_row(inner, row, by, _address)) for row, by in rows]
-        return _Job(address, table, [-(-row[0].size // NORM_BLOCK) for row, _ in rows], 0)
+        blocks = [-(-row[0].size // NORM_BLOCK) for row, _ in rows]
+        return _Job(address, table, blocks, 0, 2 + len(kernel.rule.coefficients), np.float32)
 
     def layouts(self, arrays: tuple[Any, ...], states: tuple[Any, ...]) -> list[dict[str, Any]] | None:
         if set(map(type, arrays)) != {np.ndarray}:
@@ -223,14 +232,14 @@ class NumbaBackend(Backend):
                     (_address(grads[i]), grads[i].size, _address(sums) + 8 * int(starts[i]), _address(scaling))
                     for i in chosen
                 ]
-                jobs.append((dtype, _Job(self._kernel("norm", dtype), rows, [blocks[i] for i in chosen], 0)))
+                jobs.append(_Job(self._kernel("norm", dtype), rows, [blocks[i] for i in chosen], 0, 1, dtype))
 
         def run(grad_scale: float, k: float) -> np.ndarray:
             checks.check_arithmetic()
             scaling[0] = k
-            for dtype, job in jobs:
-                s = _rounded((grad_scale,), dtype)
-                self._pool.run(job, s, NORM_PIECE, ALONE_BELOW // NORM_BLOCK, threads)
+            for job in jobs:
+                job.set((grad_scale,))
+                self._pool.run(job, NORM_PIECE, ALONE_BELOW // NORM_BLOCK, threads)
             return sums
 
         return run
