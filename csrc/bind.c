@@ -219,7 +219,8 @@ static double power(double base, double exponent)
 enum { ADAM_ARGUMENTS = 5, ADAM_COEFFICIENTS = 7 };
 
 /* A tuple of floats: scale, decay, coefficients. Or one that serves all steps of a plan: scale, decay, the arguments of
- * adam_coefficients without t, the step count that the plan began with. */
+ * adam_coefficients without t, the step count that the plan began with. 0 if a coefficient is no number in the type that
+ * it is needed in. */
 static int read_row(fo_run *run, PyObject *row, int64_t steps)
 {
     int count = 2 + fo_rule_coefficients(run->rule);
@@ -235,8 +236,12 @@ static int read_row(fo_run *run, PyObject *row, int64_t steps)
     if (serves_all) {
         const double *x = run->scalars + 2, lr = x[0], beta1 = x[1], beta2 = x[2], eps = x[3];
         adam_coefficients(lr, beta1, beta2, eps, x[4] != 0, (double)(run->t + steps + 1), run->scalars + 2);
+        count = 2 + ADAM_COEFFICIENTS;
     }
-    return !PyErr_Occurred();
+    int fits = 1;
+    for (int i = 1; i < count; i++)
+        fits &= run->scalars[i] < run->limit && run->scalars[i] > -run->limit;
+    return fits && !PyErr_Occurred();
 }
 
 /* One such tuple per run. Gradients are scaled besides. */
@@ -327,6 +332,7 @@ static int take_shape(fo_plan *plan, PyObject *object)
     if (n != param->n || storage != param->storage[SLOT_PARAM])
         plan->disjoint = NONE;
     param->n = n;
+    plan->runs->limit = fo_limit(storage);
     plan->least_gradient = fo_bytes(storage, n);
     memset(param->storage, storage, sizeof param->storage);
     return 1;
@@ -351,8 +357,8 @@ static PyObject *step_array(PyObject *capsule, PyObject *const *args, Py_ssize_t
         return PyErr_Format(PyExc_TypeError, "step_array takes p, g, states, row, a dict, names and values");
     if (!begin(b))
         return Py_NewRef(Py_False);
-    int plain = fo_rounds_to_nearest() && same_values(args[4], args[5], args[6]) && read_row(b->plan->runs, args[3], 0) &&
-                take_shape(b->plan, args[0]) && bind_all(b, 0, args, args + 1, args[2]);
+    int plain = fo_rounds_to_nearest() && same_values(args[4], args[5], args[6]) && take_shape(b->plan, args[0]) &&
+                read_row(b->plan->runs, args[3], 0) && bind_all(b, 0, args, args + 1, args[2]);
     if (plain)
         fo_plan_apply(b->plan);
     PyErr_Clear();

@@ -8,6 +8,7 @@ typedef struct {
     int32_t decay; /* 0 none, 1 coupled, 2 decoupled */
     int64_t t;     /* the number of the step; kept where dithers need it */
     double scalars[18];
+    double limit;  /* which no coefficient may reach: it would be infinite in a type that parameters are computed in */
 } fo_run;
 
 /* How a parameter is stored that is computed in float32 but has slots of fewer bits; see fastoptim/rules/codecs.py. */

@@ -2,6 +2,7 @@
 #ifndef FASTOPTIM_INTERNAL_H
 #define FASTOPTIM_INTERNAL_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -20,6 +21,12 @@ static inline size_t fo_bytes(int storage, int64_t n)
 {
     static const size_t size[FO_SCALES] = {4, 8, 2, 2, 1};
     return storage == FO_SCALES ? (size_t)((n + FO_BLOCK - 1) / FO_BLOCK) * 4 : (size_t)n * size[storage];
+}
+
+/* The least number that rounds to infinity in the type that a parameter stored so is computed in. */
+static inline double fo_limit(int storage)
+{
+    return storage == FO_FLOAT64 ? HUGE_VAL : 0x1.ffffffp127;
 }
 
 /* kernels.c: `n` elements of one parameter. `data` holds the addresses of the slots; all are of the compute type. */

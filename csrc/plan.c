@@ -54,6 +54,8 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count,
     if (!plan->runs || !plan->params || !plan->shapes || !plan->written)
         goto failed;
     memcpy(plan->runs, runs, (size_t)run_count * sizeof *runs);
+    for (int32_t r = 0; r < run_count; r++)
+        plan->runs[r].limit = fo_limit(FO_FLOAT64);
     memcpy(plan->shapes, shapes, (size_t)lengths * sizeof *shapes);
     const int64_t *shape = plan->shapes;
     for (int64_t e = 0; e < param_count; e++) {
@@ -65,6 +67,8 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count,
         memcpy(param->storage, storage + e * FO_SLOTS, FO_SLOTS);
         while (param->slots < FO_SLOTS && param->storage[param->slots] >= 0)
             param->slots++;
+        if (param->storage[SLOT_PARAM] != FO_FLOAT64)
+            plan->runs[param->run].limit = fo_limit(FO_FLOAT32);
         param->first_block = plan->block_count;
         plan->block_count += (param->n + FO_NORM_BLOCK - 1) / FO_NORM_BLOCK;
         elements += param->n;

@@ -13,7 +13,9 @@ import numpy as np
 from .. import rules
 from ..arrays import checks, layout
 from ..arrays.rows import TableRows
+from ..arrays.storage import compute_dtype
 from ..common.public import public
+from ..common.validation import limit_of
 from ..rules import reference
 from ..rules.codecs import Stored
 from ..rules.table import Kernel
@@ -33,12 +35,30 @@ class Described(Protocol):
     def dtype(self) -> Any: ...
 
 
+def limits_of(run_of: Sequence[int], members: Sequence[Described], runs: int) -> list[float]:
+    """For each run, the least number that is infinite in a type that one of its members is computed in."""
+    limits = [math.inf] * runs
+    for run, member in zip(run_of, members, strict=True):
+        limits[run] = min(limits[run], limit_of(compute_dtype(np.dtype(member.dtype))))
+    return limits
+
+
+def in_range(rows: Sequence[Scalars], limits: Sequence[float]) -> bool:
+    """Whether the coefficients of all runs, decay's too, are numbers in the types that they are needed in."""
+    return all(-limit < x < limit for row, limit in zip(rows, limits, strict=True) for x in row[1:])
+
+
 class NativePlan(Protocol):
     """What steps arrays by one native call, after checks of its own: see `backends.c.CPlan`."""
 
+    finds_coefficients: bool  # whether rows may be what `UpdateSpec.native_scalars` gives
+
     @property
     def step(self) -> Callable[..., bool]:
-        """``step(params, grads, states, rows, scale=1.0)``; False, with nothing touched, if arrays need another way."""
+        """``step(params, grads, states, rows, scale=1.0)``; False, with nothing touched, if arrays need another way.
+
+        So it is where rows are not `in_range`.
+        """
 
     def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
         """Norm of all gradients; None if they need another way."""

@@ -96,6 +96,7 @@ class CPlan:
     """
 
     __slots__ = ("_handle", "step", "step_array", "sum_squares")
+    finds_coefficients = True
     step: Callable[..., bool]
     sum_squares: Callable[[tuple[Any, ...], float, float], float | None]
     step_array: Callable[..., bool]

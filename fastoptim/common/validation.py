@@ -78,6 +78,11 @@ _RANGES = {
 }
 
 
+def limit_of(dtype: np.dtype[Any]) -> float:
+    """The least number that rounds to infinity in the compute type `dtype`."""
+    return _RANGES[dtype][1]
+
+
 def check_range(name: str, value: float, dtype: np.dtype[Any], may_vanish: bool = False) -> None:
     """ValueError if a finite `value` is infinite in the compute type `dtype`, or zero there without being zero.
 

@@ -63,7 +63,8 @@ class Steps(States):
                 if target[key] is not source[key]:
                     target[key] = source[key]
             target["params"][:] = [params[part.parameter][part.start : part.stop] for part in piece.parts]
-            piece.optimizer._ready_plan()
+            plan = piece.optimizer._ready_plan()
+            plan.update.check_scalars(plan.rows())
 
     def _transaction(
         self,

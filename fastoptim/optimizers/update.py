@@ -21,7 +21,18 @@ from ..arrays.checks import DTYPES, check_unchanged
 from ..arrays.rows import Rows
 from ..arrays.storage import compute_dtype, state_arrays
 from ..backends import ENVIRONMENT, VARIABLES, choose, get_backend, read_environment, takes_native_steps
-from ..backends.base import Backend, KernelCall, Launch, NativePlan, Norm, Prepared, Scalars, StepInfo
+from ..backends.base import (
+    Backend,
+    KernelCall,
+    Launch,
+    NativePlan,
+    Norm,
+    Prepared,
+    Scalars,
+    StepInfo,
+    in_range,
+    limits_of,
+)
 from ..common.signals import deferred_signals
 from ..common.validation import check_range, step_options
 from ..rules.codecs import Stored
@@ -126,6 +137,7 @@ class Update:
         "_dtypes",
         "_kernels",
         "_lazy",
+        "_limits",
         "_members",
         "_native",
         "_run_of",
@@ -156,6 +168,12 @@ class Update:
         self._native = backend.plan(kernels, run_of, members, self._counter, threads)
         self._bound: _Bound | None = None
         self._dtypes = frozenset(compute_dtype(member.dtype) for member in members)
+        self._limits = limits_of(run_of, members, len(kernels))
+
+    @property
+    def finds_coefficients(self) -> bool:
+        """Whether `step` has a use for native scalars."""
+        return self._native is not None and self._native.finds_coefficients
 
     @property
     def native_step(self) -> Callable[..., bool] | None:
@@ -170,6 +188,19 @@ class Update:
             return _known_options(self._dtypes, grad_scale, max_norm, skip_nonfinite, clip)
         except TypeError:  # not hashable, or not valid, which this says again
             return _options(self._dtypes, grad_scale, max_norm, skip_nonfinite, clip)
+
+    def check_scalars(self, scalars: list[Scalars]) -> None:
+        """ValueError that names a coefficient which is not `in_range`."""
+        if in_range(scalars, self._limits):
+            return
+        for kernel, row, limit in zip(self._kernels, scalars, self._limits, strict=True):
+            for name, x in zip(("w", *kernel.rule.coefficients), row[1:], strict=False):
+                if not -limit < x < limit:
+                    raise ValueError(
+                        f"the hyperparameters give the rule {kernel.rule.name!r} a coefficient {name} = {x:g} in this "
+                        f"step, which is no finite number in {'float64' if limit == math.inf else 'float32'}, in which "
+                        "parameters are computed"
+                    )
 
     def step(
         self,
@@ -198,7 +229,7 @@ class Update:
         Raises
         ------
         TypeError, ValueError
-            An array is not as expected, or arrays overlap.
+            An array is not as expected, or arrays overlap; or a coefficient is beyond the type it is needed in.
         """
         native = self._native
         if options.clip != "norm" and options.max_norm is not None:
@@ -212,6 +243,7 @@ class Update:
                 return info
         if callable(scalars):
             scalars = scalars()
+        self.check_scalars(scalars)
         if Rows in map(type, grads):
             return self._step_rows(params, grads, states, scalars, options)
         bound = self._known(params, grads, states) or self._bind(params, grads, states)

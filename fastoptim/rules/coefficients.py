@@ -19,6 +19,14 @@ ADAN_MODES = ("authors", "optax")
 DECAY_MODES = ("lr", "fixed")
 
 
+def _power(x: float, y: float) -> float:
+    """``x**y``, infinite where that is beyond float64: a step refuses what comes of it."""
+    try:
+        return pow(x, y)
+    except OverflowError:
+        return inf
+
+
 def sgd_coefficients(lr: float) -> tuple[float, ...]:
     """``(c,)``."""
     return (lr,)
@@ -85,7 +93,7 @@ def rprop_coefficients(etas: tuple[float, float], step_sizes: tuple[float, float
 
 def asgd_coefficients(lr: float, lambd: float, alpha: float, t0: float, t: int) -> tuple[float, ...]:
     """``(d, c, a, b)``; rate and weight of the average are those that torch computes behind step ``t - 1``."""
-    eta = lr / pow(1.0 + lambd * lr * (t - 1), alpha)
+    eta = lr / _power(1.0 + lambd * lr * (t - 1), alpha)
     mu = 1.0 if t == 1 else 1.0 / max(1.0, t - 1 - t0)
     return (1.0 - lambd * eta, eta, 1.0 - mu, mu)
 
@@ -99,7 +107,7 @@ def schedule_free_advance(
 ) -> tuple[float, ...]:
     """The largest rate so far, and the sum of the weights ``t**r * lr_max**power``."""
     lr_max = max(_warm(lr, warmup_steps, t), lr_max)
-    return (lr_max, weight_sum + pow(t, r) * pow(lr_max, power))
+    return (lr_max, weight_sum + _power(t, r) * _power(lr_max, power))
 
 
 def _schedule_free(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import os
+import pickle
 import platform
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim.backends import available, numpy_cpu
+from fastoptim.optimizers.names import FAMILIES
 from tests.support.cases import same_bits
 
 BACKENDS = [name for name in ("c", "numba", "numpy") if available(name) is None]
@@ -97,6 +99,72 @@ def test_numbers_that_float32_cannot_hold_are_refused(make, options, name):
         opt.lr = 1e39
         opt.step(np.ones(2, np.float32))
     assert p.tolist() == [1, 1]
+
+
+EXTREMES = (
+    {"lr": 3e38},
+    {"lr": 1e-39},
+    {"lr": 1e30, "weight_decay": 1e20},
+    {"lr": 1e30, "alpha": 1e30},
+    {"r": 1e5},
+    {"lr": 1e20, "lambd": 1e30},
+)
+NEVER = (fo.SGD, fo.Rprop, fo.RMSprop, fo.Adagrad, fo.Adadelta, fo.NAdam)  # with these
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cls", [*dict.fromkeys([fo.SGD, fo.Adam, fo.AdamW, *FAMILIES.values()])])
+def test_coefficients_that_only_the_type_makes_infinite_are_refused(cls, backend):
+    """They come of hyperparameters that float32 does hold, in the first step or in a later one."""
+    checked = 0
+    for options in EXTREMES:
+        if not options.keys() <= set(cls._names):
+            continue
+        p, twin = np.ones(3, np.float32), np.ones(3)
+        try:
+            opt, wide = cls([p], **options, backend=backend), cls([twin], **options, backend=backend)
+        except ValueError:  # says so at once
+            continue
+        for _ in range(3):
+            before = p.copy(), pickle.dumps(opt.state_dict())
+            rows = opt._ready_plan().rows()
+            with np.errstate(over="ignore"):
+                fits = np.isfinite(np.array(rows, np.float64).astype(np.float32)).all()
+            try:
+                opt.step([np.full(3, 1e-3, np.float32)])
+                assert fits, (options, rows)
+            except ValueError as error:
+                assert not fits and "no finite number in float32" in str(error), (options, rows)
+                assert p.tobytes() == before[0].tobytes() and pickle.dumps(opt.state_dict()) == before[1]
+                checked += 1
+                break
+        if np.isfinite(wide._ready_plan().rows()).all():
+            assert wide.step([np.full(3, 1e-3)]).applied
+    assert bool(checked) == (cls not in NEVER)
+
+
+def test_infinite_coefficients_are_refused_everywhere():
+    """In a step of arrays that the caller owns, of an adapter, and of ranks, whose first group has not moved."""
+    p, m, v = (np.full(3, x, np.float32) for x in (1.0, 0.0, 0.0))
+    with pytest.raises(
+        ValueError, match=r"coefficient step = 3e\+39 in this step, which is no finite number in float32"
+    ):
+        fo.functional.adam(p, p.copy(), m, v, step=1, lr=3e38)
+    with pytest.raises(ValueError, match=r"coefficient h = 1e\+39"):
+        fo.functional.ftrl(p, p.copy(), {}, lr=1e-39)
+    with pytest.raises(ValueError, match="coefficient step"):
+        fo.adapters.per_array.update(p, p.copy(), m, v, t=1, lr=3e38)
+    assert p.tolist() == [1.0] * 3 and not m.any() and not v.any()
+    wide = np.ones(3)
+    fo.functional.adam(wide, wide.copy(), np.zeros(3), np.zeros(3), step=1, lr=3e38)
+    assert np.isfinite(wide).all()
+    comm = pytest.importorskip("mpi4py.MPI", reason="LOUD: pip install mpi4py mpich").COMM_SELF
+    first, second = np.ones(3, np.float32), np.ones(3, np.float32)
+    groups = [{"params": [first]}, {"params": [second], "lr": 3e38}]
+    sharded = fo.distributed.ShardedOptimizer(fo.Adam, groups, lr=0.1, comm=comm)
+    with pytest.raises(ValueError, match="coefficient step"):
+        sharded.step([[first.copy()], [second.copy()]])
+    assert first.tolist() == second.tolist() == [1.0] * 3
 
 
 def test_a_clip_factor_that_would_drop_the_gradients_is_refused():

@@ -12,13 +12,15 @@ import numpy as np
 from ... import rules
 from ...common.signals import deferred_signals
 from ...rules.table import Kernel
-from ..base import Described, KernelCall, Scalars
+from ..base import Described, KernelCall, Scalars, in_range, limits_of
 from .device_arrays import Vector, look_of, stays, tell_autograd
 from .work import CudaBackend, NormWork, UpdateWork, factors
 
 
 class CudaPlan:
     """See `backends.base.NativePlan`. Arrays that are not plain (gaps, mixed orders, no gradient) need another way."""
+
+    finds_coefficients = False
 
     def __init__(
         self,
@@ -29,13 +31,23 @@ class CudaPlan:
         counter: list[int],
     ):
         self._backend, self._kernels, self._run_of, self._counter = backend, kernels, run_of, counter
+        self._limits = limits_of(run_of, members, len(kernels))
         self._expected = [(tuple(member.shape), np.dtype(member.dtype)) for member in members]
         self._fixed: _Fixed | None = None
         self._norm: tuple[NormWork, _Gradients] | None = None
 
     def step(
-        self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], rows: list[Scalars]
+        self,
+        params: tuple[Any, ...],
+        grads: tuple[Any, ...],
+        states: tuple[Any, ...],
+        rows: list[Scalars],
+        scale: float = 1.0,
     ) -> bool:
+        if not in_range(rows, self._limits):
+            return False
+        if scale != 1.0:
+            rows = [(row[0] * scale, *row[1:]) for row in rows]
         fixed = self._fixed
         if fixed is None or not (fixed.same(params, states) and fixed.gradients.follow(grads)):
             fixed = self._bind(params, grads, states)
