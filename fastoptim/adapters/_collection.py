@@ -135,7 +135,7 @@ class Collection:
 
     def __init__(self, rule: str):
         self.count = [0]
-        self._rule, self._busy = rule, list[int]()
+        self._rule, self._busy = rule, list[Any]()
         self._update, self._numbers = RuleUpdate(rule, counter=self.count), RuleUpdate(rule)
         self._joint = Joint(0, 0)
 

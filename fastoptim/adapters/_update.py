@@ -12,7 +12,7 @@ import numpy as np
 from .. import rules
 from ..arrays.checks import real_array
 from ..backends import resolve
-from ..common.busy import exclusive
+from ..common.busy import Busy, exclusive
 from ..common.threads import resolve_threads
 from ..common.validation import choice, real
 from ..optimizers.update import ArrayStep, Member, Update
@@ -40,7 +40,7 @@ class RuleUpdate:
         self._backend = resolve(backend, ())
         self._threads = resolve_threads(threads)
         self._counter = counter
-        self._busy: list[int] = []
+        self._busy: Busy = []
         self._names: Sequence[Any] = ()
         self._shapes: list[Any] = []
         self._update: Update | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from ..arrays.checks import DTYPES, check_companion, check_unchanged
 from ..backends import resolve
 from ..checkpoint import matching
-from ..common.busy import exclusive
+from ..common.busy import Busy, exclusive
 from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
@@ -84,7 +84,7 @@ class Average:
     ):
         self._decay = _checked_decay(decay)
         self._start, self._threads = count("start", start, 0), resolve_threads(threads)
-        self._busy: list[int] = []
+        self._busy: Busy = []
         self._params = listed(params)
         self._structure = Structure(self._params)
         leaves = self._structure.leaves(self._params)

@@ -17,7 +17,7 @@ from ..arrays.storage import STORAGE_OPTIONS, Storage, StorageOptions, compute_d
 from ..backends import resolve
 from ..backends.base import StepInfo
 from ..backends.offload import OffloadBackend
-from ..common.busy import BUSY, exclusive
+from ..common.busy import BUSY, Busy, check_free, exclusive
 from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
@@ -95,7 +95,7 @@ class Optimizer:
             self._backend = OffloadBackend(self._backend, state_dir, memory_budget)
 
     def _start(self, defaults: dict[str, Any]) -> None:
-        self._busy: list[int] = []
+        self._busy: Busy = []
         self._model = Groups(defaults, type(self).__name__)
         self._plan: Plan | None = None
         self._options = PLAIN
@@ -318,7 +318,7 @@ class Optimizer:
         """
         thread, busy = get_ident(), self._busy  # as `common.busy.exclusive`, in a tenth of its time
         if busy:
-            raise RuntimeError(BUSY)
+            check_free(busy)
         try:
             busy.append(thread)
             if busy[0] != thread:
@@ -390,7 +390,7 @@ class Optimizer:
         """
         thread, busy = get_ident(), self._busy  # as in `step`
         if busy:
-            raise RuntimeError(BUSY)
+            check_free(busy)
         try:
             busy.append(thread)
             if busy[0] != thread:

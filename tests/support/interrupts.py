@@ -37,7 +37,7 @@ def interrupted_at(n, call, where):
 
 
 def interrupted_after(seconds, call):
-    """Whether the handler of a timer's signal raised within `call`, after about so many seconds."""
+    """What a signal's handler raised within `call`, after about so many seconds; None if the signal came too late."""
     armed = True
 
     def handler(number, frame):
@@ -51,10 +51,10 @@ def interrupted_after(seconds, call):
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
         call()
         armed = False
-    except Interrupt:
-        return True
+    except Interrupt as error:
+        return error
     finally:
         armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    return False
+    return None

@@ -398,8 +398,8 @@ MUTANTS = (
         (OPTIMIZERS, "tests/checkpoint/test_checkpoint.py"),
         (
             "a step within a step",
-            "        if busy:\n            raise",
-            "        if busy and busy[0] != thread:\n            raise",
+            "        if busy:\n            check_free",
+            "        if busy and busy[0] != thread:\n            check_free",
         ),
         (
             "states not looked at",
@@ -448,8 +448,8 @@ MUTANTS = (
     Mutant(
         "anybody reads in the midst of a step",
         "fastoptim/common/busy.py",
-        "if not reading or thread not in busy:",
-        "if not reading:",
+        "if self._reading and any(",
+        "if self._reading or any(",
         (OPTIMIZERS,),
     ),
     Mutant(
