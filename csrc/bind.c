@@ -274,6 +274,18 @@ static void release(PyObject *capsule)
 /* Smaller work than this is over before another thread could make use of the interpreter. */
 static const double RELEASE_BYTES = 64e3;
 
+/* Reads and binds what a step takes: params, grads, states and rows. 0 if the arrays need another way. */
+static int bind_step(bound *b, const PyObject *views, PyObject *const *args, PyObject *scale)
+{
+    fo_plan *plan = b->plan;
+    int plain = fo_rounds_to_nearest() && read_rows(b, args[3], scale) && PyTuple_Size(args[0]) == plan->param_count &&
+                PyTuple_Size(args[1]) == plan->param_count &&
+                bind_all(b, views == args[2], items_of(args[0]), items_of(args[1]), args[2]);
+    if (!plain)
+        PyErr_Clear();
+    return plain;
+}
+
 static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
 {
     bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
@@ -285,10 +297,7 @@ static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count
     PyObject *views = b->views; /* given up at the end: what goes with it may run code that steps this very plan */
     b->views = 0;
     PyObject *result = 0;
-    if (!fo_rounds_to_nearest() || !read_rows(b, args[3], count > 4 ? args[4] : 0) || PyTuple_Size(args[0]) != plan->param_count ||
-        PyTuple_Size(args[1]) != plan->param_count ||
-        !bind_all(b, views == args[2], items_of(args[0]), items_of(args[1]), args[2])) {
-        PyErr_Clear();
+    if (!bind_step(b, views, args, count > 4 ? args[4] : 0)) {
         result = Py_NewRef(Py_False);
         goto done;
     }
@@ -395,12 +404,44 @@ static PyObject *sum_squares(PyObject *capsule, PyObject *const *args, Py_ssize_
     return PyFloat_FromDouble(sum);
 }
 
+static PyObject *measure(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
+{
+    bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
+    if (!b || count != 5)
+        return PyErr_Format(PyExc_TypeError, "measure takes params, grads, states, rows and k");
+    double k = PyFloat_AsDouble(args[4]);
+    if (!begin(b))
+        return Py_NewRef(Py_None);
+    PyObject *views = b->views, *result = 0; /* as in step */
+    b->views = 0;
+    double *sums = malloc((size_t)(b->plan->param_count + 1) * FO_TERMS * sizeof *sums);
+    int64_t found = -1;
+    if (sums && bind_step(b, views, args, 0)) {
+        Py_BEGIN_ALLOW_THREADS
+        found = fo_plan_measure(b->plan, k, sums);
+        Py_END_ALLOW_THREADS
+    }
+    end(b);
+    result = found < 0 ? Py_NewRef(Py_None) : PyList_New((Py_ssize_t)found);
+    for (int64_t i = 0; result && i < found; i++) {
+        PyObject *sum = PyFloat_FromDouble(sums[i]);
+        if (!sum || PyList_SetItem(result, (Py_ssize_t)i, sum)) {
+            Py_DECREF(result);
+            result = 0;
+        }
+    }
+    free(sums);
+    Py_XDECREF(views);
+    return result;
+}
+
 int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions)
 {
     static PyMethodDef methods[] = {
         {"step", (PyCFunction)(void (*)(void))step, METH_FASTCALL, 0},
         {"sum_squares", (PyCFunction)(void (*)(void))sum_squares, METH_FASTCALL, 0},
         {"step_array", (PyCFunction)(void (*)(void))step_array, METH_FASTCALL, 0},
+        {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, 0},
     };
     PyGILState_STATE gil = PyGILState_Ensure();
     bound *b = malloc(sizeof *b);
@@ -413,7 +454,7 @@ int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions)
         free(b);
         fo_plan_free(plan);
     }
-    for (int i = 0; made && i < 3; i++) {
+    for (int i = 0; made && i < 4; i++) {
         PyObject *function = PyCFunction_New(&methods[i], capsule);
         made = function && PyList_Append((PyObject *)functions, function) == 0;
         Py_XDECREF(function);

@@ -61,6 +61,7 @@ typedef struct {
     uint64_t least_gradient; /* in bytes; empty ones do not count */
     double step_bytes;
     double norm_bytes;
+    double measure_bytes;
     fo_pace step_pace[2]; /* after idle times, and in bursts of steps */
     fo_pace norm_pace[2];
     fo_run *runs;
@@ -68,7 +69,7 @@ typedef struct {
     int64_t *shapes;
     int64_t *chunk_param;
     int64_t *chunk_start;
-    double *block_sums; /* of the last norm */
+    double *block_sums; /* of the last norm or measure: block_count for each of FO_TERMS */
     double *tree;
     uintptr_t *written; /* (low, high) of what a step writes, sorted */
 } fo_plan;
@@ -81,6 +82,10 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count,
 void fo_plan_free(fo_plan *plan);
 void fo_plan_apply(fo_plan *plan);
 double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k);
+
+/* plan.c: for each parameter, sums of (k * term)**2 over each term of what its run measures, one after the other: sums has
+ * room for FO_TERMS of them each. Returns how many they are. Nothing else is written. */
+int64_t fo_plan_measure(fo_plan *plan, double k, double *sums);
 
 /* plan.c: steps `count` rows of a table, of `length` elements each, by the numbers in `rows`, each of which is there once.
  * data[0] is the table, data[1] a table of gradients, in which `at` has the numbers of theirs, data[2..] the states; all are of
@@ -106,6 +111,7 @@ void fo_pace_observe_threaded(fo_pace *pace, double elapsed_ns, double waited_ns
  *   step(params, grads, states, rows, scale = 1.0) -> True, or False with nothing touched if an array is not plain, not as expected, or
  *     overlaps another; tuples of arrays, and a list with one tuple of floats (scale, decay, coefficients) for each run,
  *     and behind them the number of the step where dithers need it; or Adam's (see bind.c), which stays the same;
+ *   measure(params, grads, states, rows, k) -> list of floats, what fo_plan_measure finds; None where step would say False;
  *   sum_squares(grads, grad_scale, k) -> float, or None if a gradient is not plain and C-ordered;
  *   step_array(p, g, states, row, dict, names, values) -> as step, for a plan of one parameter and one array of any shape,
  *     float32 or float64; False, too, if the array is so large that others should run meanwhile, or if the dict has not
@@ -119,6 +125,7 @@ int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions);
 const char *fo_rule_name(int32_t rule);
 int32_t fo_rule_states(int32_t rule);
 int32_t fo_rule_coefficients(int32_t rule);
+int32_t fo_rule_terms(int32_t rule); /* of a measure; 0 for an update rule */
 const char *fo_isa_name(int32_t isa);
 int fo_isa_select(int32_t isa); /* 0 if this machine lacks it */
 int32_t fo_isa_selected(void);

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from fastoptim.rules import codecs, coefficients, updates  # noqa: E402
-from fastoptim.rules.table import APART, DECAYS, INSIDE, NONE, RULES, Rule  # noqa: E402
+from fastoptim.rules.table import APART, DECAYS, INSIDE, MEASURES, NONE, RULES, Rule  # noqa: E402
 from fastoptim.rules.typed import TypedC  # noqa: E402
 
 FUSED = ("momentum", "adam")  # have loops of their own over bfloat16 states
@@ -31,7 +31,8 @@ HEADER = """\
 /* The update rules; written by csrc/generate.py from fastoptim/rules/updates.py. Do not edit.
  *
  * Included once for each compute type, with T, SQRT and RULE(name) defined. `state` and `k` are the states and the
- * coefficients in the order in which the rule takes them. Build with -ffp-contract=off. */
+ * coefficients in the order in which the rule takes them. A measure's second term is left in state[0]. Build with
+ * -ffp-contract=off. */
 """
 
 TABLE = """\
@@ -40,7 +41,8 @@ TABLE = """\
  * X(name, states, coefficients, gives, decays, vectors). `gives` says what a rule returns: the STEP to subtract from
  * the parameter, or the new PARAMETER. `decays` says which kinds of weight decay are compiled. `vectors` matters where
  * AVX-512 is: WIDE are of 64 bytes, NARROW of 32. Without states narrow ones are up to 7 % quicker from level-3 caches
- * and memory, and 4 % slower from nearer ones. NARROW_RULES have a loop over bfloat16 states besides. */
+ * and memory, and 4 % slower from nearer ones. NARROW_RULES have a loop over bfloat16 states besides. MEASURES have the
+ * number of their terms in place of `gives`. */
 """
 
 COEFFICIENTS = """\
@@ -126,20 +128,23 @@ def rule_function(rule: Rule) -> str:
     states, coefficients = names[: len(rule.states)], names[len(rule.states) :]
     lines, (result, *new) = statements(found.body, {g, p, *names})
     used = {node.id for node in ast.walk(found) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    unused = [f"(void){name};" for name in (p, "state") if name not in used and not (name == "state" and states)]
+    unused = [f"(void){name};" for name in (g, p) if name not in used]
+    unused += ["(void)state;"] * (not states and not new) + ["(void)k;"] * (not coefficients)
     text = [f"RULE({rule.name})(T {g}, T {p}, T *state, const T *k)", "{"]
-    text.append("    const T " + ", ".join(f"{name} = k[{i}]" for i, name in enumerate(coefficients)) + ";")
+    if coefficients:
+        text.append("    const T " + ", ".join(f"{name} = k[{i}]" for i, name in enumerate(coefficients)) + ";")
     if states:
         text.append("    T " + ", ".join(f"{name} = state[{i}]" for i, name in enumerate(states)) + ";")
+    unused += [f"(void){name};" for name in states + coefficients if name not in used]
     text += [f"    {line}" for line in unused + lines]
-    if states:
+    if new:
         text.append("    " + ", ".join(f"state[{i}] = {name}" for i, name in enumerate(new)) + ";")
     return "\n".join([*text, f"    return {result};", "}", ""])
 
 
 def header() -> str:
     parts = [part(f) for f in (updates.scale, updates.coupled, updates.plain, updates.decoupled)]
-    return "\n".join([HEADER, *parts, *map(rule_function, RULES.values())])
+    return "\n".join([HEADER, *parts, *map(rule_function, (*RULES.values(), *MEASURES.values()))])
 
 
 class _Literals(ast.NodeTransformer):
@@ -164,13 +169,20 @@ def adam() -> str:
 
 
 def table() -> str:
-    rows = [
-        f"    X({rule.name}, {len(rule.states)}, {len(rule.coefficients)}, {rule.gives.upper()}, "
-        f"{DECAYS_IN_C[rule.decays]}, {'WIDE' if rule.states else 'NARROW'})"
-        for rule in RULES.values()
-    ]
+    rows, measures = (
+        [
+            f"    X({rule.name}, {len(rule.states)}, {len(rule.coefficients)}, {rule.terms or rule.gives.upper()}, "
+            f"{DECAYS_IN_C[rule.decays]}, {'WIDE' if rule.states or rule.terms else 'NARROW'})"
+            for rule in rules.values()
+        ]
+        for rules in (RULES, MEASURES)
+    )
     fused = [row for row, name in zip(rows, RULES, strict=True) if name in FUSED]
-    lists = (["#define FO_RULES(X)", *rows], ["#define FO_NARROW_RULES(X)", *fused])
+    lists = (
+        ["#define FO_RULES(X)", *rows],
+        ["#define FO_NARROW_RULES(X)", *fused],
+        ["#define FO_MEASURES(X)", *measures],
+    )
     return TABLE + "\n".join("\n".join([f"{line:<118} \\" for line in lines[:-1]] + [lines[-1], ""]) for lines in lists)
 
 

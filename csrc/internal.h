@@ -12,6 +12,7 @@ enum { FO_FLOAT32, FO_FLOAT64, FO_COMPUTE_TYPES, FO_BFLOAT16 = FO_COMPUTE_TYPES,
 enum { FO_BLOCK = 128 }; /* elements of a float8 array that share a scale */
 enum { FO_DECAY_NONE, FO_DECAY_COUPLED, FO_DECAY_DECOUPLED };
 enum { FO_NORM_BLOCK = 4096, FO_NORM_LANES = 16 };
+enum { FO_TERMS = 2 }; /* that a measure may have */
 /* A kernel knows FO_KERNEL_SLOTS; a parameter may have scales of its states and a master copy besides. */
 enum { FO_STATES = 4, FO_COEFFICIENTS = 16, SLOT_PARAM = 0, SLOT_GRAD = 1, SLOT_STATE = 2 };
 enum { FO_KERNEL_SLOTS = SLOT_STATE + FO_STATES, FO_SLOTS = FO_KERNEL_SLOTS + FO_STATES + 1 };
@@ -36,6 +37,10 @@ fo_kernel *fo_kernel_for(int32_t rule, int compute);
 /* Sums of (k * (grad_scale * g))**2, one for each block of FO_NORM_BLOCK elements, in the fixed order. */
 typedef void fo_square_kernel(double grad_scale, double k, int64_t n, const void *g, double *sums);
 fo_square_kernel *fo_square_kernel_for(int storage);
+
+/* The same of each term of a measure; those of the second one are `stride` numbers behind those of the first. */
+typedef void fo_measure(const fo_run *run, double k, int64_t n, void *const *data, double *sums, int64_t stride);
+fo_measure *fo_measure_for(int32_t rule, int compute);
 
 /* A stretch of a slot of fewer bits: `n` elements, of which the first has the number `first`; where there are blocks, from
  * the beginning of one. `square`: they are roots, of which `x` has the squares. */

@@ -77,6 +77,8 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count,
             plan->step_bytes += (slot == SLOT_GRAD ? 1.0 : 2.0) * (double)fo_bytes(param->storage[slot], param->n);
         uint64_t gradient = fo_bytes(param->storage[SLOT_GRAD], param->n);
         plan->norm_bytes += (double)gradient;
+        for (int slot = 0, read = SLOT_STATE + fo_rule_states(runs[param->run].rule); slot < read; slot++)
+            plan->measure_bytes += (double)fo_bytes(param->storage[slot], param->n);
         if (gradient && gradient < plan->least_gradient)
             plan->least_gradient = gradient;
     }
@@ -85,7 +87,7 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count,
     plan->chunk_count = cut(plan, size, 0, 0);
     plan->chunk_param = malloc((size_t)(plan->chunk_count + 1) * sizeof *plan->chunk_param);
     plan->chunk_start = malloc((size_t)(plan->chunk_count + 1) * sizeof *plan->chunk_start);
-    plan->block_sums = malloc((size_t)(plan->block_count + 1) * sizeof *plan->block_sums);
+    plan->block_sums = malloc((size_t)(plan->block_count + 1) * FO_TERMS * sizeof *plan->block_sums);
     plan->tree = malloc((size_t)(plan->block_count + 1) * sizeof *plan->tree);
     if (!plan->chunk_param || !plan->chunk_start || !plan->block_sums || !plan->tree)
         goto failed;
@@ -174,6 +176,41 @@ static void norm_chunk(void *context, int64_t chunk)
     }
 }
 
+static void measure_chunk(void *context, int64_t chunk)
+{
+    const job *j = context;
+    const fo_plan *plan = j->plan;
+    int64_t start = plan->chunk_start[chunk], last = last_of(plan, chunk);
+    for (int64_t e = plan->chunk_param[chunk]; e <= last; e++, start = 0) {
+        const fo_param *param = &plan->params[e];
+        const fo_run *run = &plan->runs[param->run];
+        void *data[FO_KERNEL_SLOTS] = {0};
+        for (int slot = 0; slot < SLOT_STATE + fo_rule_states(run->rule); slot++)
+            data[slot] = (char *)param->data[slot] + fo_bytes(param->storage[slot], start);
+        fo_measure_for(run->rule, param->storage[SLOT_PARAM])(run, j->k, stop_of(plan, chunk, e) - start, data,
+                                                              plan->block_sums + param->first_block + start / FO_NORM_BLOCK,
+                                                              plan->block_count);
+    }
+}
+
+/* The sum of `values` by the fixed tree; 0 for none. */
+static double tree_sum(fo_plan *plan, const double *values, int64_t count)
+{
+    if (count == 0)
+        return 0;
+    fo_float_mode mode = fo_float_mode_set_default();
+    double *tree = plan->tree;
+    memcpy(tree, values, (size_t)count * sizeof *tree);
+    for (int64_t n = count; n > 1; n = n / 2 + n % 2) {
+        for (int64_t i = 0; i < n / 2; i++)
+            tree[i] = tree[2 * i] + tree[2 * i + 1];
+        if (n % 2)
+            tree[n / 2] = tree[n - 1];
+    }
+    fo_float_mode_restore(mode);
+    return tree[0];
+}
+
 void fo_plan_apply(fo_plan *plan)
 {
     job j = {plan, 1.0, 1.0};
@@ -184,19 +221,21 @@ double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k)
 {
     job j = {plan, grad_scale, k};
     fo_pool_run(plan->norm_pace, plan->threads, plan->norm_bytes, plan->chunk_count, norm_chunk, &j);
-    if (plan->block_count == 0)
-        return 0;
-    fo_float_mode mode = fo_float_mode_set_default();
-    double *tree = plan->tree;
-    memcpy(tree, plan->block_sums, (size_t)plan->block_count * sizeof *tree);
-    for (int64_t n = plan->block_count; n > 1; n = n / 2 + n % 2) {
-        for (int64_t i = 0; i < n / 2; i++)
-            tree[i] = tree[2 * i] + tree[2 * i + 1];
-        if (n % 2)
-            tree[n / 2] = tree[n - 1];
+    return tree_sum(plan, plan->block_sums, plan->block_count);
+}
+
+int64_t fo_plan_measure(fo_plan *plan, double k, double *sums)
+{
+    job j = {plan, 1.0, k};
+    fo_pool_run(plan->norm_pace, plan->threads, plan->measure_bytes, plan->chunk_count, measure_chunk, &j);
+    int64_t count = 0;
+    for (int64_t e = 0; e < plan->param_count; e++) {
+        const fo_param *param = &plan->params[e];
+        const int64_t blocks = (param->n + FO_NORM_BLOCK - 1) / FO_NORM_BLOCK;
+        for (int32_t term = 0; term < fo_rule_terms(plan->runs[param->run].rule); term++)
+            sums[count++] = tree_sum(plan, plan->block_sums + term * plan->block_count + param->first_block, blocks);
     }
-    fo_float_mode_restore(mode);
-    return tree[0];
+    return count;
 }
 
 enum { ROWS_AHEAD = 6, LINES_AHEAD = 8 }; /* rows are cold: memory is asked for before it is needed */

@@ -37,6 +37,9 @@ if TYPE_CHECKING:  # what type checkers see; at run time every name is loaded on
     from .optimizers.averages import Average as Average
     from .optimizers.clipping import clip_grad_norm as clip_grad_norm
     from .optimizers.clipping import grad_norm as grad_norm
+    from .optimizers.layerwise import LAMB as LAMB
+    from .optimizers.layerwise import LARS as LARS
+    from .optimizers.layerwise import NovoGrad as NovoGrad
     from .optimizers.minimize import MinimizeResult as MinimizeResult
     from .optimizers.minimize import minimize as minimize
     from .optimizers.moments import ADOPT as ADOPT
@@ -102,6 +105,9 @@ _EXPORTS = {
     "NAdam": "optimizers.moments",
     "RAdam": "optimizers.moments",
     "Yogi": "optimizers.moments",
+    "LAMB": "optimizers.layerwise",
+    "LARS": "optimizers.layerwise",
+    "NovoGrad": "optimizers.layerwise",
     "Lion": "optimizers.sign",
     "Rprop": "optimizers.sign",
     "SignSGD": "optimizers.sign",

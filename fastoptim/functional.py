@@ -202,6 +202,8 @@ def adam(
     maximize: bool = False,
     eps_mode: str = "torch",
     decay_mode: str = "lr",
+    update_clip: float | str | None = None,
+    cautious: bool = False,
     grad_scale: float = 1.0,
     backend: str = "auto",
     threads: int | None = None,
@@ -217,7 +219,7 @@ def adam(
         Largest v so far, for amsgrad; start at zeros.
     step : int
         Number of this step, from 1.
-    lr, betas, eps, weight_decay, maximize, eps_mode, decay_mode, backend, threads
+    lr, betas, eps, weight_decay, maximize, eps_mode, decay_mode, update_clip, cautious, backend, threads
         As for `fastoptim.Adam`.
     decoupled : bool
         Whether `weight_decay` is AdamW's.
@@ -238,7 +240,8 @@ def adam(
     array([0.9])
     """
     decoupled = decoupled if decoupled is False else flag("decoupled", decoupled)
-    values = (lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, decay_mode, decoupled)
+    options = (update_clip, cautious, decoupled)
+    values = (lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, decay_mode, *options)
     update, spec, _ = _known(adam_spec, backend, threads, *values)
     states = (m, v) if vmax is None else (m, v, vmax)
-    update("p", p, g, states, spec.scalars(count("step", step)), grad_scale)
+    update("p", p, g, states, spec.scalars(count("step", step)), grad_scale, spec.measured)

@@ -44,12 +44,13 @@ typedef double fo_four_doubles __attribute__((vector_size(4 * sizeof(double))));
 #include "codecs.inc"
 
 #define NUMBER(rule, ...) RULE_##rule,
-enum { FO_RULES(NUMBER) FO_ROOFLINES(NUMBER) RULE_COUNT };
+enum { FO_RULES(NUMBER) FO_ROOFLINES(NUMBER) STEP_COUNT, LAST_STEP = STEP_COUNT - 1, FO_MEASURES(NUMBER) RULE_COUNT };
 #undef NUMBER
 
 struct kernels {
-    fo_kernel *rules[RULE_COUNT][FO_COMPUTE_TYPES];
-    fo_narrow_kernel *narrow[RULE_COUNT];
+    fo_kernel *rules[STEP_COUNT][FO_COMPUTE_TYPES];
+    fo_narrow_kernel *narrow[STEP_COUNT];
+    fo_measure *measures[RULE_COUNT - STEP_COUNT][FO_COMPUTE_TYPES];
     fo_square_kernel *squares[FO_COMPUTE_TYPES];
     fo_decoder *decoders[FO_SCALES];
     fo_encoder *encoders[FO_SCALES][2]; /* stochastic, to nearest */
@@ -123,6 +124,8 @@ fo_kernel *fo_kernel_for(int32_t rule, int compute) { return chosen()->rules[rul
 
 fo_narrow_kernel *fo_narrow_kernel_for(int32_t rule) { return chosen()->narrow[rule]; }
 
+fo_measure *fo_measure_for(int32_t rule, int compute) { return chosen()->measures[rule - STEP_COUNT][compute]; }
+
 fo_square_kernel *fo_square_kernel_for(int storage) { return chosen()->squares[storage]; }
 
 fo_decoder *fo_decoder_for(int storage) { return chosen()->decoders[storage]; }
@@ -131,10 +134,13 @@ fo_encoder *fo_encoder_for(int storage, int nearest) { return chosen()->encoders
 
 static const struct {
     const char *name;
-    int32_t states, coefficients;
+    int32_t states, coefficients, terms;
 } rule_table[RULE_COUNT] = {
-#define ROW(rule, states, coefficients, gives, decays, vectors) {#rule, states, coefficients},
+#define ROW(rule, states, coefficients, gives, decays, vectors) {#rule, states, coefficients, 0},
     FO_RULES(ROW) FO_ROOFLINES(ROW)
+#undef ROW
+#define ROW(rule, states, coefficients, terms, decays, vectors) {#rule, states, coefficients, terms},
+    FO_MEASURES(ROW)
 #undef ROW
 };
 
@@ -143,6 +149,8 @@ const char *fo_rule_name(int32_t rule) { return rule >= 0 && rule < RULE_COUNT ?
 int32_t fo_rule_states(int32_t rule) { return rule_table[rule].states; }
 
 int32_t fo_rule_coefficients(int32_t rule) { return rule_table[rule].coefficients; }
+
+int32_t fo_rule_terms(int32_t rule) { return rule_table[rule].terms; }
 
 const char *fo_compiler(void)
 {

@@ -1,7 +1,8 @@
 /* The update rules; written by csrc/generate.py from fastoptim/rules/updates.py. Do not edit.
  *
  * Included once for each compute type, with T, SQRT and RULE(name) defined. `state` and `k` are the states and the
- * coefficients in the order in which the rule takes them. Build with -ffp-contract=off. */
+ * coefficients in the order in which the rule takes them. A measure's second term is left in state[0]. Build with
+ * -ffp-contract=off. */
 
 RULE(scale)(T g, T s) { return s * g; }
 
@@ -67,6 +68,33 @@ RULE(amsgrad)(T g, T p, T *state, const T *k)
     return u;
 }
 
+RULE(cautious_adam)(T g, T p, T *state, const T *k)
+{
+    const T b1 = k[0], c1 = k[1], b2 = k[2], c2 = k[3], step = k[4], r2 = k[5], eps = k[6], f = k[7], zero = k[8];
+    T m = state[0], v = state[1];
+    (void)p;
+    m = b1 * m + c1 * g;
+    v = b2 * v + c2 * (g * g);
+    T u = f * ((step * m) / (SQRT(v) * r2 + eps));
+    u = g > zero ? m < zero ? zero * u : u : g < zero ? m > zero ? zero * u : u : g * u;
+    state[0] = m, state[1] = v;
+    return u;
+}
+
+RULE(cautious_amsgrad)(T g, T p, T *state, const T *k)
+{
+    const T b1 = k[0], c1 = k[1], b2 = k[2], c2 = k[3], step = k[4], r2 = k[5], eps = k[6], f = k[7], zero = k[8];
+    T m = state[0], v = state[1], x = state[2];
+    (void)p;
+    m = b1 * m + c1 * g;
+    v = b2 * v + c2 * (g * g);
+    x = x >= v ? x : v;
+    T u = f * ((step * m) / (SQRT(x) * r2 + eps));
+    u = g > zero ? m < zero ? zero * u : u : g < zero ? m > zero ? zero * u : u : g * u;
+    state[0] = m, state[1] = v, state[2] = x;
+    return u;
+}
+
 RULE(average)(T g, T p, T *state, const T *k)
 {
     const T b = k[0];
@@ -103,6 +131,29 @@ RULE(lion)(T g, T p, T *state, const T *k)
     T d = b1 * m + c1 * g;
     m = b2 * m + c2 * g;
     T u = d > zero ? up : d < zero ? down : d;
+    state[0] = m;
+    return u;
+}
+
+RULE(cautious_lion)(T g, T p, T *state, const T *k)
+{
+    const T b1 = k[0], c1 = k[1], b2 = k[2], c2 = k[3], up = k[4], down = k[5], f = k[6], zero = k[7];
+    T m = state[0];
+    (void)p;
+    T d = b1 * m + c1 * g;
+    m = b2 * m + c2 * g;
+    T u = f * (d > zero ? up : d < zero ? down : d);
+    u = g > zero ? d < zero ? zero * u : u : g < zero ? d > zero ? zero * u : u : g * u;
+    state[0] = m;
+    return u;
+}
+
+RULE(novograd)(T g, T p, T *state, const T *k)
+{
+    const T d = k[0], wd = k[1], b1 = k[2], c1 = k[3], c = k[4];
+    T m = state[0];
+    m = b1 * m + c1 * (g / d + wd * p);
+    T u = c * m;
     state[0] = m;
     return u;
 }
@@ -342,4 +393,54 @@ RULE(ftrl)(T g, T p, T *state, const T *k)
     p = (y - z) / (r * h + l2);
     state[0] = n, state[1] = z;
     return p;
+}
+
+RULE(gradient)(T g, T p, T *state, const T *k)
+{
+    (void)p;
+    (void)state;
+    (void)k;
+    return g;
+}
+
+RULE(weight_and_gradient)(T g, T p, T *state, const T *k)
+{
+    (void)k;
+    state[0] = g;
+    return p;
+}
+
+RULE(trust)(T g, T p, T *state, const T *k)
+{
+    const T b1 = k[0], c1 = k[1], b2 = k[2], c2 = k[3], step = k[4], r2 = k[5], eps = k[6], w = k[7];
+    T m = state[0], v = state[1];
+    m = b1 * m + c1 * g;
+    v = b2 * v + c2 * (g * g);
+    T u = w * p + (step * m) / (SQRT(v) * r2 + eps);
+    state[0] = u;
+    return p;
+}
+
+RULE(stable)(T g, T p, T *state, const T *k)
+{
+    const T b1 = k[0], c1 = k[1], b2 = k[2], c2 = k[3], step = k[4], r2 = k[5], eps = k[6];
+    T m = state[0], v = state[1];
+    (void)p;
+    (void)m;
+    (void)b1;
+    (void)c1;
+    (void)step;
+    v = b2 * v + c2 * (g * g);
+    T d = SQRT(v) * r2;
+    d = d < eps ? eps : d;
+    return g / d;
+}
+
+RULE(agreement)(T g, T p, T *state, const T *k)
+{
+    const T b = k[0], c = k[1], zero = k[2], one = k[3];
+    T m = state[0];
+    (void)p;
+    T d = b * m + c * g;
+    return g > zero ? d > zero ? one : zero : g < zero ? d < zero ? one : zero : zero;
 }

@@ -20,9 +20,15 @@ from ..rules import reference
 from ..rules.codecs import Stored
 from ..rules.table import Kernel
 
+TILE = 1 << 15  # elements, whole blocks of the norm: the temporaries of one tile fit a level-2 cache
+
 Scalars = tuple[float, ...]  # (scale, decay, *coefficients) of a kernel
 Launch = Callable[[Sequence[Scalars]], None]
 Norm = Callable[[Sequence[Any], float], float]
+# (scalars of each call, k) -> for each array and each of its terms, sums of (k * term)**2, one for each block.
+BlockMeasures = Callable[[Sequence[Scalars], float], list[np.ndarray]]
+# (params, grads, states, rows, k) -> these sums over whole arrays; None if they need another way.
+NativeMeasure = Callable[[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...], list[Scalars], float], list[float] | None]
 
 
 class Described(Protocol):
@@ -135,7 +141,46 @@ class Backend(ABC):
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         """Sums of ``(k * (grad_scale * g))**2``, one float64 per block of each C-ordered contiguous array, in order."""
 
+    def prepare_measures(self, calls: Sequence[KernelCall], threads: int) -> BlockMeasures:
+        """What computes the block sums of measures over arrays as `prepare` takes them; nothing is written."""
+
+        def measure(scalars: Sequence[Scalars], k: float) -> list[np.ndarray]:
+            self.check_arithmetic()
+            sums = []
+            for call, row in zip(calls, scalars, strict=True):
+                for arrays in call.arrays:
+                    tiles = [[x[i : i + TILE] for x in arrays] for i in range(0, max(1, arrays[0].size), TILE)]
+                    found = [reference.measure(call.kernel, p, g, states, row, k) for p, g, *states in tiles]
+                    sums += [np.concatenate(blocks) for blocks in zip(*found, strict=True)]
+            return sums
+
+        return measure
+
+    def measure_plan(
+        self,
+        kernels: Sequence[Kernel],
+        measures: Sequence[Kernel],
+        run_of: Sequence[int],
+        members: Sequence[Described],
+        threads: int,
+    ) -> NativeMeasure | None:
+        """As `plan`, of what ``measures[run]`` says of the parameters that ``kernels[run]`` steps; or None."""
+        return None
+
     check_arithmetic = staticmethod(checks.check_arithmetic)
+
+    def norms(self, grads: Sequence[Any], grad_scale: float, threads: int) -> tuple[float, list[float]]:
+        """Norm of all gradients (of any layout) after `grad_scale`, and that of each by itself."""
+        self.check_arithmetic()
+        ordered = [self.flat(g) for g in grads]
+        ends = np.cumsum([-(-g.size // rules.NORM_BLOCK) for g in ordered])[:-1]
+
+        def sums(k: float) -> list[float]:
+            blocks = self.block_sums(ordered, grad_scale, k, threads)
+            return [reference.tree_sum(x) for x in (blocks, *np.split(blocks, ends))]
+
+        norm, *each = rules.norms_from_squares(sums)
+        return norm, each
 
     def prepare_norm(self, grads: Sequence[Any], threads: int) -> Norm:
         """What gives the norm of these gradients (of any layout), or of others of the same layouts, after grad_scale.

@@ -19,8 +19,8 @@ from ..arrays import checks
 from ..arrays.rows import TableRows
 from ..arrays.storage import small_dtype
 from ..rules.codecs import Stored
-from ..rules.table import DECAYS, MAX_STATES, RULES, Kernel
-from .base import Backend, Described, KernelCall, Launch, Scalars
+from ..rules.table import DECAYS, MAX_STATES, MEASURES, RULES, Kernel
+from .base import Backend, BlockMeasures, Described, KernelCall, Launch, NativeMeasure, Scalars
 
 try:
     from .. import _c
@@ -79,6 +79,8 @@ class CPlan:
         Its only item grows by one with each step that was applied, whatever interrupts the caller then.
     threads : int
         How many threads a step may use.
+    states : sequence of int, optional
+        How many states the members of each run have; by default as many as its rule.
 
     Attributes
     ----------
@@ -93,13 +95,17 @@ class CPlan:
         ``step_array(p, g, states, row, dict, names, values)``: a step of one small array of any shape, for a plan of
         one parameter. True, or False with nothing touched, as for `step`, or if ``dict.get`` of the names does not give
         these very values.
+    measure : callable
+        ``measure(params, grads, states, rows, k)``, where runs are measures: sums of ``(k * term)**2`` for each
+        parameter and each of its terms; None where `step` would say False.
     """
 
-    __slots__ = ("_handle", "step", "step_array", "sum_squares")
+    __slots__ = ("_handle", "measure", "step", "step_array", "sum_squares")
     finds_coefficients = True
     step: Callable[..., bool]
     sum_squares: Callable[[tuple[Any, ...], float, float], float | None]
     step_array: Callable[..., bool]
+    measure: NativeMeasure
 
     def __init__(
         self,
@@ -108,6 +114,7 @@ class CPlan:
         members: Sequence[Described],
         counter: list[int],
         threads: int,
+        states: Sequence[int] | None = None,
     ):
         described = ffi.new("fo_run[]", max(1, len(runs)))
         for i, (number, decay) in enumerate(runs):
@@ -115,11 +122,12 @@ class CPlan:
         storage = np.full((len(members), _SLOTS), -1, np.int8)
         stored = ffi.new("fo_stored[]", max(1, len(members)))
         for i, member in enumerate(members):
-            states = lib.fo_rule_states(runs[run_of[i]][0])
+            run = run_of[i]
+            count = lib.fo_rule_states(runs[run][0]) if states is None else states[run]
             if (by := getattr(member, "stored", None)) is None:
-                storage[i, : 2 + states] = _STORAGE[np.dtype(member.dtype).name]
+                storage[i, : 2 + count] = _STORAGE[np.dtype(member.dtype).name]
                 continue
-            slots = [by.parameter, by.parameter, *[by.state] * states, *["scales"] * by.scales]
+            slots = [by.parameter, by.parameter, *[by.state] * count, *["scales"] * by.scales]
             slots += ["float32"] * by.master
             storage[i, : len(slots)] = [_STORAGE[slot] for slot in slots]
             squares = sum(square << k for k, square in enumerate(by.squares))
@@ -143,7 +151,7 @@ class CPlan:
         if not lib.fo_functions(handle, id(counter), id(functions)):
             raise MemoryError("no memory for the plan of a step")
         self._handle = handle  # owned by the functions
-        self.step, self.sum_squares, self.step_array = functions
+        self.step, self.sum_squares, self.step_array, self.measure = functions
 
     def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
         """Norm of all gradients; None if one is not plain and C-ordered."""
@@ -151,9 +159,9 @@ class CPlan:
         again: Any = partial(self.sum_squares, grads, grad_scale)
         return None if total is None else rules.norm_from_squares(again, total)
 
-    def block_sums(self) -> np.ndarray:
-        """The block sums that the last `sum_squares` left."""
-        count = self._handle.block_count
+    def block_sums(self, terms: int = 1) -> np.ndarray:
+        """The block sums that the last `sum_squares` or `measure` left; of two terms one behind the other."""
+        count = self._handle.block_count * terms
         return np.frombuffer(ffi.buffer(self._handle.block_sums, 8 * count), np.float64).copy()
 
 
@@ -223,6 +231,35 @@ class CBackend(Backend):
         plan = self.plan([call.kernel for call in calls], run_of, members, [0], threads)
         return lambda scalars: _applied(plan.step(params, grads, states, list(scalars)))
 
+    def measure_plan(
+        self,
+        kernels: Sequence[Kernel],
+        measures: Sequence[Kernel],
+        run_of: Sequence[int],
+        members: Sequence[Described],
+        threads: int,
+    ) -> NativeMeasure:
+        runs = [(RULE_NAMES.index(measure.rule.name), measure.decay) for measure in measures]
+        states = [len(kernel.rule.states) for kernel in kernels]
+        return CPlan(runs, run_of, members, [0], threads, states).measure
+
+    def prepare_measures(self, calls: Sequence[KernelCall], threads: int) -> BlockMeasures:
+        plans = []
+        for i, (kernel, rows, _) in enumerate(calls):
+            for p, g, *states in rows:
+                runs = [(RULE_NAMES.index(kernel.rule.name), kernel.decay)]
+                plan = CPlan(runs, [0], [_row(p)], [0], threads, [len(states)])
+                plans.append((plan, ((p,), (g,), tuple(states)), i, kernel.rule.terms))
+
+        def measure(scalars: Sequence[Scalars], k: float) -> list[np.ndarray]:
+            sums: list[np.ndarray] = []
+            for plan, (params, grads, states), i, terms in plans:
+                _applied(plan.measure(params, grads, states, [scalars[i]], k) is not None)
+                sums += np.split(plan.block_sums(terms), terms)
+            return sums
+
+        return measure
+
     def prepare_rows(
         self, kernel: Kernel, p: Any, states: Sequence[Any], table: TableRows, scalars: Scalars
     ) -> Callable[[], None]:
@@ -290,10 +327,12 @@ def _applied(plain: bool) -> None:
 
 def _check_tables() -> None:
     """ImportError unless the extension was built from these update rules."""
+    stated = {name: (len(rule.states), len(rule.coefficients), rule.terms) for name, rule in (RULES | MEASURES).items()}
     built = {
-        name: (lib.fo_rule_states(i), lib.fo_rule_coefficients(i)) for i, name in enumerate(RULE_NAMES) if name in RULES
+        name: (lib.fo_rule_states(i), lib.fo_rule_coefficients(i), lib.fo_rule_terms(i))
+        for i, name in enumerate(RULE_NAMES)
+        if name in stated
     }
-    stated = {name: (len(rule.states), len(rule.coefficients)) for name, rule in RULES.items()}
     if built != stated:
         raise ImportError(
             f"the C extension was built from other update rules ({built}, not {stated}): install fastoptim again"

@@ -28,7 +28,7 @@ from ..rules.codecs import widened
 from ..rules.norm import NORM_BLOCK
 from ..rules.table import Kernel, Rule
 from . import numba_stored
-from .base import Backend, KernelCall, Launch, Norm, Scalars
+from .base import Backend, BlockMeasures, KernelCall, Launch, Norm, Scalars
 from .numba_kernels import own_source, source
 
 PIECE = 1 << 16  # elements that a thread takes at a time
@@ -243,6 +243,31 @@ class NumbaBackend(Backend):
             return sums
 
         return run
+
+    def prepare_measures(self, calls: Sequence[KernelCall], threads: int) -> BlockMeasures:
+        jobs, found = [], []
+        scaling = np.empty(1)
+        for i, (kernel, arrays, _) in enumerate(calls):
+            for p, *rest in arrays:
+                read = (p, *rest[: 1 + len(kernel.rule.states)])
+                blocks = -(-p.size // NORM_BLOCK)
+                sums = [np.empty(blocks) for _ in range(kernel.rule.terms)]
+                found += sums
+                if p.size:
+                    address = self._kernel(kernel.name, p.dtype)
+                    row = (*map(_address, read), p.size, *map(_address, (scaling, *sums)))
+                    count = 2 + len(kernel.rule.coefficients)
+                    jobs.append((i, _Job(address, [row], [blocks], 0, count, p.dtype)))
+
+        def measure(scalars: Sequence[Scalars], k: float) -> list[np.ndarray]:
+            checks.check_arithmetic()
+            scaling[0] = k
+            for i, job in jobs:
+                job.set(scalars[i])
+                self._pool.run(job, NORM_PIECE, ALONE_BELOW // NORM_BLOCK, threads)
+            return found
+
+        return measure
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         wide = [widened(g) for g in grads]  # must live until the sums are there

@@ -10,7 +10,7 @@ import numpy as np
 from ..arrays import checks
 from ..rules import lowering
 from ..rules.norm import NORM_BLOCK, NORM_LANES
-from ..rules.table import Kernel, Rule, kernels
+from ..rules.table import MEASURES, Kernel, Rule, kernels
 from . import numba_stored
 
 ROWS = 8  # rows of a norm block that are added between two stores of the lanes
@@ -143,6 +143,45 @@ def norm_{dtype}(row, k, first, count):
         start = block * {block}
         sums[block] = block_sum(g[start : min(start + {block}, g.size)], k[0], scaling, lanes)
 """
+_MEASURE = """\
+def {name}_{dtype}(row, k, first, count):
+    size = np.int64(row[{count}])
+{pointers}
+{sums}
+    scaling = carray(pointer(row[{count} + 1]), 1, np.float64)[0]
+{scalars}
+    lanes, unit = np.empty({lanes}), np.{dtype}(1)
+{tiles}
+    for block in range(first, first + count):
+        start = block * {block}
+        length = min({block}, size - start)
+        for i in range(length):
+            {targets} = {name}({values})
+{results}
+"""
+
+
+def _measure(kernel: Kernel, dtype: np.dtype[Any]) -> str:
+    """The block sums of a measure's terms; the row: arrays, their size, address of a factor, where sums go."""
+    names, scalars = lowering.arguments(kernel.rule)
+    count, terms = len(names), range(kernel.rule.terms)
+    name = dtype.name
+    return _MEASURE.format(
+        name=kernel.name,
+        dtype=name,
+        count=count,
+        lanes=NORM_LANES,
+        block=NORM_BLOCK,
+        pointers="\n".join(f"    {x} = carray(pointer(row[{j}]), size, np.{name})" for j, x in enumerate(names)),
+        sums="\n".join(
+            f"    sums{j} = carray(pointer(row[{count + 2 + j}]), first + count, np.float64)" for j in terms
+        ),
+        scalars="\n".join(f"    {x} = k[{j}]" for j, x in enumerate(scalars)),
+        tiles="\n".join(f"    term{j} = np.empty({NORM_BLOCK}, np.{name})" for j in terms),
+        targets=", ".join(f"term{j}[i]" for j in terms) + ("," if len(terms) == 1 else ""),
+        values=", ".join([f"{x}[start + i]" for x in names] + list(scalars)),
+        results="\n".join(f"        sums{j}[block] = block_sum(term{j}[:length], unit, scaling, lanes)" for j in terms),
+    )
 
 
 def _update(kernel: Kernel, dtype: np.dtype[Any]) -> str:
@@ -163,7 +202,9 @@ def _update(kernel: Kernel, dtype: np.dtype[Any]) -> str:
 
 def _updates(rules: Sequence[Rule] | None = None) -> list[str]:
     """The update rules, and a loop for each kernel and dtype."""
-    functions = lowering.rule_sources(rules=rules) + [lowering.element(kernel) for kernel in kernels(rules)]
+    measures = kernels(MEASURES.values() if rules is None else ())
+    functions = lowering.rule_sources(rules=rules)
+    functions += [lowering.element(kernel) for kernel in (*kernels(rules), *measures)]
     loops = [_update(kernel, dtype) for kernel in kernels(rules) for dtype in checks.DTYPES]
     return [f"@exact\n{text}\n" for text in functions] + loops
 
@@ -184,5 +225,6 @@ def source() -> str:
             *numba_stored.sources(),
             _BLOCK_SUM.format(tile=ROWS * NORM_LANES, lanes=NORM_LANES, rows="\n".join(rows)),
             *(_NORM.format(dtype=dtype.name, lanes=NORM_LANES, block=NORM_BLOCK) for dtype in checks.DTYPES),
+            *(_measure(kernel, dtype) for kernel in kernels(MEASURES.values()) for dtype in checks.DTYPES),
         ]
     )

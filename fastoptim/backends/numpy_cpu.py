@@ -11,10 +11,7 @@ from ..arrays import checks
 from ..rules import reference
 from ..rules.codecs import BLOCK, Stored, part
 from ..rules.table import Kernel
-from .base import Backend, KernelCall, Launch, Scalars
-
-TILE = 1 << 15  # elements, whole blocks of float8; the temporaries of one tile fit a level-2 cache
-
+from .base import TILE, Backend, KernelCall, Launch, Scalars
 
 RESERVE = 1 << 21  # bytes, never touched: room for small tiles when there is none for large ones
 

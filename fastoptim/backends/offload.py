@@ -27,7 +27,7 @@ import numpy as np
 from .. import rules
 from ..arrays import checks, layout
 from ..rules.codecs import part
-from .base import Backend, KernelCall, Launch, Scalars
+from .base import Backend, BlockMeasures, KernelCall, Launch, Scalars
 
 DEFAULT_BUDGET = 256 << 20
 PAGE = mmap.PAGESIZE
@@ -155,6 +155,25 @@ class OffloadBackend(Backend):
                 step([scalars[i]])
 
         return launch
+
+    def prepare_measures(self, calls: Sequence[KernelCall], threads: int) -> BlockMeasures:
+        counts, tiles, steps = [], [], []  # for each array how many tiles and terms it has
+        for i, (kernel, arrays, _) in enumerate(calls):
+            for row in arrays:
+                cut = [tuple(tile) for _, tile in self._cut(*row)]
+                counts.append((len(cut), kernel.rule.terms))
+                tiles += cut
+                steps += [(i, self.inner.prepare_measures([KernelCall(kernel, [tile])], threads)) for tile in cut]
+
+        def measure(scalars: Sequence[Scalars], k: float) -> list[np.ndarray]:
+            found = [step([scalars[i]], k) for (i, step), _ in zip(steps, _walk(tiles, self.budget), strict=True)]
+            rest, sums = iter(found), []
+            for count, terms in counts:
+                own = [next(rest) for _ in range(count)]
+                sums += [np.concatenate([np.zeros(0), *(tile[term] for tile in own)]) for term in range(terms)]
+            return sums
+
+        return measure
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         tiles = [tile for g in grads for _, tile in self._cut(g)]

@@ -134,6 +134,10 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "schedule_free_sgd": ("ScheduleFreeSGD", {}),
     "schedule_free_adamw": ("ScheduleFreeAdamW", _ADAM),
     "ftrl": ("FTRL", {}),
+    "novograd": ("NovoGrad", {}),
+    "cautious_adam": ("Adam", _ADAM | {"cautious": True}),
+    "cautious_amsgrad": ("Adam", _ADAM | {"cautious": True, "amsgrad": True}),
+    "cautious_lion": ("Lion", {"cautious": True}),
 }
 
 

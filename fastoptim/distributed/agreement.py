@@ -42,8 +42,19 @@ def options(reduction: Any, deterministic: Any, buffer_bytes: Any, overwrite_gra
     }
 
 
+def check_updates(whole: Optimizer) -> None:
+    """Check the hyperparameters of all groups; ValueError where a step needs norms of whole parameters."""
+    for group in whole.param_groups:
+        if type(whole)._spec(*whole._read(group)).measured is not None:
+            raise ValueError(
+                f"{type(whole).__name__} takes norms of whole parameters, of which several ranks have a slice each: "
+                "leave away update_clip and cautious, or set adapt=False; NovoGrad is for one rank"
+            )
+
+
 def description(whole: Optimizer, options: Mapping[str, Any]) -> dict[str, str]:
     """Describe everything in which ranks must not differ, by name."""
+    check_updates(whole)
     said = {"fastoptim's version": __version__, "numpy's version": np.__version__, "kind": type(whole).__name__}
     said |= {name: repr(value) for name, value in options.items()} | hyper_texts(whole)
     for number, group in enumerate(whole.param_groups):

@@ -14,6 +14,7 @@ from ..arrays import checks, layout
 from ..backends import StepInfo
 from ..rules.norm import NORM_BLOCK
 from ..rules.reference import tree_sum
+from .agreement import check_updates
 from .partition import Part
 from .slices import Array, nothing, step_piece
 from .states import States
@@ -53,8 +54,7 @@ class Steps(States):
 
     def _prepare(self, params: Sequence[Array]) -> None:
         """Bring the pieces up to date with the groups, and allocate whatever the step needs."""
-        for group in self._whole.param_groups:
-            type(self._whole)._spec(*self._whole._read(group))
+        check_updates(self._whole)
         for bucket, piece in zip(self._buckets, self._pieces, strict=True):
             if piece is None:
                 continue

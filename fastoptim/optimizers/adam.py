@@ -41,6 +41,14 @@ class Adam(Optimizer):
         "hat" is ``p <- p - lr * sqrt(bc2) / bc1 * m / (sqrt(v) + eps)`` (scikit-learn, thinc, TensorFlow).
     decay_mode : {"lr", "fixed"}
         For `AdamW`: "fixed" takes the share ``weight_decay`` of p in a step, whatever lr is.
+    update_clip : None, "rms" or float
+        StableAdamW (with `AdamW`): steps of an array, decoupled decay included, are divided by
+        ``max(1, RMS / update_clip)``, where RMS is the root of the mean of ``g**2 / max(v / bc2, eps**2)`` over that
+        array. "rms" is 1. It takes the place of clipping gradients, and reads gradient and v once more.
+    cautious : bool
+        Only elements whose step goes against the gradient, as m and g agree in sign, are stepped; they are multiplied
+        by one over their share of the array, which counts as 1/1000 at least. Decoupled decay goes on everywhere. Reads
+        gradient and m once more.
     backend, threads, state_dir, memory_budget, max_norm, clip
         As for `SGD`.
 
@@ -52,7 +60,9 @@ class Adam(Optimizer):
     References
     ----------
     Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015; Reddi et al., "On the convergence of Adam
-    and beyond", ICLR 2018 (amsgrad).
+    and beyond", ICLR 2018 (amsgrad); Wortsman et al., "Stable and low-precision training for large-scale
+    vision-language models", NeurIPS 2023 (update_clip); Liang et al., "Cautious optimizers: improving training with one
+    line of code", 2024 (cautious), in the form of its authors' code and of timm.
 
     Examples
     --------
@@ -65,8 +75,11 @@ class Adam(Optimizer):
     0.9
     """
 
-    _rules = ("adam", "amsgrad")
-    _names = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "eps_mode", "decay_mode")
+    _rules = ("adam", "amsgrad", "cautious_adam", "cautious_amsgrad")
+    _names = (
+        *("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "eps_mode", "decay_mode"),
+        *("update_clip", "cautious"),
+    )
     _spec = staticmethod(adam_spec)
     betas: PerGroup[tuple[float, float]]
     eps: PerGroup[float]
@@ -75,6 +88,8 @@ class Adam(Optimizer):
     maximize: PerGroup[bool]
     eps_mode: PerGroup[str]
     decay_mode: PerGroup[str]
+    update_clip: PerGroup[float | str | None]
+    cautious: PerGroup[bool]
 
     def __init__(
         self,
@@ -88,6 +103,8 @@ class Adam(Optimizer):
         maximize: bool = False,
         eps_mode: str = "torch",
         decay_mode: str = "lr",
+        update_clip: float | str | None = None,
+        cautious: bool = False,
         backend: str = "auto",
         threads: int | None = None,
         state_dir: Any = None,
@@ -96,7 +113,7 @@ class Adam(Optimizer):
         clip: str = "norm",
         **storage: Unpack[StorageOptions],
     ):
-        values = (lr, betas, eps, weight_decay, amsgrad, maximize, eps_mode, decay_mode)
+        values = (lr, betas, eps, weight_decay, amsgrad, maximize, eps_mode, decay_mode, update_clip, cautious)
         defaults = dict(zip(self._names, values, strict=True))
         super().__init__(params, defaults, backend, threads, state_dir, memory_budget, max_norm, clip, **storage)
 

@@ -17,6 +17,7 @@ import numpy as np
 from ..arrays.storage import StorageOptions
 from ..backends import choose
 from ..common.validation import check_range, choice, count, flag, real
+from ..rules.measures import Measured
 from ..rules.table import RULES, Kernel
 from .base import Optimizer
 from .hyperparameters import UpdateSpec, _rate, kind_of_decay
@@ -101,13 +102,14 @@ def made(
     coefficients: Callable[..., tuple[float, ...]] | tuple[float, ...],
     advance: Callable[..., tuple[float, ...]] | None = None,
     weight_decay: float | None = None,
+    measured: Measured | None = None,
 ) -> UpdateSpec:
     """The update by `rule`, up or down as `o` says, with its weight decay of the kind that the rule or `o` says."""
     row, head = RULES[rule], -1.0 if o.maximize else 1.0
     share = getattr(o, "weight_decay", 0.0) if weight_decay is None else weight_decay
     apart = getattr(o, "decoupled_weight_decay", "coupled" not in row.decays)
     decay, coefficient = kind_of_decay(o.lr, share, apart, getattr(o, "decay_mode", "lr"))
-    return UpdateSpec(Kernel(row, decay), (head, coefficient), coefficients, advance=advance)
+    return UpdateSpec(Kernel(row, decay), (head, coefficient), coefficients, advance=advance, measured=measured)
 
 
 # --- One step of one array, for `forms` ---------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def step_array(
             begin(chosen, arrays[name], p, rule.initial.get(name, 0.0), dict(zip(cls._names, values, strict=True)))
     states = tuple(arrays[name] for name in rule.states)
     scalars = spec.scalars(t, t == 1, kept)
-    update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, grad_scale)
-    after = kept if spec.advance is None else spec.advance(t, *kept)
+    after = update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, grad_scale, spec.measured, t, kept)
+    after = after if spec.advance is None else spec.advance(t, *kept)
     state.update(zip(rule.states, states, strict=True), step=t)
     state.update(zip(rule.scalars, after, strict=True))

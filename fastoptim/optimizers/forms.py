@@ -9,6 +9,7 @@ from typing import Any
 
 from .adaptive import FTRL, Adadelta, Adagrad, Adamax, RMSprop
 from .family import step_array
+from .layerwise import LAMB, LARS, NovoGrad
 from .moments import ADOPT, AdaBelief, Adan, AdEMAMix, LaProp, NAdam, RAdam, Yogi
 from .schedule_free import ASGD, ScheduleFreeAdamW, ScheduleFreeSGD
 from .sign import Lion, Rprop, SignSGD, Signum
@@ -229,17 +230,18 @@ def lion(
     weight_decay: float = 0.0,
     maximize: bool = False,
     decay_mode: str = "lr",
+    cautious: bool = False,
     grad_scale: float = 1.0,
     backend: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.Lion` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", as ``opt.state`` of the class does.
-    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
-    changed.
+    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg" (what it needs), as ``opt.state`` of
+    the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
+    with nothing changed.
     """
-    values = (lr, betas, weight_decay, maximize, decay_mode)
+    values = (lr, betas, weight_decay, maximize, decay_mode, cautious)
     step_array(Lion, p, g, state, values, grad_scale, backend, threads)
 
 
@@ -468,6 +470,86 @@ def ftrl(
     """
     values = (lr, l1, l2, beta, initial_accumulator_value, maximize)
     step_array(FTRL, p, g, state, values, grad_scale, backend, threads)
+
+
+def lamb(
+    p: Any,
+    g: Any,
+    state: dict[str, Any],
+    *,
+    lr: float = 0.001,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-06,
+    weight_decay: float = 0.0,
+    adapt: bool = True,
+    bias_correction: bool = True,
+    trust_clip: bool = False,
+    maximize: bool = False,
+    grad_scale: float = 1.0,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> None:
+    """Take one step of `fastoptim.LAMB` in place, on arrays that the caller owns.
+
+    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_avg_sq", as ``opt.state`` of
+    the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
+    with nothing changed.
+    """
+    values = (lr, betas, eps, weight_decay, adapt, bias_correction, trust_clip, maximize)
+    step_array(LAMB, p, g, state, values, grad_scale, backend, threads)
+
+
+def lars(
+    p: Any,
+    g: Any,
+    state: dict[str, Any],
+    *,
+    lr: float = 1.0,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    trust_coefficient: float = 0.001,
+    eps: float = 0.0,
+    nesterov: bool = False,
+    adapt: bool = True,
+    maximize: bool = False,
+    mode: str = "paper",
+    grad_scale: float = 1.0,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> None:
+    """Take one step of `fastoptim.LARS` in place, on arrays that the caller owns.
+
+    `state` is a dict, empty before the first step; it then keeps "step", "momentum_buffer" (what it needs), as
+    ``opt.state`` of the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or
+    ValueError for bad input, with nothing changed.
+    """
+    values = (lr, momentum, weight_decay, trust_coefficient, eps, nesterov, adapt, maximize, mode)
+    step_array(LARS, p, g, state, values, grad_scale, backend, threads)
+
+
+def novograd(
+    p: Any,
+    g: Any,
+    state: dict[str, Any],
+    *,
+    lr: float = 0.01,
+    betas: tuple[float, float] = (0.95, 0.98),
+    eps: float = 1e-08,
+    weight_decay: float = 0.0,
+    grad_averaging: bool = False,
+    maximize: bool = False,
+    grad_scale: float = 1.0,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> None:
+    """Take one step of `fastoptim.NovoGrad` in place, on arrays that the caller owns.
+
+    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_avg_sq", as ``opt.state`` of
+    the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
+    with nothing changed.
+    """
+    values = (lr, betas, eps, weight_decay, grad_averaging, maximize)
+    step_array(NovoGrad, p, g, state, values, grad_scale, backend, threads)
 
 
 def schedule_free_sgd(

@@ -9,6 +9,8 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from .. import rules
 from ..common.validation import choice, flag, real
+from ..rules import measures
+from ..rules.coefficients import cautious_adam_coefficients
 from ..rules.table import RULES, Kernel
 
 T = TypeVar("T")
@@ -23,6 +25,7 @@ class UpdateSpec(NamedTuple):
     coefficients: Callable[[int], tuple[float, ...]] | tuple[float, ...]  # of step t, or the same at every step
     first: tuple[float, ...] | None = None  # those of the step that creates the states, where they differ
     advance: Callable[..., tuple[float, ...]] | None = None  # (t, *scalars) -> the rule's scalars after step t
+    measured: measures.Measured | None = None  # norms that give each array scalars of its own
 
     def scalars(self, t: int, first: bool = False, kept: tuple[float, ...] = ()) -> tuple[float, ...]:
         """``(sign, decay, *coefficients)`` of the step with the number `t`, from 1; `kept` are the rule's scalars."""
@@ -33,10 +36,16 @@ class UpdateSpec(NamedTuple):
 
     def native_scalars(self, taken: int) -> tuple[float, ...] | None:
         """What the C extension finds `scalars` from, for all steps behind the first `taken`; None if it cannot."""
-        if getattr(self.coefficients, "func", None) is not rules.adam_coefficients:
+        if getattr(self.coefficients, "func", None) is not rules.adam_coefficients or self.measured is not None:
             return None
         *numbers, mode = self.coefficients.args  # type: ignore[union-attr]
         return (*self.head, *numbers, float(mode == "hat"), taken)
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """That of the step, and those that measure before it."""
+        asked = () if self.measured is None else self.measured.measures
+        return (self.kernel, *(measure.kernel for measure in asked))
 
 
 class PerGroup(Generic[T]):
@@ -136,6 +145,8 @@ def adam_spec(
     maximize: Any = False,
     eps_mode: Any = "torch",
     decay_mode: Any = "lr",
+    update_clip: Any = None,
+    cautious: Any = False,
     decoupled: bool = False,
 ) -> UpdateSpec:
     """What validated hyperparameters of Adam (`decoupled`: AdamW) come to."""
@@ -148,10 +159,27 @@ def adam_spec(
     eps = real("eps", eps, 0.0)
     weight_decay = real("weight_decay", weight_decay, 0.0)
     mode = choice("eps_mode", eps_mode, rules.EPS_MODES)
-    rule = RULES["amsgrad" if flag("amsgrad", amsgrad) else "adam"]
+    rule = "amsgrad" if flag("amsgrad", amsgrad) else "adam"
     decay, coefficient = kind_of_decay(lr, weight_decay, decoupled, decay_mode)
     coefficients = partial(rules.adam_coefficients, lr, beta1, beta2, eps, mode)
-    return UpdateSpec(Kernel(rule, decay), _head(maximize, coefficient), coefficients)
+    measured = clipped = None if update_clip is None else measures.clipped(_threshold(update_clip, mode), decay)
+    if flag("cautious", cautious):
+        rule, measured = f"cautious_{rule}", measures.both(clipped, measures.cautious(decay))
+        coefficients = partial(cautious_adam_coefficients, lr, beta1, beta2, eps, mode, 1.0)
+    return UpdateSpec(Kernel(RULES[rule], decay), _head(maximize, coefficient), coefficients, measured=measured)
+
+
+def _threshold(update_clip: Any, eps_mode: str) -> float:
+    """The root mean square above which an update is shortened."""
+    if eps_mode != "torch":
+        raise ValueError("update_clip looks at the corrected mean of squares, which eps_mode='torch' has")
+    threshold = 1.0 if update_clip == "rms" else update_clip
+    if isinstance(threshold, str):
+        raise ValueError(f"update_clip must be None, 'rms' or a number > 0, got {update_clip!r}")
+    threshold = real("update_clip", threshold, 0.0)
+    if threshold == 0.0:
+        raise ValueError("update_clip must be None, 'rms' or a number > 0, got 0")
+    return threshold
 
 
 def with_defaults(**defaults: Any) -> Callable[[Class], Class]:

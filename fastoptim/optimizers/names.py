@@ -9,6 +9,7 @@ from .adam import Adam, AdamW
 from .adaptive import FTRL, Adadelta, Adagrad, Adamax, RMSprop
 from .base import Optimizer
 from .family import Family
+from .layerwise import LAMB, LARS, NovoGrad
 from .moments import ADOPT, AdaBelief, Adan, AdEMAMix, LaProp, NAdam, RAdam, Yogi
 from .schedule_free import ASGD, ScheduleFreeAdamW, ScheduleFreeSGD
 from .sgd import SGD
@@ -33,6 +34,9 @@ FAMILIES: dict[str, type[Family]] = {
     "ademamix": AdEMAMix,
     "adan": Adan,
     "ftrl": FTRL,
+    "lamb": LAMB,
+    "lars": LARS,
+    "novograd": NovoGrad,
     "schedule_free_sgd": ScheduleFreeSGD,
     "schedule_free_adamw": ScheduleFreeAdamW,
 }

@@ -6,6 +6,7 @@ from typing import Any, Unpack
 
 from ..common.public import public
 from ..rules import coefficients as k
+from ..rules import measures
 from .family import BELOW_ONE, Family, Options, made
 from .hyperparameters import PerGroup, UpdateSpec
 
@@ -36,6 +37,8 @@ class Lion(Family, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
         Ascend instead of descend.
     decay_mode : {"lr", "fixed"}
         "fixed" takes the share ``weight_decay`` of p in a step, whatever lr is.
+    cautious : bool
+        Only elements whose step goes against the gradient are stepped, as for `Adam`.
     backend, threads, state_dir, memory_budget
         As for `SGD`.
 
@@ -63,11 +66,12 @@ class Lion(Family, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     array([0.75, 2.25])
     """
 
-    _rules = ("lion",)
+    _rules = ("lion", "cautious_lion")
     betas: PerGroup[tuple[float, float]]
     weight_decay: PerGroup[float]
     maximize: PerGroup[bool]
     decay_mode: PerGroup[str]
+    cautious: PerGroup[bool]
 
     def __init__(
         self,
@@ -78,13 +82,17 @@ class Lion(Family, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
         *,
         maximize: bool = False,
         decay_mode: str = "lr",
+        cautious: bool = False,
         **options: Unpack[Options],
     ) -> None:
         self._begin(locals())
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
-        return made("lion", o, k.lion_coefficients(o.lr, o.betas[0], o.betas[1]))
+        if not o.cautious:
+            return made("lion", o, k.lion_coefficients(o.lr, o.betas[0], o.betas[1]))
+        coefficients = k.cautious_lion_coefficients(o.lr, o.betas[0], o.betas[1], 1.0)
+        return made("cautious_lion", o, coefficients, measured=measures.cautious("none"))
 
 
 @public

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 
 from ..arrays.storage import MASTER, Storage, pack, state_arrays, template
 from ..backends.base import Backend, Scalars
+from ..rules.measures import Measured
 from .groups import Groups, Parameter, ParamGroup
 from .hyperparameters import UpdateSpec
+from .measuring import Asked
 from .update import Member, Update
 
 MOST_STEPS = 2**63 - 2**40  # no plan lives for 2**40 steps
@@ -21,14 +24,15 @@ class ParamRun:
     """Parameters of one group with one step count: one tuple of scalars serves them all."""
 
     __slots__ = (
-        *("base", "coefficients", "fresh", "group", "head", "kept", "kept_steps", "members", "names", "spec", "states"),
-        "stored",
+        *("asked", "base", "coefficients", "fresh", "group", "head", "kept", "kept_steps", "members", "names", "spec"),
+        *("states", "stored"),
     )
 
     def __init__(self, group: ParamGroup, spec: UpdateSpec, base: int, fresh: bool, kept: tuple[float, ...]):
         self.group, self.base = group, base
         self.fresh = fresh  # the states were made for the plan; the parameters own them from the first step on
         self.kept, self.kept_steps = kept, 0  # the rule's scalars, and after how many steps of the plan
+        self.asked: Asked | None = None  # of the step that comes next, or was the last
         self.members: list[Parameter] = []
         self.stored = False  # whether a member is stored in fewer bits
         self.names: list[tuple[str, ...]] = []  # of each member's arrays
@@ -45,6 +49,8 @@ class ParamRun:
 
     def kept_after(self, steps: int) -> tuple[float, ...]:
         """The rule's scalars after so many steps of the plan."""
+        if self.asked is not None and self.asked.t <= self.base + steps:
+            return self.asked.kept
         kept = self.kept
         if self.spec.advance is not None:
             for t in range(self.base + self.kept_steps + 1, self.base + steps + 1):
@@ -58,8 +64,19 @@ class ParamRun:
         """Those of the step after so many steps of the plan."""
         self.keep(steps)
         t = self.base + steps + 1
+        if self.spec.measured is not None:
+            self.asked = Asked(self.spec.measured, math.prod(self.members[0].shape), t, self.kept)
         scalars = self.spec.scalars(t, self.fresh and steps == 0, self.kept)
         return (*scalars, t) if self.stored else scalars
+
+    @property
+    def measured(self) -> Measured | None:
+        return self.spec.measured
+
+    def finish(self, row: Scalars, norms: Scalars) -> Scalars:
+        """See `measuring.Asking`; what is kept then counts once the step is counted."""
+        assert self.asked is not None
+        return self.asked.finish(row, norms)
 
 
 class Plan:
@@ -79,6 +96,7 @@ class Plan:
 
     __slots__ = (
         "_dithers",
+        "_measures",
         "_varies",
         "changes",
         "counter",
@@ -124,11 +142,12 @@ class Plan:
         # Whether every run's scalars are its head and what a function of t gives.
         self._varies = all(callable(s.coefficients) and s.first is None and s.advance is None for s in specs)
         self._dithers = any(run.stored for run in self.runs)
-        self._varies = self._varies and not self._dithers
+        self._measures = any(spec.measured is not None for spec in specs)
+        self._varies = self._varies and not self._dithers and not self._measures
 
     def adopt(self, specs: Mapping[int, UpdateSpec]) -> bool:
         """Take what the groups say now; False if that needs another plan."""
-        if self.unsettled or any(specs[id(run.group)].kernel != run.spec.kernel for run in self.runs):
+        if self.unsettled or any(specs[id(run.group)].kernels != run.spec.kernels for run in self.runs):
             return False
         for run in self.runs:
             run.keep(self.counter[0])
@@ -145,9 +164,8 @@ class Plan:
             t = steps + 1
             return [run.head + run.coefficients(run.base + t) for run in self.runs]  # type: ignore[operator]
         rows = [run.scalars(steps) for run in self.runs]
-        if (
-            steps and not self._dithers and not any(callable(run.coefficients) for run in self.runs)
-        ):  # the first step's may differ
+        stays = not (self._dithers or self._measures or any(callable(run.coefficients) for run in self.runs))
+        if steps and stays:  # the first step's may differ
             self.kept_rows = rows
         return rows
 
@@ -157,7 +175,7 @@ class Plan:
         positions = [[i for i, run in enumerate(self.run_of) if run == r] for r in range(len(self.runs))]
         for run, places in zip(self.runs, positions, strict=True):
             rule, kept = run.spec.kernel.rule, run.kept_after(steps)
-            after = run.kept_after(steps + 1) if stepped is not None and run.spec.advance is not None else kept
+            after = kept if stepped is None else run.kept_after(steps + 1)
             for member, names, states, place in zip(run.members, run.names, run.states, places, strict=True):
                 own = stepped is not None and stepped[place]
                 member.t = run.base + steps + own
@@ -192,6 +210,7 @@ def make_plan(
     members = members_of(model, specs, storage)
     states = _all_states(model, specs, members, backend)
     counter = [0]
+    measures = any(spec.measured is not None for spec in specs.values())
     runs: dict[Any, int] = {}
     made: list[ParamRun] = []
     run_of = []
@@ -202,7 +221,8 @@ def make_plan(
         rule = spec.kernel.rule
         fresh = any(name not in parameter.states for name in own)
         kept = tuple(parameter.scalars.get(name, first) for name, first in rule.scalars.items())
-        key = (id(group), parameter.t, fresh, kept)
+        alone = parameter.name if measures else None  # norms give each array scalars of its own
+        key = (id(group), parameter.t, fresh, kept, alone)
         if key not in runs:
             runs[key] = len(made)
             made.append(ParamRun(group, spec, parameter.t, fresh, kept))
@@ -212,7 +232,8 @@ def make_plan(
         run.states.append(tuple(own.values()))
         run.stored |= member.stored is not None
         run_of.append(runs[key])
-    update = Update(backend, [run.spec.kernel for run in made], run_of, members, threads, counter, skipped, lazy)
+    kernels = [run.spec.kernel for run in made]
+    update = Update(backend, kernels, run_of, members, threads, counter, skipped, lazy, made)
     return Plan(made, run_of, update, counter)
 
 

@@ -36,7 +36,9 @@ from ..backends.base import (
 from ..common.signals import deferred_signals
 from ..common.validation import check_range, step_options
 from ..rules.codecs import Stored
+from ..rules.measures import Measured
 from ..rules.table import Kernel
+from .measuring import Asked, Asking, Measuring
 from .sparse import SparseStep
 
 APPLIED = StepInfo(True, None)
@@ -89,6 +91,7 @@ class _Bound:
         "in_order",
         "launch",
         "layouts",
+        "measure",
         "norm",
         "present",
         "runs",
@@ -104,6 +107,7 @@ class _Bound:
         self.whole = all(present)
         self.in_order = runs == list(range(len(runs))) and self.whole  # calls are the runs, one by one
         self.norm: Norm | None = None
+        self.measure: Callable[[list[Scalars]], list[Scalars]] | None = None
         self.layouts: object | None = None
         self.states: tuple[Any, ...] = ()
 
@@ -128,16 +132,21 @@ class Update:
         stepped. Without it, a gradient of None is refused.
     lazy : bool
         Whether `Rows` leave other rows as they are without saying so.
+    asking : sequence of Asking, optional
+        For each run, which then has one parameter, what norms it asks for before a step.
     """
 
     __slots__ = (
+        "_asking",
         "_backend",
         "_bound",
+        "_by_array",
         "_counter",
         "_dtypes",
         "_kernels",
         "_lazy",
         "_limits",
+        "_measuring",
         "_members",
         "_native",
         "_run_of",
@@ -155,6 +164,7 @@ class Update:
         counter: list[int] | None = None,
         skipped: Callable[[list[bool]], None] | None = None,
         lazy: bool = False,
+        asking: Sequence[Asking] | None = None,
     ) -> None:
         for member in members:
             if member.stored is None and member.dtype not in DTYPES:
@@ -169,6 +179,11 @@ class Update:
         self._bound: _Bound | None = None
         self._dtypes = frozenset(compute_dtype(member.dtype) for member in members)
         self._limits = limits_of(run_of, members, len(kernels))
+        self._asking = asking
+        self._by_array: Update | None = None
+        self._measuring: Measuring | None = None
+        if asking is not None and any(run.measured is not None for run in asking):
+            self._measuring = Measuring(backend, kernels, asking, members, threads)
 
     @property
     def finds_coefficients(self) -> bool:
@@ -177,8 +192,8 @@ class Update:
 
     @property
     def native_step(self) -> Callable[..., bool] | None:
-        """``(params, grads, states, scalars)`` -> whether a plain step could be taken; None without a native plan."""
-        return None if self._native is None else self._native.step
+        """``(params, grads, states, scalars)`` -> whether a plain step could be taken; None if it takes more."""
+        return None if self._native is None or self._measuring is not None else self._native.step
 
     def options(
         self, grad_scale: Any, max_norm: Any = None, skip_nonfinite: Any = False, clip: Any = "norm"
@@ -189,11 +204,14 @@ class Update:
         except TypeError:  # not hashable, or not valid, which this says again
             return _options(self._dtypes, grad_scale, max_norm, skip_nonfinite, clip)
 
-    def check_scalars(self, scalars: list[Scalars]) -> None:
-        """ValueError that names a coefficient which is not `in_range`."""
-        if in_range(scalars, self._limits):
+    def check_scalars(self, scalars: list[Scalars], runs: Sequence[int] | None = None) -> None:
+        """ValueError that names a coefficient which is not `in_range`; the rows are those of some runs, or of all."""
+        kernels, limits = self._kernels, self._limits
+        if runs is not None:
+            kernels, limits = [kernels[run] for run in runs], [limits[run] for run in runs]
+        if in_range(scalars, limits):
             return
-        for kernel, row, limit in zip(self._kernels, scalars, self._limits, strict=True):
+        for kernel, row, limit in zip(kernels, scalars, limits, strict=True):
             for name, x in zip(("w", *kernel.rule.coefficients), row[1:], strict=False):
                 if not -limit < x < limit:
                     raise ValueError(
@@ -236,7 +254,7 @@ class Update:
             return self._step_limited(params, grads, states, scalars, options, native_scalars)
         if native is not None:
             rows = native_scalars or (scalars() if callable(scalars) else scalars)
-            if options is PLAIN:
+            if options is PLAIN and self._measuring is None:
                 if native.step(params, grads, states, rows):
                     return APPLIED
             elif (info := self._step_natively(native, params, grads, states, rows, options)) is not None:
@@ -260,6 +278,9 @@ class Update:
         if not bound.in_order:
             scalars = [scalars[run] for run in bound.runs]
         scaled = scalars if options is PLAIN else self._scaled(scalars, options, norm)
+        if bound.measure is not None:
+            scaled = bound.measure(scaled)
+            self.check_scalars(scaled, bound.runs)
         with deferred_signals():
             bound.launch(scaled)
             for form in bound.copies:
@@ -279,23 +300,37 @@ class Update:
         options: StepOptions,
         native_scalars: list[Scalars] | None,
     ) -> StepInfo:
-        """The step with gradients that were scaled and clipped, each by itself, into new arrays."""
+        """The step with gradients that are clipped each by itself: by factors, or by value, which takes new arrays."""
         if Rows in map(type, grads):
             raise TypeError(f"Rows are clipped by the norm of all gradients, clip='norm', not by {options.clip!r}")
         backend, scale, limit = self._backend, options.grad_scale, options.max_norm
         checked = [g for _, g, _ in self._check(params, grads, states)]
-        norm, by_value = None, options.clip == "value"
-        if options.skip_nonfinite or not by_value:
-            norm = backend.norm([g for g in checked if g is not None], scale, self._threads)
-            if options.skip_nonfinite and not math.isfinite(norm):
-                return StepInfo(False, norm)
-        limited: list[Any] = []
-        for g in checked:
-            factor = scale
-            if g is not None and not by_value:
-                factor *= rules.clip_factor(backend.norm([g], scale, self._threads), limit)
-            limited.append(None if g is None else backend.limited(g, factor, limit if by_value else math.inf))
-        return StepInfo(self.step(params, tuple(limited), states, scalars, PLAIN, native_scalars).applied, norm)
+        present = [g for g in checked if g is not None]
+        norm: float | None = None
+        norms: list[float] = []
+        if options.clip == "norm_per_array":
+            norm, norms = backend.norms(present, scale, self._threads)
+        elif options.skip_nonfinite:
+            norm = backend.norm(present, scale, self._threads)
+        if options.skip_nonfinite and norm is not None and not math.isfinite(norm):
+            return StepInfo(False, norm)
+        if options.clip == "value":
+            limited = tuple(None if g is None else backend.limited(g, scale, limit) for g in checked)
+            return StepInfo(self.step(params, limited, states, scalars, PLAIN, native_scalars).applied, norm)
+        each, rows = iter(norms), scalars() if callable(scalars) else scalars
+        factors = [1.0 if g is None else self._scale(options, next(each)) for g in checked]
+        rows = [(rows[run][0] * f, *rows[run][1:]) for run, f in zip(self._run_of, factors, strict=True)]
+        return StepInfo(self._one_run_each().step(params, grads, states, rows).applied, norm)
+
+    def _one_run_each(self) -> Update:
+        """This update with scalars for each parameter."""
+        if self._by_array is None:
+            kernels = [self._kernels[run] for run in self._run_of]
+            asking = None if self._asking is None else [self._asking[run] for run in self._run_of]
+            rest = (self._counter, self._skipped, self._lazy, asking)
+            runs = range(len(kernels))
+            self._by_array = Update(self._backend, kernels, runs, self._members, self._threads, *rest)
+        return self._by_array
 
     def _step_natively(
         self,
@@ -316,6 +351,9 @@ class Update:
                 self._check(params, grads, states)  # a step that skips refuses bad input all the same
                 return StepInfo(False, norm)
         scale = self._scale(options, norm)
+        if self._measuring is not None:
+            rows = self._measuring.natively(params, grads, states, self._scaled(scalars, options, norm))
+            return StepInfo(True, norm) if rows is not None and native.step(params, grads, states, rows) else None
         return StepInfo(True, norm) if native.step(params, grads, states, scalars, scale) else None
 
     def _step_rows(
@@ -328,6 +366,10 @@ class Update:
     ) -> StepInfo:
         """The step where some gradients are `Rows`."""
         backend = self._backend
+        if self._measuring is not None:
+            raise TypeError(
+                "gradients that are Rows have no step that depends on norms of whole arrays: hand over Rows.to_dense(n)"
+            )
         if backend.name == "cuda":
             raise TypeError("Rows are gradients of NumPy arrays; arrays on a GPU need dense gradients")
         for member in self._members:
@@ -430,8 +472,12 @@ class Update:
         launch = backend.prepare(
             [KernelCall(self._kernels[run], arrays, stored[run]) for run, arrays in rows.items()], self._threads
         )
+        measure = None
+        if self._measuring is not None:
+            measure = self._measuring.prepare([form.arrays for form in forms], list(rows))
         present = [g is not None for _, g, _ in checked]
         bound = _Bound(launch, forms, [g for _, g, _ in checked if g is not None], present, list(rows))
+        bound.measure = measure
         fits_again = bound.whole and all(form.views for form in forms)
         if fits_again and (layouts := backend.layouts(params + grads, states)) is not None:
             bound.layouts, bound.states = layouts, states
@@ -475,16 +521,23 @@ class ArrayStep:
         self._native = _native_step(self._kernel) if native else None
 
     def __call__(
-        self, name: str, p: Any, g: Any, states: tuple[Any, ...], scalars: Scalars, grad_scale: Any = 1.0
+        self,
+        name: str,
+        p: Any,
+        g: Any,
+        states: tuple[Any, ...],
+        scalars: Scalars,
+        grad_scale: Any = 1.0,
+        measured: Measured | None = None,
     ) -> None:
         """One step, in place, as by `Update.step`; errors call the parameter by `name`."""
-        if self._native is not None and type(grad_scale) is float and grad_scale == 1.0:
+        if self._native is not None and measured is None and type(grad_scale) is float and grad_scale == 1.0:
             if self._native(p, g, states, scalars, ENVIRONMENT, VARIABLES, self._values):
                 return
             if not all(map(is_, self._values, read_environment())):
                 self._look_up()
         backend, threads = choose(self._backend, self._threads, p)
-        update_array(backend, self._kernel, name, p, g, states, scalars, threads, grad_scale)
+        update_array(backend, self._kernel, name, p, g, states, scalars, threads, grad_scale, measured)
 
 
 @cache
@@ -505,19 +558,25 @@ def update_array(
     scalars: Scalars,
     threads: int,
     grad_scale: Any = 1.0,
-) -> None:
-    """One step of one array, in place, by a chosen backend."""
+    measured: Measured | None = None,
+    t: int = 1,
+    kept: Scalars = (),
+) -> Scalars:
+    """One step of one array, in place, by a chosen backend; returns what is `kept` where norms enter it."""
     plain = type(grad_scale) is float and grad_scale == 1.0
-    if type(p) is not np.ndarray or p.dtype not in DTYPES:
+    if type(p) is not np.ndarray or p.dtype not in DTYPES or measured is not None:
         backend.check_parameter(name, p)
-        update = Update(backend, [kernel], [0], [Member(name, *backend.describe(p))], threads)
+        member = Member(name, *backend.describe(p))
+        asked = None if measured is None else Asked(measured, math.prod(member.shape), t, kept)
+        update = Update(backend, [kernel], [0], [member], threads, asking=None if asked is None else [asked])
         update.step((p,), (g,), states, [scalars], PLAIN if plain else update.options(grad_scale))
-        return
+        return kept if asked is None else asked.kept
     updates: dict[Any, Update] = _kept.__dict__.setdefault("updates", {})
     key = (backend, kernel, name, p.shape, p.dtype, threads)
-    kept = updates.pop(key, None)  # the handler of a signal may step meanwhile
-    update = kept or Update(backend, [kernel], [0], [Member(name, p.shape, p.dtype)], threads)
+    found = updates.pop(key, None)  # the handler of a signal may step meanwhile
+    update = found or Update(backend, [kernel], [0], [Member(name, p.shape, p.dtype)], threads)
     update.step((p,), (g,), states, [scalars], PLAIN if plain else update.options(grad_scale))
     if len(updates) >= 256:
         updates.clear()
     updates[key] = update
+    return kept

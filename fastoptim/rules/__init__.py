@@ -16,7 +16,7 @@ from .coefficients import (
     nesterov_coefficients,
     sgd_coefficients,
 )
-from .norm import NORM_BLOCK, NORM_LANES, NORM_RETRY, NORM_TINY, clip_factor, norm_from_squares
+from .norm import NORM_BLOCK, NORM_LANES, NORM_RETRY, NORM_TINY, clip_factor, norm_from_squares, norms_from_squares
 from .table import DECAYS, RULES, Kernel, Rule, kernels
 from .updates import adam, amsgrad, coupled, decoupled, momentum, nesterov, plain, scale, sgd
 
@@ -46,6 +46,7 @@ __all__ = [
     "nesterov",
     "nesterov_coefficients",
     "norm_from_squares",
+    "norms_from_squares",
     "plain",
     "scale",
     "sgd",

@@ -16,6 +16,7 @@ RMSPROP_MOMENTUM_MODES = ("torch", "lr_inside")
 ADAMAX_MODES = ("torch", "keras")
 NADAM_MODES = ("torch", "optax", "mlcommons")
 ADAN_MODES = ("authors", "optax")
+LARS_MODES = ("paper", "optax")
 DECAY_MODES = ("lr", "fixed")
 
 
@@ -58,6 +59,13 @@ def adam_coefficients(lr: float, beta1: float, beta2: float, eps: float, mode: s
     return (beta1, 1.0 - beta1, beta2, 1.0 - beta2, lr / bc1, 1.0 / sqrt(bc2), eps)
 
 
+def cautious_adam_coefficients(
+    lr: float, beta1: float, beta2: float, eps: float, mode: str, factor: float, t: int
+) -> tuple[float, ...]:
+    """``(b1, c1, b2, c2, step, r2, eps, f, zero)``; `factor` makes up for the elements that are left where they are."""
+    return (*adam_coefficients(lr, beta1, beta2, eps, mode, t), factor, 0.0)
+
+
 def decoupled_coefficient(lr: float, weight_decay: float, mode: str = "lr") -> float:
     """``w``, the share of a parameter that decoupled weight decay takes away in a step; "fixed" leaves lr out."""
     return weight_decay if mode == "fixed" else lr * weight_decay
@@ -84,6 +92,18 @@ def signum_coefficients(lr: float, momentum: float) -> tuple[float, ...]:
 def lion_coefficients(lr: float, beta1: float, beta2: float) -> tuple[float, ...]:
     """``(b1, c1, b2, c2, up, down, zero)``."""
     return (beta1, 1.0 - beta1, beta2, 1.0 - beta2, lr, -lr, 0.0)
+
+
+def cautious_lion_coefficients(lr: float, beta1: float, beta2: float, factor: float) -> tuple[float, ...]:
+    """``(b1, c1, b2, c2, up, down, f, zero)``."""
+    return (*lion_coefficients(lr, beta1, beta2)[:-1], factor, 0.0)
+
+
+def novograd_coefficients(
+    lr: float, beta1: float, weight_decay: float, grad_averaging: bool, denominator: float
+) -> tuple[float, ...]:
+    """``(d, wd, b1, c1, c)``."""
+    return (denominator, weight_decay, beta1, 1.0 - beta1 if grad_averaging else 1.0, lr)
 
 
 def rprop_coefficients(etas: tuple[float, float], step_sizes: tuple[float, float]) -> tuple[float, ...]:
@@ -201,6 +221,15 @@ def ftrl_coefficients(lr: float, l1: float, l2: float, beta: float) -> tuple[flo
 
 
 # --- Adam's relatives ----------------------------------------------------------------------------------------------
+
+
+def lamb_coefficients(
+    lr: float, beta1: float, beta2: float, eps: float, bias_correction: bool, t: int
+) -> tuple[float, ...]:
+    """Those of the rule `adam`."""
+    if bias_correction:
+        return adam_coefficients(lr, beta1, beta2, eps, "torch", t)
+    return (beta1, 1.0 - beta1, beta2, 1.0 - beta2, lr, 1.0, eps)
 
 
 def adamax_coefficients(lr: float, beta1: float, beta2: float, eps: float, mode: str, t: int) -> tuple[float, ...]:

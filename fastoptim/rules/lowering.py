@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from . import updates
-from .table import RULES, Kernel, Rule
+from .table import MEASURES, RULES, Kernel, Rule
 
 OPERATIONS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 # What an expression of a rule may be made of. A literal would be a float64 in the middle of float32 arithmetic.
@@ -91,7 +91,7 @@ def scalar(function: Callable[..., Any], calls: bool = False) -> str:
 def rule_sources(calls: bool = False, rules: Iterable[Rule] | None = None) -> list[str]:
     """The sources of all functions that work on elements, for scalars; of `rules`, by default those of the table."""
     functions: list[Callable[..., Any]] = [updates.scale, updates.coupled, updates.plain, updates.decoupled]
-    functions += [rule.function for rule in (RULES.values() if rules is None else rules)]
+    functions += [rule.function for rule in ((*RULES.values(), *MEASURES.values()) if rules is None else rules)]
     return [scalar(function, calls) for function in functions]
 
 
@@ -103,15 +103,18 @@ def arguments(rule: Rule) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def element(kernel: Kernel, suffix: str = "") -> str:
-    """Source of the whole update of one element: the steps of `reference.update` in their order."""
+    """Source of the whole update of one element: the steps of `reference.update` in their order; or of a measure's."""
     rule = kernel.rule
     arrays, scalars = arguments(rule)
     states, end = arrays[2:], "" if rule.states else ","
+    call = f"{rule.name}({', '.join(('g', 'p', *states, *scalars[2:]))})"
     new = ", ".join(("result", *states)) + end
     lines = [f"def {kernel.name}{suffix}({', '.join(arrays + scalars)}):", "g = scale(g, s)"]
     if kernel.decay == "coupled":
         lines.append("g = coupled(g, p, decay)")
-    lines.append(f"{new} = {rule.name}({', '.join(('g', 'p', *states, *scalars[2:]))})")
+    if rule.terms:
+        return "\n    ".join([*lines, f"return {call}"])
+    lines.append(f"{new} = {call}")
     if rule.gives == "step":
         decoupled = kernel.decay == "decoupled"
         lines.append("result = " + ("decoupled(p, result, decay)" if decoupled else "plain(p, result)"))

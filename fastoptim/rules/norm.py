@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:
@@ -36,3 +37,13 @@ def norm_from_squares(sum_of_squares: Callable[[float], float], total: float | N
     if total < NORM_TINY:
         return math.sqrt(sum_of_squares(NORM_RETRY)) / NORM_RETRY
     return math.sqrt(total)
+
+
+def norms_from_squares(sums_of_squares: Callable[[float], Sequence[float]], single: bool = False) -> list[float]:
+    """Euclidean norms from ``sums_of_squares(k)``, such a sum for each of several arrays.
+
+    `single` says that all are float32: their squares neither overflow float64 nor vanish in it, so that an array of
+    zeros is not read a second time.
+    """
+    sums = cache(sums_of_squares)
+    return [norm_from_squares(lambda k, i=i: sums(1.0 if single else k)[i]) for i in range(len(sums(1.0)))]  # type: ignore[misc]

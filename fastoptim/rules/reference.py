@@ -71,6 +71,20 @@ def update_stored(
         target[...] = result
 
 
+def measure(
+    kernel: Kernel, p: Array, g: Array, states: Sequence[Array], scalars: Sequence[float], k: float
+) -> list[Array]:
+    """For each term of a measure: sums of ``(k * term)**2``, one float64 for each block of the arrays (1-d)."""
+    T = p.dtype.type
+    with _quiet():
+        s, decay, *coefficients = (T(x) for x in scalars)
+        g = updates.scale(g, s)
+        if kernel.decay == "coupled":
+            g = updates.coupled(g, p, decay)
+        terms = kernel.rule.function(g, p, *states[: len(kernel.rule.states)], *coefficients)
+    return [block_sums(term, 1.0, k) for term in terms]
+
+
 def multiply(x: Array, factor: float) -> None:
     """``x <- factor * x`` in place, with the factor rounded to the dtype of `x`."""
     x *= x.dtype.type(factor)

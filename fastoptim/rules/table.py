@@ -38,6 +38,9 @@ class Rule:
         Name -> first value of the numbers that are kept beside the step count (float64, on the host).
     decays : tuple of str
         Which of `DECAYS` it can be asked for; nothing is compiled for the others.
+    terms : int
+        0 for an update rule. A measure has so many results, of which norms are taken; it writes nothing, and reads the
+        states that it names, which are the first ones of the rules that it is for.
     """
 
     function: Callable[..., tuple[Any, ...]]
@@ -48,6 +51,7 @@ class Rule:
     scalars: Mapping[str, float] = field(default_factory=dict)
     decays: tuple[str, ...] = DECAYS
     squares: tuple[str, ...] = ()
+    terms: int = 0
 
     @property
     def name(self) -> str:
@@ -64,12 +68,12 @@ class Rule:
     @property
     def own(self) -> bool:
         """Whether a user has written it, so that it is not in the table."""
-        return RULES.get(self.name) is not self
+        return RULES.get(self.name) is not self and MEASURES.get(self.name) is not self
 
     def __reduce__(self) -> Any:
         if self.own:
             raise TypeError(f"{self.name} is a rule of your own: pickle the class that has it, or its optimizers")
-        return (RULES.__getitem__, (self.name,))
+        return ((MEASURES if self.terms else RULES).__getitem__, (self.name,))
 
 
 def row(function: Callable[..., tuple[Any, ...]], *states: str, **options: Any) -> Rule:
@@ -101,10 +105,14 @@ RULES: dict[str, Rule] = {
         row(law.nesterov, "momentum_buffer"),
         row(law.adam, "exp_avg", "exp_avg_sq"),
         row(law.amsgrad, "exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        row(law.cautious_adam, "exp_avg", "exp_avg_sq"),
+        row(law.cautious_amsgrad, "exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
         row(law.average, decays=NONE),
         row(law.signsgd, decays=APART),
         row(law.signum, "momentum_buffer", decays=APART),
         row(law.lion, "exp_avg", decays=APART),
+        row(law.cautious_lion, "exp_avg", decays=APART),
+        row(law.novograd, "exp_avg", decays=NONE, scalars={"exp_avg_sq": 0.0}),
         row(law.rprop, "prev", "step_size", decays=NONE, initial={"step_size": "lr"}),
         row(law.asgd, "ax", decays=INSIDE, gives="parameter"),
         row(law.schedule_free_sgd, "z", decays=INSIDE, **_SCHEDULE_FREE),
@@ -123,6 +131,19 @@ RULES: dict[str, Rule] = {
         row(law.adan, "exp_avg", "exp_avg_sq", "exp_avg_diff", "previous_grad", decays=APART),
         row(law.schedule_free_adamw, "z", "exp_avg_sq", decays=NONE, **_SCHEDULE_FREE),
         row(law.ftrl, "accumulator", "linear", decays=NONE, gives="parameter", initial=_FTRL),
+    )
+}
+
+
+# What is measured before a step: see `measures`.
+MEASURES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        row(law.gradient, decays=NONE, terms=1),
+        row(law.weight_and_gradient, decays=INSIDE, terms=2),
+        row(law.trust, "exp_avg", "exp_avg_sq", decays=NONE, terms=2),
+        row(law.stable, "exp_avg", "exp_avg_sq", decays=INSIDE, terms=1),
+        row(law.agreement, "exp_avg", decays=INSIDE, terms=1),
     )
 }
 
@@ -148,5 +169,5 @@ class Kernel(NamedTuple):
 
 
 def kernels(rules: Iterable[Rule] | None = None) -> list[Kernel]:
-    """Every kernel of `rules`, or of the table."""
+    """Every kernel of `rules`, or of the table of update rules."""
     return [Kernel(rule, decay) for rule in (RULES.values() if rules is None else rules) for decay in rule.decays]

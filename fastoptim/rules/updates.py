@@ -72,6 +72,26 @@ def amsgrad(g, p, m, v, x, b1, c1, b2, c2, step, r2, eps):
     return u, m, v, x
 
 
+# Cautious: only where the step points the way of the gradient is it taken, times f. Products with zero keep NaN.
+
+
+def cautious_adam(g, p, m, v, b1, c1, b2, c2, step, r2, eps, f, zero):
+    m = b1 * m + c1 * g
+    v = b2 * v + c2 * (g * g)
+    u = f * ((step * m) / (sqrt(v) * r2 + eps))
+    u = where(g > zero, where(m < zero, zero * u, u), where(g < zero, where(m > zero, zero * u, u), g * u))
+    return u, m, v
+
+
+def cautious_amsgrad(g, p, m, v, x, b1, c1, b2, c2, step, r2, eps, f, zero):
+    m = b1 * m + c1 * g
+    v = b2 * v + c2 * (g * g)
+    x = where(x >= v, x, v)
+    u = f * ((step * m) / (sqrt(x) * r2 + eps))
+    u = where(g > zero, where(m < zero, zero * u, u), where(g < zero, where(m > zero, zero * u, u), g * u))
+    return u, m, v, x
+
+
 # Without roots: sums, signs, averages. `zero` is 0: rules hold no numbers. NaN must come out of every rule: in
 # where(x < lo, lo, x) a NaN is neither less nor more, and is handed on; where(x > lo, x, lo) would lose it.
 
@@ -91,6 +111,20 @@ def lion(g, p, m, b1, c1, b2, c2, up, down, zero):
     d = b1 * m + c1 * g
     m = b2 * m + c2 * g
     u = where(d > zero, up, where(d < zero, down, d))
+    return u, m
+
+
+def cautious_lion(g, p, m, b1, c1, b2, c2, up, down, f, zero):
+    d = b1 * m + c1 * g
+    m = b2 * m + c2 * g
+    u = f * where(d > zero, up, where(d < zero, down, d))
+    u = where(g > zero, where(d < zero, zero * u, u), where(g < zero, where(d > zero, zero * u, u), g * u))
+    return u, m
+
+
+def novograd(g, p, m, d, wd, b1, c1, c):
+    m = b1 * m + c1 * (g / d + wd * p)
+    u = c * m
     return u, m
 
 
@@ -255,3 +289,34 @@ def ftrl(g, p, n, z, h, l1, down, l2):
 def average(g, p, b):
     u = b * (p - g)
     return (u,)
+
+
+# --- Measures: (g, p, states..., coefficients...) -> terms, of which a step needs the norms over the whole array ---
+# They are taken before anything is written; see `measures`.
+
+
+def weight_and_gradient(g, p):
+    return p, g
+
+
+def gradient(g, p):
+    return (g,)
+
+
+def trust(g, p, m, v, b1, c1, b2, c2, step, r2, eps, w):
+    m = b1 * m + c1 * g
+    v = b2 * v + c2 * (g * g)
+    u = w * p + (step * m) / (sqrt(v) * r2 + eps)
+    return p, u
+
+
+def stable(g, p, m, v, b1, c1, b2, c2, step, r2, eps):
+    v = b2 * v + c2 * (g * g)
+    d = sqrt(v) * r2
+    d = where(d < eps, eps, d)
+    return (g / d,)
+
+
+def agreement(g, p, m, b, c, zero, one):
+    d = b * m + c * g
+    return (where(g > zero, where(d > zero, one, zero), where(g < zero, where(d < zero, one, zero), zero)),)

@@ -79,6 +79,10 @@ HYPER = {
     "exp_avg_lr": 0.003,
     "lr_max": 0.009,
     "weight_sum": 0.0003,
+    "mode": "torch",
+    "factor": 1.37,
+    "grad_averaging": True,
+    "denominator": 1.9,
 }
 MODES = {
     "momentum": rules.MOMENTUM_MODES,
@@ -96,8 +100,8 @@ NONNEGATIVE = ("sq", "var", "acc", "inf", "step_size")
 def coefficients(rule: Rule, mode: str | None = None, **hyper: object) -> tuple[float, ...]:
     """Coefficients of `rule` from `HYPER`; plain numbers for a rule without a coefficient function."""
     function = getattr(rules.coefficients, f"{rule.name}_coefficients", None)
-    if function is None and rule.name == "amsgrad":
-        function = rules.adam_coefficients
+    if function is None and "amsgrad" in rule.name:
+        function = getattr(rules.coefficients, f"{rule.name.replace('amsgrad', 'adam')}_coefficients")
     if function is None:
         return tuple(0.7 / (i + 2) for i in range(len(rule.coefficients)))
     wanted = inspect.signature(function).parameters

@@ -25,7 +25,7 @@ from ...arrays import checks
 from ...common.threads import fork_safe_lock
 from ...rules import lowering
 from ...rules.table import Kernel, Rule
-from ..base import Backend, Described, KernelCall, Launch, Norm, Scalars
+from ..base import Backend, BlockMeasures, Described, KernelCall, Launch, Norm, Scalars
 from . import driver
 from .device_arrays import (
     ContiguousOnDevice,
@@ -197,6 +197,29 @@ class CudaBackend(Backend):
         sums: np.ndarray = NormWork(self, grads, (float(k),), tree=False).run(grad_scale)[0]
         return sums
 
+    def prepare_measures(self, calls: Sequence[KernelCall], threads: int) -> BlockMeasures:
+        every, arrays = [], [[row[: 2 + len(kernel.rule.states)] for row in rows] for kernel, rows, _ in calls]
+        with self.lock:
+            place, others = self.begin(_streams([v for rows in arrays for row in rows for v in row]))
+            for (kernel, _, _), rows in zip(calls, arrays, strict=True):
+                scratch = [[self._scratch(row[0], place) for _ in range(kernel.rule.terms)] for row in rows]
+                every.append(([(*terms, *row) for terms, row in zip(scratch, rows, strict=True)], scratch))
+            self.end(place, others)
+        work = UpdateWork(self, [KernelCall(call.kernel, rows) for call, (rows, _) in zip(calls, every, strict=True)])
+        terms = [term for _, scratch in every for own in scratch for term in own]
+        ends = np.cumsum([-(-term.size // rules.NORM_BLOCK) for term in terms])[:-1]
+
+        def measure(scalars: Sequence[Scalars], k: float) -> list[np.ndarray]:
+            work.run(scalars)
+            return np.split(self.block_sums(terms, 1.0, k, threads), ends)
+
+        return measure
+
+    def _scratch(self, like: Vector, place: Place) -> Vector:
+        """Dense memory of the size and dtype of an array."""
+        lease = place.lease(-(-max(1, like.size * like.dtype.itemsize) // 8))
+        return Vector(lease.memory.buffer.address, like.size, like.dtype, place.handle, lease)
+
     def multiply(self, xs: Sequence[Any], factor: float) -> None:
         for x in xs:
             form = self.to_contiguous(x, x, ())
@@ -210,7 +233,7 @@ class CudaBackend(Backend):
         tell_autograd(xs)
 
     def limited(self, g: Any, factor: float, limit: float | None) -> Any:
-        raise ValueError("backend='cuda' clips by the global norm alone: clip='norm'")
+        raise ValueError("backend='cuda' clips by norms alone: clip='norm' or 'norm_per_array'")
 
     def move(self, place: Place, address: int, strides: Sequence[int], layout: np.ndarray, back: bool = False) -> None:
         """Copy the elements of an array of any layout to dense memory at `address`, or `back` from there."""
@@ -278,9 +301,9 @@ class CudaBackend(Backend):
         return Vector(_address(layout), layout.size, layout.dtype, stream, x)
 
     def _copy(self, layout: np.ndarray, place: Place) -> Vector:
-        lease = place.lease(-(-max(1, layout.nbytes) // 8))
-        self.move(place, lease.memory.buffer.address, _dense_strides(layout.shape), layout)
-        return Vector(lease.memory.buffer.address, layout.size, layout.dtype, place.handle, lease)
+        copy = self._scratch(self.vector(None, layout, place.handle), place)
+        self.move(place, copy.address, _dense_strides(layout.shape), layout)
+        return copy
 
     def to_contiguous(self, p: Any, g: Any, states: Sequence[Any]) -> ContiguousOnDevice:  # type: ignore[override]
         every = [(x, *self.host_layout("array", x)) for x in (p, g, *states)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...rules import lowering
 from ...rules.norm import NORM_BLOCK, NORM_LANES
-from ...rules.table import Kernel, Rule, kernels
+from ...rules.table import MEASURES, RULES, Kernel, Rule, kernels
 
 THREADS = 256  # per block
 VECTOR_BYTES = 16  # the widest load
@@ -230,14 +230,15 @@ def _indent(depth: int, lines: Sequence[str]) -> str:
 
 
 def _update(kernel: Kernel, width: int) -> str:
-    streams, scalars = lowering.arguments(kernel.rule)
-    written = [x for x in streams if x != "g"]
+    read, scalars = lowering.arguments(kernel.rule)
+    terms = [f"term{j}" for j in range(kernel.rule.terms)]
+    written, streams = terms or [x for x in read if x != "g"], [*terms, *read]
     name = kernel.name
 
     def call(suffix: str) -> str:
-        return f"{name}_element({', '.join([x + suffix for x in streams] + list(scalars))})"
+        return f"{name}_element({', '.join([x + suffix for x in read] + list(scalars))})"
 
-    vector = [", ".join(f"{x}{j}" for j in range(width)) + f" = load_vector(at_{x}, i)" for x in streams]
+    vector = [", ".join(f"{x}{j}" for j in range(width)) + f" = load_vector(at_{x}, i)" for x in read]
     vector += [", ".join(f"{x}{j}" for x in written) + f", = {call(str(j))}" for j in range(width)]
     vector += [f"store_vector(at_{x}, i, " + ", ".join(f"{x}{j}" for j in range(width)) + ")" for x in written]
     return _UPDATE.format(
@@ -249,9 +250,9 @@ def _update(kernel: Kernel, width: int) -> str:
         addresses=_indent(2, [f"at_{x} = table[row + {j}]" for j, x in enumerate(streams)]),
         every=" | ".join(f"at_{x}" for x in streams),
         vector=_indent(4, vector),
-        loads=_indent(3, [f"{x} = load(at_{x}, i)" for x in streams]),
+        loads=_indent(3, [f"{x} = load(at_{x}, i)" for x in read]),
         targets=", ".join(written) + ("," if len(written) == 1 else ""),
-        values=", ".join([*streams, *scalars]),
+        values=", ".join([*read, *scalars]),
         stores=_indent(3, [f"store(at_{x}, i, {x})" for x in written]),
     )
 
@@ -280,6 +281,11 @@ def _sum_squares(n: int, threads: int) -> str:
     )
 
 
+def _kernels(rules: Sequence[Rule] | None) -> list[Kernel]:
+    """Every kernel of `rules`, or of the tables: a measure's writes its terms."""
+    return kernels(rules) if rules is not None else kernels((*RULES.values(), *MEASURES.values()))
+
+
 def source(
     dtype: np.dtype, threads: int = THREADS, simulated: bool = False, rules: Sequence[Rule] | None = None
 ) -> str:
@@ -300,7 +306,8 @@ def source(
             vector=", ".join(f"x{j}" for j in range(width)),
             operations="\n".join(f"{name} = libdevice.{function}" for name, function in _OPERATIONS[dtype].items()),
         )
-    elements = [lowering.element(kernel, suffix="_element") for kernel in kernels(rules)]
+    every = _kernels(rules)
+    elements = [lowering.element(kernel, suffix="_element") for kernel in every]
     norm = [*(_sum_squares(n, threads) for n in (1, 3)), _TREE.format(twice=2 * threads), _PLAIN]
     return "\n\n".join(
         [
@@ -308,7 +315,7 @@ def source(
             operations,
             *(f"@inlined\n{text}\n" for text in lowering.rule_sources(True, rules) + elements),
             _FIND,
-            *(_update(kernel, width) for kernel in kernels(rules)),
+            *(_update(kernel, width) for kernel in every),
             *(norm if rules is None else ()),
         ]
     )
@@ -321,7 +328,7 @@ def signatures(dtype: np.dtype, rules: Sequence[Rule] | None = None) -> dict[str
     T, whole = from_dtype(dtype), types.int64
     table, sums = types.Array(types.int64, 1, "C"), types.Array(types.float64, 1, "C")
     result: dict[str, tuple[Any, ...]] = {}
-    for kernel in kernels(rules):
+    for kernel in _kernels(rules):
         k = types.UniTuple(T, len(lowering.arguments(kernel.rule)[1]))
         result[kernel.name] = (table, whole, whole, whole, whole, k)
     for n in (1, 3):
