@@ -300,7 +300,7 @@ class Optimizer:
             them all is beyond float64.
         clip : {"norm", "value", "norm_per_array"}, optional
             What `max_norm` bounds: "value": each element, to -max_norm .. max_norm, after `grad_scale`; NaN stays NaN.
-            "norm_per_array": the norm of each array by itself. These two copy the gradients first. Default: that of the
+            The gradients are copied first. "norm_per_array": the norm of each array by itself. Default: that of the
             optimizer, ``opt.clip``.
 
         Returns

@@ -326,6 +326,136 @@ def adan(p, g, states, t, o, k):
     return moved(p, u / below(v, beta3, t, o, k), o, k), [m, v, w, g]
 
 
+# --- Whole arrays: (parameters, gradients, states, t, options, k) -> the parameters and the states of every element --
+
+
+def length(terms):
+    """Euclidean norm of 16 numbers at most, each in a lane of its own; scaled where squares leave the range."""
+    terms = [float(x) for x in terms]
+
+    def summed(factor):
+        lanes = [(factor * x) * (factor * x) for x in terms] + [0.0] * (16 - len(terms))
+        while len(lanes) > 1:
+            lanes = [a + b for a, b in zip(lanes[::2], lanes[1::2], strict=True)]
+        return lanes[0]
+
+    total = summed(1.0)
+    if total == math.inf:
+        return math.sqrt(summed(2.0**-600)) * 2.0**600
+    return math.sqrt(summed(2.0**600)) / 2.0**600 if total < 2.0**-900 else math.sqrt(total)
+
+
+def moments(gs, states, o, k):
+    old = [state or [k(0.0)] * (3 if o.get("amsgrad") else 2) for state in states]
+    new = []
+    for g, (m, v, *largest) in zip(gs, old, strict=True):
+        m, v = mean(o["betas"][0], m, g, k), mean(o["betas"][1], v, g * g, k)
+        new.append([m, v, *(x.or_larger(v) for x in largest)])
+    return new
+
+
+def lamb(ps, gs, states, t, o, k):
+    lr, (beta1, beta2) = o["lr"], o["betas"]
+    corrected = o.get("bias_correction", True)
+    step = lr / (1.0 - beta1**t) if corrected else lr
+    factor = 1.0 / math.sqrt(1.0 - beta2**t) if corrected else 1.0
+    states = moments([entering(p, g, o, k, decay=False) for p, g in zip(ps, gs, strict=True)], states, o, k)
+
+    def steps(ratio, decay=True):
+        w, s = k(ratio * (lr * o["weight_decay"])), k(ratio * step)
+        us = [(s * m) / (v.root() * k(factor) + k(o["eps"])) for m, v in states]
+        return [w * p + u for p, u in zip(ps, us, strict=True)] if decay else us
+
+    ratio = 1.0
+    if o.get("adapt", True):
+        long, moves = length(ps), length(steps(1.0)) / lr
+        ratio = 1.0 if 0.0 in (long, moves) else long / moves
+        ratio = 1.0 if o.get("trust_clip") and ratio > 1.0 else ratio
+    return [p - u for p, u in zip(ps, steps(ratio, bool(o["weight_decay"])), strict=True)], states
+
+
+def lars(ps, gs, states, t, o, k):
+    mu, wd, rate = o.get("momentum", 0.0), o["weight_decay"], o["lr"]
+    bare = [entering(p, g, o, k, decay=False) for p, g in zip(ps, gs, strict=True)]
+    gs = [g + k(wd) * p if wd else g for p, g in zip(ps, bare, strict=True)]
+    if o.get("adapt", True):
+        joint = o.get("mode") == "optax"
+        long, slope = length(ps), length(gs if joint else bare)
+        below = (slope if joint else slope + wd * long) + o["eps"]
+        rate *= 1.0 if 0.0 in (long, slope) else o["trust_coefficient"] * long / below
+    if not mu:
+        return [p - k(rate) * g for p, g in zip(ps, gs, strict=True)], [[] for _ in ps]
+    vs = [k(mu) * (s[0] if s else k(0.0)) + k(rate) * g for s, g in zip(states, gs, strict=True)]
+    us = [k(mu) * v + k(rate) * g for v, g in zip(vs, gs, strict=True)] if o.get("nesterov") else vs
+    return [p - k(1.0) * u for p, u in zip(ps, us, strict=True)], [[v] for v in vs]
+
+
+def novograd(ps, gs, states, t, o, k):
+    beta1, beta2 = o["betas"]
+    gs = [entering(p, g, o, k, decay=False) for p, g in zip(ps, gs, strict=True)]
+    square, kept = length(gs) * length(gs), o.setdefault("kept", [])
+    kept.append(square if not kept else beta2 * kept[-1] + (1.0 - beta2) * square)
+    below, share = k(math.sqrt(kept[-1]) + o["eps"]), k(1.0 - beta1 if o.get("grad_averaging") else 1.0)
+    olds = [s[0] if s else k(0.0) for s in states]
+    ms = [k(beta1) * m + share * (g / below + k(o["weight_decay"]) * p) for p, g, m in zip(ps, gs, olds, strict=True)]
+    return [p - k(o["lr"]) * m for p, m in zip(ps, ms, strict=True)], [[m] for m in ms]
+
+
+def agreeing(g, m, k):
+    return (g > k(0.0) and m > k(0.0)) or (g < k(0.0) and m < k(0.0))
+
+
+def careful(u, g, m, k):
+    """Nothing where the signs of gradient and momentum differ; NaN comes out as it is."""
+    if g > k(0.0) or g < k(0.0):
+        return k(0.0) * u if (m < k(0.0) if g > k(0.0) else m > k(0.0)) else u
+    return g * u
+
+
+def share_of(pairs, k):
+    flags = [1.0 if agreeing(g, m, k) else 0.0 for g, m in pairs]
+    share = length(flags) * length(flags) / len(flags)
+    return 1.0 / max(share, 1e-3)
+
+
+def adam_of_array(ps, gs, states, t, o, k, decoupled=False):
+    lr, (beta1, beta2) = o["lr"], o["betas"]
+    gs = [entering(p, g, o, k, decay=not decoupled) for p, g in zip(ps, gs, strict=True)]
+    states = moments(gs, states, o, k)
+    bc1, bc2 = 1.0 - beta1**t, 1.0 - beta2**t
+    hat = o.get("eps_mode") == "hat"
+    step, factor = (lr * math.sqrt(bc2) / bc1, 1.0) if hat else (lr / bc1, 1.0 / math.sqrt(bc2))
+    clip, f = 1.0, 1.0
+    if limit := {"rms": 1.0, None: 0.0}.get(o.get("update_clip"), o.get("update_clip")):
+        roots = [s[1].root() * k(factor) for s in states]
+        below = [k(o["eps"]) if r < k(o["eps"]) else r for r in roots]
+        rms = length(g / d for g, d in zip(gs, below, strict=True)) / math.sqrt(len(gs))
+        clip = 1.0 if rms <= limit else limit / rms
+    if o.get("cautious"):
+        f = share_of([(g, s[0]) for g, s in zip(gs, states, strict=True)], k)
+    moves = []
+    for p, g, (m, *vs) in zip(ps, gs, states, strict=True):
+        u = (k(clip * step) * m) / (vs[-1].root() * k(factor) + k(o["eps"]))
+        u = careful(k(f) * u, g, m, k) if o.get("cautious") else u
+        wd = clip * (lr * o["weight_decay"])
+        moves.append(p - (k(wd) * p + u) if decoupled and o["weight_decay"] else p - u)
+    return moves, states
+
+
+def adamw_of_array(ps, gs, states, t, o, k):
+    return adam_of_array(ps, gs, states, t, o, k, decoupled=True)
+
+
+def cautious_lion(ps, gs, states, t, o, k):
+    gs = [entering(p, g, o, k, decay=False) for p, g in zip(ps, gs, strict=True)]
+    olds = [s[0] if s else k(0.0) for s in states]
+    ds = [mean(o["betas"][0], m, g, k) for m, g in zip(olds, gs, strict=True)]
+    f = k(share_of(list(zip(gs, ds, strict=True)), k))
+    us = [careful(f * signed(k(o["lr"]), d, k), g, d, k) for g, d in zip(gs, ds, strict=True)]
+    new = [[mean(o["betas"][1], m, g, k)] for m, g in zip(olds, gs, strict=True)]
+    return [moved(p, u, o, k) for p, u in zip(ps, us, strict=True)], new
+
+
 # --- The classes and their options ---------------------------------------------------------------------------------
 
 _PAIR, _TRIPLE = {"betas": (0.83, 0.977), "eps": 3e-5}, {"betas": (0.83, 0.977, 0.991), "eps": 3e-5}
@@ -387,14 +517,47 @@ EQUATIONS = {
     fo.Adan: (adan, (_TRIPLE, _TRIPLE | {"mode": "optax"})),
 }  # fmt: skip
 
-_NO_DECAY = (fo.Rprop, fo.FTRL)
-OPTIONS = [
-    (cls, {"lr": 0.0123, "maximize": up} | decay | options)
-    for cls, (_, family) in EQUATIONS.items()
-    for options in family
-    for decay, up in (
-        (({}, False), ({}, True))
-        if cls in _NO_DECAY
-        else (({"weight_decay": 0.0}, False), ({"weight_decay": 0.0456}, False), ({"weight_decay": 0.0456}, True))
+_TRUST = {"trust_coefficient": 0.02, "eps": 3e-5}
+_CAREFUL = tuple(
+    _PAIR | options
+    for options in (
+        {"update_clip": "rms"}, {"update_clip": 0.4, "amsgrad": True}, {"cautious": True},
+        {"cautious": True, "amsgrad": True, "eps_mode": "hat"}, {"cautious": True, "update_clip": 0.4},
+        {"cautious": True, "update_clip": 0.4, "amsgrad": True},
     )
-]
+)  # fmt: skip
+
+# The same of steps that depend on norms of arrays.
+EQUATIONS_OF_ARRAYS = {
+    fo.LAMB: (lamb, (
+        _PAIR, _PAIR | {"trust_clip": True}, _PAIR | {"bias_correction": False}, _PAIR | {"adapt": False},
+    )),
+    fo.LARS: (lars, (
+        {"momentum": 0.87} | _TRUST, {"momentum": 0.0, "mode": "optax"} | _TRUST,
+        {"momentum": 0.87, "nesterov": True, "mode": "optax"} | _TRUST, {"momentum": 0.87, "adapt": False} | _TRUST,
+    )),
+    fo.NovoGrad: (novograd, (_PAIR, _PAIR | {"grad_averaging": True})),
+    fo.Adam: (adam_of_array, _CAREFUL),
+    fo.AdamW: (adamw_of_array, _CAREFUL),
+    fo.Lion: (cautious_lion, ({"betas": (0.83, 0.977), "cautious": True},)),
+}  # fmt: skip
+
+_NO_DECAY = (fo.Rprop, fo.FTRL)
+_PLAIN, _DECAYED, _UP = (
+    ({"weight_decay": 0.0}, False),
+    ({"weight_decay": 0.0456}, False),
+    ({"weight_decay": 0.0456}, True),
+)
+
+
+def _cases(table, *kinds):
+    return [
+        (cls, {"lr": 0.0123, "maximize": up} | decay | options)
+        for cls, (_, family) in table.items()
+        for options in family
+        for decay, up in ((({}, False), ({}, True)) if cls in _NO_DECAY else kinds)
+    ]
+
+
+OPTIONS = _cases(EQUATIONS, _PLAIN, _DECAYED, _UP)
+OPTIONS_OF_ARRAYS = _cases(EQUATIONS_OF_ARRAYS, _PLAIN, _UP)

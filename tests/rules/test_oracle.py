@@ -15,7 +15,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim.rules.table import RULES, Kernel, kernels
-from tests.rules.equations import EQUATIONS, OPTIONS, adam
+from tests.rules.equations import EQUATIONS, EQUATIONS_OF_ARRAYS, OPTIONS, OPTIONS_OF_ARRAYS, adam
 from tests.support.cases import raw_bits, same_bits
 
 # --- IEEE 754 arithmetic from exact integers ----------------------------------------------------------------------
@@ -165,6 +165,9 @@ class Arithmetic:
     def __lt__(self, other: Arithmetic) -> bool:
         return other > self
 
+    def __float__(self) -> float:
+        return value(self.x)
+
     def or_larger(self, other: Arithmetic) -> Arithmetic:
         return self if at_least(self.x, other.x) else other
 
@@ -204,7 +207,7 @@ def average(p, g, b):
 
 def test_every_kernel_of_the_table_has_an_equation():
     reached = set()
-    for cls, options in OPTIONS:
+    for cls, options in OPTIONS + OPTIONS_OF_ARRAYS:
         opt = cls(np.ones(1), **options)
         reached.add(cls._spec(*(opt.param_groups[0][name] for name in cls._names)).kernel)
     assert reached | {Kernel(RULES["average"], "none")} == set(kernels())
@@ -247,6 +250,42 @@ def test_classes_equal_exact_arithmetic(case, form):
         for j, state in enumerate(arrays):
             assert same_bits(state, np.array([value(s[j].x) for s in states], form.dtype)), (backend, j)
         assert len(arrays) == len(states[0])
+
+
+@pytest.mark.parametrize("case", OPTIONS_OF_ARRAYS, ids=label)
+def test_steps_that_depend_on_norms_equal_exact_arithmetic(case):
+    """Ordinary numbers, zeros, numbers whose squares leave the range of float64, raw bits; another array is beside."""
+    cls, options = case
+    index = OPTIONS_OF_ARRAYS.index(case)
+    rng, form = np.random.default_rng(index), FORMATS[index // 2 % 2]
+
+    def k(x: float) -> Arithmetic:
+        return Arithmetic(number(x, form), form)
+
+    big = 1e15 if form.dtype is np.float32 else 1e170
+    kinds = ((5, (1.0, 0.0)), (4, (0.0, 1.0)), (6, (big, big)), (16, None))
+    for size, factors in ((9, (1.0, 1.0)), kinds[index % 3], kinds[3]):
+        if factors is None:
+            start, *grads = (raw_bits(rng, size, form.dtype) for _ in range(4))
+        else:
+            start = (factors[0] * rng.standard_normal(size)).astype(form.dtype)
+            grads = [(factors[1] * rng.standard_normal(size)).astype(form.dtype) for _ in range(3)]
+            grads[2][:2] = 0.0, -0.0
+        wanted, states = [k(float(x)) for x in start], [[] for _ in start]
+        own = dict(options)
+        for t, g in enumerate(grads, 1):
+            wanted, states = EQUATIONS_OF_ARRAYS[cls][0](wanted, [k(float(x)) for x in g], states, t, own, k)
+        for backend in ("numpy", "c"):
+            p, other = start.copy(), np.ones(3)
+            opt = cls([other, p], backend=backend, **options)
+            for g in grads:
+                opt.step([np.ones(3), g])
+            assert same_bits(p, np.array([value(x.x) for x in wanted], form.dtype)), (backend, size)
+            arrays = [x for x in opt.state["1"].values() if isinstance(x, np.ndarray)]
+            for j, state in enumerate(arrays):
+                assert same_bits(state, np.array([value(s[j].x) for s in states], form.dtype)), (backend, size, j)
+            kept = opt.state["1"].get("exp_avg_sq") if cls is fo.NovoGrad else None
+            assert kept is None or same_bits(np.array(kept), np.array(own["kept"][-1]))
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=FORMAT_IDS)

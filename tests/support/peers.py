@@ -172,6 +172,14 @@ _OPTAX = (
            lr=_LR, betas=_TRIPLE, eps=_EPS, alpha=_between(0.5, 8.0), weight_decay=_DECAY),
     _optax("Adan", lambda x, o: _with_decay(x, x.scale_by_adan(*o["betas"], eps=o["eps"]), o),
            lr=_LR, betas=_TRIPLE, eps=_EPS, weight_decay=_DECAY, mode="optax"),
+    _optax("LAMB", lambda x, o: x.lamb(o["lr"], **_pair(o), weight_decay=o["weight_decay"]),
+           **_MOMENT, weight_decay=_DECAY),
+    _optax("LARS", lambda x, o: x.lars(o["lr"], o["weight_decay"], trust_coefficient=o["trust_coefficient"],
+                                       eps=o["eps"], momentum=o["momentum"], nesterov=o["nesterov"]),
+           lr=_power(-1, 1), weight_decay=_DECAY, trust_coefficient=_power(-3, -1), eps=_maybe(_EPS),
+           momentum=_between(0.1, 0.95), nesterov=_coin, mode="optax"),
+    _optax("NovoGrad", lambda x, o: x.novograd(o["lr"], **_pair(o), weight_decay=o["weight_decay"]),
+           lr=_LR, betas=_betas((0.1, 0.95), (0.1, 0.99)), eps=_EPS, weight_decay=_DECAY),
 )  # fmt: skip
 
 
@@ -221,6 +229,7 @@ _KERAS = (
         l2_regularization_strength=o["l2"], beta=o["beta"]),
            lr=_power(-2, 0), l1=_maybe(_power(-2, 0)), l2=_maybe(_power(-2, 0)), beta=_maybe(_power(-2, 0)),
            initial_accumulator_value=_power(-2, 0)),
+    _keras("LAMB", lambda x, o: x.Lamb(**_named(o)), **_MOMENT),
 )  # fmt: skip
 
 # --- the authors' schedule-free ------------------------------------------------------------------------------------
