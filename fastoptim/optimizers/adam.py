@@ -44,7 +44,8 @@ class Adam(Optimizer):
     update_clip : None, "rms" or float
         StableAdamW (with `AdamW`): steps of an array, decoupled decay included, are divided by
         ``max(1, RMS / update_clip)``, where RMS is the root of the mean of ``g**2 / max(v / bc2, eps**2)`` over that
-        array. "rms" is 1. It takes the place of clipping gradients, and reads gradient and v once more.
+        array. "rms" is 1. It takes the place of clipping gradients, and reads gradient and v once more. NaN or infinity
+        in one element makes NaN of the whole array, states too.
     cautious : bool
         Only elements whose step goes against the gradient, as m and g agree in sign, are stepped; they are multiplied
         by one over their share of the array, which counts as 1/1000 at least. Decoupled decay goes on everywhere. Reads

@@ -60,8 +60,8 @@ class LAMB(Family, betas=BELOW_ONE):
     has seven.
 
     Optax's and Keras', up to rounding. timm and Apex adapt only where there is weight decay: give the others
-    ``adapt=False``. NaN or infinity in one element makes a norm NaN, and with it the whole array, as in Optax; in Keras
-    the ratio is then 1.
+    ``adapt=False``. NaN or infinity in one element makes a norm so, and with it NaN of the whole array and its states;
+    in Keras the ratio is then 1.
 
     References
     ----------

@@ -41,7 +41,7 @@ class Asked:
     def finish(self, row: Scalars, norms: Scalars) -> Scalars:
         if self.measured.keep is not None:
             self.kept = self.measured.keep(norms, self.t, *self.kept)
-        if not all(map(math.isfinite, norms)):  # no part of the array can be right: it becomes NaN, for all to see
+        if not all(map(math.isfinite, (*norms, *self.kept))):  # the whole array becomes NaN, for all to see
             return (math.nan, *row[1:])
         return self.measured.finish(row, norms, self.size, *self.kept)
 

@@ -13,6 +13,7 @@ import copy
 import pickle
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import fastoptim as fo
 from fastoptim.backends import get_backend
 from fastoptim.optimizers.names import FAMILIES
 from fastoptim.optimizers.states import begin
-from fastoptim.rules import clip_factor, reference
+from fastoptim.rules import clip_factor, norm_from_squares, reference
 from tests.support.cases import same_bits
 
 CLASSES = [*dict.fromkeys([fo.SGD, fo.Adam, fo.AdamW, *FAMILIES.values()])]
@@ -37,7 +38,9 @@ VALUES = {  # what a hyperparameter is set to, where a class has it
     "initial_accumulator_value": (0.1, 1.0),
     "warmup_steps": (0, 3),
     "t0": (1e6, 2.0),
+    "update_clip": (None, "rms", 0.3),
     **dict.fromkeys(("amsgrad", "centered", "nesterov", "decoupled_weight_decay", "maximize"), (False, True)),
+    **dict.fromkeys(("cautious", "adapt", "trust_clip", "bias_correction", "grad_averaging"), (False, True)),
 }
 ACTS = (
     *["step"] * 6,
@@ -72,7 +75,10 @@ class Kept:
                 t = entry["step"] = entry["step"] + 1
                 head, *rest = spec.scalars(t, bool(fresh), numbers)
                 states = [entry[state] for state in rule.states]
-                if isinstance(g, fo.Rows):
+                if spec.measured is not None:
+                    row = finished(spec, p.reshape(-1), g.reshape(-1), states, (head * scale, *rest), t, numbers, entry)
+                    reference.update(spec.kernel, p, g, states, row)
+                elif isinstance(g, fo.Rows):
                     rows = np.unique(g.indices)
                     part = [x[rows] for x in (p, *states)]
                     reference.update(spec.kernel, part[0], g.to_dense(len(p))[rows], part[1:], (head * scale, *rest))
@@ -80,7 +86,25 @@ class Kept:
                         x[rows] = new
                 else:
                     reference.update(spec.kernel, p, g, states, (head * scale, *rest))
-                entry.update(zip(rule.scalars, spec.advance(t, *numbers) if spec.advance else numbers, strict=True))
+                if spec.measured is None:
+                    new = spec.advance(t, *numbers) if spec.advance else numbers
+                    entry.update(zip(rule.scalars, new, strict=True))
+
+
+def finished(spec, p, g, states, row, t, numbers, entry):
+    """The scalars of a step that depends on norms, by the reference; the rule's own go into `entry`."""
+    norms = []
+    for kernel, scalars in spec.measured.measures:
+
+        def sums(k, j, kernel=kernel, scalars=scalars):
+            flat = [x.reshape(-1) for x in states]
+            return reference.tree_sum(reference.measure(kernel, p, g, flat, scalars(row), k)[j])
+
+        norms += [norm_from_squares(partial(sums, j=j)) for j in range(kernel.rule.terms)]
+    if spec.measured.keep is not None:
+        numbers = spec.measured.keep(norms, t, *numbers)
+    entry.update(zip(spec.kernel.rule.scalars, numbers, strict=True))
+    return spec.measured.finish(row, tuple(norms), p.size, *numbers)
 
 
 def laid_out(x, layout):

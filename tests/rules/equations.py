@@ -345,6 +345,12 @@ def length(terms):
     return math.sqrt(summed(2.0**600)) / 2.0**600 if total < 2.0**-900 else math.sqrt(total)
 
 
+def spoiled(norms, states, k):
+    """Whether a norm is no number: parameters and states become NaN then."""
+    nan = k(math.nan)
+    return None if all(map(math.isfinite, norms)) else ([nan] * len(states), [[nan] * len(s) for s in states])
+
+
 def moments(gs, states, o, k):
     old = [state or [k(0.0)] * (3 if o.get("amsgrad") else 2) for state in states]
     new = []
@@ -369,6 +375,8 @@ def lamb(ps, gs, states, t, o, k):
     ratio = 1.0
     if o.get("adapt", True):
         long, moves = length(ps), length(steps(1.0)) / lr
+        if found := spoiled((long, moves), states, k):
+            return found
         ratio = 1.0 if 0.0 in (long, moves) else long / moves
         ratio = 1.0 if o.get("trust_clip") and ratio > 1.0 else ratio
     return [p - u for p, u in zip(ps, steps(ratio, bool(o["weight_decay"])), strict=True)], states
@@ -381,6 +389,8 @@ def lars(ps, gs, states, t, o, k):
     if o.get("adapt", True):
         joint = o.get("mode") == "optax"
         long, slope = length(ps), length(gs if joint else bare)
+        if found := spoiled((long, slope), [[0.0]] * len(ps) if mu else [[]] * len(ps), k):
+            return found
         below = (slope if joint else slope + wd * long) + o["eps"]
         rate *= 1.0 if 0.0 in (long, slope) else o["trust_coefficient"] * long / below
     if not mu:
@@ -395,6 +405,8 @@ def novograd(ps, gs, states, t, o, k):
     gs = [entering(p, g, o, k, decay=False) for p, g in zip(ps, gs, strict=True)]
     square, kept = length(gs) * length(gs), o.setdefault("kept", [])
     kept.append(square if not kept else beta2 * kept[-1] + (1.0 - beta2) * square)
+    if found := spoiled((length(gs), kept[-1]), [[0.0]] * len(ps), k):
+        return found
     below, share = k(math.sqrt(kept[-1]) + o["eps"]), k(1.0 - beta1 if o.get("grad_averaging") else 1.0)
     olds = [s[0] if s else k(0.0) for s in states]
     ms = [k(beta1) * m + share * (g / below + k(o["weight_decay"]) * p) for p, g, m in zip(ps, gs, olds, strict=True)]
@@ -430,6 +442,8 @@ def adam_of_array(ps, gs, states, t, o, k, decoupled=False):
         roots = [s[1].root() * k(factor) for s in states]
         below = [k(o["eps"]) if r < k(o["eps"]) else r for r in roots]
         rms = length(g / d for g, d in zip(gs, below, strict=True)) / math.sqrt(len(gs))
+        if found := spoiled((rms,), states, k):
+            return found
         clip = 1.0 if rms <= limit else limit / rms
     if o.get("cautious"):
         f = share_of([(g, s[0]) for g, s in zip(gs, states, strict=True)], k)

@@ -229,6 +229,8 @@ def clipping():
             assert stay or (overwrite and limit is not None), "gradients were written to"
             return len(travels) / len(opt._buckets), expected.grad_norm
 
+        with raises(ValueError, "NovoGrad takes norms of whole parameters"):
+            fo.distributed.ShardedOptimizer(fo.NovoGrad, {"w": np.ones(8)})
         with raises(ValueError, "clips by the global norm"):
             opt.step(gradients(params, 0), max_norm=1.0, clip="value")
         for t, limit in enumerate(everything):
