@@ -35,9 +35,9 @@ def rmsprop(
 ) -> None:
     """Take one step of `fastoptim.RMSprop` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "square_avg", "momentum_buffer", "grad_avg"
-    (what it needs), as ``opt.state`` of the class does. `grad_scale` is a factor for g; all else is as for the class.
-    TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "square_avg", "momentum_buffer", "grad_avg"
+    (what it needs). `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad
+    input, with nothing changed.
     """
     values = (lr, alpha, eps, weight_decay, momentum, centered, maximize, eps_mode, momentum_mode)
     step_array(RMSprop, p, g, state, values, grad_scale, backend, threads)
@@ -61,9 +61,8 @@ def adagrad(
 ) -> None:
     """Take one step of `fastoptim.Adagrad` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "square_avg", as ``opt.state`` of the class
-    does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with
-    nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "square_avg". `grad_scale` is a factor for g;
+    all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize, eps_mode)
     step_array(Adagrad, p, g, state, values, grad_scale, backend, threads)
@@ -85,9 +84,8 @@ def adadelta(
 ) -> None:
     """Take one step of `fastoptim.Adadelta` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "square_avg", "acc_delta", as ``opt.state`` of
-    the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
-    with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "square_avg", "acc_delta". `grad_scale` is a
+    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, rho, eps, weight_decay, maximize)
     step_array(Adadelta, p, g, state, values, grad_scale, backend, threads)
@@ -110,9 +108,8 @@ def adamax(
 ) -> None:
     """Take one step of `fastoptim.Adamax` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_inf", as ``opt.state`` of the
-    class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
-    with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_inf". `grad_scale` is a factor
+    for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, betas, eps, weight_decay, maximize, eps_mode)
     step_array(Adamax, p, g, state, values, grad_scale, backend, threads)
@@ -138,9 +135,9 @@ def nadam(
 ) -> None:
     """Take one step of `fastoptim.NAdam` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_avg_sq", "mu_product", as
-    ``opt.state`` of the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or
-    ValueError for bad input, with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq", "mu_product".
+    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
+    changed.
     """
     values = (lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize, mode, decay_mode)
     step_array(NAdam, p, g, state, values, grad_scale, backend, threads)
@@ -164,9 +161,8 @@ def radam(
 ) -> None:
     """Take one step of `fastoptim.RAdam` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_avg_sq", as ``opt.state`` of
-    the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
-    with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` is a
+    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, betas, eps, weight_decay, decoupled_weight_decay, maximize, decay_mode)
     step_array(RAdam, p, g, state, values, grad_scale, backend, threads)
@@ -187,9 +183,8 @@ def rprop(
 ) -> None:
     """Take one step of `fastoptim.Rprop` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "prev", "step_size", as ``opt.state`` of the
-    class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
-    with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "prev", "step_size". `grad_scale` is a factor
+    for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, etas, step_sizes, maximize)
     step_array(Rprop, p, g, state, values, grad_scale, backend, threads)
@@ -212,9 +207,8 @@ def asgd(
 ) -> None:
     """Take one step of `fastoptim.ASGD` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "ax", as ``opt.state`` of the class does.
-    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
-    changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "ax". `grad_scale` is a factor for g; all else
+    is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, lambd, alpha, t0, weight_decay, maximize)
     step_array(ASGD, p, g, state, values, grad_scale, backend, threads)
@@ -237,9 +231,8 @@ def lion(
 ) -> None:
     """Take one step of `fastoptim.Lion` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg" (what it needs), as ``opt.state`` of
-    the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
-    with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg" (what it needs). `grad_scale` is a
+    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, betas, weight_decay, maximize, decay_mode, cautious)
     step_array(Lion, p, g, state, values, grad_scale, backend, threads)
@@ -260,9 +253,8 @@ def signsgd(
 ) -> None:
     """Take one step of `fastoptim.SignSGD` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", as ``opt.state`` of the class does.
-    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
-    changed.
+    `state` is a dict, empty before the first step; then it keeps "step". `grad_scale` is a factor for g; all else is as
+    for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, weight_decay, maximize, decay_mode)
     step_array(SignSGD, p, g, state, values, grad_scale, backend, threads)
@@ -284,9 +276,8 @@ def signum(
 ) -> None:
     """Take one step of `fastoptim.Signum` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "momentum_buffer", as ``opt.state`` of the
-    class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
-    with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "momentum_buffer". `grad_scale` is a factor
+    for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, momentum, weight_decay, maximize, decay_mode)
     step_array(Signum, p, g, state, values, grad_scale, backend, threads)
@@ -310,9 +301,8 @@ def adabelief(
 ) -> None:
     """Take one step of `fastoptim.AdaBelief` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_avg_var", as ``opt.state`` of
-    the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
-    with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_var". `grad_scale` is a
+    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, betas, eps, weight_decay, maximize, eps_root, decay_mode)
     step_array(AdaBelief, p, g, state, values, grad_scale, backend, threads)
@@ -335,9 +325,8 @@ def adopt(
 ) -> None:
     """Take one step of `fastoptim.ADOPT` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_avg_sq", as ``opt.state`` of
-    the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
-    with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` is a
+    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, betas, eps, weight_decay, maximize, decay_mode)
     step_array(ADOPT, p, g, state, values, grad_scale, backend, threads)
@@ -361,9 +350,8 @@ def yogi(
 ) -> None:
     """Take one step of `fastoptim.Yogi` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_avg_sq", as ``opt.state`` of
-    the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
-    with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` is a
+    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, betas, eps, weight_decay, initial_accumulator_value, maximize, decay_mode)
     step_array(Yogi, p, g, state, values, grad_scale, backend, threads)
@@ -386,9 +374,9 @@ def laprop(
 ) -> None:
     """Take one step of `fastoptim.LaProp` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_avg_sq", "exp_avg_lr", as
-    ``opt.state`` of the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or
-    ValueError for bad input, with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq", "exp_avg_lr".
+    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
+    changed.
     """
     values = (lr, betas, eps, weight_decay, maximize, decay_mode)
     step_array(LaProp, p, g, state, values, grad_scale, backend, threads)
@@ -413,9 +401,9 @@ def ademamix(
 ) -> None:
     """Take one step of `fastoptim.AdEMAMix` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_avg_sq", "exp_avg_slow", as
-    ``opt.state`` of the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or
-    ValueError for bad input, with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq", "exp_avg_slow".
+    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
+    changed.
     """
     values = (lr, betas, eps, weight_decay, alpha, warmup_steps, maximize, decay_mode)
     step_array(AdEMAMix, p, g, state, values, grad_scale, backend, threads)
@@ -439,9 +427,9 @@ def adan(
 ) -> None:
     """Take one step of `fastoptim.Adan` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_avg_sq", "exp_avg_diff",
-    "previous_grad", as ``opt.state`` of the class does. `grad_scale` is a factor for g; all else is as for the class.
-    TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq", "exp_avg_diff",
+    "previous_grad". `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad
+    input, with nothing changed.
     """
     values = (lr, betas, eps, weight_decay, maximize, mode, decay_mode)
     step_array(Adan, p, g, state, values, grad_scale, backend, threads)
@@ -464,9 +452,8 @@ def ftrl(
 ) -> None:
     """Take one step of `fastoptim.FTRL` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "accumulator", "linear", as ``opt.state`` of
-    the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
-    with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "accumulator", "linear". `grad_scale` is a
+    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, l1, l2, beta, initial_accumulator_value, maximize)
     step_array(FTRL, p, g, state, values, grad_scale, backend, threads)
@@ -491,9 +478,8 @@ def lamb(
 ) -> None:
     """Take one step of `fastoptim.LAMB` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_avg_sq", as ``opt.state`` of
-    the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
-    with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` is a
+    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, betas, eps, weight_decay, adapt, bias_correction, trust_clip, maximize)
     step_array(LAMB, p, g, state, values, grad_scale, backend, threads)
@@ -519,9 +505,9 @@ def lars(
 ) -> None:
     """Take one step of `fastoptim.LARS` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "momentum_buffer" (what it needs), as
-    ``opt.state`` of the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or
-    ValueError for bad input, with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "momentum_buffer" (what it needs).
+    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
+    changed.
     """
     values = (lr, momentum, weight_decay, trust_coefficient, eps, nesterov, adapt, maximize, mode)
     step_array(LARS, p, g, state, values, grad_scale, backend, threads)
@@ -544,9 +530,8 @@ def novograd(
 ) -> None:
     """Take one step of `fastoptim.NovoGrad` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "exp_avg", "exp_avg_sq", as ``opt.state`` of
-    the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input,
-    with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` is a
+    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, betas, eps, weight_decay, grad_averaging, maximize)
     step_array(NovoGrad, p, g, state, values, grad_scale, backend, threads)
@@ -570,9 +555,8 @@ def schedule_free_sgd(
 ) -> None:
     """Take one step of `fastoptim.ScheduleFreeSGD` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "z", "lr_max", "weight_sum", as ``opt.state``
-    of the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad
-    input, with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "z", "lr_max", "weight_sum". `grad_scale` is a
+    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
     values = (lr, momentum, weight_decay, warmup_steps, r, weight_lr_power, maximize)
     step_array(ScheduleFreeSGD, p, g, state, values, grad_scale, backend, threads)
@@ -597,9 +581,9 @@ def schedule_free_adamw(
 ) -> None:
     """Take one step of `fastoptim.ScheduleFreeAdamW` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; it then keeps "step", "z", "exp_avg_sq", "lr_max", "weight_sum", as
-    ``opt.state`` of the class does. `grad_scale` is a factor for g; all else is as for the class. TypeError or
-    ValueError for bad input, with nothing changed.
+    `state` is a dict, empty before the first step; then it keeps "step", "z", "exp_avg_sq", "lr_max", "weight_sum".
+    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
+    changed.
     """
     values = (lr, betas, eps, weight_decay, warmup_steps, r, weight_lr_power, maximize)
     step_array(ScheduleFreeAdamW, p, g, state, values, grad_scale, backend, threads)
