@@ -2,9 +2,11 @@
 
     python -m tests.proofs.random_histories [first seed] [how many]
 
-A history is of steps with options, gradients of None and `Rows`, changed hyperparameters, replaced and overwritten
-parameters, refused and skipped steps, `forget`, and round trips through state dicts, pickles and files. After each of
-these every parameter, state, number and step count must be that of `Kept`, to the last bit.
+A history is of steps with options, gradients of None and `Rows`, steps to new arrays (`apply`), changed
+hyperparameters, replaced and overwritten parameters, refused and skipped steps, `forget`, and round trips through state
+dicts, pickles and files. After each of these every parameter, state, number and step count must be that of `Kept`, to
+the last bit; and so must be what the functional form makes of the same arrays. Where states or parameters are stored in
+fewer bits, the NumPy backend without any round trip stands in for `Kept`.
 """
 
 from __future__ import annotations
@@ -19,14 +21,25 @@ from pathlib import Path
 import numpy as np
 
 import fastoptim as fo
-from fastoptim.backends import get_backend
+from fastoptim.arrays.storage import small_dtype
+from fastoptim.backends import available, get_backend
 from fastoptim.optimizers.names import FAMILIES
 from fastoptim.optimizers.states import begin
 from fastoptim.rules import clip_factor, norm_from_squares, reference
-from tests.support.cases import same_bits
 
 CLASSES = [*dict.fromkeys([fo.SGD, fo.Adam, fo.AdamW, *FAMILIES.values()])]
 BACKENDS = (("numpy", 1), ("c", 1), ("c", 3))
+ALL_BACKENDS = (*BACKENDS, *[("numba", 2)] * (available("numba") is None))  # which compiles every rule, the first time
+FORMS = {cls: name for name, cls in FAMILIES.items()}
+EXTRA = ("cautious", "update_clip")  # which `functional.sgd`, `momentum` and `adam` have not
+STORAGES = (  # dtype of the parameters, options
+    ("float32", {"state_dtype": "bfloat16"}),
+    ("float32", {"state_dtype": "float8", "seed": 3}),
+    ("float32", {"state_dtype": "bfloat16", "rounding": "nearest"}),
+    ("bfloat16", {"state_dtype": "float8"}),
+    ("float16", {"rounding": "nearest"}),
+    ("bfloat16", {"state_dtype": "bfloat16", "master": True}),
+)
 GROUPINGS = (None, {"n": {"lr": 0.07}}, {"n.1": None}, {"t": {"lr": 0.2}, "s": None})
 VALUES = {  # what a hyperparameter is set to, where a class has it
     "lr": (0.1, 0.03, 0.5),
@@ -45,6 +58,7 @@ VALUES = {  # what a hyperparameter is set to, where a class has it
 ACTS = (
     *["step"] * 6,
     *["options", "none", "rows", "hyperparameter"] * 3,
+    *["apply"] * 2,
     *("refused", "skipped", "overwrite", "replace", "forget", "state_dict", "pickle", "deepcopy", "file"),
 )
 
@@ -59,18 +73,20 @@ class Kept:
     def forget(self, name):
         self.entries[name] = {"step": 0}
 
-    def step(self, opt, grads, scale):
+    def step(self, opt, grads, scale, points=None):
+        """One step of these parameters, or of `points` in their place."""
         for group in opt.param_groups:
             spec = type(opt)._spec(*opt._read(group))
             rule = spec.kernel.rule
             for name in group["names"]:
-                p, g, entry = self.arrays[name], grads[name], self.entries[name]
+                p, g, entry = (points or self.arrays)[name], grads[name], self.entries[name]
                 if g is None:
                     continue
                 fresh = [state for state in rule.states if state not in entry]
                 for state in fresh:
                     entry[state] = np.zeros_like(p)
-                    begin(get_backend("numpy"), entry[state], p, rule.initial.get(state, 0.0), group)
+                    own = self.arrays[name]
+                    begin(get_backend("numpy"), entry[state], own, rule.initial.get(state, 0.0), group)
                 numbers = tuple(entry.get(number, first) for number, first in rule.scalars.items())
                 t = entry["step"] = entry["step"] + 1
                 head, *rest = spec.scalars(t, bool(fresh), numbers)
@@ -107,6 +123,64 @@ def finished(spec, p, g, states, row, t, numbers, entry):
     return spec.measured.finish(row, tuple(norms), p.size, *numbers)
 
 
+class Seen:
+    """What an optimizer has, in the place of `Kept`."""
+
+    def __init__(self, subject):
+        self._subject = subject
+
+    def step(self, opt, grads, scale, points=None):
+        if points is not None:
+            points |= self._subject.applied
+
+    def forget(self, name):
+        pass
+
+    @property
+    def arrays(self):
+        return self._subject.named()
+
+    @property
+    def entries(self):
+        return self._subject.opt.state
+
+
+def by_the_form(opt, kept, grads, scale, backends):
+    """(name, array, entry) of each parameter after a step by the functional form of the class, on each backend."""
+    cls = type(opt)
+    for group in opt.param_groups:
+        rule = cls._spec(*opt._read(group)).kernel.rule
+        values = {name: group[name] for name in cls._names}
+        for name in group["names"]:
+            g, entry = grads[name], dict(kept.entries[name])
+            begun = {"step", *rule.states, *rule.scalars} <= set(entry)
+            if g is None or isinstance(g, fo.Rows) or not (begun or entry == {"step": 0}):
+                continue
+            for backend, threads in backends:
+                p, options = kept.arrays[name].copy(), {"grad_scale": scale, "backend": backend, "threads": threads}
+                state = {key: np.array(x) if isinstance(x, np.ndarray) else x for key, x in entry.items()}
+                if cls not in FORMS and any(map(values.get, EXTRA)):
+                    continue  # which its form has not
+                if cls in FORMS:
+                    state = state if begun else {}
+                    getattr(fo.functional, FORMS[cls])(p, g, state, **values, **options)
+                else:
+                    arrays = [state.setdefault(slot, np.zeros_like(p)) for slot in rule.states]
+                    state["step"] += 1
+                    options |= values | {"decoupled": values.get("decoupled_weight_decay", cls is fo.AdamW)}
+                    options = {k: x for k, x in options.items() if k not in ("decoupled_weight_decay", *EXTRA)}
+                    if cls is fo.SGD and not arrays:
+                        for key in ("momentum", "dampening", "nesterov", "momentum_mode"):
+                            del options[key]
+                        fo.functional.sgd(p, g, **options)
+                    elif cls is fo.SGD:
+                        fo.functional.momentum(p, g, *arrays, first=not begun, **options)
+                    else:
+                        del options["amsgrad"]
+                        fo.functional.adam(p, g, *arrays, step=state["step"], **options)
+                yield f"{name} by the functional form on {backend}", name, p, state
+
+
 def laid_out(x, layout):
     """A copy in C or Fortran order ("C", "F"), or with gaps ("S")."""
     return (
@@ -117,9 +191,10 @@ def laid_out(x, layout):
 class Subject:
     """One optimizer on one backend, with the tree of its parameters."""
 
-    def __init__(self, make, arrays, grouping, backend, threads, layout):
+    def __init__(self, make, arrays, grouping, storage, backend, threads, layout):
         self._make, self._grouping = make, grouping
-        self._options = {"backend": backend, "threads": threads}
+        self._options = {"backend": backend, "threads": threads} | storage
+        self.applied = {}  # what `apply` returned, by name
         self.arrays = {name: laid_out(x, layout) for name, x in arrays.items()}
         self.opt = self.made()
 
@@ -132,6 +207,11 @@ class Subject:
 
     def named(self):
         return {n: p for g in self.opt.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
+
+    def apply(self, points, grads, **options):
+        found = self.opt.apply(self.tree(points), self.tree(grads), **options)
+        self.applied = {"t": found["t"], "n.0": found["n"][0], "n.1": found["n"][1], "s": found["s"]}
+        return "applied"
 
     def content(self):
         states = {name: dict(entry) for name, entry in self.opt.state.items()}
@@ -164,47 +244,67 @@ def attempt(subject, call, *args, **options):
         return "refused"
 
 
-def history(seed, cls=None, length=20):
+def history(seed, cls=None, length=20, backends=BACKENDS):
     """One history of a class, or of one that the seed says; AssertionError that tells what differs."""
     rng = np.random.default_rng(seed)
     cls = cls or CLASSES[seed % len(CLASSES)]
+    storage = {}
 
     def pick(items):
         return items[rng.integers(len(items))]
 
     dtype, other = pick((np.float32, np.float64)), pick((np.float32, np.float64))
+    if rng.random() < 0.3:
+        name, storage = pick(STORAGES)
+        dtype = other = small_dtype(name)
     shapes = {"t": ((6, 3), dtype), "n.0": ((7,), other), "n.1": ((2, 2), dtype), "s": ((), dtype)}
 
     def drawn():
-        return {name: np.array(rng.standard_normal(shape), kind) for name, (shape, kind) in shapes.items()}
+        return {name: np.array(rng.standard_normal(shape)).astype(kind) for name, (shape, kind) in shapes.items()}
 
     arrays, grouping, layout = drawn(), pick(GROUPINGS), pick("CFS")
 
     def make(params, lr=0.1, **options):
         return cls(params, lr=lr, **options)
 
-    subjects = [Subject(make, arrays, grouping, *backend, layout) for backend in BACKENDS]
-    kept, first = Kept(arrays), subjects[0]
-    stepped, told = sorted(first.named()), [cls.__name__]
+    subjects = [Subject(make, arrays, grouping, storage, *backend, layout) for backend in backends]
+    first = subjects[0]
+    kept = Seen(first) if storage else Kept(arrays)
+    stepped, told = sorted(first.named()), [cls.__name__, storage]
     for _ in range(length):
         act, grads = pick(ACTS), drawn()
         told.append(act)
         options = {}
         if act in ("options", "rows"):
             options = {"grad_scale": pick((1.0, 0.5, -2.0)), "max_norm": pick((None, 0.01, 1e9))}
-        if act == "none":
+        if act == "none" or (act == "apply" and rng.random() < 0.3):
             grads |= {name: None for name in grads if rng.random() < 0.4}
         if act == "rows":
             rows = rng.integers(0, 6, rng.integers(0, 6))
-            grads["t"] = fo.Rows(rows, rng.standard_normal((len(rows), 3)).astype(dtype), lazy=True)
+            values = rng.standard_normal((len(rows), 3)).astype(np.float32 if storage else dtype)
+            grads["t"] = fo.Rows(rows, values, lazy=True)
         name, value = pick(stepped), drawn()
         if act in ("step", "options", "none", "rows"):
             infos = {attempt(s, s.opt.step, s.tree(grads), **options) for s in subjects}
-            assert len(infos) == 1 and ("refused" not in infos or act == "rows"), f"{told}: {infos}"
+            assert len(infos) == 1 and ("refused" not in infos or act == "rows" or storage), f"{told}: {infos}"
             info = infos.pop()
             if info != "refused":
                 factor = 1.0 if info.grad_norm is None else clip_factor(info.grad_norm, options["max_norm"])
-                kept.step(first.opt, grads, options.get("grad_scale", 1.0) * factor)
+                scale = options.get("grad_scale", 1.0) * factor
+                forms = [] if storage else list(by_the_form(first.opt, kept, grads, scale, backends))
+                kept.step(first.opt, grads, scale)
+                for what, key, p, entry in forms:
+                    same(p, entry, kept, key, f"seed {seed}: {told}: {what}")
+        elif act == "apply":
+            points, scale = value, pick((1.0, 0.5, -2.0))
+            found = {name: x.copy() for name, x in points.items()}
+            infos = {attempt(s, s.apply, points, grads, grad_scale=scale) for s in subjects}
+            assert len(infos) == 1 and ("refused" not in infos or storage), f"{told}: {infos}"
+            if infos == {"applied"}:
+                kept.step(first.opt, grads, scale, found)
+                for s in subjects:
+                    for key, x in s.applied.items():
+                        assert alike(x, found[key]), f"seed {seed}, {s.opt.backend}: {told}: {key} of apply"
         elif act == "hyperparameter":
             key = pick([key for key in VALUES if key in cls._names])
             chosen = pick(VALUES[key])
@@ -219,7 +319,8 @@ def history(seed, cls=None, length=20):
             grads[name] = np.full_like(grads[name], np.nan)
             for s in subjects:
                 before = s.content()
-                assert not s.opt.step(s.tree(grads), skip_nonfinite=True).applied and s.content() == before, told
+                info = attempt(s, s.opt.step, s.tree(grads), skip_nonfinite=True)
+                assert storage if info == "refused" else not info.applied and s.content() == before, told
         elif act in ("overwrite", "replace"):
             kept.arrays[name] = value[name]
             for s in subjects:
@@ -233,25 +334,37 @@ def history(seed, cls=None, length=20):
             for s in subjects:
                 s.opt.forget(name)
         else:
-            for s in subjects:
+            for s in subjects[bool(storage) :]:
                 s.round_trip(act)
         for s in subjects:
             compare(s, kept, f"seed {seed}, {s.opt.backend}: {told}")
 
 
+def alike(a, b):
+    """Whether two arrays have the same bits, whatever they are stored in."""
+    a, b = np.asarray(a), np.asarray(b)
+    return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+def same(p, entry, kept, name, what):
+    """AssertionError unless a parameter and what is kept beside it are as `kept` has them."""
+    wanted = kept.entries[name]
+    assert alike(p, kept.arrays[name]), f"{what}: parameter {name}"
+    assert set(entry) == set(wanted), f"{what}: {name} has {set(entry)}, not {set(wanted)}"
+    for key, x in wanted.items():
+        assert alike(entry[key], x) if isinstance(x, np.ndarray) else entry[key] == x, f"{what}: {key} of {name}"
+
+
 def compare(subject, kept, what):
     """AssertionError unless an optimizer has what `kept` has."""
     for name, p in subject.named().items():
-        assert same_bits(np.asarray(p), kept.arrays[name]), f"{what}: parameter {name}"
-        entry, wanted = subject.opt.state[name], kept.entries[name]
-        assert set(entry) == set(wanted), f"{what}: {name} has {set(entry)}, not {set(wanted)}"
-        for key, x in wanted.items():
-            same = same_bits(entry[key], x) if isinstance(x, np.ndarray) else entry[key] == x
-            assert same, f"{what}: {key} of {name}"
+        same(p, subject.opt.state[name], kept, name, what)
 
 
 if __name__ == "__main__":
     start, count = [*map(int, sys.argv[1:]), *(0, 500)[len(sys.argv) - 1 :]]
     for seed in range(start, start + count):
-        history(seed)
-    print(f"{count} histories of {len(CLASSES)} classes on {len(BACKENDS)} backends: the same bits as kept")
+        history(seed, backends=ALL_BACKENDS)
+        if not (seed + 1) % 100:
+            print(f"{seed + 1 - start} of {count}", flush=True)
+    print(f"{count} histories of {len(CLASSES)} classes on {len(ALL_BACKENDS)} backends: the same bits as kept")
