@@ -60,11 +60,6 @@ class Probe:
         return self.verdict in _BAD
 
     @property
-    def noise(self) -> float:
-        """How far the losses that the score is the mean of lie apart, as a standard deviation."""
-        return float(np.std(self.losses[-max(5, len(self.losses) // 10) :])) if self.score < math.inf else 0.0
-
-    @property
     def still(self) -> bool:
         """Whether the loss has not moved by more than the round-off of float32."""
         change = np.abs(self.losses[1:] - self.losses[0])
@@ -324,19 +319,7 @@ class _Search:
             for k in (best + distance, best - distance):
                 if k not in self.done and not self._hopeless(best, k):
                     return k
-        if self._neighbours_only:  # what is worse by no more than the noise closes no side
-            for side in (1, -1):
-                k = best + side
-                while k in self.done and not self._closes(best, k):
-                    k += side
-                if k not in self.done and k <= _HIGHEST:
-                    return k
         return None
-
-    def _closes(self, best: int, k: int) -> bool:
-        """Whether `k` tells that the best rate does not lie beyond it."""
-        a, b = self.done[best], self.done[k]
-        return b.score - a.score > 2.0 * math.hypot(a.noise, b.noise) or self._hopeless(best, k + (k > best) - (k < best))
 
     def _hopeless(self, best: int, k: int) -> bool:
         """Whether a rate between `best` and `k` is known to be too large or too slow already."""
