@@ -28,7 +28,13 @@ def first_complaint(cls):
 
 PLANTS = {
     "states begin too early": (fo.ScheduleFreeSGD, Plan, "unsettled", False, "parameter"),
-    "a form forgets the scale": (fo.Lion, family, "update_array", lambda *a: update_array(*a[:8], 1.0, *a[9:]), "functional form"),
+    "a form forgets the scale": (
+        fo.Lion,
+        family,
+        "update_array",
+        lambda *a: update_array(*a[:8], 1.0, *a[9:]),
+        "functional form",
+    ),
     "apply does nothing": (fo.SGD, fo.Optimizer, "apply", lambda self, params, *a, **k: params, "of apply"),
 }
 
