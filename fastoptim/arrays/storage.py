@@ -80,8 +80,6 @@ class Storage(NamedTuple):
                 f"parameter {name!r} is float64, whose states are float64: state_dtype={self.state_dtype!r} is for "
                 "float32, bfloat16 and float16"
             )
-        if backend == "cuda" and self.of(("any",), (), dtype, 0) is not None:
-            raise TypeError(f"parameter {name!r}: backend 'cuda' stores nothing in fewer bits than float32")
 
     def of(self, states: Sequence[str], squares: Sequence[str], dtype: np.dtype[Any], number: int) -> Stored | None:
         """How a parameter of this dtype with these states is stored; None if in nothing less than it computes in."""
@@ -152,10 +150,12 @@ def unpack(name: str, entry: Mapping[str, Any], square: bool) -> np.ndarray:
     return codecs.decoded(flat, scales, storage, square).reshape(x.shape)
 
 
-def pack(x: np.ndarray, name: str, stored: Stored, slot: int, t: int, targets: Mapping[str, np.ndarray]) -> None:
-    """Store a float32 array in the arrays of a state, as step `t` would."""
+def pack(x: np.ndarray, name: str, stored: Stored, slot: int, t: int) -> dict[str, np.ndarray]:
+    """The arrays in which step `t` would store a state of this float32 array."""
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
     if stored.state == "float32":
-        targets[name].reshape(-1)[...] = flat
-        return
-    codecs.encode(flat, targets[name].reshape(-1), targets.get(scale_name(name)), stored.slot(slot, t))
+        return {name: flat.reshape(x.shape)}
+    codes = np.empty(flat.size, small_dtype(stored.state))
+    scales = np.empty(-(-flat.size // BLOCK), np.float32) if stored.scales else None
+    codecs.encode(flat, codes, scales, stored.slot(slot, t))
+    return {name: codes.reshape(x.shape)} | ({} if scales is None else {scale_name(name): scales})

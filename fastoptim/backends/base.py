@@ -226,6 +226,7 @@ class Backend(ABC):
     check_companion = staticmethod(checks.check_companion)
     span = staticmethod(checks.span)
     to_contiguous = staticmethod(layout.to_contiguous)
+    to_c_order = staticmethod(layout.to_c_order)
     flat = staticmethod(layout.flat)
     zeros_like = staticmethod(layout.zeros_like)
     check_dtype = staticmethod(checks.check_dtype)
@@ -244,6 +245,10 @@ class Backend(ABC):
     def describe(self, x: Any) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype of an array that `check_parameter` has let pass."""
         return tuple(x.shape), x.dtype
+
+    def is_single(self, x: Any) -> bool:
+        """Whether `x` is an array of float32, if it is an array."""
+        return getattr(x, "dtype", None) == np.float32
 
     def host_copy(self, x: Any) -> np.ndarray:
         """A state as a NumPy array of its own."""

@@ -22,7 +22,7 @@ DATA, STORAGE, KEY = (7 + i * _SLOTS for i in range(3))
 SCALES = 7 + 3 * _SLOTS
 LENGTH = SCALES + _SLOTS
 
-_BITS = """\
+BITS = """\
 u32, f32 = np.uint32, np.float32
 
 
@@ -150,7 +150,7 @@ def sources() -> list[str]:
         for rounding in codecs.ROUNDINGS
     ]
     blocks = [_ENCODE_8.format(rounding=rounding) for rounding in codecs.ROUNDINGS]
-    return [_BITS, *functions, _DECODE, *plain, *blocks, _STEP]
+    return [BITS, *functions, _DECODE, *plain, *blocks, _STEP]
 
 
 def table_row(kernel: int, arrays: Sequence[Any], stored: Stored, address: Any) -> list[int]:

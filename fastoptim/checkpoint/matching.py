@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.cuda import device_arrays
 from .encoding import encode
 from .files import CheckpointError
 
@@ -28,7 +29,7 @@ def is_alike(p: Any, x: Any) -> bool:
 
 def _described(p: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     device = getattr(p, "__cuda_array_interface__", None)
-    shape, dtype = (p.shape, p.dtype) if device is None else (device["shape"], np.dtype(device["typestr"]))
+    shape, dtype = (p.shape, p.dtype) if device is None else (device["shape"], device_arrays.device_dtype(p))
     return tuple(shape), dtype.newbyteorder("=")  # as files are read
 
 
@@ -56,15 +57,7 @@ def check_holdable(expected: Mapping[str, Any], in_memory: bool = False) -> None
 
 def to_host(x: Any) -> np.ndarray:
     """Return `x` itself, or its copy on the host if it is a device's."""
-    if isinstance(x, np.ndarray):
-        return x
-    from numba import cuda
-
-    cuda.synchronize()  # a step may be under way on a stream that the default one does not wait for
-    if not hasattr(x, "copy_to_host"):
-        x = cuda.as_cuda_array(x)
-    copy: np.ndarray = x.copy_to_host()
-    return copy
+    return x if isinstance(x, np.ndarray) else device_arrays.to_host(x)
 
 
 def assign(p: Any, x: np.ndarray) -> None:
@@ -73,12 +66,4 @@ def assign(p: Any, x: np.ndarray) -> None:
         if p.flags.writeable or not _is_assignable(p, x):
             p[...] = x
         return
-    from numba import cuda
-
-    device = p if hasattr(p, "copy_to_device") else cuda.as_cuda_array(p)
-    cuda.synchronize()
-    if p.__cuda_array_interface__.get("strides") is None:
-        device.copy_to_device(np.array(x, order="C"))
-    else:  # numba.cuda does not take an Ellipsis here
-        device[(slice(None),) * x.ndim] = cuda.to_device(np.ascontiguousarray(x))
-    cuda.synchronize()
+    device_arrays.assign(p, x)

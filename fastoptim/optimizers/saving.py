@@ -427,7 +427,8 @@ def _loaded_state(
     if stored is None:
         backend.assign(made[name], x)
     else:
-        pack(x, name, stored, 2 + rule.states.index(name), t, made)
+        for key, codes in pack(x, name, stored, 2 + rule.states.index(name), t).items():
+            backend.assign(made[key], codes)
     return made
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.storage import MASTER, Storage, pack, state_arrays, template
+from ..arrays.storage import MASTER, Storage, compute_dtype, pack, state_arrays, template
 from ..backends.base import Backend, Scalars
 from ..rules.measures import Measured
 from .groups import Groups, Parameter, ParamGroup
@@ -272,24 +272,29 @@ def _all_states(
         rule = specs[id(q.group)].kernel.rule
         for slot, name in enumerate(rule.states, 2):
             first = rule.initial.get(name, 0.0) if name in new else 0.0
-            if first and member.stored is None:
-                begin(backend, new[name], q.array(backend), first, q.group)
-            elif first and member.stored is not None:
-                value = np.zeros(q.shape, np.float32)
-                begin(backend, value, template(q.shape, value.dtype), first, q.group)
-                pack(q.array(backend) if first == "parameter" else value, name, member.stored, slot, 0, new)
+            value = first_value(backend, q.array(backend), first, q.group) if first else None
+            if value is not None:
+                parts = {name: value} if member.stored is None else pack(value, name, member.stored, slot, 0)
+                for part, codes in parts.items():
+                    backend.assign(new[part], codes)
         if MASTER in new:
-            new[MASTER][...] = q.array(backend)
+            backend.assign(new[MASTER], q.array(backend))
     return owned
 
 
 def begin(backend: Backend, state: Any, p: Any, first: float | str, hyperparameters: Mapping[str, Any]) -> None:
     """Give a state of zeros what it holds before the first step; see `Rule.initial`."""
+    if (value := first_value(backend, p, first, hyperparameters)) is not None:
+        backend.assign(state, value)
+
+
+def first_value(backend: Backend, p: Any, first: float | str, hyperparameters: Mapping[str, Any]) -> np.ndarray | None:
+    """What a state of `p` holds before the first step; None for zeros."""
     if first == "parameter":
-        backend.assign(state, backend.host_copy(p))
-    elif value := hyperparameters.get(first, 0.0) if isinstance(first, str) else first:
-        shape, dtype = backend.describe(p)
-        backend.assign(state, np.full(shape, value, dtype))
+        return backend.host_copy(p)
+    value = hyperparameters.get(first, 0.0) if isinstance(first, str) else first
+    shape, dtype = backend.describe(p)
+    return np.full(shape, value, compute_dtype(dtype)) if value else None
 
 
 def state_view(model: Groups, plan: Plan | None) -> Mapping[str, Mapping[str, Any]]:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import rules
-from ..arrays import layout
 from ..arrays.checks import DTYPES, check_unchanged
 from ..arrays.rows import Rows
 from ..arrays.storage import compute_dtype, state_arrays
@@ -436,7 +435,7 @@ class Update:
             own = tuple(self._checked_states(member, self._kernels[run], rest))
             written += [backend.span(f"a state of parameter {name!r}", state) for state in own]
             if g is not None or (self._skipped is None and not may_lack):
-                if member.stored is not None and getattr(g, "dtype", None) == np.float32:
+                if member.stored is not None and backend.is_single(g):
                     dtype = SINGLE
                 g = backend.check_companion(name, "gradient", g, shape, dtype)
                 read.append(backend.span(f"gradient of parameter {name!r}", g))
@@ -465,7 +464,7 @@ class Update:
         for run, member, (p, g, own) in zip(self._run_of, self._members, checked, strict=True):
             if g is not None:
                 by = member.stored
-                form = backend.to_contiguous(p, g, own) if by is None else layout.to_c_order(p, g, own)
+                form = (backend.to_contiguous if by is None else backend.to_c_order)(p, g, own)
                 forms.append(form)
                 rows.setdefault(run, []).append(form.arrays)
                 stored.setdefault(run, []).append(by)

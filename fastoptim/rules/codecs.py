@@ -180,13 +180,18 @@ ELEMENTWISE = (
 # --- Whole arrays, by NumPy -----------------------------------------------------------------------------------------
 
 
-def key_of(seed: int, parameter: int, slot: int, t: int) -> int:
-    """The key of the dither of one array in one step; `slot` is 0 for the parameter, 2 for its first state."""
+def mixed(*numbers: int) -> int:
+    """A random number of 64 bits that these numbers determine."""
     h = np.zeros(1, np.uint64)
     with np.errstate(over="ignore"):
-        for x in (seed, parameter, slot, t):
+        for x in numbers:
             h = mix(h, np.array([x], np.uint64))
-    return int(h[0]) >> 32
+    return int(h[0])
+
+
+def key_of(seed: int, parameter: int, slot: int, t: int) -> int:
+    """The key of the dither of one array in one step; `slot` is 0 for the parameter, 2 for its first state."""
+    return mixed(seed, parameter, slot, t) >> 32
 
 
 def dithers(key: int, first: int, count: int) -> np.ndarray:

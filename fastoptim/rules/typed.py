@@ -128,13 +128,13 @@ class TypedC(Typed):
 
 
 class TypedNumba(Typed):
-    """A function in Python for Numba, whose types `u32` and `f32` the module defines."""
+    """A function in Python for Numba, whose types `u32`, `u64` and `f32` the module defines."""
 
     def literal(self, value: float, kind: str) -> str:
-        return f"f32({value!r})" if kind == F32 else f"u32({value:#x})"
+        return f"f32({value!r})" if kind == F32 else f"{kind.lower()}({value:#x})"
 
     def binary(self, left: str, operator: str, right: str, kind: str) -> str:
-        return f"({left} {operator} {right})" if kind in (F32, BOOL) else f"u32({left} {operator} {right})"
+        return f"({left} {operator} {right})" if kind in (F32, BOOL) else f"{kind.lower()}({left} {operator} {right})"
 
     def choice(self, condition: str, chosen: str, other: str) -> str:
         return f"({chosen} if {condition} else {other})"

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"LOUD: nothing of C
 
 
 def test_host_code_and_compiled_kernels_over_the_fake_driver():
-    done = fake_cuda.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/support/fake_cuda/checks.py", devices=2)
+    files = [f"tests/support/fake_cuda/{name}.py" for name in ("checks", "stored_checks")]
+    done = fake_cuda.run("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, devices=2)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
     assert counts["passed"] > 40

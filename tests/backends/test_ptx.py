@@ -21,7 +21,7 @@ import pytest
 from numpy import where
 
 import fastoptim as fo
-from fastoptim.backends.cuda import kernels
+from fastoptim.backends.cuda import kernels, stored
 from fastoptim.rules import Kernel, lowering, updates
 from fastoptim.rules.norm import NORM_LANES
 from fastoptim.rules.table import RULES
@@ -94,7 +94,7 @@ def test_every_kernel_rounds_each_operation_by_itself(name, dtype):
     assert ".target sm_90" in ptx
     assert ".visible .entry" in ptx
     assert faults(ptx) == []
-    assert bool(operations(ptx)) == (name not in ("fill", "move"))
+    assert bool(operations(ptx)) == (name not in ("zero", "move"))
 
 
 ENDS = {"none": "plain", "coupled": "plain", "decoupled": "decoupled"}
@@ -122,6 +122,42 @@ def test_updates_hold_the_operations_of_the_rule_and_wide_loads(kernel, dtype):
     )
     assert ptx.count(f"ld.global.v{width}.{suffix}") % streams == 0
     assert ptx.count(f"ld.global.v{width}.{suffix}") > 0
+
+
+EVERY_FORM = product(("float32", "bfloat16", "float16"), ("float32", "bfloat16", "float8"), (False, True))
+# Parameter, gradient, states, whether rounded to nearest, master copy.
+FORMS = [
+    ("float32", "float32", "bfloat16", False, False),
+    ("bfloat16", "bfloat16", "float8", False, True),
+    ("float16", "float32", "float32", True, False),
+    *((p, p, s, n, p != "float32") for p, s, n in EVERY_FORM if EVERY_CASE),
+]
+
+
+@pytest.fixture(params=FORMS, ids=lambda form: "-".join(map(str, form)))
+def stored_kernel(request):
+    """Adam over arrays of fewer bits: the function and its signature."""
+    kernel, form = Kernel(RULES["adam"], "decoupled"), stored.Form(*request.param)
+    module = lowering.load("cuda_stored", stored.source(kernel, form))
+    return getattr(module, stored.name_of(kernel, form)), stored.signature(kernel)
+
+
+def test_kernels_over_fewer_bits_round_each_operation_by_itself(stored_kernel):
+    ptx = compiled(*stored_kernel)
+    assert ".visible .entry" in ptx
+    assert faults(ptx) == []
+    assert operations(ptx)["sqrt"] > 0
+
+
+def test_sums_and_moves_of_fewer_bits_round_each_operation_by_itself():
+    half = np.dtype(np.float16)
+    module = lowering.load("cuda_float16", stored.norm_source(half, kernels.THREADS, False))
+    ptx = compiled(module.sum_squares_1, kernels.signatures(half)["sum_squares_1"])
+    assert faults(ptx) == []
+    assert {"add.rn.f64", "ld.global.u16"} <= set(INSTRUCTION.findall(ptx))
+    for dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
+        module = lowering.load(f"cuda_{dtype.name}", stored.raw_source(dtype, False))
+        assert operations(compiled(module.move, kernels.signatures(dtype)["move"])) == {}
 
 
 def small(g, p, m, a, b, c):
@@ -189,6 +225,13 @@ def test_machine_code_has_every_multiply_and_add_of_its_own(kernel, dtype, tmp_p
     if dtype == np.float32 or not iterates:
         adds = counts["add"] + counts["sub"]
         assert code[f"{letter}MUL"] * adds == code[f"{letter}ADD"] * counts["mul"], "an operation was fused or lost"
+
+
+@needs_nvdisasm
+def test_machine_code_over_fewer_bits_has_every_multiply_and_add_of_its_own(stored_kernel, tmp_path):
+    counts, code = operations(compiled(*stored_kernel)), machine_code(*stored_kernel, tmp_path)
+    assert code["FMUL"] > 0
+    assert code["FMUL"] * (counts["add"] + counts["sub"]) == code["FADD"] * counts["mul"], "one was fused or lost"
 
 
 @needs_nvdisasm

@@ -82,14 +82,15 @@ def differing(rows, wanted):
     return found
 
 
-def check(backend, variant, storages, nearest, make, threads, seed=0):
+def check(backend, variant, storages, nearest, make, threads, seed=0, sizes=SIZES, vectors=tuple):
+    """Two steps by a backend against the reference; `vectors` makes of arrays what the backend takes."""
     rng = np.random.default_rng(seed)
     rule = variant.rule
     if not rule.states and storages[0] == "float32":
         return
-    rows = rows_for(rng, rule, storages, nearest, make)
+    rows = rows_for(rng, rule, storages, nearest, make, sizes)
     wanted = copies(rows)
-    call = KernelCall(variant.kernel, [tuple(arrays) for arrays, _ in rows], [by for _, by in rows])
+    call = KernelCall(variant.kernel, [vectors(arrays) for arrays, _ in rows], [by for _, by in rows])
     launch = backend.prepare([call], threads)
     for t in (5, 6):
         scalars = variant.scalars(0.77, t=t)

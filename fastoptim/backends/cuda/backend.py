@@ -26,7 +26,7 @@ from ...common.threads import fork_safe_lock
 from ...rules import lowering
 from ...rules.table import Kernel, Rule
 from ..base import Backend, BlockMeasures, Described, KernelCall, Launch, Norm, Scalars
-from . import driver
+from . import driver, stored
 from .device_arrays import (
     ContiguousOnDevice,
     HostLayout,
@@ -35,8 +35,11 @@ from .device_arrays import (
     _check_aligned,
     _dense_strides,
     _streams,
+    assign,
+    device_dtype,
     refuse_immutable,
     tell_autograd,
+    to_host,
 )
 from .kernels import THREADS, VECTOR_BYTES, signatures, source
 from .places import Place, Places
@@ -76,9 +79,9 @@ class CudaBackend(Backend):
         self._cuda = cuda
         self.driver = driver.make(cuda, self.simulated)
         self.lock = fork_safe_lock()
-        self._modules: dict[tuple[np.dtype, Rule | None], Any] = {}
-        self._kernels: dict[tuple[str, np.dtype, Rule | None], Any] = {}
-        self._launchers: dict[tuple[str, np.dtype, Rule | None, int], driver.Launcher] = {}
+        self._modules: dict[tuple[Any, ...], Any] = {}
+        self._kernels: dict[tuple[str, np.dtype, Any], Any] = {}
+        self._launchers: dict[tuple[str, np.dtype, Any, int], driver.Launcher] = {}
         self._places = Places(self.driver)
         per_thread = getattr(config, "CUDA_PER_THREAD_DEFAULT_STREAM", 0)
         self._default = PER_THREAD if per_thread else LEGACY
@@ -89,17 +92,24 @@ class CudaBackend(Backend):
 
     def kernel(self, name: str, dtype: np.dtype, rule: Rule | None = None) -> Any:
         """A kernel, compiled (or read from the cache on disk) on first use; `rule` if a user has written its rule."""
-        key = (name, dtype, rule)
-        if key not in self._kernels:
-            own = None if rule is None else [rule]
-            if (dtype, rule) not in self._modules:
+        own = None if rule is None else [rule]
+        if (dtype, rule) not in self._modules:
+            if dtype in checks.DTYPES:
                 text = source(dtype, self.threads, self.simulated, own)
-                self._modules[dtype, rule] = lowering.load(f"cuda_{dtype.name}", text)
-            function = getattr(self._modules[dtype, rule], name)
+            elif dtype.kind == "u":
+                text = stored.raw_source(dtype, self.simulated)
+            else:
+                text = stored.norm_source(dtype, self.threads, self.simulated)
+            self._modules[dtype, rule] = lowering.load(f"cuda_{dtype.name}", text)
+        return self._compiled((name, dtype, rule), self._modules[dtype, rule], signatures(dtype, own)[name])
+
+    def _compiled(self, key: tuple[str, np.dtype, Any], module: Any, signature: Any) -> Any:
+        if key not in self._kernels:
+            function = getattr(module, key[0])
             if self.simulated:
                 self._kernels[key] = self._cuda.jit(function)
             else:
-                self._kernels[key] = self._cuda.jit(signatures(dtype, own)[name], cache=True)(function)
+                self._kernels[key] = self._cuda.jit(signature, cache=True)(function)
         return self._kernels[key]
 
     def launcher(self, name: str, dtype: np.dtype, rule: Rule | None = None) -> driver.Launcher:
@@ -111,6 +121,20 @@ class CudaBackend(Backend):
             with self.lock:  # numba-cuda's compiling and loading is for one thread at a time
                 found = self.driver.launcher(self.kernel(name, dtype, rule), signature, self.threads)
                 self._launchers[key] = found
+        return found
+
+    def stored_launcher(self, kernel: Kernel, form: stored.Form) -> driver.Launcher:
+        """As `launcher`, for the step of arrays of fewer bits."""
+        name = stored.name_of(kernel, form)
+        rule = kernel.rule if kernel.rule.own else None
+        key = (name, stored.SINGLE, (rule, form), self.driver.device())
+        found = self._launchers.get(key)
+        if found is None:
+            signature = stored.signature(kernel)
+            with self.lock:
+                text = stored.source(kernel, form, self.threads, self.simulated)
+                function = self._compiled(key[:3], lowering.load("cuda_stored", text), signature)
+                found = self._launchers[key] = self.driver.launcher(function, signature, self.threads)
         return found
 
     def grid(self, items: int) -> int:
@@ -246,7 +270,7 @@ class CudaBackend(Backend):
         with self.lock:
             lease = place.lease(max(1, words.size))
             lease.memory.write(words, None, place)
-            launcher = self.launcher("move", layout.dtype)
+            launcher = self.launcher("move", _of_size(layout.dtype))
             launcher(
                 self._elements(layout.size), place, source, target, lease.memory.buffer, 0, layout.ndim, layout.size
             )
@@ -261,11 +285,17 @@ class CudaBackend(Backend):
             raise TypeError(
                 f"{what}: expected an array on the GPU (with __cuda_array_interface__), got {type(x).__name__}"
             ) from None
-        return np.asarray(HostLayout(interface)), _stream_of(x, interface)
+        layout = np.asarray(HostLayout(interface))
+        if layout.dtype.kind == "V":
+            layout = layout.view(device_dtype(x))
+        return layout, _stream_of(x, interface)
 
     def describe(self, x: Any) -> tuple[tuple[int, ...], Any]:
         layout, _ = self.host_layout("array", x)
         return layout.shape, layout.dtype
+
+    def is_single(self, x: Any) -> bool:
+        return hasattr(x, "__cuda_array_interface__") and device_dtype(x) == np.float32
 
     def check_parameter(self, name: str, p: Any, role: str = "parameter") -> None:
         layout, _ = self.host_layout(f"{role} {name!r}", p)
@@ -305,12 +335,14 @@ class CudaBackend(Backend):
         self.move(place, copy.address, _dense_strides(layout.shape), layout)
         return copy
 
-    def to_contiguous(self, p: Any, g: Any, states: Sequence[Any]) -> ContiguousOnDevice:  # type: ignore[override]
+    def to_contiguous(  # type: ignore[override]
+        self, p: Any, g: Any, states: Sequence[Any], any_order: bool = True
+    ) -> ContiguousOnDevice:
         every = [(x, *self.host_layout("array", x)) for x in (p, g, *states)]
         vectors = [self.vector(*entry) for entry in every]
         moves = []
         flags = [layout.flags for _, layout, _ in every]
-        views = all(f.c_contiguous for f in flags) or all(f.f_contiguous for f in flags)
+        views = all(f.c_contiguous for f in flags) or (any_order and all(f.f_contiguous for f in flags))
         if not views:
             with self.lock:
                 place, others = self.begin(_streams(vectors))
@@ -321,6 +353,9 @@ class CudaBackend(Backend):
                             moves.append((place, x, layout, vectors[i]))
                 self.end(place, others)
         return ContiguousOnDevice(tuple(vectors), tuple(moves), views, self)
+
+    def to_c_order(self, p: Any, g: Any, states: Sequence[Any]) -> ContiguousOnDevice:  # type: ignore[override]
+        return self.to_contiguous(p, g, states, any_order=False)
 
     def flat(self, x: Any) -> Any:
         layout, stream = self.host_layout("array", x)
@@ -334,28 +369,24 @@ class CudaBackend(Backend):
         return copy
 
     def zeros_like(self, p: Any) -> Any:
-        layout, _ = self.host_layout("array", p)
+        layout = p if isinstance(p, np.ndarray) else self.host_layout("array", p)[0]
         order = "F" if layout.flags.f_contiguous and not layout.flags.c_contiguous else "C"
         zeros = self._cuda.device_array(layout.shape, layout.dtype, order=order)
         if layout.size:
             address = _address(self.host_layout("state", zeros)[0])
             with self.lock:
                 place, _ = self.begin(())
-                self.launcher("fill", layout.dtype)(self._elements(layout.size), place, address, layout.size, 0.0)
+                zero = self.launcher("zero", _of_size(layout.dtype))
+                zero(self._elements(layout.size), place, address, layout.size)
             self._cuda.synchronize()  # whatever stream the first step runs on
         return zeros
 
     def host_copy(self, x: Any) -> np.ndarray:
-        self._cuda.synchronize()  # a step may be under way on a stream that the default one does not wait for
-        if not hasattr(x, "copy_to_host"):
-            x = self._cuda.as_cuda_array(x)
-        copy: np.ndarray = x.copy_to_host()
-        return copy
+        return to_host(x)
 
     def assign(self, target: Any, value: Any) -> None:
-        self._cuda.synchronize()
-        target.copy_to_device(np.array(value, order="A"))
-        self._cuda.synchronize()
+        host = value if isinstance(value, np.ndarray) else to_host(value)
+        assign(target, host.astype(self.describe(target)[1], copy=False))
 
     def info(self) -> dict[str, Any]:
         import numba
@@ -372,6 +403,11 @@ class CudaBackend(Backend):
             "multiprocessors": device.MULTIPROCESSOR_COUNT,
             "CUDA runtime": ".".join(map(str, self._cuda.runtime.get_version())),
         }
+
+
+def _of_size(dtype: np.dtype) -> np.dtype:
+    """A dtype that kernels know, of the same size."""
+    return dtype if dtype in checks.DTYPES else np.dtype(f"u{dtype.itemsize}")
 
 
 def load_overloads() -> None:

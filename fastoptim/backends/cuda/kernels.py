@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...arrays.checks import DTYPES
 from ...rules import lowering
 from ...rules.norm import NORM_BLOCK, NORM_LANES
 from ...rules.table import MEASURES, RULES, Kernel, Rule, kernels
@@ -18,18 +19,19 @@ _OPERATIONS = {
     np.dtype(np.float32): {"mul": "fmul_rn", "add": "fadd_rn", "div": "fdiv_rn", "root": "fsqrt_rn"},
     np.dtype(np.float64): {"mul": "dmul_rn", "add": "dadd_rn", "div": "ddiv_rn", "root": "dsqrt_rn"},
 }
-_PRELUDE = """\
+PRELUDE = """\
 import numpy as np
 from numba import cuda
 
 inlined = cuda.jit(device=True, inline="always")
 """
-_COMPILED = """\
+IMPORTS = """\
 from llvmlite import ir
 from numba import types
 from numba.cuda import libdevice
 from numba.cuda.extending import intrinsic
-
+"""
+_COMPILED = """\
 {operations}
 dmul, dadd = libdevice.dmul_rn, libdevice.dadd_rn
 
@@ -84,12 +86,12 @@ def store_vector(typing, address, i, {vector}):
     return types.void(types.int64, types.int64, *[types.{dtype}] * {width}), build
 """
 _SIMULATED = """\
-from fastoptim.backends.cuda.simulator import add, dadd, div, dmul, memory, mul, root, sub
+from fastoptim.backends.cuda.simulator import add, dadd, div, dmul, memory, mul, quiet, root, sub
 
 load, store, load_vector, store_vector = memory(np.dtype("{dtype}"), {width})
 """
 # `table` holds, from `begin` on: the running total of items of `count` arrays, their sizes, and a row for each.
-_FIND = """\
+FIND = """\
 @inlined
 def find(table, begin, count, item):
     low, high = np.int64(0), count - 1
@@ -200,15 +202,18 @@ def tree(values, count, stride, out, out_stride):
     if thread == 0:
         out[row * out_stride + np.int64(cuda.blockIdx.x)] = shared[0]
 """
-_PLAIN = """\
+_MULTIPLY = """\
 def multiply(address, size, s):
     for i in range(np.int64(cuda.grid(1)), size, np.int64(cuda.gridsize(1))):
         store(address, i, scale(load(address, i), s))
+"""
+MOVES = """\
+nothing = np.{dtype}(0)
 
 
-def fill(address, size, x):
+def zero(address, size):
     for i in range(np.int64(cuda.grid(1)), size, np.int64(cuda.gridsize(1))):
-        store(address, i, x)
+        store(address, i, nothing)
 
 
 def move(source, target, table, begin, dimensions, size):
@@ -225,7 +230,7 @@ def move(source, target, table, begin, dimensions, size):
 """
 
 
-def _indent(depth: int, lines: Sequence[str]) -> str:
+def indent(depth: int, lines: Sequence[str]) -> str:
     return "\n".join("    " * depth + line for line in lines)
 
 
@@ -246,14 +251,14 @@ def _update(kernel: Kernel, width: int) -> str:
         streams=len(streams),
         width=width,
         vector_bytes=VECTOR_BYTES,
-        scalars=_indent(1, [f"{x} = k[{j}]" for j, x in enumerate(scalars)]),
-        addresses=_indent(2, [f"at_{x} = table[row + {j}]" for j, x in enumerate(streams)]),
+        scalars=indent(1, [f"{x} = k[{j}]" for j, x in enumerate(scalars)]),
+        addresses=indent(2, [f"at_{x} = table[row + {j}]" for j, x in enumerate(streams)]),
         every=" | ".join(f"at_{x}" for x in streams),
-        vector=_indent(4, vector),
-        loads=_indent(3, [f"{x} = load(at_{x}, i)" for x in read]),
+        vector=indent(4, vector),
+        loads=indent(3, [f"{x} = load(at_{x}, i)" for x in read]),
         targets=", ".join(written) + ("," if len(written) == 1 else ""),
         values=", ".join([*read, *scalars]),
-        stores=_indent(3, [f"store(at_{x}, i, {x})" for x in written]),
+        stores=indent(3, [f"store(at_{x}, i, {x})" for x in written]),
     )
 
 
@@ -272,11 +277,11 @@ def _sum_squares(n: int, threads: int) -> str:
         factors=", ".join(f"k{j}" for j in range(n)),
         totals=", ".join(f"total{j}" for j in range(n)),
         zeros=", ".join("0.0" for _ in range(n)),
-        tile_loads=_indent(
+        tile_loads=indent(
             4, [f"x{r} = np.float64(scale(load(address, i + {r * NORM_LANES}), s))" for r in range(ROWS)]
         ),
-        tile_sums=_indent(4, [line for r in range(ROWS) for j in range(n) for line in add(j, f"x{r}")]),
-        row_sums=_indent(4, [line for j in range(n) for line in add(j, "x0")]),
+        tile_sums=indent(4, [line for r in range(ROWS) for j in range(n) for line in add(j, f"x{r}")]),
+        row_sums=indent(4, [line for j in range(n) for line in add(j, "x0")]),
         combine="\n".join(_COMBINE.format(total=f"total{j}", j=j, lanes=NORM_LANES) for j in range(n)),
     )
 
@@ -286,13 +291,8 @@ def _kernels(rules: Sequence[Rule] | None) -> list[Kernel]:
     return kernels(rules) if rules is not None else kernels((*RULES.values(), *MEASURES.values()))
 
 
-def source(
-    dtype: np.dtype, threads: int = THREADS, simulated: bool = False, rules: Sequence[Rule] | None = None
-) -> str:
-    """The module of kernels for one dtype: for the compiler, or for the simulator.
-
-    `rules` are those that a user has written; by default it is the table, with the norm and what else there is.
-    """
+def prelude(dtype: np.dtype, simulated: bool) -> str:
+    """What the kernels of one dtype are made of: operations that are rounded by themselves, access to memory."""
     width = VECTOR_BYTES // dtype.itemsize
     if simulated:
         operations = _SIMULATED.format(dtype=dtype.name, width=width)
@@ -306,17 +306,31 @@ def source(
             vector=", ".join(f"x{j}" for j in range(width)),
             operations="\n".join(f"{name} = libdevice.{function}" for name, function in _OPERATIONS[dtype].items()),
         )
-    every = _kernels(rules)
+    return "\n".join([PRELUDE, *(() if simulated else (IMPORTS,)), operations])
+
+
+def sums(threads: int) -> list[str]:
+    """The kernels that sum up squares."""
+    return [_sum_squares(n, threads) for n in (1, 3)]
+
+
+def source(
+    dtype: np.dtype, threads: int = THREADS, simulated: bool = False, rules: Sequence[Rule] | None = None
+) -> str:
+    """The module of kernels for one dtype: for the compiler, or for the simulator.
+
+    `rules` are those that a user has written; by default it is the table, with the norm and what else there is.
+    """
+    width, every = VECTOR_BYTES // dtype.itemsize, _kernels(rules)
     elements = [lowering.element(kernel, suffix="_element") for kernel in every]
-    norm = [*(_sum_squares(n, threads) for n in (1, 3)), _TREE.format(twice=2 * threads), _PLAIN]
+    others = [*sums(threads), _TREE.format(twice=2 * threads), _MULTIPLY, MOVES.format(dtype=dtype.name)]
     return "\n\n".join(
         [
-            _PRELUDE,
-            operations,
+            prelude(dtype, simulated),
             *(f"@inlined\n{text}\n" for text in lowering.rule_sources(True, rules) + elements),
-            _FIND,
+            FIND,
             *(_update(kernel, width) for kernel in every),
-            *(norm if rules is None else ()),
+            *(others if rules is None else ()),
         ]
     )
 
@@ -325,7 +339,7 @@ def signatures(dtype: np.dtype, rules: Sequence[Rule] | None = None) -> dict[str
     """Kernel name -> argument types."""
     from numba import from_dtype, types
 
-    T, whole = from_dtype(dtype), types.int64
+    T, whole = from_dtype(dtype) if dtype in DTYPES else types.float32, types.int64
     table, sums = types.Array(types.int64, 1, "C"), types.Array(types.float64, 1, "C")
     result: dict[str, tuple[Any, ...]] = {}
     for kernel in _kernels(rules):
@@ -335,6 +349,6 @@ def signatures(dtype: np.dtype, rules: Sequence[Rule] | None = None) -> dict[str
         ks = types.UniTuple(types.float64, n)
         result[f"sum_squares_{n}"] = (table, whole, whole, whole, T, ks, sums, whole)
     result["tree"] = (sums, whole, whole, sums, whole)
-    result["multiply"] = result["fill"] = (whole, whole, T)
+    result["multiply"], result["zero"] = (whole, whole, T), (whole, whole)
     result["move"] = (whole, whole, table, whole, whole, whole)
     return result

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from ... import rules
+from ...arrays.storage import state_arrays
 from ...common.signals import deferred_signals
+from ...rules.codecs import Stored
 from ...rules.table import Kernel
 from ..base import Described, KernelCall, Scalars, in_range, limits_of
 from .device_arrays import Vector, look_of, stays, tell_autograd
-from .work import CudaBackend, NormWork, UpdateWork, factors
+from .work import Device, NormWork, UpdateWork, factors
 
 
 class CudaPlan:
@@ -24,7 +26,7 @@ class CudaPlan:
 
     def __init__(
         self,
-        backend: CudaBackend,
+        backend: Device,
         kernels: Sequence[Kernel],
         run_of: Sequence[int],
         members: Sequence[Described],
@@ -32,7 +34,12 @@ class CudaPlan:
     ):
         self._backend, self._kernels, self._run_of, self._counter = backend, kernels, run_of, counter
         self._limits = limits_of(run_of, members, len(kernels))
-        self._expected = [(tuple(member.shape), np.dtype(member.dtype)) for member in members]
+        self._stored: list[Stored | None] = [getattr(member, "stored", None) for member in members]
+        self._expected = []  # of each member: what its parameter and what is kept beside it must be
+        for member, run, stored in zip(members, run_of, self._stored, strict=True):
+            shape, dtype = tuple(member.shape), np.dtype(member.dtype)
+            beside = state_arrays(kernels[run].rule, stored, shape, dtype)
+            self._expected.append([(shape, dtype), *beside.values()])
         self._fixed: _Fixed | None = None
         self._norm: tuple[NormWork, _Gradients] | None = None
 
@@ -70,9 +77,9 @@ class CudaPlan:
             return None
         vectors = []
         try:
-            for g, expected in zip(grads, self._expected, strict=True):
+            for g, (expected, *_), stored in zip(grads, self._expected, self._stored, strict=True):
                 layout, stream = self._backend.host_layout("gradient", g)
-                if (layout.shape, layout.dtype) != expected or not (layout.flags.aligned and layout.flags.c_contiguous):
+                if not (_fits(layout, expected, stored) and layout.flags.aligned and layout.flags.c_contiguous):
                     return None
                 self._backend.check_usable("gradient", g, layout, written=False)
                 vectors.append(self._backend.vector(None, layout, stream))
@@ -90,20 +97,24 @@ class CudaPlan:
         if not len(params) == len(grads) == len(self._expected):
             return None
         rows: list[list[tuple[Vector, ...]]] = [[] for _ in self._kernels]
+        stored: list[list[Stored | None]] = [[] for _ in self._kernels]
         places = []
+        members = zip(params, grads, self._run_of, self._expected, self._stored, strict=True)
         try:
-            for p, g, run, expected in zip(params, grads, self._run_of, self._expected, strict=True):
-                own = [next(rest) for _ in self._kernels[run].rule.states]
+            for p, g, run, (first, *others), by in members:
+                own = [next(rest) for _ in others]
                 every = [(x, *backend.host_layout("array", x)) for x in (p, g, *own)]
-                for i, (x, layout, _) in enumerate(every):
-                    plain = (layout.shape, layout.dtype) == expected and layout.flags.aligned
+                for i, ((x, layout, _), expected) in enumerate(zip(every, (first, first, *others), strict=True)):
+                    plain = _fits(layout, expected, by if i == 1 else None) and layout.flags.aligned
                     if not plain or (i != 1 and not layout.flags.writeable):
                         return None
                     backend.check_usable("array", x, layout, written=i != 1)
                 orders = [layout.flags for _, layout, _ in every]
-                if not (all(f.c_contiguous for f in orders) or all(f.f_contiguous for f in orders)):
+                in_order = all(f.c_contiguous for f in orders)
+                if not (in_order or (by is None and all(f.f_contiguous for f in orders))):
                     return None
                 places.append((run, len(rows[run])))
+                stored[run].append(by)
                 rows[run].append(tuple(backend.vector(None, layout, stream) for _, layout, stream in every))
         except (TypeError, ValueError, StopIteration):
             return None
@@ -119,7 +130,7 @@ class CudaPlan:
         low, high = (np.array([w[i] for w in written], np.int64) for i in (0, 1))
         if (low[1:] < high[:-1]).any():
             return None
-        calls = [KernelCall(kernel, row) for kernel, row in zip(self._kernels, rows, strict=True)]
+        calls = [KernelCall(*call) for call in zip(self._kernels, rows, stored, strict=True)]
         work = UpdateWork(backend, calls)
         gradients = _Gradients(
             backend,
@@ -133,6 +144,13 @@ class CudaPlan:
             return None
         self._fixed = _Fixed(params, states, work, gradients)
         return self._fixed
+
+
+def _fits(layout: np.ndarray, expected: tuple[tuple[int, ...], np.dtype], stored: Stored | None) -> bool:
+    """Whether an array has the expected shape and dtype; the gradient of what is `stored` may be float32."""
+    if layout.shape != expected[0]:
+        return False
+    return layout.dtype == expected[1] or (stored is not None and layout.dtype == np.float32)
 
 
 class _Fixed:
@@ -159,7 +177,7 @@ class _Gradients:
 
     def __init__(
         self,
-        backend: CudaBackend,
+        backend: Device,
         grads: tuple[Any, ...],
         vectors: Sequence[Vector],
         positions: Sequence[int],

@@ -15,7 +15,7 @@ import numpy as np
 THREADS = 32  # per block: every simulated thread is a real one
 
 
-def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
+def quiet(function: Callable[..., Any]) -> Callable[..., Any]:
     def operation(*arguments: Any) -> Any:
         with np.errstate(all="ignore"):
             return function(*arguments)
@@ -23,11 +23,11 @@ def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
     return operation
 
 
-mul = dmul = _quiet(lambda a, b: a * b)
-add = dadd = _quiet(lambda a, b: a + b)
-sub = _quiet(lambda a, b: a - b)
-div = _quiet(lambda a, b: a / b)
-root = _quiet(np.sqrt)
+mul = dmul = quiet(lambda a, b: a * b)
+add = dadd = quiet(lambda a, b: a + b)
+sub = quiet(lambda a, b: a - b)
+div = quiet(lambda a, b: a / b)
+root = quiet(np.sqrt)
 
 
 def memory(dtype: np.dtype, width: int) -> tuple[Callable[..., Any], ...]:

@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ...arrays import checks
+from ...rules.codecs import BLOCK, Stored
 from ...rules.norm import NORM_BLOCK, NORM_LANES
+from ...rules.table import Kernel, Rule
 from ..base import KernelCall, Scalars
+from . import stored
 from .device_arrays import Vector, _streams
-from .driver import Buffer
+from .driver import Buffer, Launcher, NumbaDriver
 from .places import Lease, Place
-
-CudaBackend = Any  # `backend` imports this module
 
 TABLES = 4  # streams on which one table is kept
 _versions = itertools.count()
 
 
+class Device(Protocol):
+    """What launches and plans need of `backend.CudaBackend`, which imports them."""
+
+    driver: NumbaDriver
+    lock: Any  # of `common.threads.fork_safe_lock`
+    threads: int
+
+    def launcher(self, name: str, dtype: np.dtype, rule: Rule | None = None) -> Launcher: ...
+    def stored_launcher(self, kernel: Kernel, form: stored.Form) -> Launcher: ...
+    def grid(self, items: int) -> int: ...
+    def piece(self, total: int) -> int: ...
+    def begin(self, streams: Sequence[Any], device: int | None = None) -> tuple[Place, list[Place]]: ...
+    def end(self, place: Place, others: Sequence[Place]) -> None: ...
+    def norm_from(self, work: NormWork, grad_scale: float) -> float: ...
+    def host_layout(self, what: str, x: Any) -> tuple[np.ndarray, Any]: ...
+    def vector(self, x: Any, layout: np.ndarray, stream: Any) -> Vector: ...
+    def check_arithmetic(self) -> None: ...
+    def check_usable(self, what: str, x: Any, layout: np.ndarray, written: bool) -> None: ...
+    def check_device(self, what: str, address: int) -> None: ...
+
+
 class _Work:
     """Words that kernels read; addresses may be written anew."""
 
-    def __init__(self, backend: CudaBackend, vectors: Sequence[Vector], words: list[int]):
+    def __init__(self, backend: Device, vectors: Sequence[Vector], words: list[int]):
         self._backend, self.device = backend, backend.driver.device()
         self.words = np.array(words, np.int64)
         self.streams = _streams(vectors)
@@ -50,26 +72,32 @@ class _Work:
 
 
 class UpdateWork(_Work):
-    """An update: one launch for each dtype in a call."""
+    """An update: one launch for each dtype, and each way of storing, in a call."""
 
-    def __init__(self, backend: CudaBackend, calls: Sequence[KernelCall]):
+    def __init__(self, backend: Device, calls: Sequence[KernelCall]):
         words: list[int] = []
         self.gradients: dict[tuple[int, int], int] = {}  # (call, row) -> where the gradient's address is
         self._launches = []
-        for i, (kernel, rows, _) in enumerate(calls):
-            for dtype in checks.DTYPES:
-                chosen = [(j, row) for j, row in enumerate(rows) if row[0].dtype == dtype and row[0].size]
-                if not chosen:
-                    continue
-                launcher = backend.launcher(kernel.name, dtype, kernel.rule if kernel.rule.own else None)
-                piece = backend.piece(sum(row[0].size for _, row in chosen))
-                pieces = [-(-row[0].size // piece) for _, row in chosen]
+        for i, call in enumerate(calls):
+            kernel, kinds = call.kernel, _kinds(call)
+            for (dtype, form), chosen in kinds.items():
+                if form is None:
+                    launcher = backend.launcher(kernel.name, dtype, kernel.rule if kernel.rule.own else None)
+                else:
+                    launcher = backend.stored_launcher(kernel, form)
+                piece = backend.piece(sum(row[0].size for _, row, _ in chosen))
+                if form is not None:
+                    piece = -(-piece // BLOCK) * BLOCK
+                pieces = [-(-row[0].size // piece) for _, row, _ in chosen]
                 fixed = (len(words), len(chosen), sum(pieces), piece)
-                self._launches.append((i, launcher, (backend.grid(sum(pieces)), 1), fixed))
-                words += np.cumsum(pieces).tolist() + [row[0].size for _, row in chosen]
-                for j, row in chosen:
+                count = 2 + len(kernel.rule.coefficients)
+                self._launches.append((i, launcher, (backend.grid(sum(pieces)), 1), fixed, count, form is not None))
+                words += np.cumsum(pieces).tolist() + [row[0].size for _, row, _ in chosen]
+                for j, row, by in chosen:
                     self.gradients[i, j] = len(words) + 1
                     words += [vector.address for vector in row]
+                    if form is not None and by is not None:
+                        words += stored.words(kernel.rule, by, form)
         super().__init__(backend, [v for _, rows, _ in calls for row in rows for v in row], words)
 
     def run(self, scalars: Sequence[Scalars]) -> None:
@@ -79,23 +107,37 @@ class UpdateWork(_Work):
         with backend.lock:
             place, others = backend.begin(self.streams, self.device)
             table = self._table(place)
-            for i, launcher, grid, fixed in self._launches:
-                launcher(grid, place, table, *fixed, scalars[i])
+            for i, launcher, grid, fixed, count, takes_step in self._launches:
+                k = scalars[i]
+                if takes_step:
+                    launcher(grid, place, table, *fixed, k[count], k[:count])
+                else:
+                    launcher(grid, place, table, *fixed, k if len(k) == count else k[:count])
             if others:
                 backend.end(place, others)
+
+
+def _kinds(call: KernelCall) -> dict[Any, list[tuple[int, tuple[Any, ...], Stored | None]]]:
+    """(dtype, form if stored) -> the rows of a call that one launch can step: (number, row, how it is stored)."""
+    kinds: dict[Any, list[tuple[int, tuple[Any, ...], Stored | None]]] = {}
+    for j, (row, by) in enumerate(call.rows):
+        if row[0].size:
+            kind = (row[0].dtype, None) if by is None else (stored.SINGLE, stored.Form.of(by, row[1].dtype))
+            kinds.setdefault(kind, []).append((j, row, by))
+    return kinds
 
 
 class NormWork(_Work):
     """Block sums of squares for each of some factors, and their sum by the tree."""
 
-    def __init__(self, backend: CudaBackend, vectors: Sequence[Vector], ks: tuple[float, ...], tree: bool):
+    def __init__(self, backend: Device, vectors: Sequence[Vector], ks: tuple[float, ...], tree: bool):
         blocks = [-(-v.size // NORM_BLOCK) for v in vectors]
         starts = np.cumsum([0, *blocks]).tolist()
         self._total, self._ks, self._tree = sum(blocks), ks, tree
         self.gradients: dict[int, int] = {}
         words: list[int] = []
         self._launches = []
-        for dtype in checks.DTYPES:
+        for dtype in dict.fromkeys(v.dtype for v in vectors):
             chosen = [i for i, v in enumerate(vectors) if v.dtype == dtype and v.size]
             if chosen:
                 items = [blocks[i] for i in chosen]
@@ -133,5 +175,5 @@ class NormWork(_Work):
 
 
 def factors(retry: float, vectors: Sequence[Vector]) -> tuple[float, ...]:
-    """The factors whose sums a norm needs: squares of float32 neither overflow float64 nor vanish in it."""
-    return (1.0,) if all(v.dtype == np.float32 for v in vectors) else (1.0, 1.0 / retry, retry)
+    """The factors whose sums a norm needs: squares of float32 or less neither overflow float64 nor vanish in it."""
+    return (1.0,) if all(v.dtype != np.float64 for v in vectors) else (1.0, 1.0 / retry, retry)
