@@ -4,7 +4,7 @@
     python benchmarks/gpu_check.py --quick                                   (about a minute)
 
 1. Bits: every rule, dtype, decay and convention on raw-bit inputs against the NumPy reference, at sizes around every
-   border and at odd addresses; every rule on 20 million elements; the norm; ten steps of every class, on torch's arrays
+   border and at odd addresses; arrays of fewer bits; every rule on 20 million elements; the norm; ten steps of every class, on torch's arrays
    too where it is installed. The number of differing elements must be 0.
 2. Time: one step of sgd, momentum and adam (float32) for N = 1e4 ... 1e9 against a device-to-device copy that is timed
    in the same rounds, torch's fused optimizers and an update in CuPy written as one would in NumPy, where these are
@@ -58,12 +58,13 @@ from numba import config, cuda  # noqa: E402
 
 import fastoptim as fo  # noqa: E402
 from fastoptim import rules  # noqa: E402
-from fastoptim.backends import get_backend  # noqa: E402
+from fastoptim.backends import KernelCall, get_backend  # noqa: E402
 from fastoptim.backends.cuda import backend as cuda_backend  # noqa: E402
 from fastoptim.bench.cases import GPT2_SMALL  # noqa: E402
 from fastoptim.bench.statistics import loses, summarise  # noqa: E402
 from fastoptim.environment import output  # noqa: E402
 from fastoptim.rules import reference  # noqa: E402
+from tests.support import stored  # noqa: E402
 from tests.support.cases import (  # noqa: E402
     DTYPES,
     SIZES,
@@ -126,6 +127,34 @@ def check_kernels(
                     elements += wanted.size
                     differing += count_differing(x.copy_to_host(), wanted)
             yield f"{variant.label}/{np.dtype(dtype).name}/{make.__name__}/offset {offset}", elements, differing
+
+
+def to_device_as(x: np.ndarray) -> Any:
+    """A copy on the GPU, of any dtype that NumPy knows."""
+    return cuda.to_device(x.view(f"u{x.itemsize}")).view(x.dtype)
+
+
+def check_stored(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
+    """Two steps over arrays of fewer bits: Adam in every storage and rounding, every other kernel in one of them."""
+    ways = list(product(stored.STORAGES, (False, True), (ordinary, raw_bits)))
+    adam = next(v for v in stored.ONE_OF_EACH if v.rule.name == "adam" and v.decay == "none")
+    cases = [(adam, way) for way in ways]
+    cases += [(variant, ways[i % len(ways)]) for i, variant in enumerate(stored.ONE_OF_EACH) if variant != adam]
+    for i, (variant, (storages, nearest, make)) in enumerate(cases[:3] if SIMULATED else cases):
+        if not variant.rule.states and storages[0] == "float32":
+            continue
+        rows = stored.rows_for(np.random.default_rng(i), variant.rule, storages, nearest, make, sizes)
+        devices = [[to_device_as(x) for x in arrays] for arrays, _ in rows]
+        calls = [tuple(map(backend.flat, row)) for row in devices]
+        launch = backend.prepare([KernelCall(variant.kernel, calls, [by for _, by in rows])], 1)
+        for t in (5, 6):
+            launch([(*variant.scalars(0.77, t=t), t)])
+            for arrays, by in rows:
+                reference.update_stored(variant.kernel, arrays, by, variant.scalars(0.77, t=t), t)
+        read = [([x.copy_to_host() for x in row], by) for row, (_, by) in zip(devices, rows, strict=True)]
+        way = "/".join([*storages[:3], "nearest" if nearest else "stochastic"])
+        elements = sum(x.size for arrays, _ in rows for x in arrays)
+        yield f"{variant.label}/{way}/{make.__name__}", elements, len(stored.differing(read, rows))
 
 
 def check_norm(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
@@ -191,6 +220,10 @@ def check_bits(backend: Any, quick: bool) -> dict[str, Any]:
         norm_sizes = (*SIZES, *large, *huge)
     checks = [check for plan in plans for check in check_kernels(backend, *plan)]
     checks += check_norm(backend, norm_sizes)
+    if find_spec("ml_dtypes"):
+        checks += check_stored(backend, (1, 127, 515) if SIMULATED else stored.SIZES)
+    else:
+        print("LOUD: arrays of fewer bits were not checked: pip install ml_dtypes")
     checks += check_classes(cuda.to_device, lambda x: x.copy_to_host(), "numba")
     if torch_on_gpu():
         import torch

@@ -12,8 +12,7 @@ import fastoptim as fo
 from fastoptim.arrays.storage import small_dtype
 from fastoptim.backends import get_backend
 from fastoptim.backends.cuda import on_stream
-from tests.backends import test_stored_bits as stored_bits
-from tests.support import fake_cuda
+from tests.support import fake_cuda, stored
 from tests.support.cases import ordinary, raw_bits, same_bits
 from tests.support.fake_cuda.checks import asked, side_stream
 
@@ -85,7 +84,7 @@ def check_equal(ours, theirs, device, host):
 def test_compiled_kernels_equal_the_reference(storage, make):
     dtype, options = OPTIONS[storage]
     backend = get_backend("cuda")
-    adam = next(v for v in stored_bits.ONE_OF_EACH if v.rule.name == "adam" and v.decay == "none")
+    adam = next(v for v in stored.ONE_OF_EACH if v.rule.name == "adam" and v.decay == "none")
     kept = []
 
     def vectors(arrays):
@@ -108,7 +107,7 @@ def test_compiled_kernels_equal_the_reference(storage, make):
     backend.prepare = prepare
     try:
         form = (dtype, dtype, options.get("state_dtype", "float32"), options.get("master", False))
-        stored_bits.check(backend, adam, form, "rounding" in options, make, 1, vectors=vectors)
+        stored.check(backend, adam, form, "rounding" in options, make, 1, vectors=vectors)
     finally:
         del backend.prepare
 

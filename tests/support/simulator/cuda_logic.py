@@ -18,8 +18,7 @@ from fastoptim.backends.cuda import places as cuda_places
 from fastoptim.backends.cuda import streams as cuda_streams
 from fastoptim.backends.cuda import work as cuda_work
 from fastoptim.rules import reference
-from tests.backends import test_stored_bits as stored_bits
-from tests.support import cases
+from tests.support import cases, stored
 from tests.support.cases import DTYPES, SAMPLE, VARIANTS, ordinary, raw_bits, same_bits
 
 pytestmark = pytest.mark.simulator
@@ -140,18 +139,18 @@ def test_norm_of_bad_values(backend, bad):
 @pytest.mark.parametrize("case", range(8))
 def test_arrays_of_fewer_bits_equal_the_reference(backend, case):
     """Adam in every storage, and other rules, each in one."""
-    storages = stored_bits.STORAGES[case % 6]
-    kinds = [v for v in stored_bits.ONE_OF_EACH if v.rule.name == "adam"]
-    variant = kinds[case % 3] if case < 6 else stored_bits.ONE_OF_EACH[-case]
+    storages = stored.STORAGES[case % 6]
+    kinds = [v for v in stored.ONE_OF_EACH if v.rule.name == "adam"]
+    variant = kinds[case % 3] if case < 6 else stored.ONE_OF_EACH[-case]
     make = raw_bits if case % 2 else ordinary
     sizes, of_arrays = (1, 129, 200), lambda arrays: tuple(vectors(backend, arrays))
-    stored_bits.check(backend, variant, storages, case % 4 > 1, make, 1, case, sizes, of_arrays)
+    stored.check(backend, variant, storages, case % 4 > 1, make, 1, case, sizes, of_arrays)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_norms_of_fewer_bits_are_those_of_their_values(small_blocks, dtype):
     rng = np.random.default_rng(6)
-    grads = [stored_bits.narrow(ordinary(rng, n, np.float32), dtype) for n in (0, 1, 129, 300)]
+    grads = [stored.narrow(ordinary(rng, n, np.float32), dtype) for n in (0, 1, 129, 300)]
     wanted = np.concatenate([reference.block_sums(g.astype(np.float32), 0.3, 1.0) for g in grads])
     assert same_bits(small_blocks.block_sums(vectors(small_blocks, grads), 0.3, 1.0, 1), wanted)
 
