@@ -4,8 +4,8 @@
     python benchmarks/gpu_check.py --quick                                   (about a minute)
 
 1. Bits: every rule, dtype, decay and convention on raw-bit inputs against the NumPy reference, at sizes around every
-   border and at odd addresses; arrays of fewer bits; every rule on 20 million elements; the norm; ten steps of every class, on torch's arrays
-   too where it is installed. The number of differing elements must be 0.
+   border and at odd addresses; arrays of fewer bits; every rule on 20 million elements; the norm; ten steps of every
+   class, on torch's arrays too where it is installed. The number of differing elements must be 0.
 2. Time: one step of sgd, momentum and adam (float32) for N = 1e4 ... 1e9 against a device-to-device copy that is timed
    in the same rounds, torch's fused optimizers and an update in CuPy written as one would in NumPy, where these are
    installed; GPT-2 small's 148 arrays and 1,000 arrays of 1,000, against torch and against one flat array of the same

@@ -1,4 +1,4 @@
-"""What tests go through of arrays of fewer bits: storages, contents that any step might have left, two steps compared."""
+"""What tests go through of arrays of fewer bits: storages, contents that a step might have left, two steps compared."""
 
 from __future__ import annotations
 

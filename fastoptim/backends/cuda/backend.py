@@ -30,6 +30,7 @@ from . import driver, stored
 from .device_arrays import (
     ContiguousOnDevice,
     HostLayout,
+    Lent,
     Vector,
     _address,
     _check_aligned,
@@ -257,7 +258,20 @@ class CudaBackend(Backend):
         tell_autograd(xs)
 
     def limited(self, g: Any, factor: float, limit: float | None) -> Any:
-        raise ValueError("backend='cuda' clips by norms alone: clip='norm' or 'norm_per_array'")
+        layout, stream = self.host_layout("gradient", g)
+        dense = layout.flags.c_contiguous or layout.flags.f_contiguous
+        vector = self.vector(g, layout, stream) if dense else self.flat(g)
+        high = np.inf if limit is None else limit
+        if vector.dtype.itemsize == 2:  # computed in float32, with numbers of its own dtype
+            factor, high = (float(np.float64(x).astype(vector.dtype)) for x in (factor, high))
+        with self.lock:
+            place, others = self.begin(_streams([vector]))
+            copy = self._scratch(vector, place)
+            launcher = self.launcher("limit", vector.dtype)
+            arguments = (vector.address, copy.address, vector.size, factor, -high, high)
+            launcher(self._elements(vector.size), place, *arguments)
+            self.end(place, others)
+        return Lent(copy, layout.shape, layout.strides if dense else None)
 
     def move(self, place: Place, address: int, strides: Sequence[int], layout: np.ndarray, back: bool = False) -> None:
         """Copy the elements of an array of any layout to dense memory at `address`, or `back` from there."""

@@ -72,6 +72,15 @@ class Vector(NamedTuple):
     owner: Any  # keeps the memory alive
 
 
+class Lent:
+    """A vector as an array of some shape."""
+
+    def __init__(self, vector: Vector, shape: tuple[int, ...], strides: tuple[int, ...] | None):
+        self.vector, self.dtype = vector, vector.dtype
+        face = {"shape": shape, "typestr": vector.dtype.str, "strides": strides, "data": (vector.address, False)}
+        self.__cuda_array_interface__ = face | {"version": 3, "stream": vector.stream}
+
+
 def _streams(vectors: Iterable[Vector]) -> list[Any]:
     """What the streams of vectors are known by, each once."""
     return list(dict.fromkeys(v.stream for v in vectors if v.stream is not None))

@@ -207,6 +207,12 @@ def multiply(address, size, s):
     for i in range(np.int64(cuda.grid(1)), size, np.int64(cuda.gridsize(1))):
         store(address, i, scale(load(address, i), s))
 """
+LIMIT = """\
+def limit(source, target, size, s, low, high):
+    for i in range(np.int64(cuda.grid(1)), size, np.int64(cuda.gridsize(1))):
+        x = scale(load(source, i), s)
+        store(target, i, low if x < low else (high if x > high else x))
+"""
 MOVES = """\
 nothing = np.{dtype}(0)
 
@@ -323,7 +329,7 @@ def source(
     """
     width, every = VECTOR_BYTES // dtype.itemsize, _kernels(rules)
     elements = [lowering.element(kernel, suffix="_element") for kernel in every]
-    others = [*sums(threads), _TREE.format(twice=2 * threads), _MULTIPLY, MOVES.format(dtype=dtype.name)]
+    others = [*sums(threads), _TREE.format(twice=2 * threads), _MULTIPLY, LIMIT, MOVES.format(dtype=dtype.name)]
     return "\n\n".join(
         [
             prelude(dtype, simulated),
@@ -349,6 +355,7 @@ def signatures(dtype: np.dtype, rules: Sequence[Rule] | None = None) -> dict[str
         ks = types.UniTuple(types.float64, n)
         result[f"sum_squares_{n}"] = (table, whole, whole, whole, T, ks, sums, whole)
     result["tree"] = (sums, whole, whole, sums, whole)
+    result["limit"] = (whole, whole, whole, T, T, T)
     result["multiply"], result["zero"] = (whole, whole, T), (whole, whole)
     result["move"] = (whole, whole, table, whole, whole, whole)
     return result

@@ -16,7 +16,7 @@ from ...rules.codecs import BLOCK, Stored
 from ...rules.table import Kernel, Rule
 from ...rules.typed import F32, TypedNumba
 from ..numba_stored import BITS
-from .kernels import FIND, IMPORTS, MOVES, PRELUDE, THREADS, indent, prelude, sums
+from .kernels import FIND, IMPORTS, LIMIT, MOVES, PRELUDE, THREADS, indent, prelude, sums
 
 SINGLE = np.dtype(np.float32)
 LANES = 32  # threads that share a block of float8
@@ -142,10 +142,15 @@ def _codecs(simulated: bool) -> list[str]:
 
 
 def norm_source(dtype: np.dtype, threads: int, simulated: bool) -> str:
-    """The sums of squares of bfloat16 or float16."""
-    read = f"@inlined\ndef load(address, i):\n    return {_load(dtype.name, 'address', 'i')}\n"
-    scale = f"@inlined\n{lowering.scalar(updates.scale, calls=True)}\n"
-    return "\n\n".join([prelude(SINGLE, simulated), *_codecs(simulated), read, scale, FIND, *sums(threads)])
+    """The sums of squares and the limits of bfloat16 or float16."""
+    code = f"u16({dtype.name}_nearest(x, u32(0)))"
+    functions = (
+        f"def load(address, i):\n    return {_load(dtype.name, 'address', 'i')}\n",
+        f"def store(address, i, x):\n    store_uint16(address, i, {code})\n",
+        lowering.scalar(updates.scale, calls=True),
+    )
+    access = [f"@inlined\n{text}\n" for text in functions]
+    return "\n\n".join([prelude(SINGLE, simulated), *_codecs(simulated), *access, FIND, *sums(threads), LIMIT])
 
 
 def raw_source(dtype: np.dtype, simulated: bool) -> str:

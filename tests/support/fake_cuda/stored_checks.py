@@ -127,6 +127,20 @@ def test_optimizers_equal_the_host(storage, library):
     check_equal(ours, theirs, device, host)
 
 
+@pytest.mark.parametrize("clip", ["value", "norm_per_array"])
+def test_clipping_of_each_element_or_array_equals_the_host_on_late_streams(clip):
+    with fake_cuda.behaviour("interleaved", careless=True):
+        ours, theirs, device, host = pair("float16")
+        kept = [(g, [on_device(x) for x in g]) for g in (gradients(host, t) for t in range(3))]
+        cuda.synchronize()
+        for t, (grads, own) in enumerate(kept):
+            options = {"max_norm": 0.7, "clip": clip, "grad_scale": 0.3}
+            with on_stream(1 if t else side_stream()):
+                assert ours.step(own, **options) == theirs.step(grads, **options)
+            cuda.synchronize()
+        check_equal(ours, theirs, device, host)
+
+
 @pytest.mark.parametrize("library", ["cupy", "torch"])
 def test_bfloat16_of_other_libraries_is_known_by_its_dtype(library):
     ours, theirs, device, host = pair("float8 and a master copy", WRAPPERS[library])

@@ -200,6 +200,24 @@ def test_classes_equal_the_host(kind, dtype):
             assert same_bits(np.array(ours_state[name][slot], float), np.array(value, float)), (name, slot)
 
 
+@pytest.mark.parametrize("clip", ["value", "norm_per_array"])
+def test_clipping_of_each_element_or_array_equals_the_host(clip):
+    rng = np.random.default_rng(7)
+    for dtype in (*DTYPES, "bfloat16", "float16"):
+        small_dtype = np.dtype(dtype) if dtype in DTYPES else stored.small_dtype(dtype)
+        host = [np.array(rng.standard_normal(shape)).astype(small_dtype) for shape in SHAPES]
+        device = [LAYOUTS[i % len(LAYOUTS)](x.copy()) for i, x in enumerate(host)]
+        ours, theirs = fo.Adam([Device(x) for x in device], lr=0.1), fo.Adam(host, lr=0.1, backend="numpy")
+        for t in range(2):
+            grads = [np.array(3 * rng.standard_normal(x.shape)).astype(x.dtype) for x in host]
+            grads[0][0, :3] = np.nan, np.inf, -np.inf
+            laid = [LAYOUTS[(i + t) % len(LAYOUTS)](g.copy()) for i, g in enumerate(grads)]
+            options = {"max_norm": 0.7, "clip": clip, "grad_scale": 0.3}
+            assert repr(ours.step([Device(g) for g in laid], **options)) == repr(theirs.step(grads, **options))
+        for x, w in zip(device, host, strict=True):
+            assert same_bits(np.array(x, np.float64), np.array(w, np.float64))
+
+
 def test_skip_leaves_everything():
     p = np.ones(5, np.float32)
     opt = fo.Adam(Device(p), lr=0.1)
