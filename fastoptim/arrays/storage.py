@@ -73,7 +73,7 @@ class Storage(NamedTuple):
         rounding = choice("rounding", rounding, ROUNDINGS)
         return cls(state_dtype, rounding, flag("master", master), count("seed", seed, 0))
 
-    def check(self, name: str, dtype: np.dtype[Any], backend: str) -> None:
+    def check(self, name: str, dtype: np.dtype[Any]) -> None:
         """TypeError or ValueError unless a parameter of this dtype can be stored so."""
         if self.state_dtype is not None and dtype == np.float64:
             raise TypeError(

@@ -173,7 +173,7 @@ class Optimizer:
         described: list[Any] = [None] * len(leaves)
         for i in stepped:
             described[i] = backend.describe(leaves[i])
-            self._storage.check(names[i], described[i][1], backend.name)
+            self._storage.check(names[i], described[i][1])
         entries = []
         for values, (_, positions) in zip(every, members, strict=True):
             entry = ParamGroup.make([leaves[i] for i in positions], [names[i] for i in positions], values)

@@ -13,7 +13,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim.adapters import cs231n, dicts, numpy_ml, per_array
-from fastoptim.arrays.storage import Storage, small_dtype
+from fastoptim.arrays.storage import small_dtype
 from fastoptim.backends import get_backend
 from fastoptim.checkpoint import format
 from fastoptim.checkpoint.files import CheckpointError
@@ -275,8 +275,6 @@ REFUSED = {
         "'0' is stored in fewer bits",
     ),
     "a norm alone": (lambda: fo.grad_norm([np.ones(3, ml_dtypes.bfloat16)]), TypeError, "'0'.*bfloat16"),
-    "GPU arrays": (lambda: Storage("bfloat16").check("w", np.dtype("f4"), "cuda"), TypeError, "'w': backend 'cuda'"),
-    "GPU arrays of 16 bits": (lambda: Storage().check("w", np.dtype("f2"), "cuda"), TypeError, "'w': backend 'cuda'"),
     "adapter: an array": (lambda: per_array.update(np.ones(3, "f2"), np.ones(3, "f2")), TypeError, "'0'.*float16"),
     "adapter: its states": (
         lambda: per_array.update(np.ones(3, "f4"), np.ones(3, "f4"), np.ones(3, ml_dtypes.bfloat16)),
