@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.cuda import device_arrays
+from ..arrays import device
 from .encoding import encode
 from .files import CheckpointError
 
@@ -28,8 +28,8 @@ def is_alike(p: Any, x: Any) -> bool:
 
 
 def _described(p: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    device = getattr(p, "__cuda_array_interface__", None)
-    shape, dtype = (p.shape, p.dtype) if device is None else (device["shape"], device_arrays.device_dtype(p))
+    face = getattr(p, "__cuda_array_interface__", None)
+    shape, dtype = (p.shape, p.dtype) if face is None else (face["shape"], device.device_dtype(p))
     return tuple(shape), dtype.newbyteorder("=")  # as files are read
 
 
@@ -57,7 +57,7 @@ def check_holdable(expected: Mapping[str, Any], in_memory: bool = False) -> None
 
 def to_host(x: Any) -> np.ndarray:
     """Return `x` itself, or its copy on the host if it is a device's."""
-    return x if isinstance(x, np.ndarray) else device_arrays.to_host(x)
+    return x if isinstance(x, np.ndarray) else device.to_host(x)
 
 
 def assign(p: Any, x: np.ndarray) -> None:
@@ -66,4 +66,4 @@ def assign(p: Any, x: np.ndarray) -> None:
         if p.flags.writeable or not _is_assignable(p, x):
             p[...] = x
         return
-    device_arrays.assign(p, x)
+    device.assign(p, x)

@@ -22,6 +22,7 @@ import numpy as np
 
 from ... import rules
 from ...arrays import checks
+from ...arrays.device import assign, device_dtype, to_host
 from ...common.threads import fork_safe_lock
 from ...rules import lowering
 from ...rules.table import Kernel, Rule
@@ -36,11 +37,8 @@ from .device_arrays import (
     _check_aligned,
     _dense_strides,
     _streams,
-    assign,
-    device_dtype,
     refuse_immutable,
     tell_autograd,
-    to_host,
 )
 from .kernels import THREADS, VECTOR_BYTES, signatures, source
 from .places import Place, Places
