@@ -87,11 +87,40 @@ static int bind(PyObject *object, fo_param *param, int slot, int *order)
     return moved;
 }
 
+static int is_plain(PyObject *object, int needed)
+{
+    return (Py_TYPE(object) == ndarray_type || Py_TYPE(object) == memmap_type) &&
+           PyArray_DESCR((PyArrayObject *)object)->byteorder != NPY_OPPBYTE &&
+           (PyArray_FLAGS((PyArrayObject *)object) & needed) == needed;
+}
+
+/* Binds a gradient of some rows, a pair of indices and values; -1 if it is not as expected. */
+static int bind_rows(PyObject *pair, fo_param *param)
+{
+    enum { NEEDED = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED };
+    if (PyTuple_Size(pair) != 2 || !is_plain(items_of(pair)[0], NEEDED) || !is_plain(items_of(pair)[1], NEEDED))
+        return -1;
+    PyArrayObject *indices = (PyArrayObject *)items_of(pair)[0], *values = (PyArrayObject *)items_of(pair)[1];
+    int type = PyArray_DESCR(indices)->type_num;
+    int width = type == NPY_INT ? sizeof(int) : type == NPY_LONG ? sizeof(long) : type == NPY_LONGLONG ? 8 : 0;
+    int storage = param->stored.low ? FO_FLOAT32 : param->storage[SLOT_PARAM];
+    if (!width || PyArray_DESCR(values)->type_num != type_numbers[storage] || PyArray_NDIM(indices) != 1 ||
+        param->dimensions < 1 || PyArray_NDIM(values) != param->dimensions || PyArray_DIM(values, 0) != PyArray_DIM(indices, 0))
+        return -1;
+    for (int i = 1; i < param->dimensions; i++)
+        if (PyArray_DIM(values, i) != param->shape[i])
+            return -1;
+    param->storage[SLOT_GRAD] = (int8_t)storage;
+    param->data[SLOT_GRAD] = PyArray_DATA(values);
+    return fo_rows_take(param, width == 8, PyArray_DATA(indices), PyArray_DATA(values), PyArray_DIM(indices, 0)) ? 1 : -1;
+}
+
 static uintptr_t low_of(const fo_param *param, int slot) { return (uintptr_t)param->data[slot]; }
 
 static uintptr_t high_of(const fo_param *param, int slot)
 {
-    return low_of(param, slot) + fo_bytes(param->storage[slot], param->n);
+    int64_t n = slot == SLOT_GRAD && param->rows.count >= 0 ? param->rows.count * param->rows.length : param->n;
+    return low_of(param, slot) + fo_bytes(param->storage[slot], n);
 }
 
 static int by_low(const void *a, const void *b)
@@ -101,7 +130,7 @@ static int by_low(const void *a, const void *b)
 }
 
 /* Sorts what a step writes; 0 if some of it overlaps. Arrays with no room for a gradient between them become one range. */
-static int sort_written(fo_plan *plan)
+static int sort_written(fo_plan *plan, uint64_t least_gradient)
 {
     uintptr_t *written = plan->written;
     int64_t count = 0, last = 0;
@@ -118,7 +147,7 @@ static int sort_written(fo_plan *plan)
         uintptr_t low = written[2 * i], high = written[2 * i + 1], before = written[2 * last + 1];
         if (low < before)
             return 0;
-        if (low - before >= plan->least_gradient)
+        if (low - before >= least_gradient)
             written[2 * ++last] = low;
         written[2 * last + 1] = high;
     }
@@ -172,8 +201,8 @@ static int bind_states(PyObject *const *state, fo_param *param, int unchanged, i
     return moved;
 }
 
-/* Binds everything; 0 if an array is not as expected or overlaps another. */
-static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject *const *g, PyObject *states)
+/* Binds everything; 0 if an array is not as expected or overlaps another. With `rows`, gradients may be pairs. */
+static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject *const *g, PyObject *states, int rows)
 {
     fo_plan *plan = b->plan;
     int64_t count = plan->param_count;
@@ -186,19 +215,24 @@ static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject 
         fo_param *param = &plan->params[i];
         int order = param->stored.low ? NPY_ARRAY_C_CONTIGUOUS : ORDERS; /* dithers and blocks count in C order */
         moved |= bind(p[i], param, SLOT_PARAM, &order);
-        grad_moved |= bind(g[i], param, SLOT_GRAD, &order);
+        if (rows && PyTuple_Check(g[i])) {
+            grad_moved |= bind_rows(g[i], param);
+            order &= NPY_ARRAY_C_CONTIGUOUS;
+        } else {
+            grad_moved |= bind(g[i], param, SLOT_GRAD, &order);
+        }
         moved |= bind_states(state, param, views_unchanged, &order, &owners);
         if ((moved | grad_moved) < 0 || !order)
             return 0;
         state += param->slots - SLOT_STATE;
     }
-    if (moved)
+    if (moved || rows)
         disjoint = NONE;
     else if (grad_moved && disjoint == ALL)
         disjoint = WRITTEN;
-    if ((disjoint < WRITTEN && !sort_written(plan)) || (disjoint < ALL && some_gradient_overlaps(plan)))
+    if ((disjoint < WRITTEN && !sort_written(plan, rows ? 1 : plan->least_gradient)) || (disjoint < ALL && some_gradient_overlaps(plan)))
         return 0;
-    plan->disjoint = ALL;
+    plan->disjoint = rows ? NONE : ALL;
     if (!owners && count > 1) /* one array's are read as quickly, and need not be kept alive */
         b->views = Py_NewRef(states);
     return 1;
@@ -275,49 +309,69 @@ static void release(PyObject *capsule)
 static const double RELEASE_BYTES = 64e3;
 
 /* Reads and binds what a step takes: params, grads, states and rows. 0 if the arrays need another way. */
-static int bind_step(bound *b, const PyObject *views, PyObject *const *args, PyObject *scale)
+static int bind_step(bound *b, const PyObject *views, PyObject *const *args, PyObject *scale, int rows)
 {
     fo_plan *plan = b->plan;
     int plain = fo_rounds_to_nearest() && read_rows(b, args[3], scale) && PyTuple_Size(args[0]) == plan->param_count &&
                 PyTuple_Size(args[1]) == plan->param_count &&
-                bind_all(b, views == args[2], items_of(args[0]), items_of(args[1]), args[2]);
+                bind_all(b, views == args[2], items_of(args[0]), items_of(args[1]), args[2], rows);
     if (!plain)
         PyErr_Clear();
     return plain;
 }
 
-static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
+static void apply(fo_plan *plan, int rows)
+{
+    if (rows)
+        fo_plan_apply_rows(plan);
+    else
+        fo_plan_apply(plan);
+}
+
+static PyObject *step_with(PyObject *capsule, PyObject *const *args, Py_ssize_t count, int rows)
 {
     bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
     if (!b || (count != 4 && count != 5))
-        return PyErr_Format(PyExc_TypeError, "step takes params, grads, states, rows and a scale");
+        return PyErr_Format(PyExc_TypeError, "a step takes params, grads, states, rows and a scale");
     if (!begin(b))
         return Py_NewRef(Py_False);
     fo_plan *plan = b->plan;
     PyObject *views = b->views; /* given up at the end: what goes with it may run code that steps this very plan */
     b->views = 0;
     PyObject *result = 0;
-    if (!bind_step(b, views, args, count > 4 ? args[4] : 0)) {
+    if (!bind_step(b, views, args, count > 4 ? args[4] : 0, rows)) {
         result = Py_NewRef(Py_False);
         goto done;
     }
     PyObject *number = PyLong_FromLongLong(PyLong_AsLongLong(PyList_GetItem(b->counter, 0)) + 1);
     if (!number)
         goto done;
-    if (plan->step_bytes < RELEASE_BYTES) {
-        fo_plan_apply(plan);
+    if ((rows ? fo_plan_rows_bytes(plan) : plan->step_bytes) < RELEASE_BYTES) {
+        apply(plan, rows);
     } else {
         Py_BEGIN_ALLOW_THREADS
-        fo_plan_apply(plan);
+        apply(plan, rows);
         Py_END_ALLOW_THREADS
     }
     /* Counted here, so that Ctrl-C right after the step finds it counted. */
     PyList_SetItem(b->counter, 0, number);
     result = Py_NewRef(Py_True);
 done:
+    for (int64_t i = 0; rows && i < plan->param_count; i++)
+        fo_rows_drop(&plan->params[i]);
     end(b);
     Py_XDECREF(views);
     return result;
+}
+
+static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
+{
+    return step_with(capsule, args, count, 0);
+}
+
+static PyObject *step_rows(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
+{
+    return step_with(capsule, args, count, 1);
 }
 
 /* Makes the plan's only parameter one of the shape and dtype of `object`; 0 if it is none, empty or too large. */
@@ -367,7 +421,7 @@ static PyObject *step_array(PyObject *capsule, PyObject *const *args, Py_ssize_t
     if (!begin(b))
         return Py_NewRef(Py_False);
     int plain = fo_rounds_to_nearest() && same_values(args[4], args[5], args[6]) && take_shape(b->plan, args[0]) &&
-                read_row(b->plan->runs, args[3], 0) && bind_all(b, 0, args, args + 1, args[2]);
+                read_row(b->plan->runs, args[3], 0) && bind_all(b, 0, args, args + 1, args[2], 0);
     if (plain)
         fo_plan_apply(b->plan);
     PyErr_Clear();
@@ -416,7 +470,7 @@ static PyObject *measure(PyObject *capsule, PyObject *const *args, Py_ssize_t co
     b->views = 0;
     double *sums = malloc((size_t)(b->plan->param_count + 1) * FO_TERMS * sizeof *sums);
     int64_t found = -1;
-    if (sums && bind_step(b, views, args, 0)) {
+    if (sums && bind_step(b, views, args, 0, 0)) {
         Py_BEGIN_ALLOW_THREADS
         found = fo_plan_measure(b->plan, k, sums);
         Py_END_ALLOW_THREADS
@@ -442,6 +496,7 @@ int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions)
         {"sum_squares", (PyCFunction)(void (*)(void))sum_squares, METH_FASTCALL, 0},
         {"step_array", (PyCFunction)(void (*)(void))step_array, METH_FASTCALL, 0},
         {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, 0},
+        {"step_rows", (PyCFunction)(void (*)(void))step_rows, METH_FASTCALL, 0},
     };
     PyGILState_STATE gil = PyGILState_Ensure();
     bound *b = malloc(sizeof *b);
@@ -454,7 +509,7 @@ int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions)
         free(b);
         fo_plan_free(plan);
     }
-    for (int i = 0; made && i < 4; i++) {
+    for (int i = 0; made && i < 5; i++) {
         PyObject *function = PyCFunction_New(&methods[i], capsule);
         made = function && PyList_Append((PyObject *)functions, function) == 0;
         Py_XDECREF(function);

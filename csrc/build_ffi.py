@@ -8,7 +8,7 @@ import numpy
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ("bind.c", "plan.c", "stored.c", "pool.c", "pace.c", "kernels/cpu.c", "kernels/kernels.c")
+SOURCES = ("bind.c", "plan.c", "stored.c", "rows.c", "pool.c", "pace.c", "kernels/cpu.c", "kernels/kernels.c")
 
 # Where a compiler would compute in wider types than it is told to; the kernels do not compile without these.
 EXACT = {

@@ -22,12 +22,22 @@ typedef struct {
     int32_t low;     /* whether any of this matters: 0 for a parameter whose slots are all of its own type */
 } fo_stored;
 
+/* The gradient of some rows of a parameter; see rows.c. */
+typedef struct {
+    int64_t count;      /* how many indices there are; below 0: the gradient is a whole array */
+    int64_t length;     /* elements of a row */
+    const void *values; /* a row for each index */
+    int64_t *row, *at;  /* the indices in increasing order, and which of `values` are theirs */
+    void *memory;       /* that holds these */
+} fo_rows;
+
 /* One parameter. Slot 0 is the parameter, 1 the gradient, 2.. the states, then the scales of those that are float8, then
  * the master copy. Each slot has a storage type: 0 float32, 1 float64, 2 bfloat16, 3 float16, 4 float8, 5 scales. The
  * addresses are those of the last step and are read anew at every step. */
 typedef struct {
     int64_t n;
     fo_stored stored;
+    fo_rows rows;
     int64_t first_block;
     int32_t run;
     int32_t dimensions;
@@ -64,6 +74,8 @@ typedef struct {
     double measure_bytes;
     fo_pace step_pace[2]; /* after idle times, and in bursts of steps */
     fo_pace norm_pace[2];
+    fo_pace rows_pace[2]; /* of steps with gradients of some rows */
+    double rows_bytes;    /* the traffic of the last of these */
     fo_run *runs;
     fo_param *params;
     int64_t *shapes;
@@ -80,18 +92,12 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count,
                      const int8_t *storage, const fo_stored *stored, const int32_t *dimensions, const int64_t *shapes,
                      int32_t threads);
 void fo_plan_free(fo_plan *plan);
-void fo_plan_apply(fo_plan *plan);
+void fo_plan_apply(fo_plan *plan); /* with no gradients of some rows */
 double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k);
 
 /* plan.c: for each parameter, sums of (k * term)**2 over each term of what its run measures, one after the other: sums has
  * room for FO_TERMS of them each. Returns how many they are. Nothing else is written. */
 int64_t fo_plan_measure(fo_plan *plan, double k, double *sums);
-
-/* plan.c: steps `count` rows of a table, of `length` elements each, by the numbers in `rows`, each of which is there once.
- * data[0] is the table, data[1] a table of gradients, in which `at` has the numbers of theirs, data[2..] the states; all are of
- * one storage type. */
-void fo_rows_apply(const fo_run *run, int32_t storage, int64_t count, const int64_t *rows, const int64_t *at,
-                   int64_t length, void *const *data);
 
 /* pool.c, for tests: spread every job of several chunks over threads, whether that pays or not. */
 void fo_pool_always(int32_t on);
@@ -112,6 +118,8 @@ void fo_pace_observe_threaded(fo_pace *pace, double elapsed_ns, double waited_ns
  *     overlaps another; tuples of arrays, and a list with one tuple of floats (scale, decay, coefficients) for each run,
  *     and behind them the number of the step where dithers need it; or Adam's (see bind.c), which stays the same;
  *   measure(params, grads, states, rows, k) -> list of floats, what fo_plan_measure finds; None where step would say False;
+ *   step_rows(params, grads, states, rows, scale = 1.0) -> as step; a gradient may be a pair of indices and values, whose rows are all
+ *     that is stepped of the parameter and of its states: False, too, if an index is not one of a row;
  *   sum_squares(grads, grad_scale, k) -> float, or None if a gradient is not plain and C-ordered;
  *   step_array(p, g, states, row, dict, names, values) -> as step, for a plan of one parameter and one array of any shape,
  *     float32 or float64; False, too, if the array is so large that others should run meanwhile, or if the dict has not

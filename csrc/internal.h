@@ -66,6 +66,18 @@ fo_narrow_kernel *fo_narrow_kernel_for(int32_t rule);
 void fo_step_stored(const fo_param *param, const fo_run *run, int64_t start, int64_t n);
 void fo_squares_stored(const fo_param *param, double grad_scale, double k, int64_t start, int64_t n, double *sums);
 
+/* rows.c: copies and sorts `count` indices, int64 if `wide`, else int32; 0 without memory, or if one is not below the number of
+ * the parameter's rows. fo_rows_drop gives back what they take, and lets the gradient be a whole array again. */
+int fo_rows_take(fo_param *param, int wide, const void *indices, const void *values, int64_t count);
+void fo_rows_drop(fo_param *param);
+/* Steps what a chunk has of them, and the traffic and the number of chunks of the whole. */
+void fo_rows_step(const fo_param *param, const fo_run *run, int64_t chunk);
+double fo_rows_bytes(const fo_param *param);
+int64_t fo_rows_chunks(const fo_param *param);
+/* plan.c: as fo_plan_apply, where some gradients are of rows. */
+void fo_plan_apply_rows(fo_plan *plan);
+double fo_plan_rows_bytes(const fo_plan *plan);
+
 /* Jobs that follow each other within this time are a burst: workers spin for it, and pace.c judges them apart. */
 enum { FO_BURST_NS = 200000 };
 

@@ -35,6 +35,15 @@ static int64_t cut(fo_plan *plan, int64_t size, int64_t *chunk_param, int64_t *c
     return count;
 }
 
+/* The traffic of a step. */
+static double param_bytes(const fo_param *param)
+{
+    double bytes = 0;
+    for (int slot = 0; slot < param->slots; slot++)
+        bytes += (slot == SLOT_GRAD ? 1.0 : 2.0) * (double)fo_bytes(param->storage[slot], param->n);
+    return bytes;
+}
+
 fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count, const int32_t *param_run,
                      const int8_t *storage, const fo_stored *stored, const int32_t *dimensions, const int64_t *shapes,
                      int32_t threads)
@@ -64,6 +73,7 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count,
         param->n = product(dimensions[e], shape);
         shape += dimensions[e];
         param->stored = stored[e];
+        param->rows.count = -1;
         memcpy(param->storage, storage + e * FO_SLOTS, FO_SLOTS);
         while (param->slots < FO_SLOTS && param->storage[param->slots] >= 0)
             param->slots++;
@@ -73,8 +83,7 @@ fo_plan *fo_plan_new(int32_t run_count, const fo_run *runs, int64_t param_count,
         plan->block_count += (param->n + FO_NORM_BLOCK - 1) / FO_NORM_BLOCK;
         elements += param->n;
         plan->state_count += param->slots - SLOT_STATE;
-        for (int slot = 0; slot < param->slots; slot++)
-            plan->step_bytes += (slot == SLOT_GRAD ? 1.0 : 2.0) * (double)fo_bytes(param->storage[slot], param->n);
+        plan->step_bytes += param_bytes(param);
         uint64_t gradient = fo_bytes(param->storage[SLOT_GRAD], param->n);
         plan->norm_bytes += (double)gradient;
         for (int slot = 0, read = SLOT_STATE + fo_rule_states(runs[param->run].rule); slot < read; slot++)
@@ -110,6 +119,7 @@ void fo_plan_free(fo_plan *plan)
 typedef struct {
     fo_plan *plan;
     double grad_scale, k; /* of a norm */
+    int64_t whole;        /* chunks of whole arrays, where there are rows besides */
 } job;
 
 /* Elements [start, stop) of a parameter belong to a chunk. */
@@ -127,7 +137,7 @@ static int64_t last_of(const fo_plan *plan, int64_t chunk)
 static int adjoins(const fo_param *before, const fo_param *after)
 {
     if (before->run != after->run || before->storage[SLOT_PARAM] != after->storage[SLOT_PARAM] || before->stored.low ||
-        after->stored.low)
+        after->stored.low || after->rows.count >= 0)
         return 0;
     for (int i = 0; i < before->slots; i++)
         if ((char *)before->data[i] + fo_bytes(before->storage[i], before->n) != after->data[i])
@@ -143,6 +153,8 @@ static void step_chunk(void *context, int64_t chunk)
     for (int64_t e = plan->chunk_param[chunk]; e <= last; e++, start = 0) {
         const fo_param *param = &plan->params[e];
         const fo_run *run = &plan->runs[param->run];
+        if (param->rows.count >= 0)
+            continue;
         if (param->stored.low) {
             fo_step_stored(param, run, start, stop_of(plan, chunk, e) - start);
             continue;
@@ -213,13 +225,52 @@ static double tree_sum(fo_plan *plan, const double *values, int64_t count)
 
 void fo_plan_apply(fo_plan *plan)
 {
-    job j = {plan, 1.0, 1.0};
+    job j = {plan, 1.0, 1.0, 0};
     fo_pool_run(plan->step_pace, plan->threads, plan->step_bytes, plan->chunk_count, step_chunk, &j);
+}
+
+double fo_plan_rows_bytes(const fo_plan *plan)
+{
+    double bytes = 0;
+    for (int64_t e = 0; e < plan->param_count; e++)
+        bytes += plan->params[e].rows.count < 0 ? param_bytes(&plan->params[e]) : fo_rows_bytes(&plan->params[e]);
+    return bytes;
+}
+
+/* The chunks of the plan come first where some gradient is a whole array, then those of the rows of each parameter. */
+static void step_chunk_or_rows(void *context, int64_t chunk)
+{
+    const job *j = context;
+    if (chunk < j->whole) {
+        step_chunk(context, chunk);
+        return;
+    }
+    chunk -= j->whole;
+    const fo_param *param = j->plan->params;
+    for (int64_t own; chunk >= (own = fo_rows_chunks(param)); param++)
+        chunk -= own;
+    fo_rows_step(param, &j->plan->runs[param->run], chunk);
+}
+
+void fo_plan_apply_rows(fo_plan *plan)
+{
+    job j = {plan, 1.0, 1.0, 0};
+    int64_t chunks = 0;
+    for (int64_t e = 0; e < plan->param_count; e++) {
+        chunks += fo_rows_chunks(&plan->params[e]);
+        if (plan->params[e].rows.count < 0)
+            j.whole = plan->chunk_count;
+    }
+    double bytes = fo_plan_rows_bytes(plan);
+    for (int i = 0; i < 2 && plan->rows_bytes > 0; i++) /* what is known of a step is known of as much work as this */
+        plan->rows_pace[i].serial_ns *= bytes / plan->rows_bytes;
+    plan->rows_bytes = bytes;
+    fo_pool_run(plan->rows_pace, plan->threads, bytes, j.whole + chunks, step_chunk_or_rows, &j);
 }
 
 double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k)
 {
-    job j = {plan, grad_scale, k};
+    job j = {plan, grad_scale, k, 0};
     fo_pool_run(plan->norm_pace, plan->threads, plan->norm_bytes, plan->chunk_count, norm_chunk, &j);
     return tree_sum(plan, plan->block_sums, plan->block_count);
 }
@@ -236,28 +287,4 @@ int64_t fo_plan_measure(fo_plan *plan, double k, double *sums)
             sums[count++] = tree_sum(plan, plan->block_sums + term * plan->block_count + param->first_block, blocks);
     }
     return count;
-}
-
-enum { ROWS_AHEAD = 6, LINES_AHEAD = 8 }; /* rows are cold: memory is asked for before it is needed */
-
-void fo_rows_apply(const fo_run *run, int32_t storage, int64_t count, const int64_t *rows, const int64_t *at,
-                   int64_t length, void *const *data)
-{
-    fo_kernel *kernel = fo_kernel_for(run->rule, storage);
-    const int slots = SLOT_STATE + fo_rule_states(run->rule);
-    const size_t bytes = fo_bytes(storage, length);
-    const size_t asked = bytes < LINES_AHEAD * 64 ? bytes : LINES_AHEAD * 64;
-    fo_float_mode mode = fo_float_mode_set_default();
-    for (int64_t first = 0, last; first < count; first = last) {
-        for (last = first + 1; last < count && rows[last] == rows[last - 1] + 1 && at[last] == at[last - 1] + 1;)
-            last++; /* neighbours are one run */
-        for (int slot = 0; first + ROWS_AHEAD < count && slot < slots; slot++)
-            for (size_t i = 0; slot != SLOT_GRAD && i < asked; i += 64)
-                __builtin_prefetch((const char *)data[slot] + bytes * (size_t)rows[first + ROWS_AHEAD] + i, 1);
-        void *row[FO_SLOTS] = {0};
-        for (int slot = 0; slot < slots; slot++)
-            row[slot] = (char *)data[slot] + bytes * (size_t)(slot == SLOT_GRAD ? at[first] : rows[first]);
-        kernel(run, (last - first) * length, row);
-    }
-    fo_float_mode_restore(mode);
 }

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..common.busy import exclusive
 from ..common.signals import deferred_signals
-from ._update import RuleUpdate, as_dtype_of, step_array
+from ._update import RuleUpdate, gradient_of, step_array
 
 Write = Callable[[Sequence[Any], Sequence[Any]], Iterator[None]]
 """``write(targets, values)`` puts values where they belong, one with each item that is asked for."""
@@ -163,7 +163,7 @@ class Collection:
         for name, p in zip(names, params, strict=True):
             if not isinstance(p, np.ndarray):
                 raise TypeError(f"parameter {name!r}: expected a NumPy array or a number, got {type(p).__name__}")
-        gradients = [as_dtype_of(p, g, name) for p, g, name in zip(params, grads, names, strict=True)]
+        gradients = [gradient_of(p, g, name) for p, g, name in zip(params, grads, names, strict=True)]
         made: list[dict[Hashable, Any]] = [{} for _ in states]  # kept once a step has taken them
         used = []
         for key, p in zip(keys, params, strict=True):

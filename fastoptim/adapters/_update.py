@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import rules
 from ..arrays.checks import real_array
+from ..arrays.rows import Rows
 from ..backends import resolve
 from ..common.busy import Busy, exclusive
 from ..common.threads import resolve_threads
@@ -96,7 +97,7 @@ def step_array(
     """One step of one array, in place, for functions that keep nothing between calls; `g` is cast if need be."""
     if not isinstance(p, np.ndarray):
         raise TypeError(f"expected a NumPy array to update, got {type(p).__name__}")
-    _array_step(rule, decay)("0", p, as_dtype_of(p, g), states, (scale, decay_coefficient, *coefficients))
+    _array_step(rule, decay)("0", p, gradient_of(p, g), states, (scale, decay_coefficient, *coefficients))
 
 
 @cache
@@ -120,6 +121,13 @@ def as_dtype_of(p: Any, g: Any, name: Any = "0") -> Any:
     if isinstance(g, np.ndarray) and g.dtype == p.dtype:
         return g
     return real_array(f"gradient of parameter {name!r}", g).astype(p.dtype, copy=False)
+
+
+def gradient_of(p: Any, g: Any, name: Any = "0") -> Any:
+    """As `as_dtype_of`; `Rows` stay such, of values of that dtype."""
+    if type(g) is not Rows:
+        return as_dtype_of(p, g, name)
+    return g if g.values.dtype == p.dtype else Rows(g.indices, g.values.astype(p.dtype), lazy=g.lazy)
 
 
 def adam_coefficients(t: Any, lr: Any, beta1: Any, beta2: Any, eps: Any, mode: str = "torch") -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.checks import real_array
+from ..arrays.rows import Rows
 from ..common.validation import norm_limit, real
 from ._update import adam_coefficients, step_array
 
@@ -38,6 +39,8 @@ class _Optimizer:
     def _scale(self, grad: Any) -> float:
         if self.clip_norm is None:
             return 1.0
+        if isinstance(grad, Rows):
+            raise TypeError("clip_norm needs dense gradients, got Rows: hand over rows.to_dense(len(param))")
         norm, limit = float(np.linalg.norm(grad)), norm_limit(self.clip_norm, "clip_norm")
         return limit / norm if norm > limit else 1.0
 

@@ -23,7 +23,9 @@ def _hint(x: Any) -> str:
     if module == "torch":
         return ": hand over its memory, t.detach().numpy()"
     if module == "fastoptim" and type(x).__name__ == "Rows":
-        return ": Rows go to the step of an optimizer or function in one process; elsewhere rows.to_dense(len(p))"
+        return (
+            ": Rows go to the step of an optimizer, function or adapter in one process; elsewhere rows.to_dense(len(p))"
+        )
     if module in ("jax", "jaxlib"):
         return ": convert it, np.array(x)"
     if module in ("pandas", "polars"):

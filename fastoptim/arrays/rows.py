@@ -27,7 +27,7 @@ class Rows:
     indices : array of int32 or int64, shape (k,)
         The rows, in any order, from 0 to n - 1.
     values : array, shape (k, ...)
-        The gradients of these rows, of the parameter's dtype.
+        The gradients of these rows, of the parameter's dtype; float32 for parameters in 16 bits.
     lazy : bool
         Leave parameter and states of all other rows as they are, whatever the rule: another algorithm than the dense
         step, in which states decay and steps go on without a gradient. By default a step with `Rows` has the bits of

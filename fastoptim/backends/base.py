@@ -17,7 +17,7 @@ from ..arrays.storage import compute_dtype
 from ..common.public import public
 from ..common.validation import limit_of
 from ..rules import reference
-from ..rules.codecs import Stored
+from ..rules.codecs import Stored, part
 from ..rules.table import Kernel
 
 TILE = 1 << 15  # elements, whole blocks of the norm: the temporaries of one tile fit a level-2 cache
@@ -65,6 +65,10 @@ class NativePlan(Protocol):
 
         So it is where rows are not `in_range`.
         """
+
+    @property
+    def step_rows(self) -> Callable[..., bool] | None:
+        """As `step`, where a gradient may be a pair of indices and values, those of some rows; None if it cannot."""
 
     def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
         """Norm of all gradients; None if they need another way."""
@@ -122,9 +126,17 @@ class Backend(ABC):
         """Do everything that can fail; returns what runs the calls, given the scalars of each, in place."""
 
     def prepare_rows(
-        self, kernel: Kernel, p: Any, states: Sequence[Any], table: TableRows, scalars: Scalars
+        self,
+        kernel: Kernel,
+        p: Any,
+        states: Sequence[Any],
+        table: TableRows,
+        scalars: Scalars,
+        stored: Stored | None = None,
     ) -> Callable[[], None]:
         """What steps some rows of a parameter and of its states, when called, with everything else done before."""
+        if stored is not None:
+            return self._prepare_stored_rows(kernel, layout.to_c_order(p, table.values, states), table, scalars, stored)
         arrays = [np.asarray(x) for x in (p, *states)]
         p, *states = (np.ascontiguousarray(x[table.rows]) for x in arrays)
         tile = (p, table.values, *states)  # prepared kernels may keep addresses alone
@@ -134,6 +146,29 @@ class Backend(ABC):
             launch([scalars])
             for x, new in zip(arrays, (tile[0], *tile[2:]), strict=True):
                 x[table.rows] = new
+
+        return step
+
+    def _prepare_stored_rows(
+        self, kernel: Kernel, form: layout.Contiguous, table: TableRows, scalars: Scalars, stored: Stored
+    ) -> Callable[[], None]:
+        """Rows that follow each other are a parameter of their own: dithers and scales go by an element's place."""
+        p, g, *states = form.arrays
+        length = g.size // max(1, len(table.rows))
+        cuts = np.flatnonzero(np.diff(table.rows) != 1) + 1
+        parts, coded = [], []
+        for first, last in zip([0, *cuts], [*cuts, len(table.rows)], strict=True):
+            if first < last and length:
+                start = int(table.rows[first]) * length
+                stop = start + int(last - first) * length
+                own = [part(x, p.size, start, stop) for x in states]
+                parts.append((p[start:stop], g[first * length : last * length], *own))
+                coded.append(stored.after(start))
+        launch = self.prepare([KernelCall(kernel, parts, coded)], 1)
+
+        def step() -> None:
+            launch([scalars])
+            form.copy_back()
 
         return step
 

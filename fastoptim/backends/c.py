@@ -16,7 +16,6 @@ import numpy as np
 
 from .. import rules
 from ..arrays import checks
-from ..arrays.rows import TableRows
 from ..arrays.storage import small_dtype
 from ..rules.codecs import Stored
 from ..rules.table import DECAYS, MAX_STATES, MEASURES, RULES, Kernel
@@ -98,14 +97,18 @@ class CPlan:
     measure : callable
         ``measure(params, grads, states, rows, k)``, where runs are measures: sums of ``(k * term)**2`` for each
         parameter and each of its terms; None where `step` would say False.
+    step_rows : callable
+        As `step`; a gradient may be a pair of indices and values, those of some rows, which are all that is stepped.
+        False, too, if an index is not one of a row.
     """
 
-    __slots__ = ("_handle", "measure", "step", "step_array", "sum_squares")
+    __slots__ = ("_handle", "measure", "step", "step_array", "step_rows", "sum_squares")
     finds_coefficients = True
     step: Callable[..., bool]
     sum_squares: Callable[[tuple[Any, ...], float, float], float | None]
     step_array: Callable[..., bool]
     measure: NativeMeasure
+    step_rows: Callable[..., bool]
 
     def __init__(
         self,
@@ -151,7 +154,7 @@ class CPlan:
         if not lib.fo_functions(handle, id(counter), id(functions)):
             raise MemoryError("no memory for the plan of a step")
         self._handle = handle  # owned by the functions
-        self.step, self.sum_squares, self.step_array, self.measure = functions
+        self.step, self.sum_squares, self.step_array, self.measure, self.step_rows = functions
 
     def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
         """Norm of all gradients; None if one is not plain and C-ordered."""
@@ -259,20 +262,6 @@ class CBackend(Backend):
             return sums
 
         return measure
-
-    def prepare_rows(
-        self, kernel: Kernel, p: Any, states: Sequence[Any], table: TableRows, scalars: Scalars
-    ) -> Callable[[], None]:
-        if not all(x.flags.c_contiguous and x.flags.aligned for x in (p, *states)) or not table.sums.size:
-            return super().prepare_rows(kernel, p, states, table, scalars)
-        run = ffi.new("fo_run *", {"rule": RULE_NAMES.index(kernel.rule.name), "decay": DECAYS.index(kernel.decay)})
-        run.scalars = [*scalars, *[0.0] * (len(run.scalars) - len(scalars))]
-        data = ffi.new(
-            "void *[]", [ffi.cast("void *", x.__array_interface__["data"][0]) for x in (p, table.sums, *states)]
-        )
-        length = table.sums.size // len(table.sums)
-        rows, at = (ffi.from_buffer("int64_t[]", x) for x in (table.rows, table.at))
-        return lambda: lib.fo_rows_apply(run, _STORAGE[p.dtype.name], len(table.rows), rows, at, length, data)
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         plan = CPlan([(0, "none")], [0] * len(grads), [_row(g) for g in grads], [0], threads)

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from .. import rules
-from ..arrays.rows import Rows, TableRows, coalesced, touched_blocks
-from ..backends.base import Backend, KernelCall, Scalars
+from ..arrays import layout
+from ..arrays.rows import Rows, coalesced, touched_blocks
+from ..arrays.storage import compute_dtype
+from ..backends.base import Backend, Described, KernelCall, Scalars
 from ..rules import reference
+from ..rules.codecs import BLOCK, Stored
 from ..rules.norm import NORM_BLOCK
 from ..rules.table import Kernel
 
@@ -23,22 +26,38 @@ EXACT: dict[str, Callable[..., bool]] = {
 }
 
 
-def check_rule(name: str, given: Rows, kernel: Kernel, scalars: Scalars, lazy: bool) -> None:
+def check_rule(member: Described, name: str, given: Rows, kernel: Kernel, scalars: Scalars, lazy: bool) -> None:
     """ValueError unless a step of `kernel` with Rows means something."""
-    rule, what = kernel.rule, f"gradient of parameter {name!r}"
+    rule, what, stored = kernel.rule, f"gradient of parameter {name!r}", getattr(member, "stored", None)
     if kernel.decay != "none":
         raise ValueError(f"{what}: weight decay acts on every row, and Rows has but some: set weight_decay=0")
-    if not (lazy or given.lazy) and not (rule.name in EXACT and EXACT[rule.name](*scalars[2:])):
+    scaled = stored is not None and stored.scales > 0
+    if scaled and math.prod(member.shape[1:]) % BLOCK:
+        raise ValueError(
+            f"{what}: float8 states have one scale for {BLOCK} elements, which rows of {math.prod(member.shape[1:])} "
+            f"would share: pad rows to a multiple of {BLOCK}, or use state_dtype='bfloat16'"
+        )
+    if lazy or given.lazy:
+        return
+    if scaled or not (rule.name in EXACT and EXACT[rule.name](*scalars[2 : 2 + len(rule.coefficients)])):
         own = "a rule of your own" if rule.own else f"the rule {rule.name!r}"
         raise ValueError(
-            f"{what}: with {own} the dense step changes rows without a gradient too, so that Rows would be another "
-            "algorithm: ask for it, Rows(indices, values, lazy=True) or fo.SparseAdam, which leaves those rows as they "
-            "are; or hand over rows.to_dense(len(p))"
+            f"{what}: with {own} {'and float8 states ' if scaled else ''}the dense step changes rows without a "
+            "gradient too, so that Rows would be another algorithm: ask for it, Rows(indices, values, lazy=True) or "
+            "fo.SparseAdam, which leaves those rows as they are; or hand over rows.to_dense(len(p))"
         )
 
 
+def touches_rows_alone(given: Rows, scale: float, lazy: bool) -> bool:
+    """Whether a step leaves other rows as they are.
+
+    Zero times a scale below zero, or NaN, is -0 or NaN, which an exact step carries into every row.
+    """
+    return given.lazy or lazy or scale >= 0.0
+
+
 class SparseStep:
-    """One step, checked and prepared before anything is written.
+    """One step, checked and prepared before anything is written, where no native plan takes it.
 
     Parameters
     ----------
@@ -47,10 +66,8 @@ class SparseStep:
         One for each run.
     run_of : sequence of int
         The run of each parameter.
-    checked : list of (name, parameter, gradient, states)
-        Gradients are arrays, None or `Rows`.
-    scalars : list of tuples
-        Those of each run.
+    checked : list of (name, parameter, gradient, states, how they are stored)
+        Gradients are arrays, None or `Rows` for which `check_rule` was asked.
     lazy : bool
         Whether Rows are lazy without saying so.
     threads : int
@@ -61,32 +78,26 @@ class SparseStep:
         backend: Backend,
         kernels: Sequence[Kernel],
         run_of: Sequence[int],
-        checked: Sequence[tuple[str, Any, Any, tuple[Any, ...]]],
-        scalars: list[Scalars],
+        checked: Sequence[tuple[str, Any, Any, tuple[Any, ...], Stored | None]],
         lazy: bool,
         threads: int,
     ):
         self._backend, self._kernels, self._run_of, self._threads = backend, kernels, run_of, threads
         self._checked, self._lazy = checked, lazy
-        self._tables: list[TableRows | None] = []
-        for (name, p, g, own), run in zip(checked, run_of, strict=True):
-            if isinstance(g, Rows):
-                check_rule(name, g, kernels[run], scalars[run], lazy)
-                if any(state.dtype != p.dtype for state in own):
-                    raise TypeError(f"gradient of parameter {name!r}: Rows needs states of the parameter's dtype")
-                self._tables.append(coalesced(name, g, p.shape, p.dtype))
-            else:
-                self._tables.append(None)
+        self._tables = [
+            coalesced(name, g, p.shape, compute_dtype(p.dtype)) if isinstance(g, Rows) else None
+            for name, p, g, _, _ in checked
+        ]
 
     @property
     def present(self) -> list[bool]:
-        return [g is not None for _, _, g, _ in self._checked]
+        return [g is not None for _, _, g, _, _ in self._checked]
 
     def norm(self, grad_scale: float) -> float:
         """Bit-identical to that of the dense gradients: blocks without a gradient add zero."""
         backend, threads = self._backend, self._threads
         parts: list[tuple[int, Any, Any]] = []  # blocks of an array, which of them there are (None: all), contents
-        for (_, p, g, _), table in zip(self._checked, self._tables, strict=True):
+        for (_, p, g, _, _), table in zip(self._checked, self._tables, strict=True):
             if g is not None:
                 numbers, contents = (None, backend.flat(g)) if table is None else touched_blocks(table, p.shape)
                 parts.append((-(-p.size // NORM_BLOCK), numbers, contents))
@@ -110,19 +121,18 @@ class SparseStep:
         """What does the step when it is called; all memory is there then."""
         backend = self._backend
         jobs: list[Callable[[], None]] = []
-        for (_, p, g, own), table, run in zip(self._checked, self._tables, self._run_of, strict=True):
+        for (_, p, g, own, stored), table, run in zip(self._checked, self._tables, self._run_of, strict=True):
             kernel, row = self._kernels[run], scalars[run]
             if g is None:
                 continue
             if table is not None:
-                # Zero times a scale below zero, or NaN, is -0 or NaN, which the dense step carries into every row.
-                if g.lazy or self._lazy or row[0] >= 0.0:
-                    jobs.append(backend.prepare_rows(kernel, p, own, table, row))
+                if touches_rows_alone(g, row[0], self._lazy):
+                    jobs.append(backend.prepare_rows(kernel, p, own, table, row, stored))
                     continue
-                g = np.zeros(p.shape, p.dtype)
+                g = np.zeros(p.shape, compute_dtype(p.dtype))
                 g[table.rows] = table.values
-            form = backend.to_contiguous(p, g, own)
-            launch = backend.prepare([KernelCall(kernel, [form.arrays])], self._threads)
+            form = backend.to_contiguous(p, g, own) if stored is None else layout.to_c_order(p, g, own)
+            launch = backend.prepare([KernelCall(kernel, [form.arrays], [stored])], self._threads)
             jobs += [partial(launch, [row]), form.copy_back]
 
         def run_all() -> None:

@@ -38,7 +38,7 @@ from ..rules.codecs import Stored
 from ..rules.measures import Measured
 from ..rules.table import Kernel
 from .measuring import Asked, Asking, Measuring
-from .sparse import SparseStep
+from .sparse import SparseStep, check_rule, touches_rows_alone
 
 APPLIED = StepInfo(True, None)
 
@@ -371,12 +371,13 @@ class Update:
             )
         if backend.name == "cuda":
             raise TypeError("Rows are gradients of NumPy arrays; arrays on a GPU need dense gradients")
-        for member in self._members:
-            if member.stored is not None:
-                raise TypeError(
-                    f"parameter {member.name!r} is stored in fewer bits ({member.stored.parameter}, states in "
-                    f"{member.stored.state}): gradients that are Rows need float32; or hand over Rows.to_dense(n)"
-                )
+        if len(grads) != len(self._members):
+            raise ValueError(f"expected {len(self._members)} gradients, got {len(grads)}")
+        for member, g, run in zip(self._members, grads, self._run_of, strict=True):
+            if type(g) is Rows:
+                check_rule(member, member.name, g, self._kernels[run], scalars[run], self._lazy)
+        if options is PLAIN and self._rows_natively(params, grads, states, scalars):
+            return APPLIED
         backend.check_arithmetic()
         dense = tuple(None if type(g) is Rows else g for g in grads)
         for member, g in zip(self._members, grads, strict=True):
@@ -384,16 +385,19 @@ class Update:
                 raise TypeError(f"gradient of parameter {member.name!r}: expected an array or Rows, got None")
         found = self._check(params, dense, states, may_lack=True)
         checked = [
-            (member.name, p, given if type(given) is Rows else g, own)
+            (member.name, p, given if type(given) is Rows else g, own, member.stored)
             for member, given, (p, g, own) in zip(self._members, grads, found, strict=True)
         ]
-        step = SparseStep(backend, self._kernels, self._run_of, checked, scalars, self._lazy, self._threads)
+        step = SparseStep(backend, self._kernels, self._run_of, checked, self._lazy, self._threads)
         norm = None
         if options.max_norm is not None or options.skip_nonfinite:
             norm = step.norm(options.grad_scale)
             if options.skip_nonfinite and not math.isfinite(norm):
                 return StepInfo(False, norm)
-        apply = step.prepare(scalars if options is PLAIN else self._scaled(scalars, options, norm))
+        scaled = scalars if options is PLAIN else self._scaled(scalars, options, norm)
+        if options is not PLAIN and self._rows_natively(params, grads, states, scaled):
+            return StepInfo(True, norm)
+        apply = step.prepare(scaled)
         with deferred_signals():
             apply()
             if all(step.present):
@@ -401,6 +405,19 @@ class Update:
             elif self._skipped is not None:
                 self._skipped(step.present)
         return StepInfo(True, norm)
+
+    def _rows_natively(
+        self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], scalars: list[Scalars]
+    ) -> bool:
+        """Whether one native call could take the step."""
+        step = None if self._native is None else self._native.step_rows
+        if step is None:
+            return False
+        for g, run in zip(grads, self._run_of, strict=True):
+            if type(g) is Rows and not touches_rows_alone(g, scalars[run][0], self._lazy):
+                return False
+        pairs = tuple((g.indices, g.values) if type(g) is Rows else g for g in grads)
+        return step(params, pairs, states, scalars)
 
     def _scaled(self, scalars: list[Scalars], options: StepOptions, norm: float | None) -> list[Scalars]:
         """`scalars` with the scale of the gradients in them."""

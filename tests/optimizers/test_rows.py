@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
+from fastoptim.adapters import cs231n, dicts, numpy_ml, per_array
 from fastoptim.backends import available
-from tests.support.cases import raw_bits, same_bits
+from fastoptim.optimizers.sparse import SparseStep
+from tests.support.cases import on_threads, raw_bits, same_bits
 
 BACKENDS = [name for name in ("numpy", "c", "numba") if available(name) is None]
 DTYPES = (np.float32, np.float64)
@@ -256,3 +258,161 @@ def test_fit_functional_accumulation_and_files(tmp_path):
     opt = fo.SparseAdam(mapped, lr=0.1, state_dir=tmp_path)
     opt.step(fo.Rows(np.array([2999, 7]), np.ones((2, 40), np.float32)))
     assert (mapped[[7, 2999]] < 0.95).all() and (mapped[8:2999] == 1.0).all()
+
+
+def test_rows_that_were_changed_since_are_checked_again():
+    table = np.ones((10, 4))
+    rows = fo.Rows(np.array([1, 2]), np.ones((2, 4)))
+    for indices, values in ((np.array([1]), rows.values), (rows.indices, np.ones((2, 3))), (rows.indices, np.ones(2))):
+        rows.indices, rows.values = indices, values
+        with pytest.raises(ValueError, match="gradient of parameter '0'"):
+            fo.SGD(table).step(rows)
+    assert same_bits(table, np.ones((10, 4)))
+
+
+# --- One native call
+
+
+def stepped(opt, params, grads, **options):
+    """All bytes after a step."""
+    opt.step(grads, **options)
+    states = {f"{k}.{s}": np.asarray(x).tobytes() for k, entry in opt.state.items() for s, x in entry.items()}
+    return {k: x.tobytes() for k, x in params.items()} | states
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_native_call_has_the_bits_of_the_reference(threads):
+    """Chunks, runs of neighbours, wide rows, rows named a thousand times; sorted, not sorted, and a few more tables."""
+    rng = np.random.default_rng(11)
+    draws = [
+        ("random", lambda n, k: rng.integers(0, n, k)),
+        ("in order", lambda n, k: np.sort(rng.integers(0, n, k))),
+        ("all", lambda n, k: np.arange(n)),
+        ("all backwards", lambda n, k: np.arange(n)[::-1]),
+        ("few of many values", lambda n, k: rng.integers(0, 3, k) * (n // 3)),
+        ("high bytes", lambda n, k: np.array([n - 1, 0, 256 % n, n - 1, 65536 % n])),
+    ]
+    for shape, k in (((3000, 16), 4000), ((70_000,), 40_000), ((5, 9001), 11), ((300, 0), 7)):
+        for what, draw in draws:
+            index = draw(shape[0], k)
+            for T, kind in ((np.float32, fo.Adam), (np.float64, fo.Adagrad)):
+                values = rng.standard_normal((len(index), *shape[1:])).astype(T)
+                start = rng.standard_normal(shape).astype(T)
+                found = []
+                for backend in ("c", "numpy"):
+                    params = {"a": start[:3].copy(), "t": start.copy(), "u": start.copy()}
+                    opt = kind(params, lr=0.1, backend=backend, threads=threads)
+                    grads = {"a": start[:3], "t": fo.Rows(index.astype(np.int32), values, lazy=True)}
+                    grads["u"] = fo.Rows(index[:1], values[:1], lazy=True)
+                    with on_threads():
+                        found.append(stepped(opt, params, grads))
+                assert found[0] == found[1], (shape, what, T)
+
+
+def test_the_native_call_is_taken_and_others_are_not_touched(monkeypatch):
+    def other_way(*_):
+        raise AssertionError("the way without a native plan")
+
+    rng = np.random.default_rng(12)
+    table, rows = np.ones((50, 4)), some_rows(rng, 50, 20, (4,), np.float64)
+    copies = [table.copy() for _ in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(SparseStep, "__init__", other_way)
+        fo.SGD(table, backend="c").step(rows)
+        fo.functional.sgd(copies[0], rows, lr=1e-3, backend="c")
+        dicts.SGD(1e-3).update({"t": copies[1]}, {"t": fo.Rows(rows.indices, rows.values)})
+        with pytest.raises(AssertionError):  # values that are part of the table must be copied first
+            fo.SGD(table).step(fo.Rows(np.array([1, 2]), table[2:4]))
+    fo.SGD(copies[2], backend="numpy").step(rows)
+    assert all(same_bits(x, table) for x in copies)
+    zeros = np.full((4, 2), -0.0)
+    fo.SGD(zeros).step(fo.Rows(np.array([1]), np.full((1, 2), -0.0)))
+    assert np.signbit(zeros).all()  # -0 - +0, for sums begin at zero
+    opt = fo.SGD(table, lr=1.0)
+    opt.step(rows)
+    before = table.copy()
+    opt.step(np.ones_like(table))  # nothing is left of the rows
+    assert same_bits(table, before - 1.0)
+    p, q = table.copy(), table.copy()
+    fo.SGD(p, lr=0.5).step(fo.Rows(np.array([3, 2]), p[2:4]))
+    fo.SGD(q, lr=0.5).step(fo.Rows(np.array([3, 2]), q[2:4].copy()))
+    assert same_bits(p, q)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_of_low_precision_have_the_bits_of_the_dense_step(backend):
+    small = pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test Rows with bfloat16 and float8")
+    rng = np.random.default_rng(13)
+    cases = [
+        (np.float32, (40, 3, 5), {"state_dtype": "bfloat16"}),
+        (np.float32, (40, 128), {"state_dtype": "float8"}),
+        (small.bfloat16, (30, 256), {"state_dtype": "float8", "master": True}),
+        (np.float16, (300,), {"rounding": "nearest"}),
+    ]
+    for T, shape, options in cases:
+        table = rng.standard_normal(shape).astype(T)
+        opt = fo.SparseAdam(table, lr=0.1, seed=5, backend=backend, **options)
+        opt.step(fo.Rows(np.zeros(0, np.int64), np.zeros((0, *shape[1:]), np.float32)))  # makes states, changes nothing
+        for t in range(2, 6):
+            rows = some_rows(rng, shape[0], 12, shape[1:], np.float32)
+            twin_table = table.copy()
+            twin = fo.SparseAdam(twin_table, lr=0.1, seed=5, backend="numpy", **options)
+            twin.load_state_dict(opt.state_dict())
+            before = {name: np.array(x) for name, x in twin.state["0"].items()} | {"p": table.copy()}
+            twin.step(dense(rows, shape))
+            opt.step(rows, **({"max_norm": 1e9} if t == 3 else {}))
+            touched = np.zeros(shape[0], bool)
+            touched[rows.indices] = True
+            after, wanted = ({**x.state["0"], "p": p} for x, p in ((opt, table), (twin, twin_table)))
+            for name, x in after.items():
+                if name != "step":
+                    chosen = np.repeat(touched, x.size // shape[0])
+                    for part, whole in ((chosen, wanted), (~chosen, before)):
+                        flat = (np.asarray(y).reshape(-1)[part].tobytes() for y in (x, whole[name]))
+                        assert len(set(flat)) == 1, (T, options, t, name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_exact_steps_of_16_bits_have_the_bits_of_dense_ones(backend):
+    small = pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test Rows with bfloat16 and float8")
+    rng = np.random.default_rng(14)
+    for T, kind, options in (
+        (small.bfloat16, fo.SGD, {}),
+        (np.float16, fo.SGD, {}),
+        (np.float32, fo.Adagrad, {"state_dtype": "bfloat16", "initial_accumulator_value": 0.1}),
+    ):
+        with np.errstate(all="ignore"):
+            p = raw_bits(rng, 700, np.float32).astype(T).reshape(100, 7)
+        q = p.copy()
+        one, two = (kind(x, lr=0.1, backend=backend, **options) for x in (p, q))
+        for scale in (1.0, 0.5, -1.0):
+            rows = some_rows(rng, 100, 30, (7,), np.float32)
+            one.step(rows, grad_scale=scale)
+            two.step(dense(rows, p.shape), grad_scale=scale)
+            assert same_bits(p, q), (T, scale)
+    with pytest.raises(ValueError, match="float8 states the dense step changes rows"):
+        fo.Adagrad(np.ones((4, 128), "f4"), state_dtype="float8").step(
+            fo.Rows(np.array([1]), np.ones((1, 128), np.float32))
+        )
+
+
+def test_adapters_take_rows():
+    rng = np.random.default_rng(15)
+    rows = some_rows(rng, 20, 9, (3,), np.float32)
+    lazy = fo.Rows(rows.indices, rows.values, lazy=True)
+    p, q = np.ones((20, 3)), np.ones((20, 3))
+    opt, twin = dicts.Adam(0.1), fo.SparseAdam(q, lr=0.1, eps=1e-7)
+    wide = fo.Rows(rows.indices, rows.values.astype(np.float64))
+    for _ in range(3):
+        opt.update({"t": p}, {"t": lazy})
+        twin.step(wide)
+        assert same_bits(p, q)
+    per_array.update(p, rows, lr=0.5)
+    fo.SGD(q, lr=0.5).step(wide)
+    cs231n.sgd(p, rows)
+    fo.SGD(q, lr=0.01).step(wide)
+    assert same_bits(p, q)
+    with pytest.raises(ValueError, match="'t': with the rule 'adam' the dense step changes"):
+        opt.update({"t": p}, {"t": rows})
+    with pytest.raises(TypeError, match="clip_norm needs dense gradients"):
+        numpy_ml.SGD(clip_norm=1.0).update(p, rows, "w")

@@ -23,6 +23,7 @@ class CudaPlan:
     """See `backends.base.NativePlan`. Arrays that are not plain (gaps, mixed orders, no gradient) need another way."""
 
     finds_coefficients = False
+    step_rows = None
 
     def __init__(
         self,

@@ -34,7 +34,18 @@ RULES, LOOPS, PLAN, POOL, PACE, CPU, BIND, SYSTEM = (
         "system.h",
     )
 )
-STORED = "tests/backends/test_stored_bits.py"
+STORED, ROWS_FILE = "tests/backends/test_stored_bits.py", "tests/optimizers/test_rows.py"
+ROWS = tuple(
+    f"{ROWS_FILE}::test_{name}"
+    for name in (
+        "the_native_call_has_the_bits_of_the_reference",
+        "the_native_call_is_taken_and_others_are_not_touched",
+        "rows_of_low_precision_have_the_bits_of_the_dense_step",
+        "odd_layouts_and_neighbouring_rows",
+        "rows_that_were_changed_since_are_checked_again",
+        "bad_rows_change_nothing",
+    )
+)
 NATIVE = (GOLDEN_C, RANDOM, EMULATED, BITS, THREADS)
 DRIVER = (REFUSALS, OPTIMIZERS, RANDOM, THREADS)
 
@@ -458,6 +469,54 @@ MUTANTS = (
         "        mode = lib.fo_float_mode_set_default()\n",
         "        mode = lib.fo_float_mode_set_default()\n        lib.fo_float_mode_restore(mode)\n",
         (FUNCTIONAL,),
+    ),
+    # Rows of tables
+    *planted(
+        "csrc/rows.c",
+        ROWS,
+        ("rows: one byte sorted", "shift += 8", "shift += 64"),
+        (
+            "rows: equal rows in another order",
+            "for (int64_t i = 0; i < rows->count; i++) {\n            int64_t to",
+            "for (int64_t i = rows->count; i-- > 0;) {\n            int64_t to",
+        ),
+        ("rows: order believed", "sorted &= row >= before;", ""),
+        ("rows: below zero", "row < 0 || ", ""),
+        ("rows: the row behind the last", "row >= n)", "row > n)"),
+        ("rows: int32 read as int64", "wide ?", "1 ?"),
+        ("rows: sums that do not begin at zero", "(T)0 + x[i]", "x[i]"),
+        ("rows: the second value lost", "while (++from < to)", "for (from += 2; from < to; from++)"),
+        ("rows: values of one row in two chunks", "rows->row[i] == rows->row[i - 1])", "0)"),
+        ("rows: all are taken for neighbours", "n == room || place != start + n", "n == room"),
+        ("rows: wide rows from their beginning", "rows, i, next, first);", "rows, i, next, 0);", 1),
+        ("rows: the last stretch left out", "    if (n)\n", "    if (0)\n"),
+        ("rows: dithers by place in the stretch", "part.stored.first += start;", ""),
+        ("rows: kept for the next step", "    param->rows = (fo_rows){.count = -1};", "    param->rows.memory = 0;"),
+    ),
+    *planted(
+        BIND,
+        ROWS,
+        ("rows: values that overlap the table", "param->rows.count * param->rows.length : param->n", "0 : param->n"),
+        ("rows: another width", "PyArray_DIM(values, i) != param->shape[i]", "0"),
+        ("rows: indices for other values", " || PyArray_DIM(values, 0) != PyArray_DIM(indices, 0)", ""),
+        ("rows: a table in another order", "order &= NPY_ARRAY_C_CONTIGUOUS;", ""),
+    ),
+    *planted(
+        PLAN,
+        ROWS,
+        ("rows: stepped as a whole array, too", "        if (param->rows.count >= 0)\n            continue;\n", ""),
+        ("rows: chunks of whole arrays forgotten", "j.whole = plan->chunk_count;", ";"),
+        ("rows: chunks counted with those of whole arrays", "chunk -= j->whole;", ";"),
+    ),
+    Mutant(
+        "rows: a scale below zero left to rows", "fastoptim/optimizers/sparse.py", "scale >= 0.0", "True", (ROWS_FILE,)
+    ),
+    Mutant(
+        "rows: float8 rows share scales",
+        "fastoptim/optimizers/sparse.py",
+        "if scaled and math.prod",
+        "if False and math.prod",
+        ("tests/optimizers/test_storage.py",),
     ),
     Mutant(
         "warnings in the midst of clipping",
