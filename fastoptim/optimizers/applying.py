@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from ..arrays.checks import check_match, real_array
 from ..backends.base import Backend
-from .groups import Groups
+from .groups import Groups, Parameter
 from .states import Plan
 from .update import PLAIN, StepOptions
 
 _NUMBERS = (int, float, np.integer, np.floating)
+_GATHERED = (list, tuple, *_NUMBERS)
+_GRADIENTS = repeat("gradient of parameter")
 
 
 class _Slot:
@@ -61,12 +64,12 @@ def _like(tree: Sequence[Any], items: list[Any]) -> Any:
     return items
 
 
-def _gathered(what: str, name: str, numbers: Any, dtype: Any) -> Any:
+def _gathered(what: str, q: Parameter, numbers: Any) -> Any:
     """Numbers as an array of their own; what else it may be is for the step to judge."""
-    if type(numbers) is np.ndarray or not isinstance(numbers, (*_NUMBERS, list, tuple)):
+    if not isinstance(numbers, _GATHERED):
         return numbers
-    array = real_array(f"{what} {name!r}", numbers)
-    return array if array.dtype == dtype else array.astype(dtype)
+    array = np.asarray(numbers)
+    return array if array.dtype == q.dtype else real_array(f"{what} {q.name!r}", numbers).astype(q.dtype)
 
 
 def applied(
@@ -82,30 +85,26 @@ def applied(
     numbers = False  # whether all parameters are one list or tuple of numbers
     if type(params) is np.ndarray:
         tree = params.copy("K")
-    elif isinstance(params, (list, tuple)) and not model.grouped and getattr(model.structures[0], "is_leaf", False):
-        tree, numbers = _gathered("parameter", "0", params, model.parameters[0].dtype), True
+    elif isinstance(params, (list, tuple)) and not model.grouped and model.structures[0].is_leaf:
+        tree, numbers = _gathered("parameter", model.parameters[0], params), True
     else:
         tree = _copied(params, slots)
-    new, gradients, rows = model.leaves(tree), model.leaves(grads), plan.kept_rows or plan.rows()
+    new, gradients, native = plan.leaves(tree), plan.leaves(grads), plan.native_step
     if slots:
         for q, x in zip(model.parameters, new, strict=True):
             if type(x) is _Slot:
-                x.array = _gathered("parameter", q.name, x.given, q.dtype)
+                x.array = _gathered("parameter", q, x.given)
         new = tuple([x.array if type(x) is _Slot else x for x in new])
     if slots or numbers:
-        gradients = _gathered_gradients(model, gradients)
-    if options is not PLAIN or plan.native_step is None or not plan.native_step(new, gradients, plan.states, rows):
+        gradients = tuple(map(_gathered, _GRADIENTS, model.parameters, gradients))
+    rows = plan.native_rows or plan.kept_rows or plan.rows()
+    if options is not PLAIN or native is None or not native(new, gradients, plan.states, rows):
         for q, x in zip(model.parameters, new, strict=True):
             backend.check_parameter(q.name, x)
             check_match(q.name, "value", *backend.describe(x), q.shape, q.dtype)
-        plan.update.step(new, _gathered_gradients(model, gradients), plan.states, rows, options)
+        gradients = tuple(map(_gathered, _GRADIENTS, model.parameters, gradients))
+        plan.update.step(new, gradients, plan.states, plan.kept_rows or plan.rows, options, plan.native_rows)
     model.elsewhere = True
     if numbers:
         return type(params)(tree.tolist())
     return _filled(tree) if slots else tree
-
-
-def _gathered_gradients(model: Groups, grads: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        [_gathered("gradient of parameter", q.name, g, q.dtype) for q, g in zip(model.parameters, grads, strict=True)]
-    )

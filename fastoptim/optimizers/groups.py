@@ -117,6 +117,8 @@ Places = Sequence[Sequence[int]]
 class Part:
     """A structure of which only some leaves are stepped."""
 
+    is_leaf = False
+
     def __init__(self, structure: Structure, positions: Sequence[int]):
         self._structure, self._positions = structure, positions
 
