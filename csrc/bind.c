@@ -309,12 +309,12 @@ static void release(PyObject *capsule)
 static const double RELEASE_BYTES = 64e3;
 
 /* Reads and binds what a step takes: params, grads, states and rows. 0 if the arrays need another way. */
-static int bind_step(bound *b, const PyObject *views, PyObject *const *args, PyObject *scale, int rows)
+static int bind_step(bound *b, const PyObject *views, PyObject *const *args, PyObject *grads, PyObject *scale, int rows)
 {
     fo_plan *plan = b->plan;
-    int plain = fo_rounds_to_nearest() && read_rows(b, args[3], scale) && PyTuple_Size(args[0]) == plan->param_count &&
-                PyTuple_Size(args[1]) == plan->param_count &&
-                bind_all(b, views == args[2], items_of(args[0]), items_of(args[1]), args[2], rows);
+    int plain = grads && PyTuple_CheckExact(grads) && PyTuple_Size(grads) == plan->param_count &&
+                PyTuple_Size(args[0]) == plan->param_count && fo_rounds_to_nearest() && read_rows(b, args[3], scale) &&
+                bind_all(b, views == args[2], items_of(args[0]), items_of(grads), args[2], rows);
     if (!plain)
         PyErr_Clear();
     return plain;
@@ -338,8 +338,8 @@ static PyObject *step_with(PyObject *capsule, PyObject *const *args, Py_ssize_t 
     fo_plan *plan = b->plan;
     PyObject *views = b->views; /* given up at the end: what goes with it may run code that steps this very plan */
     b->views = 0;
-    PyObject *result = 0;
-    if (!bind_step(b, views, args, count > 4 ? args[4] : 0, rows)) {
+    PyObject *result = 0, *grads = PyList_CheckExact(args[1]) ? PyList_AsTuple(args[1]) : Py_NewRef(args[1]);
+    if (!bind_step(b, views, args, grads, count > 4 ? args[4] : 0, rows)) {
         result = Py_NewRef(Py_False);
         goto done;
     }
@@ -360,6 +360,7 @@ done:
     for (int64_t i = 0; rows && i < plan->param_count; i++)
         fo_rows_drop(&plan->params[i]);
     end(b);
+    Py_XDECREF(grads);
     Py_XDECREF(views);
     return result;
 }
@@ -470,7 +471,7 @@ static PyObject *measure(PyObject *capsule, PyObject *const *args, Py_ssize_t co
     b->views = 0;
     double *sums = malloc((size_t)(b->plan->param_count + 1) * FO_TERMS * sizeof *sums);
     int64_t found = -1;
-    if (sums && bind_step(b, views, args, 0, 0)) {
+    if (sums && bind_step(b, views, args, args[1], 0, 0)) {
         Py_BEGIN_ALLOW_THREADS
         found = fo_plan_measure(b->plan, k, sums);
         Py_END_ALLOW_THREADS

@@ -115,7 +115,7 @@ void fo_pace_observe_threaded(fo_pace *pace, double elapsed_ns, double waited_ns
  * (ndarray, memmap), and `head` the size of a tuple without its items; 0 if they are not found behind it. fo_functions takes
  * the plan over and appends to a list
  *   step(params, grads, states, rows, scale = 1.0) -> True, or False with nothing touched if an array is not plain, not as expected, or
- *     overlaps another; tuples of arrays, and a list with one tuple of floats (scale, decay, coefficients) for each run,
+ *     overlaps another; tuples of arrays (grads may be a list), and a list with one tuple of floats (scale, decay, coefficients) for each run,
  *     and behind them the number of the step where dithers need it; or Adam's (see bind.c), which stays the same;
  *   measure(params, grads, states, rows, k) -> list of floats, what fo_plan_measure finds; None where step would say False;
  *   step_rows(params, grads, states, rows, scale = 1.0) -> as step; a gradient may be a pair of indices and values, whose rows are all

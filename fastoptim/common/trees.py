@@ -61,6 +61,11 @@ class Structure:
         """Whether the tree is a single array."""
         return self._keys is None
 
+    @property
+    def is_list(self) -> bool:
+        """Whether the tree is a sequence of arrays, whose leaves are its items."""
+        return self._flat and isinstance(self._keys, int)
+
     def leaves(self, tree: Tree, what: str = "gradients") -> tuple[Any, ...]:
         """Flatten a tree of this structure; mappings may have their names in any order.
 

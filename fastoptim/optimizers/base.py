@@ -326,18 +326,18 @@ class Optimizer:
             plan = self._plan
             if plan is None or plan.version != plan.changes[0]:
                 plan = self._current_plan()
-            leaves, options = plan.leaves(grads), self._options
+            options, native = self._options, plan.native_step
             scaled = type(grad_scale) is not float or grad_scale != 1.0
             if scaled or max_norm is not None or skip_nonfinite is not False or clip is not None:
                 options = self._step_options(plan, grad_scale, max_norm, skip_nonfinite, clip)
             elif options is not PLAIN:
                 options = plan.update.options(*options)
-            elif plan.native_step is not None and plan.native_step(
-                plan.params, leaves, plan.states, plan.native_rows or plan.kept_rows or plan.rows()
-            ):
-                return APPLIED
+            elif native is not None:
+                leaves, rows = grads if plan.is_list else plan.leaves(grads), plan.native_rows or plan.kept_rows
+                if native(plan.params, leaves, plan.states, rows or plan.rows()):
+                    return APPLIED
             return plan.update.step(
-                plan.params, leaves, plan.states, plan.kept_rows or plan.rows, options, plan.native_rows
+                plan.params, plan.leaves(grads), plan.states, plan.kept_rows or plan.rows, options, plan.native_rows
             )
         finally:
             busy.remove(thread)
@@ -424,7 +424,12 @@ class Optimizer:
             storage, lazy = self._storage, self._lazy
             plan = make_plan(model, specs, storage, self._backend, self._threads, self._skipped, lazy)
             self._plan = plan
-        plan.params, plan.leaves, plan.changes = model.arrays(), model.flatten, model.changes
+        plan.params, plan.leaves, plan.is_list, plan.changes = (
+            model.arrays(),
+            model.flatten,
+            model.is_list,
+            model.changes,
+        )
         plan.version = -1 if plan.unsettled else version
         return plan
 

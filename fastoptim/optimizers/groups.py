@@ -117,7 +117,7 @@ Places = Sequence[Sequence[int]]
 class Part:
     """A structure of which only some leaves are stepped."""
 
-    is_leaf = False
+    is_leaf = is_list = False
 
     def __init__(self, structure: Structure, positions: Sequence[int]):
         self._structure, self._positions = structure, positions
@@ -234,6 +234,11 @@ class Groups:
     def flatten(self) -> Callable[[Any], tuple[Any, ...]]:
         """`leaves` as a function that serves until the groups change."""
         return self._leaves_of_groups if self.grouped else self.structures[0].leaves
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the gradients are a sequence in the order of the parameters."""
+        return not self.grouped and self.structures[0].is_list
 
     def _leaves_of_groups(self, grads: Any) -> tuple[Any, ...]:
         structures = self.structures

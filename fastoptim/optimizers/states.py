@@ -88,8 +88,8 @@ class Plan:
         What steps them.
     params, states : tuples of arrays
         As `update` takes them.
-    leaves : callable
-        What takes gradients apart.
+    leaves, is_list : callable, bool
+        What takes gradients apart, and whether they are a list or tuple that may stay whole.
     version, changes : int, list of int
         The count of changes up to which the groups were read, and where it is counted on; -1 is never up to date.
     """
@@ -100,6 +100,7 @@ class Plan:
         "_varies",
         "changes",
         "counter",
+        "is_list",
         "kept_rows",
         "leaves",
         "native_rows",
@@ -118,6 +119,7 @@ class Plan:
         self.version, self.changes = -1, [0]
         self.params: tuple[Any, ...] = ()
         self.leaves: Callable[[Any], tuple[Any, ...]] = tuple
+        self.is_list = False
         rest = [iter(run.states) for run in runs]
         self.states = tuple(array for run in run_of for array in next(rest[run]))
         self._look_at_specs()
