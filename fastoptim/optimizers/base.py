@@ -424,12 +424,8 @@ class Optimizer:
             storage, lazy = self._storage, self._lazy
             plan = make_plan(model, specs, storage, self._backend, self._threads, self._skipped, lazy)
             self._plan = plan
-        plan.params, plan.leaves, plan.is_list, plan.changes = (
-            model.arrays(),
-            model.flatten,
-            model.is_list,
-            model.changes,
-        )
+        plan.params, plan.changes = model.arrays(), model.changes
+        plan.leaves, plan.is_list = model.flatten, model.is_list
         plan.version = -1 if plan.unsettled else version
         return plan
 

@@ -560,3 +560,62 @@ def test_toggled_amsgrad_keeps_the_means():
     assert opt.state["0"]["step"] == 2
     assert np.all(opt.state["0"]["exp_avg"] == 0.9 * mean)
     assert "max_exp_avg_sq" in opt.state["0"]
+
+
+@pytest.mark.parametrize("eps_mode", rules.EPS_MODES)
+@pytest.mark.parametrize("cls", [fo.Adam, fo.AdamW])
+def test_coefficients_that_the_native_call_works_out_are_those_of_python(cls, eps_mode, monkeypatch):
+    """Powers that are subnormal or vanish, counts that float64 does not hold, one group's count ahead of another's."""
+    counts = [*range(20), 350, 7100, 10**6, 2**53 + 2, 2**60 + 3]  # .9**7100 is subnormal
+    made = []
+    for backend in ("c", "numpy"):
+        groups = [
+            {"params": [np.full(3, 0.5)], "lr": lr, "betas": betas, "eps": eps}
+            for lr, betas, eps in ((1e-3, (0.9, 0.999), 1e-8), (0.0, (0.0, 0.0), 1e-3), (0.3, (1 - 1e-15, 0.7), 0.0))
+        ]
+        opt = cls(groups, backend=backend, eps_mode=eps_mode, maximize=True)
+        saved = opt.state_dict()
+        for i, t in enumerate(counts):
+            for j, name in enumerate(saved["state"]):
+                filled = {"exp_avg": np.full(3, 0.1 + i), "exp_avg_sq": np.full(3, 0.7 + i)}
+                saved["state"][name] = {"step": t + j * i} | (filled if t + j * i else {})
+            opt.load_state_dict(saved)
+            opt.step([[np.array([1.0, -2.0, 3.0])]] * 3)
+            if backend == "c":
+                with monkeypatch.context() as patch:  # all that is needed is there
+                    patch.setattr(type(opt._plan), "rows", None)
+                    opt.step([[np.array([1.5, 0.0, -1.0])]] * 3, max_norm=1.0)
+            else:
+                opt.step([[np.array([1.5, 0.0, -1.0])]] * 3, max_norm=1.0)
+            made.append([group["params"][0].copy() for group in opt.param_groups])
+    half = len(made) // 2
+    for ours, wanted in zip(made[:half], made[half:], strict=True):
+        assert all(map(same_bits, ours, wanted))
+
+
+def test_lists_of_gradients_may_be_of_other_kinds():
+    """The native call takes lists and tuples alone; what has items of its own is asked for them."""
+
+    class Doubled(list):
+        def __iter__(self):
+            return (2 * x for x in super().__iter__())
+
+        def __getitem__(self, i):
+            return 2 * super().__getitem__(i)
+
+    params = [np.zeros(2), np.zeros(2)]
+    opt = fo.SGD(params, lr=1.0, backend="c")
+    g = [np.ones(2), np.ones(2)]
+    for i, grads in enumerate((g, tuple(g), Doubled(g)), 1):
+        opt.step(grads)
+        assert all(np.all(p == -i - (i > 2)) for p in params), i
+    with pytest.raises(ValueError, match="expected 2 entries, got 1"):
+        opt.step(g[:1])
+    for grads in (np.ones((2, 2)), {0: g[0], 1: g[1]}):
+        with pytest.raises(TypeError, match="expected a sequence of 2"):
+            opt.step(grads)
+    with pytest.raises(TypeError, match="gradient of parameter '1'"):
+        opt.step([g[0], [1.0, 1.0]])
+    single = fo.SGD(params[0], lr=1.0, backend="c")
+    with pytest.raises(TypeError, match="gradient of parameter '0'"):
+        single.step([g[0]])

@@ -141,7 +141,13 @@ MUTANTS = (
         "for (int i = 0; i < 1; i++)\n        if ((char *)before",
     ),
     Mutant("entries of two runs merged", PLAN, "before->run != after->run || ", ""),
-    Mutant("scalars of another run", BIND, "run->scalars[i] =", "plan->runs[0].scalars[i] =", NATIVE),
+    Mutant("scalars of another run", BIND, "PyList_GetItem(rows, r)", "PyList_GetItem(rows, 0)", NATIVE),
+    Mutant("adam: the native call's count one behind", BIND, "run->t + steps + 1", "run->t + steps", (OPTIMIZERS,)),
+    Mutant("adam: steps before the plan forgotten", BIND, "run->t + steps + 1", "steps + 1", (OPTIMIZERS,)),
+    Mutant("lists that have items of their own taken", BIND, "PyList_CheckExact", "PyList_Check", (OPTIMIZERS,)),
+    Mutant(
+        "scale of the gradients forgotten", BIND, "scalars[0] *= factor;", "scalars[0] *= 1;", (FUNCTIONAL, OPTIMIZERS)
+    ),
     Mutant("offset of chunks in elements", PLAN, "fo_bytes(param->storage[i], start);", "(size_t)start * 4;"),
     # Threads
     Mutant("first chunk lost to threads", POOL, "(count * i / parts) << 32", "(count * i / parts + !i) << 32", NATIVE),
@@ -425,7 +431,11 @@ MUTANTS = (
     *planted(
         "fastoptim/optimizers/update.py",
         (FUNCTIONAL, OPTIMIZERS, REFUSALS, HOSTILE),
-        ("unscaled step after a norm", "scaled = self._scaled(scalars, options, norm)", "scaled = scalars"),
+        (
+            "unscaled step after a norm",
+            "scale = self._scale(options, norm)\n        return StepInfo",
+            "scale = 1.0\n        return StepInfo",
+        ),
         (
             "clipping left out of a bound step",
             "scaled = scalars if options is PLAIN else self._scaled(scalars, options, norm)",
@@ -440,7 +450,7 @@ MUTANTS = (
             "                pass",
         ),
         ("overlaps not looked at", "        backend.check_disjoint(written, read)\n", ""),
-        ("scales that vanish taken", "        for dtype in self._dtypes:\n", "        for dtype in ():\n"),
+        ("scales that vanish taken", "        for dtype in dtypes:\n", "        for dtype in ():\n"),
         ("clip factors that vanish taken", "self._dtypes == {SINGLE}", "False"),
     ),
     *planted(
