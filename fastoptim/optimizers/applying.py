@@ -16,7 +16,7 @@ from .update import PLAIN, StepOptions
 
 _NUMBERS = (int, float, np.integer, np.floating)
 _GATHERED = (list, tuple, *_NUMBERS)
-_GRADIENTS = repeat("gradient of parameter")
+_GRADIENT = "gradient of parameter"
 
 
 class _Slot:
@@ -86,7 +86,8 @@ def applied(
     if type(params) is np.ndarray:
         tree = params.copy("K")
     elif isinstance(params, (list, tuple)) and not model.grouped and model.structures[0].is_leaf:
-        tree, numbers = _gathered("parameter", model.parameters[0], params), True
+        q, numbers = model.parameters[0], True
+        tree, grads = _gathered("parameter", q, params), _gathered(_GRADIENT, q, grads)
     else:
         tree = _copied(params, slots)
     new, gradients, native = plan.leaves(tree), plan.leaves(grads), plan.native_step
@@ -95,14 +96,13 @@ def applied(
             if type(x) is _Slot:
                 x.array = _gathered("parameter", q, x.given)
         new = tuple([x.array if type(x) is _Slot else x for x in new])
-    if slots or numbers:
-        gradients = tuple(map(_gathered, _GRADIENTS, model.parameters, gradients))
+        gradients = tuple(map(_gathered, repeat(_GRADIENT), model.parameters, gradients))
     rows = plan.native_rows or plan.kept_rows or plan.rows()
     if options is not PLAIN or native is None or not native(new, gradients, plan.states, rows):
         for q, x in zip(model.parameters, new, strict=True):
             backend.check_parameter(q.name, x)
             check_match(q.name, "value", *backend.describe(x), q.shape, q.dtype)
-        gradients = tuple(map(_gathered, _GRADIENTS, model.parameters, gradients))
+        gradients = tuple(map(_gathered, repeat(_GRADIENT), model.parameters, gradients))
         plan.update.step(new, gradients, plan.states, plan.kept_rows or plan.rows, options, plan.native_rows)
     model.elsewhere = True
     if numbers:
