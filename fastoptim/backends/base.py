@@ -57,7 +57,7 @@ def in_range(rows: Sequence[Scalars], limits: Sequence[float]) -> bool:
 class NativePlan(Protocol):
     """What steps arrays by one native call, after checks of its own: see `backends.c.CPlan`."""
 
-    finds_coefficients: bool  # whether rows may be what `UpdateSpec.native_scalars` gives
+    in_c: bool  # whether rows may be what `UpdateSpec.native_scalars` gives, and gradients anything
 
     @property
     def step(self) -> Callable[..., bool]:

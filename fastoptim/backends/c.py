@@ -103,7 +103,7 @@ class CPlan:
     """
 
     __slots__ = ("_handle", "measure", "step", "step_array", "step_rows", "sum_squares")
-    finds_coefficients = True
+    in_c = True
     step: Callable[..., bool]
     sum_squares: Callable[[tuple[Any, ...], float, float], float | None]
     step_array: Callable[..., bool]

@@ -425,7 +425,7 @@ class Optimizer:
             plan = make_plan(model, specs, storage, self._backend, self._threads, self._skipped, lazy)
             self._plan = plan
         plan.params, plan.changes = model.arrays(), model.changes
-        plan.leaves, plan.is_list = model.flatten, model.is_list
+        plan.leaves, plan.is_list = model.flatten, model.is_list and plan.update.in_c
         plan.version = -1 if plan.unsettled else version
         return plan
 

@@ -140,7 +140,7 @@ class Plan:
         self.kept_rows: list[Scalars] | None = None  # the scalars, while they do not change
         # What the C extension takes at every step in place of scalars that change.
         own = [row for run in self.runs if not run.stored and (row := run.spec.native_scalars(run.base))]
-        self.native_rows = own if self.update.finds_coefficients and len(own) == len(self.runs) else None
+        self.native_rows = own if self.update.in_c and len(own) == len(self.runs) else None
         # Whether every run's scalars are its head and what a function of t gives.
         self._varies = all(callable(s.coefficients) and s.first is None and s.advance is None for s in specs)
         self._dithers = any(run.stored for run in self.runs)

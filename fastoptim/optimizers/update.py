@@ -185,9 +185,9 @@ class Update:
             self._measuring = Measuring(backend, kernels, asking, members, threads)
 
     @property
-    def finds_coefficients(self) -> bool:
-        """Whether `step` has a use for native scalars."""
-        return self._native is not None and self._native.finds_coefficients
+    def in_c(self) -> bool:
+        """Whether `native_step` takes native scalars, and judges by itself what gradients are."""
+        return self._native is not None and self._native.in_c
 
     @property
     def native_step(self) -> Callable[..., bool] | None:

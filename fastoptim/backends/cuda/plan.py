@@ -22,7 +22,7 @@ from .work import Device, NormWork, UpdateWork, factors
 class CudaPlan:
     """See `backends.base.NativePlan`. Arrays that are not plain (gaps, mixed orders, no gradient) need another way."""
 
-    finds_coefficients = False
+    in_c = False
     step_rows = None
 
     def __init__(
