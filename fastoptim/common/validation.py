@@ -13,8 +13,8 @@ import numpy as np
 
 def real(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:
     """Return `value` as a float with ``low <= value < below``; TypeError or ValueError that names it."""
-    number = _number(name, value)
-    if not (math.isfinite(number) and low <= number < below):
+    number = value + 0.0 if type(value) is float else _number(name, value)  # -0.0 becomes 0.0
+    if not (low <= number < below and number != -math.inf):
         limit = f">= {low:g} and finite" if math.isinf(below) else f"in [{low:g}, {below:g})"
         raise ValueError(f"{name} must be {'finite' if math.isinf(low) else limit}, got {number}")
     return number
@@ -47,8 +47,6 @@ def norm_limit(value: Any, name: str = "max_norm") -> float:
 
 
 def _number(name: str, value: Any) -> float:
-    if type(value) is float:
-        return value + 0.0  # -0.0 becomes 0.0, as for any other number
     if isinstance(value, (bool, np.bool_)) or _is_array(value):
         raise TypeError(f"{name} must be a real number, got {_described(value)}")
     try:

@@ -6,14 +6,15 @@ counter as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from operator import is_
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 
-from ..arrays.storage import STORAGE_OPTIONS, Storage, StorageOptions, compute_dtype
+from ..arrays.storage import STORAGE_OPTIONS, Storage, StorageOptions
 from ..backends import resolve
 from ..backends.base import StepInfo
 from ..backends.offload import OffloadBackend
@@ -176,8 +177,9 @@ class Optimizer:
             self._storage.check(names[i], described[i][1])
         entries = []
         for values, (_, positions) in zip(every, members, strict=True):
-            entry = ParamGroup.make([leaves[i] for i in positions], [names[i] for i in positions], values)
-            self._spec_of(entry, {compute_dtype(described[i][1]) for i in positions})
+            dtypes = {described[i][1] for i in positions}
+            entry = ParamGroup.make([leaves[i] for i in positions], [names[i] for i in positions], values, dtypes)
+            self._spec_of(entry)
             entries.append(entry)
         memory_maps = any(isinstance(leaves[i], np.memmap) for i in stepped)
         if memory_maps and not isinstance(backend, OffloadBackend):
@@ -186,13 +188,23 @@ class Optimizer:
             self._drop_plan()
             model.append(structure, entries, [m.positions for m in members], described)
 
-    def _spec_of(self, group: Mapping[str, Any], dtypes: set[Any]) -> UpdateSpec:
+    def _spec_of(self, group: ParamGroup) -> UpdateSpec:
+        """What a group's hyperparameters come to; TypeError or ValueError for what they cannot be."""
         values = self._read(group)
+        self._check_ranges(values, group.dtypes)
+        known, spec = group.spec
+        if spec is None or not all(map(is_, known, values)):
+            spec = type(self)._spec(*values)
+            group.spec = values, spec
+        return spec
+
+    def _check_ranges(self, values: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]]) -> None:
         for name, value in zip(self._names, values, strict=True):
+            if type(value) is float and (not value or 1e-30 < abs(value) < 1e30):  # as most are
+                continue
             for number in value if isinstance(value, tuple) else (value,):
                 for dtype in dtypes if isinstance(number, float) else ():
                     check_range(name, number, dtype, may_vanish=name != "eps")
-        return type(self)._spec(*values)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -215,11 +227,15 @@ class Optimizer:
         groups = self._model.groups
         if len(values) != len(groups):
             raise ValueError(f"{name}: expected one value or {len(groups)} (one per group), got {len(values)}")
-        for group, value in zip(groups, values, strict=True):  # all are checked before one is set
-            changed = dict(group) | {name: fixed(value)}
-            type(self)._spec(*self._read(changed))
+        specs = []  # all are checked before one is set
+        place = self._names.index(name)
         for group, value in zip(groups, values, strict=True):
-            group[name] = value
+            changed = list(self._read(group))
+            changed[place] = fixed(value)
+            specs.append((tuple(changed), type(self)._spec(*changed)))
+        for group, spec in zip(groups, specs, strict=True):
+            group[name] = spec[0][place]
+            group.spec = spec
 
     @property
     def lr(self) -> float:
@@ -414,18 +430,16 @@ class Optimizer:
         """The plan, made or brought up to date with the groups."""
         model = self._model
         version = model.changes[0]
-        dtypes: dict[int, set[Any]] = {}
-        for parameter in model.parameters:
-            dtypes.setdefault(id(parameter.group), set()).add(compute_dtype(parameter.dtype))
-        specs = {id(group): self._spec_of(group, dtypes.get(id(group), set())) for group in model.groups}
+        specs = {id(group): self._spec_of(group) for group in model.groups}
         plan = self._plan
         if plan is None or not plan.adopt(specs):
             self._drop_plan()
             storage, lazy = self._storage, self._lazy
             plan = make_plan(model, specs, storage, self._backend, self._threads, self._skipped, lazy)
             self._plan = plan
-        plan.params, plan.changes = model.arrays(), model.changes
-        plan.leaves, plan.is_list = model.flatten, model.is_list and plan.update.in_c
+        if plan.arrays_version != model.changes[1]:
+            plan.params, plan.changes, plan.arrays_version = model.arrays(), model.changes, model.changes[1]
+            plan.leaves, plan.is_list = model.flatten, model.is_list and plan.update.in_c
         plan.version = -1 if plan.unsettled else version
         return plan
 

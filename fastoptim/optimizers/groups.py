@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..arrays.checks import check_unchanged
+from ..arrays.storage import compute_dtype
 from ..backends.base import Backend
 from ..common.trees import Structure
 from ..common.validation import unknown_name
+from .hyperparameters import UpdateSpec
 
 
 def fixed(value: Any) -> Any:
@@ -31,14 +33,19 @@ def fixed(value: Any) -> Any:
 class ParamGroup(dict[str, Any]):
     """One entry of `Optimizer.param_groups`: a dict that refuses what no step would read."""
 
-    changes: list[int]  # counts those of all groups of an optimizer
+    changes: list[int]  # counts those of all groups of an optimizer, and those of their arrays
+    dtypes: frozenset[np.dtype[Any]]  # which its parameters are computed in
+    spec: tuple[tuple[Any, ...], UpdateSpec | None] = ((), None)  # what hyperparameters have come to
 
     @classmethod
-    def make(cls, params: Iterable[Any], names: list[str], hyperparameters: dict[str, Any]) -> ParamGroup:
+    def make(
+        cls, params: Iterable[Any], names: list[str], hyperparameters: dict[str, Any], dtypes: Iterable[np.dtype[Any]]
+    ) -> ParamGroup:
         group = cls()
+        group.dtypes = frozenset(map(compute_dtype, dtypes))
         values = {name: fixed(value) for name, value in hyperparameters.items()}
         dict.update(group, {"params": ParamList(params), "names": names} | values)
-        group.count_changes([0])
+        group.count_changes([0, 0])
         return group
 
     def count_changes(self, changes: list[int]) -> None:
@@ -46,20 +53,27 @@ class ParamGroup(dict[str, Any]):
         self.changes = self["params"].changes = changes
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.update({key: value})
+        super().__setitem__(key, self._kept(key, value))
+        self.changes[0] += 1
+        self.changes[1] += key == "params"
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        new = {key: value if key == "params" else fixed(value) for key, value in dict(*args, **kwargs).items()}
-        for key in new:
-            if key not in self or key == "names":
-                raise KeyError(f"parameter groups let {sorted(self.keys() - {'names'})} be set, not {key!r}")
-        if "params" in new:
-            new["params"] = ParamList(new["params"])
-            if len(new["params"]) != len(self["names"]):
-                raise ValueError(f"params: expected {len(self['names'])} arrays, got {len(new['params'])}")
-            new["params"].changes = self.changes
+        new = {key: self._kept(key, value) for key, value in dict(*args, **kwargs).items()}
         super().update(new)
         self.changes[0] += 1
+        self.changes[1] += "params" in new
+
+    def _kept(self, key: str, value: Any) -> Any:
+        """What the group keeps of a value; KeyError or ValueError if it can keep nothing of it."""
+        if key not in self or key == "names":
+            raise KeyError(f"parameter groups let {sorted(self.keys() - {'names'})} be set, not {key!r}")
+        if key != "params":
+            return fixed(value)
+        arrays = ParamList(value)
+        if len(arrays) != len(self["names"]):
+            raise ValueError(f"params: expected {len(self['names'])} arrays, got {len(arrays)}")
+        arrays.changes = self.changes
+        return arrays
 
     def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override,misc]
         self.update(other)
@@ -100,7 +114,7 @@ class ParamList(_FixedList):
 
     def __init__(self, arrays: Iterable[Any]):
         super().__init__(arrays)
-        self.changes = [0]  # that of the group, when it has one
+        self.changes = [0, 0]  # those of the group, when it has one
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if isinstance(index, slice):
@@ -109,6 +123,7 @@ class ParamList(_FixedList):
                 self._refuse()
         list.__setitem__(self, index, value)
         self.changes[0] += 1
+        self.changes[1] += 1
 
 
 Places = Sequence[Sequence[int]]
@@ -169,7 +184,7 @@ class Groups:
         self.places: list[Places] = []  # of each structure: the leaves that its groups have
         self.grouped = False
         self.elsewhere = False  # steps were taken at points of the caller's
-        self.changes = [0]  # counts those of all groups
+        self.changes = [0, 0]  # counts those of all groups, and those of their arrays
 
     def checked(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """The group with what it does not say; ValueError for what it may not say."""

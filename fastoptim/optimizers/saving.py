@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +15,6 @@ from ..arrays.checks import DTYPES, check_companion
 from ..arrays.storage import (
     MASTER,
     Storage,
-    compute_dtype,
     convertible,
     pack,
     scale_name,
@@ -52,7 +51,7 @@ class Savable(Protocol):
     _names: tuple[str, ...]
     _spec: Callable[..., UpdateSpec]
 
-    def _spec_of(self, group: Mapping[str, Any], dtypes: set[Any]) -> UpdateSpec: ...
+    def _check_ranges(self, values: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]]) -> None: ...
 
     @property
     def param_groups(self) -> ParamGroups: ...
@@ -296,8 +295,9 @@ def _check_groups(optimizer: Savable, entries: Any, groups: Any) -> None:
 
 def _check_hyperparameters(optimizer: Savable, own: ParamGroup, values: Mapping[str, Any]) -> None:
     """TypeError or ValueError unless a group of this optimizer could have these."""
-    parameters = optimizer._model.parameters
-    optimizer._spec_of(values, {compute_dtype(q.dtype) for q in parameters if q.group is own})
+    given = optimizer._read(values)
+    optimizer._check_ranges(given, own.dtypes)
+    type(optimizer)._spec(*given)
 
 
 def _shared_hyperparameters(optimizer: Savable, groups: Any, keys: IncompatibleKeys) -> list[dict[str, Any]]:

@@ -90,14 +90,16 @@ class Plan:
         As `update` takes them.
     leaves, is_list : callable, bool
         What takes gradients apart, and whether they are a list or tuple that may stay whole.
-    version, changes : int, list of int
-        The count of changes up to which the groups were read, and where it is counted on; -1 is never up to date.
+    version, arrays_version, changes : int, int, list of int
+        The counts of changes up to which the groups and their arrays were read, and where both are counted on; -1 is
+        never up to date.
     """
 
     __slots__ = (
         "_dithers",
         "_measures",
         "_varies",
+        "arrays_version",
         "changes",
         "counter",
         "is_list",
@@ -116,19 +118,22 @@ class Plan:
     def __init__(self, runs: list[ParamRun], run_of: list[int], update: Update, counter: list[int]):
         self.runs, self.run_of, self.update, self.counter = runs, run_of, update, counter
         self.native_step = update.native_step
-        self.version, self.changes = -1, [0]
+        self.version = self.arrays_version = -1
+        self.changes = [0, 0]
         self.params: tuple[Any, ...] = ()
         self.leaves: Callable[[Any], tuple[Any, ...]] = tuple
         self.is_list = False
         rest = [iter(run.states) for run in runs]
         self.states = tuple(array for run in run_of for array in next(rest[run]))
+        self._dithers = any(run.stored for run in runs)
         self._look_at_specs()
 
     @property
     def unsettled(self) -> bool:
         """Whether new states hold what parameters or hyperparameters were, which may change up to the first step."""
-        begun = (run.fresh and (run.spec.kernel.rule.initial or run.has_master) for run in self.runs)
-        return self.counter[0] == 0 and any(begun)
+        if self.counter[0]:
+            return False
+        return any(run.fresh and (run.spec.kernel.rule.initial or run.has_master) for run in self.runs)
 
     @property
     def has_master(self) -> bool:
@@ -136,16 +141,18 @@ class Plan:
         return any(run.has_master for run in self.runs)
 
     def _look_at_specs(self) -> None:
-        specs = [run.spec for run in self.runs]
         self.kept_rows: list[Scalars] | None = None  # the scalars, while they do not change
         # What the C extension takes at every step in place of scalars that change.
         own = [row for run in self.runs if not run.stored and (row := run.spec.native_scalars(run.base))]
-        self.native_rows = own if self.update.in_c and len(own) == len(self.runs) else None
+        adam = len(own) == len(self.runs)
+        self.native_rows = own if adam and self.update.in_c else None
         # Whether every run's scalars are its head and what a function of t gives.
-        self._varies = all(callable(s.coefficients) and s.first is None and s.advance is None for s in specs)
-        self._dithers = any(run.stored for run in self.runs)
-        self._measures = any(spec.measured is not None for spec in specs)
-        self._varies = self._varies and not self._dithers and not self._measures
+        self._measures = any(run.spec.measured is not None for run in self.runs)
+        self._varies = adam or not (
+            self._dithers
+            or self._measures
+            or any(not callable(run.coefficients) or run.spec.first or run.spec.advance for run in self.runs)
+        )
 
     def adopt(self, specs: Mapping[int, UpdateSpec]) -> bool:
         """Take what the groups say now; False if that needs another plan."""
