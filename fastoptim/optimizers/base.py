@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain, repeat
 from operator import is_
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
@@ -191,20 +192,23 @@ class Optimizer:
     def _spec_of(self, group: ParamGroup) -> UpdateSpec:
         """What a group's hyperparameters come to; TypeError or ValueError for what they cannot be."""
         values = self._read(group)
-        self._check_ranges(values, group.dtypes)
+        self._check_ranges(values, group.dtypes, group.in_range)
+        group.in_range = values
         known, spec = group.spec
         if spec is None or not all(map(is_, known, values)):
             spec = type(self)._spec(*values)
             group.spec = values, spec
         return spec
 
-    def _check_ranges(self, values: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]]) -> None:
-        for name, value in zip(self._names, values, strict=True):
-            if type(value) is float and (not value or 1e-30 < abs(value) < 1e30):  # as most are
-                continue
-            for number in value if isinstance(value, tuple) else (value,):
-                for dtype in dtypes if isinstance(number, float) else ():
-                    check_range(name, number, dtype, may_vanish=name != "eps")
+    def _check_ranges(
+        self, values: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]], known: tuple[Any, ...] = ()
+    ) -> None:
+        """ValueError for what is beyond a type; `known` are values that were checked."""
+        for name, value, before in zip(self._names, values, chain(known, repeat(None)), strict=False):
+            if value is not before:
+                for number in value if isinstance(value, tuple) else (value,):
+                    for dtype in dtypes if isinstance(number, float) else ():
+                        check_range(name, number, dtype, may_vanish=name != "eps")
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
