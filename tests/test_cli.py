@@ -58,51 +58,71 @@ def test_info_names_settings_that_are_wrong(name, value, told, monkeypatch, caps
         assert seen.err == f"fastoptim {command[0]}: {name} {told}\n" and not seen.out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status"),
-    [
-        ([], 2),
-        (["--help"], 0),
-        (["-h"], 0),
-        (["help"], 0),
-        (["help", "bench"], 0),
-        (["help", "nothing"], 2),
-        (["nothing"], 2),
-        (["\x1b[31m"], 2),
-        (["--version"], 0),
-        (["-V"], 0),
-        (["info", "x"], 2),
-        (["info", "--help"], 0),
-        (["bench", "--help"], 0),
-        (["bench", "x"], 2),
-        (["bench", "--minutes"], 2),
-        (["bench", "--minutes", "0"], 2),
-        (["bench", "--minutes", "nan"], 2),
-        (["bench", "--minutes", "x"], 2),
-        (["bench", "--against", "nobody"], 2),
-        (["bench", "--against", "mine="], 2),
-        (["bench", "--against", "c=module:function"], 2),
-        (["bench", "--only", "nothing"], 2),
-        (["bench", "compare"], 2),
-        (["bench", "compare", "--help"], 0),
-        (["bench", "compare", "missing.json"], 2),
-        (["bench", "compare", "missing.json", "missing.json"], 2),
-        (["bench", "compare", "/", "/"], 2),
-        (["bench", "compare", "/dev/null", "/dev/null"], 2),
-        (["bench", "compare", "\0", "\0"], 2),
-        (["demo", "nothing"], 2),
-        (["demo", "--epochs", "0"], 2),
-        (["demo", "--help"], 0),
-        (["plot", "missing.jsonl"], 2),
-        (["plot", "--help"], 0),
-        (["plot"], 2),
-    ],
-)
-def test_exit_status(arguments, status, capsys):
-    assert cli.main(arguments) == status
+RIGHT = [
+    *(["--help"], ["-h"], ["help"], ["help", "bench"], ["--version"], ["-V"], ["info", "--help"], ["bench", "--help"]),
+    *(["bench", "compare", "--help"], ["demo", "--help"], ["plot", "--help"], ["diagnose", "--help"]),
+    ["diagnose", "good.csv"],
+]
+FILES = {  # what wrong uses meet
+    "good.csv": b"step,loss\n" + b"".join(b"%d,%.3f\n" % (i, 5 * 0.9**i) for i in range(60)),
+    "empty": b"",
+    "binary": bytes(range(256)) * 20,
+    "words.csv": b"name,colour\na,red\nb,blue\n",
+    "nan.csv": b"step,loss\n1,nan\n2,nan\n",
+    "deep.json": b"[" * 100_000,
+    "list.json": b"[1, 2",
+    "escape.json": b'{"\x1b[31mloss": ["\x1b[2J"]}',
+    "other.json": b'{"format": 999, "cases": 3}',
+}
+WRONG = [
+    *([], ["help", "nothing"], ["nothing"], ["\x1b[31m"], ["info", "x"], ["info", "--json=1"], ["bench", "x"]),
+    *(["bench", "--minutes", *x] for x in ([], ["0"], ["nan"], ["x"], ["-1"])),
+    *(["bench", "--against", x] for x in ("nobody", "mine=", "c=module:function")),
+    *(["bench", "--only", "nothing"], ["bench", "--out", "good.csv", "--only", "nothing"], ["bench", "compare"]),
+    *(["bench", "compare", x, x] for x in ("missing.json", "/", "/dev/null", "\0", *FILES)),
+    ["bench", "compare", "missing.json"],
+    *(
+        ["demo", "nothing"],
+        ["demo", "--epochs", "0"],
+        ["demo", "--epochs", "x"],
+        ["demo", "valley", "--out", "good.csv"],
+    ),
+    *(
+        [command, *x]
+        for command in ("plot", "diagnose")
+        for x in ([], ["missing"], ["/"], ["\0"], ["empty"], ["binary"])
+    ),
+    *([command, x] for command in ("plot", "diagnose") for x in ("words.csv", "deep.json", "list.json", "escape.json")),
+    *(["diagnose", "good.csv", *x] for x in (["--lr", "x"], ["--lr", "nan"], ["--momentum", "2"], ["--start", "inf"])),
+    *([command, "good.csv", *x] for command in ("plot", "diagnose") for x in (["--column", "no"], ["--pattern", "("])),
+    *(["plot", "good.csv", *x] for x in (["--smoothing", "1"], ["--out", "/proc/none/x.png"], ["--out", "x.nothing"])),
+    ["diagnose", "good.csv", "missing"],
+]
+
+
+def uses(arguments, capsys):
+    """Exit status, output and errors of one use; nothing in them may be a traceback or command a terminal."""
+    status = cli.main(arguments)
     seen = capsys.readouterr()
-    assert seen.err if status else seen.out and not seen.err
-    assert "Traceback" not in seen.err and "\x1b" not in seen.err
+    for text in seen:
+        assert "Traceback" not in text and "\x1b" not in text and "\0" not in text, arguments
+    return status, seen.out, seen.err
+
+
+def test_wrong_uses_say_so_and_right_ones_work(tmp_path, monkeypatch, capsys):
+    """No traceback, the right exit status, and one line that says why, or the usage before it."""
+    assert len(WRONG) >= 40
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    for arguments in RIGHT:
+        status, out, err = uses(arguments, capsys)
+        assert status == 0 and out and not err, arguments
+    for arguments in WRONG:
+        status, _, err = uses(arguments, capsys)
+        assert status == 2 and err.strip(), arguments
+        assert len(err.strip().splitlines()) == 1 or "usage: fastoptim" in err, (arguments, err)
+    assert sorted(x.name for x in tmp_path.iterdir()) == sorted(FILES)
 
 
 def test_no_command_prints_the_usage(capsys):
@@ -157,9 +177,10 @@ FASTOPTIM = f"{sys.executable} -m fastoptim"
 
 @pytest.mark.skipif(not os.path.exists("/bin/bash"), reason="needs bash")
 @pytest.mark.parametrize("buffered", ["0", ""])
-@pytest.mark.parametrize("command", ["info", "help", "bench --help"])
+@pytest.mark.parametrize("command", ["info", "help", "bench --help", "diagnose -"])
 def test_a_pipe_that_is_closed_early_is_silent(command, buffered):
-    reads_nothing = f"{FASTOPTIM} {command} | true; echo ${{PIPESTATUS[0]}}"
+    given = "seq 100 -1 1 | " if command.endswith("-") else ""
+    reads_nothing = f"{given}{FASTOPTIM} {command} | true; echo ${{PIPESTATUS[{int(bool(given))}]}}"
     done = run(reads_nothing, **({"PYTHONUNBUFFERED": "1"} if buffered else {}))
     assert done.stderr == "" and done.stdout.strip() in ("0", "141")
 
