@@ -21,7 +21,5 @@ if __name__ == "__main__":
         program = emulated.build(compiler, Path(folder, "steps"), *flags)
         isa, hashes = emulated.run([program, f"-{callers}"])
     wrong = [name for name, found in hashes.items() if found != emulated.GOLDEN["hashes"][name]]
-    print(
-        f"{compiler} -fsanitize={sanitizers}, {callers} callers, {isa}: {len(hashes)} hashes, {len(wrong)} other {wrong}"
-    )
+    print(f"{compiler} -fsanitize={sanitizers}, {callers} callers, {isa}: {len(hashes)} hashes, others: {wrong or 0}")
     sys.exit(bool(wrong))
