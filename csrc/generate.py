@@ -18,7 +18,9 @@ from fastoptim.rules import codecs, coefficients, updates  # noqa: E402
 from fastoptim.rules.table import APART, DECAYS, INSIDE, MEASURES, NONE, RULES, Rule  # noqa: E402
 from fastoptim.rules.typed import TypedC  # noqa: E402
 
-FUSED = ("momentum", "adam")  # have loops of their own over bfloat16 states
+# What has loops of its own over arrays of fewer bits: rules, and the storages of parameter and gradient and of states.
+FUSED = ("momentum", "adam")
+FUSED_STORAGES = (("float32", "bfloat16"), ("float32", "float8"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))
 PRECEDENCE = {ast.Mult: 2, ast.Div: 2, ast.Add: 1, ast.Sub: 1}
 OPERATORS = {
     **{ast.Mult: "*", ast.Div: "/", ast.Add: "+", ast.Sub: "-"},
@@ -41,8 +43,10 @@ TABLE = """\
  * X(name, states, coefficients, gives, decays, vectors). `gives` says what a rule returns: the STEP to subtract from
  * the parameter, or the new PARAMETER. `decays` says which kinds of weight decay are compiled. `vectors` matters where
  * AVX-512 is: WIDE are of 64 bytes, NARROW of 32. Without states narrow ones are up to 7 % quicker from level-3 caches
- * and memory, and 4 % slower from nearer ones. NARROW_RULES have a loop over bfloat16 states besides. MEASURES have the
- * number of their terms in place of `gives`. */
+ * and memory, and 4 % slower from nearer ones. MEASURES have the number of their terms in place of `gives`.
+ *
+ * FO_NARROW_RULES are those with loops over arrays of fewer bits: X(name, states, coefficients, squares, storage of
+ * parameter and gradient, storage of states, name of the loop). Bit i of `squares`: state i is a mean of squares. */
 """
 
 COEFFICIENTS = """\
@@ -177,7 +181,13 @@ def table() -> str:
         ]
         for rules in (RULES, MEASURES)
     )
-    fused = [row for row, name in zip(rows, RULES, strict=True) if name in FUSED]
+    fused = [
+        f"    X({rule.name}, {len(rule.states)}, {len(rule.coefficients)}, "
+        f"{sum(1 << i for i, state in enumerate(rule.states) if state in rule.squares)}, "
+        f"FO_{wide.upper()}, FO_{narrow.upper()}, {wide}_{narrow})"
+        for rule in map(RULES.__getitem__, FUSED)
+        for wide, narrow in FUSED_STORAGES
+    ]
     lists = (
         ["#define FO_RULES(X)", *rows],
         ["#define FO_NARROW_RULES(X)", *fused],

@@ -56,10 +56,11 @@ typedef void fo_encoder(const fo_stretch *to, const float *x);
 fo_decoder *fo_decoder_for(int storage);
 fo_encoder *fo_encoder_for(int storage, int nearest);
 
-/* A kernel in float32 whose states are bfloat16, rounded by dithers: the keys of the states, the number of the first element.
- * 0 for a rule that has none. */
+/* A kernel in float32 that decodes and encodes as it goes, with dithers: the keys of the slots, the number of the first
+ * element. `data` goes on with the scales of float8 states, whose `n` makes whole blocks. 0 if there is none for a rule whose
+ * parameter and gradient are stored `wide` and whose states are stored `narrow`. */
 typedef void fo_narrow_kernel(const fo_run *run, int64_t n, void *const *data, const uint32_t *key, uint32_t first);
-fo_narrow_kernel *fo_narrow_kernel_for(int32_t rule);
+fo_narrow_kernel *fo_narrow_kernel_for(int32_t rule, int wide, int narrow);
 
 /* stored.c: a kernel in float32 over `n` elements from `start` on of a parameter with slots of fewer bits; and the sums of
  * squares of its gradient, as above. */

@@ -1,5 +1,5 @@
 /* Parameters with slots of fewer bits: tiles that stay in the nearest cache are decoded, stepped by a kernel in float32, and
- * encoded. Rules that have a loop over bfloat16 states need no tiles where nothing else has fewer bits. */
+ * encoded. Rules that have loops of their own for these storages need no tiles. */
 #include "internal.h"
 #include "kernels/mix.h"
 
@@ -28,26 +28,33 @@ static void stretches_of(const fo_param *param, int kernel_slots, int64_t t, fo_
                                      .key = is_low(param, slot) ? key_of(param, slot, t) : 0};
 }
 
-/* Whether only the states have fewer bits, and are bfloat16 that dithers round. */
-static int is_narrow(const fo_param *param)
+/* Does what a loop of its own can do of `n` elements from `start` on, and returns how many. */
+static int64_t step_narrow(const fo_param *param, const fo_run *run, int64_t start, int64_t n)
 {
-    return param->storage[SLOT_PARAM] == FO_FLOAT32 && param->storage[SLOT_GRAD] == FO_FLOAT32 &&
-           param->storage[SLOT_STATE] == FO_BFLOAT16 && !param->stored.nearest;
+    const int states = fo_rule_states(run->rule), wide = param->storage[SLOT_PARAM], narrow = param->storage[SLOT_STATE];
+    if (!states || param->storage[SLOT_GRAD] != wide || param->stored.nearest || param->stored.master)
+        return 0;
+    fo_narrow_kernel *kernel = fo_narrow_kernel_for(run->rule, wide, narrow);
+    if (!kernel)
+        return 0;
+    if (narrow == FO_FLOAT8)
+        n -= n % FO_BLOCK;
+    void *at[FO_SLOTS] = {0};
+    uint32_t key[FO_KERNEL_SLOTS] = {0};
+    for (int slot = 0; slot < param->slots; slot++)
+        at[slot] = address(param, slot, start);
+    for (int slot = 0; slot < SLOT_STATE + states; slot++)
+        key[slot] = key_of(param, slot, run->t);
+    kernel(run, n, at, key, (uint32_t)(param->stored.first + start));
+    return n;
 }
 
 void fo_step_stored(const fo_param *param, const fo_run *run, int64_t start, int64_t n)
 {
-    fo_narrow_kernel *narrow = is_narrow(param) ? fo_narrow_kernel_for(run->rule) : 0;
-    if (narrow) {
-        void *at[FO_KERNEL_SLOTS] = {0};
-        uint32_t key[FO_STATES] = {0};
-        for (int slot = 0; slot < param->slots; slot++)
-            at[slot] = address(param, slot, start);
-        for (int slot = SLOT_STATE; slot < param->slots; slot++)
-            key[slot - SLOT_STATE] = key_of(param, slot, run->t);
-        narrow(run, n, at, key, (uint32_t)(param->stored.first + start));
+    const int64_t done = step_narrow(param, run, start, n);
+    start += done, n -= done;
+    if (!n)
         return;
-    }
     _Alignas(64) float room[FO_KERNEL_SLOTS][TILE];
     fo_stretch stretch[FO_KERNEL_SLOTS];
     const int slots = SLOT_STATE + fo_rule_states(run->rule), master = param->stored.master ? param->slots - 1 : 0;

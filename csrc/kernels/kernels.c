@@ -49,7 +49,7 @@ enum { FO_RULES(NUMBER) FO_ROOFLINES(NUMBER) STEP_COUNT, LAST_STEP = STEP_COUNT 
 
 struct kernels {
     fo_kernel *rules[STEP_COUNT][FO_COMPUTE_TYPES];
-    fo_narrow_kernel *narrow[STEP_COUNT];
+    fo_narrow_kernel *narrow[STEP_COUNT][2][FO_SCALES]; /* parameters in float32, in bfloat16 */
     fo_measure *measures[RULE_COUNT - STEP_COUNT][FO_COMPUTE_TYPES];
     fo_square_kernel *squares[FO_COMPUTE_TYPES];
     fo_decoder *decoders[FO_SCALES];
@@ -122,7 +122,10 @@ static const struct kernels *chosen(void) { return kernels_by_isa[fo_isa_selecte
 
 fo_kernel *fo_kernel_for(int32_t rule, int compute) { return chosen()->rules[rule][compute]; }
 
-fo_narrow_kernel *fo_narrow_kernel_for(int32_t rule) { return chosen()->narrow[rule]; }
+fo_narrow_kernel *fo_narrow_kernel_for(int32_t rule, int wide, int narrow)
+{
+    return wide == FO_FLOAT32 || wide == FO_BFLOAT16 ? chosen()->narrow[rule][wide == FO_BFLOAT16][narrow] : 0;
+}
 
 fo_measure *fo_measure_for(int32_t rule, int compute) { return chosen()->measures[rule - STEP_COUNT][compute]; }
 

@@ -67,10 +67,8 @@ def bfloat16_decode(c: U32) -> F32:
 
 def bfloat16_stochastic(x: F32, r: U32) -> U32:
     u = bits(x)
-    a = u & 0x7FFFFFFF
-    cut = (a + (r >> 16)) >> 16
-    kept = where((cut > 0x7F7F) & (a < 0x7F800000), 0x7F7F, cut)
-    return where(a > 0x7F800000, 0x7FC0, kept | ((u >> 16) & 0x8000))
+    below = where(number(u & 0x7FFFFFFF) > 3.3895313892515355e38, 0, r >> 16)  # none grows beyond the largest
+    return where(x != x, 0x7FC0, (u + below) >> 16)
 
 
 def bfloat16_nearest(x: F32, r: U32) -> U32:
@@ -80,28 +78,27 @@ def bfloat16_nearest(x: F32, r: U32) -> U32:
 
 
 # --- float16 --------------------------------------------------------------------------------------------------------
-# Numbers below the smallest normal one are added to it, which gives them its exponent; their spacing is the same there.
+# A number below the smallest normal one is added to that, whose spacing is the same, and is the larger of the sum and of
+# twice the number; where the sum is the smaller, twice the number has the exponent that the sum would have.
 
 
 def float16_decode(c: U32) -> F32:
-    m = c & 0x7FFF
-    small = number((m << 13) + 0x38800000) - 6.103515625e-05
-    normal = number((m << 13) + 0x38000000)
-    special = number((m << 13) | 0x7F800000)
-    size = where(m < 0x0400, small, where(m < 0x7C00, normal, special))
-    return number(bits(size) | ((c & 0x8000) << 16))
+    m = (c << 13) & 0x0FFFE000
+    twice = number(m + 0x38800000)
+    small = twice - 6.103515625e-05
+    size = where(small < twice * 0.5, small, twice * 0.5)
+    a = where(twice > 131008.0, m | 0x7F800000, bits(size))
+    return number(a | ((c << 16) & 0x80000000))
 
 
 def float16_stochastic(x: F32, r: U32) -> U32:
     u = bits(x)
     a = u & 0x7FFFFFFF
-    small = a < 0x38800000
-    w = where(small, number(a) + 6.103515625e-05, number(a))
-    cut = (bits(w) - 0x38000000 + (r >> 19)) >> 13
-    code = where(small, cut - 0x0400, cut)
-    finite = where(code > 0x7BFF, 0x7BFF, code)
-    kept = where(a < 0x7F800000, finite, 0x7C00)
-    return where(a > 0x7F800000, 0x7E00, kept | ((u >> 16) & 0x8000))
+    small = number(a) + 6.103515625e-05
+    twice = number(a) + number(a)
+    cut = (bits(where(twice < small, small, twice)) - 0x38800000 + (r >> 19)) >> 13
+    kept = where(a < 0x7F800000, where(cut > 0x7BFF, 0x7BFF, cut), 0x7C00)
+    return where(x != x, 0x7E00, kept | ((u >> 16) & 0x8000))
 
 
 def float16_nearest(x: F32, r: U32) -> U32:
@@ -130,22 +127,22 @@ def float8_inverse(a: F32) -> F32:
 
 
 def float8_decode(c: U32, scale: F32) -> F32:
-    m = c & 0x7F
-    small = number((m << 20) + 0x3C800000) - 0.015625
-    normal = number((m << 20) + 0x3C000000)
-    special = number((m << 20) | 0x7F800000)
-    size = where(m < 0x08, small, where(m < 0x7F, normal, special))
-    return number(bits(size) | ((c & 0x80) << 24)) * scale
+    m = (c << 20) & 0x07F00000
+    twice = number(m + 0x3C800000)
+    small = twice - 0.015625
+    size = where(small < twice * 0.5, small, twice * 0.5)
+    a = where(twice > 896.0, m | 0x7F800000, bits(size))
+    return number(a | ((c << 24) & 0x80000000)) * scale
 
 
 def float8_stochastic(x: F32, inverse: F32, floor: U32, r: U32) -> U32:
     u = bits(x)
     a = u & 0x7FFFFFFF
     y = number(a) * inverse
-    small = y < 0.015625
-    cut = (bits(where(small, y + 0.015625, y)) - 0x3C000000 + (r >> 12)) >> 20
-    code = where(small, cut - 0x08, cut)
-    kept = where(code > 0x7E, 0x7E, where((code < floor) & (a > 0), floor, code))
+    small = y + 0.015625
+    cut = (bits(where(y + y < small, small, y + y)) - 0x3C800000 + (r >> 12)) >> 20
+    least = where(a < floor, a, floor)  # 0 is 0
+    kept = where(cut > 0x7E, 0x7E, where(cut < least, least, cut))
     return where(a < 0x7F800000, kept | ((u >> 24) & 0x80), 0x7F)
 
 
@@ -156,7 +153,8 @@ def float8_nearest(x: F32, inverse: F32, floor: U32, r: U32) -> U32:
     small = bits(y + 16384.0) - 0x46800000  # as for float16
     cut = (bits(y) - 0x3C000000 + 0x7FFFF + ((bits(y) >> 20) & 1)) >> 20
     code = where(y < 0.015625, small, cut)
-    kept = where(code > 0x7E, 0x7E, where((code < floor) & (a > 0), floor, code))
+    least = where(a < floor, a, floor)
+    kept = where(code > 0x7E, 0x7E, where(code < least, least, code))
     return where(a < 0x7F800000, kept | ((u >> 24) & 0x80), 0x7F)
 
 

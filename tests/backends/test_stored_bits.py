@@ -12,7 +12,7 @@ from fastoptim.backends.c import ISA_NAMES
 from fastoptim.backends.offload import OffloadBackend
 from fastoptim.rules.reference import update_stored
 from tests.support.cases import VARIANTS, on_instruction_set, ordinary, raw_bits, same_bits
-from tests.support.stored import ONE_OF_EACH, STORAGES, check, copies, differing, narrow, rows_for
+from tests.support.stored import FUSED, ONE_OF_EACH, STORAGES, check, copies, differing, narrow, rows_for
 
 pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test bfloat16 and float8")
 
@@ -27,7 +27,9 @@ def c(request):
 def test_c_equals_the_reference(c, storages):
     share = ONE_OF_EACH[STORAGES.index(storages) % 3 :: 3]  # every rule with one of two similar storages
     for i, (variant, nearest) in enumerate(product(share, (False, True))):
-        check(c, variant, storages, nearest, raw_bits if i % 2 else ordinary, threads=1 + i % 3, seed=i)
+        check(c, variant, storages, nearest, raw_bits if i // 2 % 2 else ordinary, threads=1 + i % 3, seed=i)
+    for i, (variant, make) in enumerate(product(FUSED, (ordinary, raw_bits))):
+        check(c, variant, storages, False, make, threads=1 + i % 3, seed=i)
 
 
 @pytest.mark.parametrize("storages", STORAGES, ids=lambda s: f"{s[0]}-{s[2]}")
@@ -36,7 +38,7 @@ def test_numba_equals_the_reference(storages):
     backend = get_backend("numba")
     adam = [v for v in ONE_OF_EACH if v.rule.name in ("adam", "momentum", "sgd")]
     for i, (variant, nearest) in enumerate(product(adam, (False, True))):
-        check(backend, variant, storages, nearest, raw_bits if i % 2 else ordinary, threads=1 + i % 3, seed=i)
+        check(backend, variant, storages, nearest, raw_bits if i // 2 % 2 else ordinary, threads=1 + i % 3, seed=i)
 
 
 @pytest.mark.parametrize("storages", STORAGES[:4], ids=lambda s: f"{s[0]}-{s[2]}")
