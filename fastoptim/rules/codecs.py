@@ -78,8 +78,8 @@ def bfloat16_nearest(x: F32, r: U32) -> U32:
 
 
 # --- float16 --------------------------------------------------------------------------------------------------------
-# A number below the smallest normal one is added to that, whose spacing is the same, and is the larger of the sum and of
-# twice the number; where the sum is the smaller, twice the number has the exponent that the sum would have.
+# With m the smallest normal number, the larger of x + m and 2 x is x + m below m, where numbers have the spacing of m, and
+# 2 x above; both have an exponent one higher than x.
 
 
 def float16_decode(c: U32) -> F32:
