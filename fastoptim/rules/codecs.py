@@ -78,8 +78,8 @@ def bfloat16_nearest(x: F32, r: U32) -> U32:
 
 
 # --- float16 --------------------------------------------------------------------------------------------------------
-# With m the smallest normal number, the larger of x + m and 2 x is x + m below m, where numbers have the spacing of m, and
-# 2 x above; both have an exponent one higher than x.
+# With m the smallest normal number, the larger of x + m and 2 x is x + m below m, where numbers have the spacing of m,
+# and 2 x above; both have an exponent one higher than x.
 
 
 def float16_decode(c: U32) -> F32:

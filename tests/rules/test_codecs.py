@@ -152,15 +152,16 @@ def test_nothing_is_stored_beyond_the_largest(storage, nearest):
         assert np.abs(back(x, storage, nearest=nearest, key=key)).max() <= LARGEST[storage]
 
 
-def test_squares_are_stored_as_roots_and_never_become_zero():
+@pytest.mark.parametrize("nearest", [False, True])
+def test_squares_are_stored_as_roots_and_never_become_zero(nearest):
     v = np.exp2(np.arange(0, -BLOCK, -1, dtype=np.float32))
     v[-1] = 0
-    codes, scales = stored(v, "float8", square=True, key=0)
+    codes, scales = stored(v, "float8", square=True, nearest=nearest, key=0)
     code = codes.view(np.uint8)
     assert code[0] == 0x7E and scales[0] == np.float32(1) / np.float32(448)
     assert np.all(code[:-1] >= 1) and code[-1] == 0 and code[-2] == 1
     assert np.array_equal(decoded(codes, scales, "float8", True), decoded(codes, scales, "float8", False) ** 2)
-    assert stored(v, "float8", key=0)[0].view(np.uint8)[-2] == 0, "the floor is for squares alone"
+    assert stored(v, "float8", nearest=nearest, key=0)[0].view(np.uint8)[-2] == 0, "the floor is for squares alone"
     tiny = back(np.full(5, 1e-70, np.float64).astype(np.float32) + np.float32(2.0**-149), "float8", square=True)
     assert np.all(tiny >= 0)
 
