@@ -109,7 +109,7 @@ EXTREMES = (
     {"r": 1e5},
     {"lr": 1e20, "lambd": 1e30},
 )
-NEVER = (fo.SGD, fo.Rprop, fo.RMSprop, fo.Adagrad, fo.Adadelta, fo.NAdam)  # with these
+NEVER = (fo.SGD, fo.Rprop, fo.RMSprop, fo.Adagrad, fo.Adadelta, fo.NAdam, fo.NovoGrad)  # with these
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -134,7 +134,8 @@ def test_coefficients_that_only_the_type_makes_infinite_are_refused(cls, backend
                 opt.step([np.full(3, 1e-3, np.float32)])
                 assert fits, (options, rows)
             except ValueError as error:
-                assert not fits and "no finite number in float32" in str(error), (options, rows)
+                by_norms = opt._plan.runs[0].spec.measured is not None  # the coefficients come to more than `rows`
+                assert (not fits or by_norms) and "no finite number in float32" in str(error), (options, rows)
                 assert p.tobytes() == before[0].tobytes() and pickle.dumps(opt.state_dict()) == before[1]
                 checked += 1
                 break
