@@ -10,7 +10,7 @@ from numba import cuda
 
 import fastoptim as fo
 from fastoptim import rules
-from fastoptim.backends import get_backend
+from fastoptim.backends import KernelCall, get_backend
 from fastoptim.backends.cuda import backend as cuda_backend
 from fastoptim.backends.cuda import device_arrays
 from fastoptim.backends.cuda import kernels as cuda_kernels
@@ -18,6 +18,7 @@ from fastoptim.backends.cuda import places as cuda_places
 from fastoptim.backends.cuda import streams as cuda_streams
 from fastoptim.backends.cuda import work as cuda_work
 from fastoptim.rules import reference
+from fastoptim.rules.table import MEASURES, kernels
 from tests.support import cases, stored
 from tests.support.cases import DTYPES, SAMPLE, VARIANTS, ordinary, raw_bits, same_bits
 
@@ -53,7 +54,7 @@ def backend():
 @pytest.fixture(params=[128])
 def small_blocks(request, monkeypatch):
     """A fresh backend whose norm has short blocks, so that small arrays have many."""
-    for module in (cuda_work, cuda_kernels, reference):
+    for module in (cuda_work, cuda_kernels, reference, rules):
         monkeypatch.setattr(module, "NORM_BLOCK", request.param)
     return cuda_backend.CudaBackend()
 
@@ -428,3 +429,40 @@ def test_the_simulator_itself_cannot_run_the_operations():
     out = np.zeros(1, np.float32)
     kernel[1, 1](out)
     assert out[0] != 6, "libdevice works here: the stand-ins are no longer needed"
+
+
+@pytest.mark.parametrize("kernel", kernels(MEASURES.values()), ids=lambda kernel: kernel.name)
+def test_measures_equal_reference(small_blocks, kernel):
+    rng = np.random.default_rng(2)
+    scalars = (-0.77, 0.3, *(0.7 / (i + 2) for i in range(len(kernel.rule.coefficients))))
+    for dtype, make in zip(DTYPES, (raw_bits, ordinary), strict=True):
+        rows = [[make(rng, n, dtype) for _ in range(3 + len(kernel.rule.states))] for n in (0, 1, 129, 300)]
+        calls = [KernelCall(kernel, [tuple(vectors(small_blocks, row)) for row in rows])]
+        for k in (1.0, rules.NORM_RETRY):
+            wanted = [x for p, g, *states in rows for x in reference.measure(kernel, p, g, states, scalars, k)]
+            assert all(map(same_bits, small_blocks.prepare_measures(calls, 1)([scalars], k), wanted))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p, **o: fo.LAMB(p, weight_decay=0.1, **o),
+        fo.NovoGrad,
+        lambda p, **o: fo.AdamW(p, cautious=True, update_clip=0.5, **o),
+    ],
+    ids=("lamb", "novograd", "adamw"),
+)
+def test_steps_that_depend_on_norms(make):
+    """With gaps, gradients of None, and a bound for each array."""
+    rng = np.random.default_rng(4)
+    start = [rng.standard_normal(n).astype(t) for n, t in ((5, "f"), (70, "d"), (12, "d"))]
+    here, there = [x.copy() for x in start], [x.copy() for x in start]
+    here[2], there[2] = here[2][::2], there[2][::2]
+    a, b = make(here, backend="numpy"), make([Device(x) for x in there])
+    for t in range(3):
+        grads = [rng.standard_normal(x.shape).astype(x.dtype) for x in here]
+        given = [None if t == 1 and i == 0 else g for i, g in enumerate(grads)]
+        bound = {"max_norm": 0.5, "clip": "norm_per_array"} if t == 2 else {}
+        wanted = a.step(given, **bound)
+        assert b.step([None if g is None else Device(g) for g in given], **bound) == wanted
+        assert all(map(same_bits, there, here)), t
