@@ -49,10 +49,6 @@ TABLE = """\
  * parameter and gradient, storage of states, name of the loop). Bit i of `squares`: state i is a mean of squares. */
 """
 
-COEFFICIENTS = """\
-/* Adam's coefficients; written by csrc/generate.py from fastoptim/rules/coefficients.py. Do not edit. */
-"""
-
 ADAM = """\
 /* Adam's coefficients; written by csrc/generate.py from fastoptim/rules/coefficients.py. Do not edit. */
 """
@@ -85,8 +81,6 @@ def expression(node: ast.expr, within: int = 0) -> str:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         if node.func.id == "sqrt":
             return f"SQRT({expression(node.args[0])})"
-        if node.func.id == "pow":
-            return f"power({', '.join(map(expression, node.args))})"
         if node.func.id == "pow":
             return f"power({', '.join(map(expression, node.args))})"
         if node.func.id == "where":

@@ -85,6 +85,7 @@ def test_an_infinite_limit_is_no_limit(backend):
         (lambda p: fo.SGD(p, lr=1.0), {"grad_scale": 1e-50}, "grad_scale"),
         (lambda p: fo.SGD(p, lr=1.0), {"grad_scale": 1e39}, "grad_scale"),
         (lambda p: fo.SGD(p, lr=1.0), {"grad_scale": 1e-50, "skip_nonfinite": True}, "grad_scale"),
+        (lambda p: fo.SGD(p, lr=1.0, max_norm=1e-50, clip="value"), {}, "max_norm"),
     ],
 )
 def test_numbers_that_float32_cannot_hold_are_refused(make, options, name):

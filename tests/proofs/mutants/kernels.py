@@ -463,7 +463,8 @@ MUTANTS = (
             "                pass",
         ),
         ("overlaps not looked at", "        backend.check_disjoint(written, read)\n", ""),
-        ("scales that vanish taken", "        for dtype in dtypes:\n", "        for dtype in ():\n"),
+        ("limits of elements that vanish taken", "        for dtype in dtypes:\n", "        for dtype in ():\n", 0),
+        ("scales that vanish taken", "        for dtype in dtypes:\n", "        for dtype in ():\n", 1),
         ("clip factors that vanish taken", "self._dtypes == {SINGLE}", "False"),
     ),
     *planted(
