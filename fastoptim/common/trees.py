@@ -49,7 +49,7 @@ class Structure:
             children = []
         self._children = tuple(child for _, child in children)
         self._flat = all(child._keys is None for child in self._children)
-        self._pick = _picker(self._keys) if isinstance(self._keys, tuple) else None
+        self._pick = picker(self._keys) if isinstance(self._keys, tuple) else None
         names = [key if child._keys is None else f"{key}.{name}" for key, child in children for name in child.names]
         self.names = tuple(names) if self._keys is not None else ("0",)
         if len(set(self.names)) != len(self.names):
@@ -168,8 +168,8 @@ class Structure:
             yield from child._walk(tree[key], what, f"{path}{key}.")
 
 
-def _picker(keys: tuple[Any, ...]) -> Callable[[Tree], tuple[Any, ...]]:
-    """A function that takes the values of `keys`, in their order, out of a mapping."""
+def picker(keys: tuple[Any, ...]) -> Callable[[Tree], tuple[Any, ...]]:
+    """Make a function that takes the values of `keys`, in their order, out of a mapping."""
     if len(keys) > 1:
         return itemgetter(*keys)
     return partial(_values, keys)

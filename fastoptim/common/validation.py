@@ -119,7 +119,7 @@ def count(name: str, value: Any, low: int = 1) -> int:
 
 def flag(name: str, value: Any) -> bool:
     """Return `value` if it is a bool; TypeError that names it."""
-    if not isinstance(value, (bool, np.bool_)):
+    if value is not True and value is not False and not isinstance(value, np.bool_):
         raise TypeError(f"{name} must be True or False, got {_described(value)}")
     return bool(value)
 

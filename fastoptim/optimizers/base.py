@@ -23,7 +23,7 @@ from ..common.busy import BUSY, Busy, check_free, exclusive
 from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
-from ..common.trees import Structure, leaves_of
+from ..common.trees import Structure, leaves_of, picker
 from ..common.validation import check_range, flag, real, step_options, unknown_name
 from ..rules.table import Rule
 from . import saving
@@ -48,6 +48,7 @@ class Optimizer:
     _rules: tuple[str | Rule, ...]
     _names: tuple[str, ...]
     _spec: Callable[..., UpdateSpec]
+    _read: Callable[[Mapping[str, Any]], tuple[Any, ...]]  # the hyperparameters of a group, in the order of their names
     _resolve = staticmethod(resolve)
     _lazy = False  # whether gradients that are `Rows` leave other rows as they are
 
@@ -101,10 +102,6 @@ class Optimizer:
         self._model = Groups(defaults, type(self).__name__)
         self._plan: Plan | None = None
         self._options = PLAIN
-
-    def _read(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The hyperparameters of a group, in the order of their names."""
-        return tuple(map(group.__getitem__, self._names))
 
     def _locked(self, reading: bool = False) -> AbstractContextManager[None]:
         return exclusive(self._busy, reading)
@@ -212,6 +209,7 @@ class Optimizer:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        cls._read = staticmethod(picker(getattr(cls, "_names", ())))
         for name in getattr(cls, "_names", ()):
             if not hasattr(cls, name):  # descriptors: a __getattr__ would slow down every other attribute
                 setattr(cls, name, PerGroup(name))

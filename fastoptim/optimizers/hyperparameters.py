@@ -47,6 +47,12 @@ class UpdateSpec(NamedTuple):
         asked = () if self.measured is None else self.measured.measures
         return (self.kernel, *(measure.kernel for measure in asked))
 
+    def has_kernels_of(self, other: UpdateSpec) -> bool:
+        """Whether a plan for the one serves the other."""
+        if self.measured is None and other.measured is None:
+            return self.kernel == other.kernel
+        return self.kernels == other.kernels
+
 
 class PerGroup(Generic[T]):
     """A hyperparameter as an attribute: read is what all groups share; set is one value, or a list of one per group."""

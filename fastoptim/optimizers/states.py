@@ -156,7 +156,7 @@ class Plan:
 
     def adopt(self, specs: Mapping[int, UpdateSpec]) -> bool:
         """Take what the groups say now; False if that needs another plan."""
-        if self.unsettled or any(specs[id(run.group)].kernels != run.spec.kernels for run in self.runs):
+        if self.unsettled or not all(specs[id(run.group)].has_kernels_of(run.spec) for run in self.runs):
             return False
         for run in self.runs:
             run.keep(self.counter[0])
