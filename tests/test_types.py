@@ -199,7 +199,7 @@ def test_adapters_are_attributes_and_load_nothing_before():
 
 def test_misspelt_hyperparameters_are_refused_at_run_time():
     opt = fo.SGD(np.ones(2))
-    with pytest.raises(AttributeError, match="no hyperparameter 'weight_deccay'"):
+    with pytest.raises(AttributeError, match="no 'weight_deccay': do you mean 'weight_decay'"):
         opt.weight_deccay = 1
     with pytest.raises(AttributeError, match="no attribute 'momentun'"):
         _ = opt.momentun
