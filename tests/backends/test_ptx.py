@@ -134,7 +134,7 @@ FORMS = [
 ]
 
 
-@pytest.fixture(params=FORMS, ids=lambda form: "-".join(map(str, form)))
+@pytest.fixture(params=FORMS, scope="module", ids=lambda form: "-".join(map(str, form)))
 def stored_kernel(request):
     """Adam over arrays of fewer bits: the function and its signature."""
     kernel, form = Kernel(RULES["adam"], "decoupled"), stored.Form(*request.param)
@@ -142,9 +142,15 @@ def stored_kernel(request):
     return getattr(module, stored.name_of(kernel, form)), stored.signature(kernel)
 
 
+@cache
+def stored_ptx(kernel):
+    return compiled(*kernel)
+
+
 def test_kernels_over_fewer_bits_round_each_operation_by_itself(stored_kernel):
-    ptx = compiled(*stored_kernel)
+    ptx = stored_ptx(stored_kernel)
     assert ".visible .entry" in ptx
+    assert ".local" not in ptx, "what threads keep is not in registers"
     assert faults(ptx) == []
     assert operations(ptx)["sqrt"] > 0
 
@@ -229,7 +235,7 @@ def test_machine_code_has_every_multiply_and_add_of_its_own(kernel, dtype, tmp_p
 
 @needs_nvdisasm
 def test_machine_code_over_fewer_bits_has_every_multiply_and_add_of_its_own(stored_kernel, tmp_path):
-    counts, code = operations(compiled(*stored_kernel)), machine_code(*stored_kernel, tmp_path)
+    counts, code = operations(stored_ptx(stored_kernel)), machine_code(*stored_kernel, tmp_path)
     assert code["FMUL"] > 0
     assert code["FMUL"] * (counts["add"] + counts["sub"]) == code["FADD"] * counts["mul"], "one was fused or lost"
 
