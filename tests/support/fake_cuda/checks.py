@@ -158,6 +158,17 @@ def test_loading_states_waits_for_steps_on_any_stream(late):
     assert differing_states(ours, theirs) == 0
 
 
+def test_loading_a_checkpoint_waits_for_steps_on_any_stream(late, tmp_path):
+    ours, theirs, params, grads = twins((5000,), 2, make=fo.SGD)  # without states, whose making waits
+    for opt, g in ((ours, grads[0][0]), (theirs, grads[0][1])):
+        opt.step(g)
+    theirs.save(tmp_path / "file")
+    with on_stream(side_stream()):
+        ours.step(grads[1][0])
+    ours.load(tmp_path / "file")
+    assert wrong(params) == 0
+
+
 def differing_states(ours, theirs):
     found, wanted = ours.state_dict()["state"], theirs.state_dict()["state"]
     slots = [(name, slot) for name, entry in wanted.items() for slot in entry if slot != "step"]
@@ -232,6 +243,16 @@ def test_arrays_with_gaps_survive_a_careless_memory_manager():
         assert wrong([(device, host)]) == 0
 
 
+def test_memory_that_was_outgrown_survives_a_careless_memory_manager():
+    with fake_cuda.behaviour("delayed", careless=True):
+        pairs = [twins((n,), 3) for n in (300, 60_000, 300_000)]
+        with on_stream(side_stream()):
+            for t, (ours, theirs, _, grads) in ((t, pair) for t in range(3) for pair in pairs):
+                ours.step(grads[t][0], max_norm=1.0)
+                theirs.step(grads[t][1], max_norm=1.0)
+        assert [wrong(pair[2]) for pair in pairs] == [0, 0, 0]
+
+
 def test_many_streams_leave_little_behind(backend):
     from cuda.bindings import driver
 
@@ -270,7 +291,16 @@ def test_steps_whose_addresses_stay_upload_nothing():
         assert found.get("downloads", 0) == (10 if options else 0), "the norm is what the host waits for"
     ours, _, _, grads = twins((300, 5), 2)
     asked([lambda: ours.step(grads[0][0]), lambda: ours.step(grads[1][0])])
+    work = ours._plan.update._native._fixed
     assert asked([lambda: ours.step(grads[0][0])])["uploads"] == 1, "the gradients have moved"
+    assert ours._plan.update._native._fixed is work, "their addresses are patched, and nothing is checked anew"
+
+
+def test_launches_are_packed_and_sent_by_the_drivers_own_call(backend):
+    ours, _, _, grads = twins((300,), 1)
+    ours.step(grads[0][0], max_norm=1.0)
+    assert len(backend._launchers) > 2
+    assert all("keeps" in vars(launch) for launch in backend._launchers.values())
 
 
 def test_the_compilers_launcher_takes_over_where_arguments_cannot_be_packed(monkeypatch):
