@@ -24,18 +24,24 @@ _EXACT: dict[Any, tuple[str, int]] = {np.sqrt: ("sqrt", 1), np.where: ("where", 
 _WHERE = "where(condition, a, b), from NumPy"
 _INSTEAD = {
     "abs": "where(x < zero, -x, x), with a coefficient zero",
-    "max": "where(a > b, a, b)",
-    "min": "where(a < b, a, b)",
+    "max": "where(x < low, low, x), which hands on a NaN of x",
+    "min": "where(x > high, high, x), which hands on a NaN of x",
     "sign": "where(x > zero, one, where(x < zero, minus_one, x)), with coefficients",
     "square": "x * x",
     "pow": "products, such as x * x, or compute the power in the function of the coefficients",
 }
 _INSTEAD |= {"absolute": _INSTEAD["abs"], "fabs": _INSTEAD["abs"], "power": _INSTEAD["pow"]}
-_INSTEAD |= {"maximum": _INSTEAD["max"], "minimum": _INSTEAD["min"], "clip": "two where"}
+_INSTEAD |= {
+    "maximum": _INSTEAD["max"],
+    "minimum": _INSTEAD["min"],
+    "clip": "x = where(x < low, low, x), then where(x > high, high, x)",
+}
+_OVER_ARRAYS = "no sums or norms: a rule sees one element"
+_INSTEAD |= dict.fromkeys(("sum", "mean", "norm", "dot", "std", "var", "prod", "any", "all"), _OVER_ARRAYS)
 _OPERATORS = {
     ast.Pow: _INSTEAD["pow"],
     ast.FloorDiv: "/",
-    ast.MatMult: "no products of matrices: a rule sees one element",
+    ast.MatMult: _OVER_ARRAYS,
 }
 _STATEMENTS = {
     ast.AugAssign: "write it out, x = x + y: in place it would change the caller's array",
@@ -112,6 +118,7 @@ class _Reader:
         if isinstance(node, ast.Compare):
             self.refuse(node, f"{text}: a comparison may only be the condition of where")
         instead = f": use {_WHERE}" if isinstance(node, (ast.IfExp, ast.BoolOp)) else ""
+        instead = ": a rule sees one element, which has no parts" if isinstance(node, ast.Subscript) else instead
         self.refuse(node, f"{text}: {type(node).__name__} is no exact operation{instead}")
 
     def call(self, node: ast.Call) -> ast.expr:
@@ -133,9 +140,11 @@ class _Reader:
 
     def condition(self, node: ast.expr) -> ast.expr:
         if not isinstance(node, ast.Compare):
-            self.refuse(node, f"{ast.unparse(node)}: the condition of where must be one comparison")
+            hint = ": put one where into another" if isinstance(node, (ast.BoolOp, ast.BinOp)) else ""
+            self.refuse(node, f"{ast.unparse(node)}: the condition of where must be one comparison{hint}")
         if len(node.ops) != 1 or not isinstance(node.ops[0], lowering.COMPARISONS):
-            self.refuse(node, f"{ast.unparse(node)}: a comparison is one of > >= < <=, between two values")
+            hint = ": put one where into another" if len(node.ops) > 1 or isinstance(node.ops[0], ast.Eq) else ""
+            self.refuse(node, f"{ast.unparse(node)}: a comparison is one of > >= < <=, between two values{hint}")
         return ast.Compare(self.expression(node.left), node.ops, [self.expression(node.comparators[0])])
 
     # --- statements

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.rows import Rows
 from ..common.generators import _GENERATORS, _generator_state, _generators_within, _set_generator_state
 from ..common.signals import Interrupts
 from ..common.trees import Structure
 from ..optimizers.base import Optimizer
 from ..optimizers.groups import momentum_of
 from ..optimizers.names import OPTIMIZERS
+from ..optimizers.selecting import GroupedParams
 from ..training.data import Minibatches
 
 LossAndGrad = Callable[[Any, Any], tuple[Any, Any]]
@@ -57,7 +59,8 @@ class Sandbox:
             self.batches = data
         else:
             self.batches = Minibatches(data, 32 if batch_size is None else batch_size, rng=0 if rng is None else rng)
-        self._loss_and_grad, self.params = loss_and_grad, params
+        self._loss_and_grad, self._stepped = loss_and_grad, params
+        self.params = params = params.params if isinstance(params, GroupedParams) else params
         leaves = [*Structure(params).leaves(params), *Structure(buffers).leaves(buffers)]
         if isinstance(optimizer, Optimizer):
             leaves += [p for group in optimizer.param_groups for p in group["params"]]
@@ -136,20 +139,23 @@ class Sandbox:
         for lr in rates:
             loss, grads = self.evaluate(self.next_batch())
             if not self.slope_seen:
-                self._look(grads)
+                self._look(optimizer, grads)
             for group, ratio in zip(optimizer.param_groups, self._ratios, strict=True):
                 group["lr"] = float(lr) * ratio
             with np.errstate(all="ignore"):
                 optimizer.step(grads)
             yield loss
 
-    def _look(self, grads: Any) -> None:
-        """ValueError if a gradient is not finite; note whether there is one that is not zero."""
-        structure = Structure(grads)
-        for name, gradient in zip(structure.names, structure.leaves(grads), strict=True):
-            if gradient is not None and not np.isfinite(gradient).all():
-                raise ValueError(f"gradient {name!r} is not finite at these parameters: no rate can be judged")
-            self.slope_seen = self.slope_seen or (gradient is not None and bool(np.any(gradient)))
+    def _look(self, optimizer: Optimizer, grads: Any) -> None:
+        """ValueError if a gradient that is stepped is not finite; note whether there is one that is not zero."""
+        model = optimizer._model
+        for parameter, g in zip(model.parameters, model.leaves(grads), strict=True):
+            values = g.values if isinstance(g, Rows) else g
+            if values is not None and not np.isfinite(values).all():
+                raise ValueError(
+                    f"gradient {parameter.name!r} is not finite at these parameters: no rate can be judged"
+                )
+            self.slope_seen = self.slope_seen or (values is not None and bool(np.any(values)))
 
     def following_batch(self, steps: int) -> Any:
         """The minibatches that follow those of a trial, joined; None if every step sees all the data."""
@@ -172,4 +178,4 @@ class Sandbox:
             shared = {id(p): p for group in self._optimizer.param_groups for p in group["params"]}
             return copy.deepcopy(self._optimizer, shared)
         make = OPTIMIZERS[self._optimizer] if isinstance(self._optimizer, str) else self._optimizer
-        return make(self.params) if lr is None else make(self.params, lr=lr)
+        return make(self._stepped) if lr is None else make(self._stepped, lr=lr)

@@ -202,6 +202,94 @@ def given(g, p, a):
 
 
 @pytest.mark.skipif(available("numba") is not None, reason="LOUD: no Numba, so lowered rules were not compiled")
+# --- Three more, as somebody writes them who has read the docs page alone: paper on one side, rule on the other
+
+
+def adabound(g, p, m, v, b1, c1, b2, c2, rate, eps, low, high):
+    """AdaBound (Luo et al., 2019): Adam whose rates are kept between bounds that close in on one."""
+    m = b1 * m + c1 * g
+    v = b2 * v + c2 * (g * g)
+    each = rate / (sqrt(v) + eps)
+    each = where(each < low, low, each)
+    each = where(each > high, high, each)
+    return each * m, m, v
+
+
+def adabound_coefficients(t, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, final_lr=0.1, gamma=1e-3):
+    (b1, b2), rate = betas, lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t)
+    low, high = final_lr * (1 - 1 / (gamma * t + 1)), final_lr * (1 + 1 / (gamma * t))
+    return {"b1": b1, "c1": 1 - b1, "b2": b2, "c2": 1 - b2, "rate": rate, "eps": eps, "low": low, "high": high}
+
+
+def qhadam(g, p, m, v, b1, c1, b2, c2, m_share, g_share, v_share, g2_share, eps):
+    """QHAdam (Ma and Yarats, 2019)."""
+    m = b1 * m + c1 * g
+    v = b2 * v + c2 * (g * g)
+    return (g_share * g + m_share * m) / (sqrt(g2_share * (g * g) + v_share * v) + eps), m, v
+
+
+def qhadam_coefficients(t, lr=1e-3, betas=(0.995, 0.999), nus=(0.7, 1.0), eps=1e-8):
+    (b1, b2), (nu1, nu2) = betas, nus
+    shares = lr * nu1 / (1 - b1**t), lr * (1 - nu1), nu2 / (1 - b2**t), 1 - nu2
+    return (b1, 1 - b1, b2, 1 - b2, *shares, eps)
+
+
+def cautious(g, p, m, a, lr, zero):
+    """Momentum that moves no element against its gradient (Liang et al., 2024, without the rescaling)."""
+    m = a * m + g
+    return where(m * g > zero, lr * m, where(m * g <= zero, zero, m)), m
+
+
+def cautious_coefficients(lr=1e-2, beta=0.9):
+    return {"a": beta, "lr": lr, "zero": 0.0}
+
+
+AdaBound = fo.rule(
+    adabound, states=("m", "v"), squares="v", coefficients=adabound_coefficients, decay="decoupled", name="AdaBound"
+)
+QHAdam = fo.rule(qhadam, states=("m", "v"), squares="v", coefficients=qhadam_coefficients, name="QHAdam")
+Cautious = fo.rule(cautious, states="m", coefficients=cautious_coefficients, name="Cautious")
+
+
+def paper(kind, p, g, past, t):
+    """A step as the papers have it, in float64."""
+    if kind is Cautious:
+        past["m"] = 0.9 * past["m"] + g
+        return p - 0.05 * past["m"] * (past["m"] * g > 0)
+    b1, b2 = (0.9, 0.999) if kind is AdaBound else (0.995, 0.999)
+    past["m"] = b1 * past["m"] + (1 - b1) * g
+    past["v"] = b2 * past["v"] + (1 - b2) * g**2
+    if kind is AdaBound:
+        rate = 0.05 * np.sqrt(1 - b2**t) / (1 - b1**t) / (np.sqrt(past["v"]) + 1e-8)
+        rate = np.clip(rate, 0.1 * (1 - 1 / (1e-3 * t + 1)), 0.1 * (1 + 1 / (1e-3 * t)))
+        return p - 0.05 * 0.2 * p - rate * past["m"]
+    m, v = past["m"] / (1 - b1**t), past["v"] / (1 - b2**t)
+    return p - 0.05 * (0.3 * g + 0.7 * m) / (np.sqrt(0.2 * g**2 + 0.8 * v) + 1e-8)
+
+
+PAPERS = {AdaBound: {"weight_decay": 0.2}, QHAdam: {"nus": (0.7, 0.8)}, Cautious: {}}
+
+
+@pytest.mark.parametrize("kind", PAPERS, ids=lambda kind: kind.__name__)
+def test_rules_from_the_docs_alone_are_those_of_the_papers(kind):
+    rng = np.random.default_rng(8)
+    start = rng.standard_normal(300)
+    past = {"m": np.zeros(300), "v": np.zeros(300)}
+    copies = {backend: start.copy() for backend in BACKENDS}
+    opts = {backend: kind(p, lr=0.05, backend=backend, **PAPERS[kind]) for backend, p in copies.items()}
+    wanted = start
+    for t in range(1, 31):
+        g = rng.standard_normal(300)
+        wanted = paper(kind, wanted, g, past, t)
+        for opt in opts.values():
+            opt.step(g)
+    for p in copies.values():
+        assert np.abs(p - wanted).max() < 1e-12 and same_bits(p, copies["numpy"])
+    for opt, p in zip(opts.values(), copies.values(), strict=True):  # NaN comes out
+        opt.step(np.full(300, np.nan))
+        assert np.isnan(p).all()
+
+
 def test_names_results_and_first_values():
     rng = np.random.default_rng(5)
     Clash = fo.rule(clash, states=("s", "k"), coefficients=lambda lr=0.3: (lr, 0.2, 0.7, 0.9, 0.0, 0.4, 0.1, 0.6))
@@ -237,18 +325,23 @@ REFUSED = {
     "u = g ** c": r"line \d+: g \*\* c: Pow is no exact operation: use products",
     "u = np.exp(g)": r"np.exp\(g\): np.exp is no exact operation",
     "u = abs(g)": r"abs is no exact operation: use where\(x < zero, -x, x\)",
-    "u = np.maximum(g, p)": r"np.maximum is no exact operation: use where\(a > b, a, b\)",
+    "u = np.maximum(g, p)": r"np.maximum is no exact operation: use where\(x < low, low, x\), which hands on a NaN",
+    "u = np.clip(g, p, c)": r"np.clip is no exact operation: use x = where\(x < low, low, x\), then where",
+    "u = g / np.linalg.norm(g)": "np.linalg.norm is no exact operation: use no sums or norms: a rule sees one element",
+    "u = np.cbrt(g)": r"line 9: np.cbrt\(g\): np.cbrt is no exact operation",
+    "u = g[0]": "a rule sees one element, which has no parts",
+    "u = np.where((g > c) & (p > c), p, c)": "the condition of where must be one comparison: put one where into another",
     "u = math.sqrt(g)": "math.sqrt is no exact operation: use .* sqrt and where from NumPy",
     "u = 0.5 * g": "0.5 is a constant: make it a coefficient",
     "u = beta * g": "beta is no argument and was not assigned above: make it a coefficient",
     "u = g if g > c else p": r"IfExp is no exact operation: use where",
     "u = (g > c) * p": "a comparison may only be the condition of where",
     "u = np.where(g, p, c)": "the condition of where must be one comparison",
-    "u = np.where(p < g < c, p, c)": "a comparison is one of > >= < <=",
+    "u = np.where(p < g < c, p, c)": "a comparison is one of > >= < <=, between two values: put one",
     "u = np.where(p == g, p, c)": "a comparison is one of > >= < <=",
     "u = np.sqrt(g, out=p)": "sqrt takes 1 argument and no keywords",
     "u = g @ p": "MatMult is no exact operation",
-    "u = g.sum()": "g.sum is no exact operation",
+    "u = g.sum()": "g.sum is no exact operation: use no sums or norms",
     "u = ~g": "Invert|UnaryOp is no exact operation",
     "u = p\n    u += g": r"u \+= g: AugAssign is not allowed: write it out",
     "u, v = g, p": "assign one name at a time",

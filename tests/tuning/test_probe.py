@@ -839,6 +839,35 @@ def test_groups_of_a_function_keep_the_ratios_of_its_default():
     assert sandbox._ratios == [1.0, 10.0]
 
 
+def grouped_model():
+    """Parameters of which one is frozen, with a gradient that is no number; and what was seen of them."""
+    params = {"body": {"w": np.ones(2), "b": np.ones(1)}, "old": np.ones(1), "table": np.ones((4, 2))}
+    seen = []
+
+    def loss_and_grad(tree, batch):
+        assert tree is params
+        seen.append([float(x.flat[0]) for x in (tree["body"]["w"], tree["body"]["b"], tree["table"])])
+        rows = fo.Rows(np.array([0]), np.ones((1, 2)))
+        grads = {"body": {"w": np.ones(2), "b": np.ones(1)}, "old": np.full(1, np.nan), "table": rows}
+        return 10.0 + sum(seen[-1]), grads
+
+    chosen = fo.groups(params, {"body.b": {"lr": 0.05}, "table": {"lr": 0.2}, "old": None})
+    return params, chosen, loss_and_grad, seen
+
+
+@pytest.mark.parametrize("made", ["sgd", fo.SGD, None])
+def test_groups_by_name_are_probed_with_their_ratios(made):
+    params, chosen, loss_and_grad, seen = grouped_model()
+    optimizer = fo.SGD(chosen) if made is None else made  # a rate of 1e-3 by default, so that ratios are 50 and 200
+    found = fo.probe_lr(loss_and_grad, chosen, None, optimizer, lr=0.001, steps=10, max_probes=1)
+    assert found.probes[0].lr == 0.001
+    assert np.allclose(np.diff(seen[:11], axis=0), [[-0.001, -0.05, -0.2]], atol=1e-12)
+    seen.clear()
+    test = fo.lr_range_test(loss_and_grad, chosen, None, optimizer, low=1e-4, high=1e-2, steps=10)
+    assert np.allclose(-np.diff(seen, axis=0), np.outer(test.rates[:9], [1.0, 50.0, 200.0]), atol=1e-12)
+    assert all((x == 1.0).all() for x in (*params["body"].values(), params["old"], params["table"]))
+
+
 # --- Bad input ----------------------------------------------------------------------------------------------------
 
 
