@@ -351,3 +351,12 @@ def test_the_table_of_the_guide_is_that_of_the_benchmark():
     assert set(results["optimizers"]) == set(OPTIMIZERS)
     text = script["DOCS"].read_text()
     assert text == script["written"](text, results), "run: python benchmarks/which_optimizer.py"
+
+
+def test_a_square_that_overflows_shows_in_radam_unless_clipped():
+    p, q = np.ones(3, np.float32), np.ones(3, np.float32)
+    huge = np.full(3, 2e19, np.float32)  # finite, its square is not
+    fo.RAdam(p, lr=1e-3).step(huge)
+    assert np.isnan(p).all()
+    fo.RAdam(q, lr=1e-3).step(huge, max_norm=1.0)
+    assert np.isfinite(q).all() and (q < 1.0).all()
