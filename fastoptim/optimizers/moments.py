@@ -127,8 +127,8 @@ class RAdam(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     -----
     torch's, but that a square that overflows (in float32 from gradients of 1.9e19 on) makes NaN where rho <= 5: the
     kernel is that of `Adam`, whose root is then multiplied by 0. torch steps by lr times such a gradient, and never
-    again once it rectifies, since v stays infinite. With `max_norm` neither happens: squares are taken behind it. Optax rectifies where rho >= 5 and adds eps
-    behind the correction of the root.
+    again once it rectifies, since v stays infinite. With `max_norm` neither happens: squares are taken behind it. Optax
+    rectifies where rho >= 5 and adds eps behind the correction of the root.
 
     References
     ----------

@@ -319,7 +319,8 @@ def test_the_native_call_is_taken_and_others_are_not_touched(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(SparseStep, "__init__", other_way)
         fo.SGD(table, backend="c").step(rows)
-        fo.functional.sgd(copies[0], rows, lr=1e-3, backend="c")
+        narrow = fo.Rows(rows.indices.astype(np.int32), rows.values)
+        fo.functional.sgd(copies[0], narrow, lr=1e-3, backend="c")
         dicts.SGD(1e-3).update({"t": copies[1]}, {"t": fo.Rows(rows.indices, rows.values)})
         with pytest.raises(AssertionError):  # values that are part of the table must be copied first
             fo.SGD(table).step(fo.Rows(np.array([1, 2]), table[2:4]))
