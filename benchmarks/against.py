@@ -11,7 +11,7 @@ several sittings with new arrays, and "slower" or "faster" is only what was so i
 and in three quarters of the rounds. Two equal builds must
 come out near 1; how near tells how far to trust the rest.
 
-Only what both builds have is used: `SGD`, `Adam`, `functional.adam`, `step(grads, max_norm=...)`.
+Only what both builds have is used: `SGD`, `Adam`, `functional.adam`, `step(grads, max_norm=...)`, `opt.lr = rate`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import repeat
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        what = {"many": "1,000 arrays of "}.get(self.kind, "")
+        what = {"many": "1,000 arrays of ", "scheduled": "a new rate, "}.get(self.kind, "")
         threads = f", {self.threads} threads" if self.threads > 1 else ""
         return f"{self.backend}: {self.rule}, {what}{self.elements:,}{threads}"
 
@@ -58,6 +58,7 @@ def all_cases(threads: int) -> Iterator[Case]:
     for backend in ("c", "numba"):
         yield Case("functional", backend, "functional.adam", 10)
         yield Case("clipped", backend, "adam", 10)
+        yield Case("scheduled", backend, "adam", 1_000)
         for rule in ("sgd", "momentum", "adam"):
             for elements in (10, 1_000, 100_000, 10_000_000):
                 if (rule, elements) != ("adam", 10):  # stands above, beside its clipped form
@@ -97,6 +98,17 @@ def many(case: Case) -> Loops:
     return step(case, 1_000)
 
 
+def scheduled(case: Case) -> Loops:
+    params, grads = _arrays(1, case.elements), _arrays(1, case.elements)
+    opt, rates = _optimizer(case, params), cycle([1e-4, 2e-4])
+
+    def call() -> None:
+        opt.lr = next(rates)
+        opt.step(grads)
+
+    return {"": call}
+
+
 def clipped(case: Case) -> Loops:
     return step(case) | {", clipped": step_clipped(case)}
 
@@ -123,7 +135,7 @@ def functional(case: Case) -> Loops:
     return {"": call}
 
 
-CASES = {"step": step, "many": many, "clipped": clipped, "functional": functional}
+CASES = {"step": step, "many": many, "scheduled": scheduled, "clipped": clipped, "functional": functional}
 
 
 def work(folder: str) -> None:
