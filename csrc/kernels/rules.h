@@ -76,7 +76,8 @@ RULE(cautious_adam)(T g, T p, T *state, const T *k)
     m = b1 * m + c1 * g;
     v = b2 * v + c2 * (g * g);
     T u = f * ((step * m) / (SQRT(v) * r2 + eps));
-    u = g > zero ? m < zero ? zero * u : u : g < zero ? m > zero ? zero * u : u : g * u;
+    T s = g > zero ? m : g < zero ? zero - m : zero;
+    u = s > zero ? u : zero * u;
     state[0] = m, state[1] = v;
     return u;
 }
@@ -90,7 +91,8 @@ RULE(cautious_amsgrad)(T g, T p, T *state, const T *k)
     v = b2 * v + c2 * (g * g);
     x = x >= v ? x : v;
     T u = f * ((step * m) / (SQRT(x) * r2 + eps));
-    u = g > zero ? m < zero ? zero * u : u : g < zero ? m > zero ? zero * u : u : g * u;
+    T s = g > zero ? m : g < zero ? zero - m : zero;
+    u = s > zero ? u : zero * u;
     state[0] = m, state[1] = v, state[2] = x;
     return u;
 }
@@ -143,7 +145,8 @@ RULE(cautious_lion)(T g, T p, T *state, const T *k)
     T d = b1 * m + c1 * g;
     m = b2 * m + c2 * g;
     T u = f * (d > zero ? up : d < zero ? down : d);
-    u = g > zero ? d < zero ? zero * u : u : g < zero ? d > zero ? zero * u : u : g * u;
+    T s = g > zero ? d : g < zero ? zero - d : zero;
+    u = s > zero ? u : zero * u;
     state[0] = m;
     return u;
 }
@@ -442,5 +445,6 @@ RULE(agreement)(T g, T p, T *state, const T *k)
     T m = state[0];
     (void)p;
     T d = b * m + c * g;
-    return g > zero ? d > zero ? one : zero : g < zero ? d < zero ? one : zero : zero;
+    T s = g > zero ? d : g < zero ? zero - d : zero;
+    return s > zero ? one : zero;
 }

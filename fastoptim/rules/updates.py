@@ -79,7 +79,8 @@ def cautious_adam(g, p, m, v, b1, c1, b2, c2, step, r2, eps, f, zero):
     m = b1 * m + c1 * g
     v = b2 * v + c2 * (g * g)
     u = f * ((step * m) / (sqrt(v) * r2 + eps))
-    u = where(g > zero, where(m < zero, zero * u, u), where(g < zero, where(m > zero, zero * u, u), g * u))
+    s = where(g > zero, m, where(g < zero, zero - m, zero))
+    u = where(s > zero, u, zero * u)
     return u, m, v
 
 
@@ -88,7 +89,8 @@ def cautious_amsgrad(g, p, m, v, x, b1, c1, b2, c2, step, r2, eps, f, zero):
     v = b2 * v + c2 * (g * g)
     x = where(x >= v, x, v)
     u = f * ((step * m) / (sqrt(x) * r2 + eps))
-    u = where(g > zero, where(m < zero, zero * u, u), where(g < zero, where(m > zero, zero * u, u), g * u))
+    s = where(g > zero, m, where(g < zero, zero - m, zero))
+    u = where(s > zero, u, zero * u)
     return u, m, v, x
 
 
@@ -118,7 +120,8 @@ def cautious_lion(g, p, m, b1, c1, b2, c2, up, down, f, zero):
     d = b1 * m + c1 * g
     m = b2 * m + c2 * g
     u = f * where(d > zero, up, where(d < zero, down, d))
-    u = where(g > zero, where(d < zero, zero * u, u), where(g < zero, where(d > zero, zero * u, u), g * u))
+    s = where(g > zero, d, where(g < zero, zero - d, zero))
+    u = where(s > zero, u, zero * u)
     return u, m
 
 
@@ -319,4 +322,5 @@ def stable(g, p, m, v, b1, c1, b2, c2, step, r2, eps):
 
 def agreement(g, p, m, b, c, zero, one):
     d = b * m + c * g
-    return (where(g > zero, where(d > zero, one, zero), where(g < zero, where(d < zero, one, zero), zero)),)
+    s = where(g > zero, d, where(g < zero, zero - d, zero))
+    return (where(s > zero, one, zero),)

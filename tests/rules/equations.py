@@ -419,9 +419,7 @@ def agreeing(g, m, k):
 
 def careful(u, g, m, k):
     """Nothing where the signs of gradient and momentum differ; NaN comes out as it is."""
-    if g > k(0.0) or g < k(0.0):
-        return k(0.0) * u if (m < k(0.0) if g > k(0.0) else m > k(0.0)) else u
-    return g * u
+    return u if agreeing(g, m, k) else k(0.0) * u
 
 
 def share_of(pairs, k):

@@ -34,6 +34,7 @@ RULES, LOOPS, PLAN, POOL, PACE, CPU, BIND, SYSTEM = (
         "system.h",
     )
 )
+MEASURED = ("tests/backends/test_measures.py", ORACLE)
 STORED, ROWS_FILE = "tests/backends/test_stored_bits.py", "tests/optimizers/test_rows.py"
 ROWS = tuple(
     f"{ROWS_FILE}::test_{name}"
@@ -123,6 +124,56 @@ MUTANTS = (
         PLAN,
         "tree[i] = tree[2 * i] + tree[2 * i + 1];",
         "tree[i] = i ? tree[2 * i] + tree[2 * i + 1] : tree[0] + (tree[1] + 0x1p-40 * tree[0]);",
+    ),
+    # Measures, and what steps make of them
+    Mutant("measure: coupled decay ignored", LOOPS, "scaled = NAME(coupled)(scaled, p[i], by->decay);", ";", MEASURED),
+    Mutant("measure: first term twice", LOOPS, "second[i] = state[0];", "second[i] = first[i];", MEASURED),
+    Mutant("measure: factor left out", LOOPS, "(1, k, count, room[term]", "(1, 1, count, room[term]", MEASURED),
+    Mutant("measure: second term like the first", PLAN, "term * plan->block_count + param", "param", MEASURED),
+    Mutant(
+        "trust: second moment of the last step",
+        RULES,
+        "w * p + (step * m) / (SQRT(v)",
+        "w * p + (step * m) / (SQRT(state[1])",
+        MEASURED,
+    ),
+    Mutant("agreement: sign of the momentum", RULES, "s > zero ? one : zero", "d > zero ? one : zero", MEASURED),
+    Mutant("cautious: against the gradient", RULES, "s > zero ? u : zero * u", "s > zero ? zero * u : u", MEASURED),
+    *planted(
+        "fastoptim/rules/measures.py",
+        MEASURED,
+        ("LAMB: the rate in the ratio", "ratio(p, u / lr) if lr", "ratio(p, u) if lr"),
+        ("LAMB: ratio bounded from below", "trust_clip and f > 1.0", "trust_clip and f < 1.0"),
+        ("LAMB: decay without the ratio", "f * w if decay ==", "w if decay =="),
+        ("LARS: decay left out of the length", "g + row[1] * p", "g"),
+        ("LARS: zeros divided by", "f = 1.0 if p == 0.0 or g == 0.0 else trust", "f = trust"),
+        ("NovoGrad: the first norm shortened", "square if t == 1 else", "square if t == 0 else"),
+        ("NovoGrad: eps under the root", "sqrt(v) + eps", "sqrt(v + eps)"),
+        ("update_clip: sum in place of the mean", "norms[0] / sqrt(size)", "norms[0]"),
+        ("cautious: no least share", "LEAST_SHARE if share < LEAST_SHARE else share", "share"),
+    ),
+    Mutant("update_clip: no eps", "fastoptim/rules/updates.py", "return (g / d,)", "return (g / sqrt(v),)", MEASURED),
+    Mutant("norms that vanish kept", "fastoptim/rules/norm.py", "1.0 if single else k", "1.0", MEASURED),
+    Mutant(
+        "what is kept counts before the step",
+        "fastoptim/optimizers/states.py",
+        "self.asked.t <= self.base + steps",
+        "self.asked.t <= self.base + steps + 1",
+        MEASURED,
+    ),
+    Mutant(
+        "norms that are no numbers let through",
+        "fastoptim/optimizers/measuring.py",
+        "not all(map(math.isfinite, (*norms, *self.kept)))",
+        "False",
+        MEASURED,
+    ),
+    Mutant(
+        "norm_per_array: the norm of all",
+        "fastoptim/backends/base.py",
+        "return norm, each",
+        "return norm, [norm] * len(each)",
+        ("tests/optimizers/test_clipping.py",),
     ),
     # The plan
     Mutant("chunks end inside blocks", PLAN, "left < whole ? left : whole", "left < room ? left : room", (*NATIVE,)),
