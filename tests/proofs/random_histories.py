@@ -153,14 +153,16 @@ def by_the_form(opt, kept, grads, scale, backends):
         values = {name: group[name] for name in cls._names}
         for name in group["names"]:
             g, entry = grads[name], dict(kept.entries[name])
-            begun = {"step", *rule.states, *rule.scalars} <= set(entry)
+            needed = {"step", *rule.states, *rule.scalars}
+            begun, rest = needed <= set(entry), {key: entry[key] for key in set(entry) - needed}  # of other options
             if g is None or isinstance(g, fo.Rows) or not (begun or entry == {"step": 0}):
+                continue
+            if cls not in FORMS and any(map(values.get, EXTRA)):
                 continue
             for backend, threads in backends:
                 p, options = kept.arrays[name].copy(), {"grad_scale": scale, "backend": backend, "threads": threads}
                 state = {key: np.array(x) if isinstance(x, np.ndarray) else x for key, x in entry.items()}
-                if cls not in FORMS and any(map(values.get, EXTRA)):
-                    continue  # which its form has not
+                state = {key: x for key, x in state.items() if key in needed}
                 if cls in FORMS:
                     state = state if begun else {}
                     getattr(fo.functional, FORMS[cls])(p, g, state, **values, **options)
@@ -178,7 +180,7 @@ def by_the_form(opt, kept, grads, scale, backends):
                     else:
                         del options["amsgrad"]
                         fo.functional.adam(p, g, *arrays, step=state["step"], **options)
-                yield f"{name} by the functional form on {backend}", name, p, state
+                yield f"{name} by the functional form on {backend}", name, p, state | rest
 
 
 def laid_out(x, layout):
