@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 
+from ..arrays.autograd import tell_autograd
 from ..arrays.storage import STORAGE_OPTIONS, Storage, StorageOptions
 from ..backends import resolve
 from ..backends.base import StepInfo
@@ -354,9 +355,12 @@ class Optimizer:
                 leaves, rows = grads if plan.is_list else plan.leaves(grads), plan.native_rows or plan.kept_rows
                 if native(plan.params, leaves, plan.states, rows or plan.rows()):
                     return APPLIED
-            return plan.update.step(
+            info = plan.update.step(
                 plan.params, plan.leaves(grads), plan.states, plan.kept_rows or plan.rows, options, plan.native_rows
             )
+            if plan.tensors and info.applied:
+                tell_autograd(plan.tensors)
+            return info
         finally:
             busy.remove(thread)
 
@@ -440,7 +444,8 @@ class Optimizer:
             plan = make_plan(model, specs, storage, self._backend, self._threads, self._skipped, lazy)
             self._plan = plan
         if plan.arrays_version != model.changes[1]:
-            plan.params, plan.changes, plan.arrays_version = model.arrays(), model.changes, model.changes[1]
+            plan.take_params(model.arrays())
+            plan.changes, plan.arrays_version = model.changes, model.changes[1]
             plan.leaves, plan.is_list = model.flatten, model.is_list and plan.update.in_c
         plan.version = -1 if plan.unsettled else version
         return plan

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..arrays.autograd import tell_autograd, tensors_behind
 from ..arrays.checks import DTYPES, check_companion
 from ..arrays.storage import (
     MASTER,
@@ -150,6 +151,7 @@ def restore_optimizer(optimizer: Savable, tree: Any, strict: bool = True) -> Inc
             for name, p in named.items():
                 if name not in misfits:
                     assign(p, saved[name])
+            tell_autograd([*named.values(), *tensors_behind(named.values())])
         return keys
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.autograd import tensors_behind
 from ..arrays.storage import MASTER, Storage, compute_dtype, pack, state_arrays, template
 from ..backends.base import Backend, Scalars
 from ..rules.measures import Measured
@@ -111,6 +112,7 @@ class Plan:
         "run_of",
         "runs",
         "states",
+        "tensors",
         "update",
         "version",
     )
@@ -121,12 +123,18 @@ class Plan:
         self.version = self.arrays_version = -1
         self.changes = [0, 0]
         self.params: tuple[Any, ...] = ()
+        self.tensors: list[Any] = []  # of torch, whose memory the parameters are
         self.leaves: Callable[[Any], tuple[Any, ...]] = tuple
         self.is_list = False
         rest = [iter(run.states) for run in runs]
         self.states = tuple(array for run in run_of for array in next(rest[run]))
         self._dithers = any(run.stored for run in runs)
         self._look_at_specs()
+
+    def take_params(self, params: tuple[Any, ...]) -> None:
+        """Step these from now on."""
+        self.params, self.tensors = params, tensors_behind(params)
+        self.native_step = None if self.tensors else self.update.native_step
 
     @property
     def unsettled(self) -> bool:

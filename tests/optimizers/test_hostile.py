@@ -426,3 +426,29 @@ def test_a_container_that_replaces_a_parameter_meanwhile_means_the_same_everywhe
     assert [x.tolist() for x in (*old, new)] == [[-1, -1], [-1, -1], [0, 0]]  # what it was when the step began
     opt.step([np.ones(2), np.ones(2)])
     assert [x.tolist() for x in (*old, new)] == [[-1, -1], [-2, -2], [-1, -1]]
+
+
+@pytest.mark.parametrize("view", [lambda w: w.detach().numpy(), lambda w: w.detach().numpy().T[::1]])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_torch_knows_that_memory_of_its_tensors_has_changed(tmp_path, backend, view):
+    """Backward through weights that were stepped meanwhile is torch's error, as it is with torch's optimizers."""
+    torch = pytest.importorskip("torch", reason="LOUD: pip install torch==2.13.0")
+    w, x = torch.nn.Parameter(torch.eye(2)), torch.ones(2, requires_grad=True)
+    p = view(w)
+    opt = fo.SGD([p], lr=0.1, backend=backend)
+    opt.save(tmp_path / "saved")
+    for change in (
+        lambda: opt.step([np.ones_like(p)]),
+        lambda: opt.step([np.ones_like(p)], max_norm=1.0),
+        lambda: opt.load(tmp_path / "saved"),
+    ):
+        loss, before = (w @ x).sum(), w._version
+        assert not opt.step([np.full_like(p, np.nan)], skip_nonfinite=True).applied and w._version == before
+        change()
+        assert w._version > before
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    own = np.ones(2)  # beside torch, but not of it
+    plain = fo.SGD([own], lr=0.1, backend=backend)
+    plain.step([own.copy()])
+    assert plain._plan.tensors == [] and plain._plan.native_step is plain._plan.update.native_step

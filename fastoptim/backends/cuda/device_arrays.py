@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...arrays.autograd import tell_autograd as tell_autograd
+
 
 class HostLayout:
     """What NumPy needs to reason about a device array's layout. Its elements must never be read."""
@@ -79,15 +81,6 @@ def refuse_immutable(what: str, x: Any) -> None:
             f"{what}: jax's arrays are immutable, and jax would not see the change: keep the parameters in arrays of "
             "CuPy, torch or numba.cuda (cupy.from_dlpack(x).copy())"
         )
-
-
-def tell_autograd(written: Iterable[Any]) -> None:
-    """Have torch count a change of these tensors: backward through changed weights is then an error, not a number."""
-    torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "Tensor"):
-        tensors = [x for x in written if isinstance(x, torch.Tensor) and not x.is_inference()]
-        if tensors:
-            torch.autograd.graph.increment_version(tensors)
 
 
 # --- Where an array is, at as little cost as its library allows. Equal answers mean that nothing has changed; the first
