@@ -64,7 +64,7 @@ def test_every_element_has_one_owner_and_cuts_lie_between_blocks(sizes, ranks, b
 
 
 @needs_mpi
-@pytest.mark.parametrize(("ranks", "every", "cases"), [(2, 21, 14), (3, 75, 4)])
+@pytest.mark.parametrize(("ranks", "every", "cases"), [(2, 21, 15), (3, 75, 4)])
 def test_ranks_have_the_bits_of_one_process(ranks, every, cases):
     done = mpi.run(ranks, PROOFS / "mpi_bits.py", "--worker", "--steps", 8, "--every", every)
     assert done.returncode == 0, done.stderr[-3000:]
