@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .driver import Buffer, NumbaDriver
-from .streams import PER_THREAD
+from .streams import LEGACY, PER_THREAD
 
 PLACES = 16  # streams whose memory is kept
 SLOTS = 8  # uploads of one table that may be in flight
@@ -123,13 +123,16 @@ class Places:
         return len(self._known)
 
     def find(self, handle: int, device: int) -> Place:
-        """The place of a stream. The per-thread default stream has one handle, and is another stream in each thread."""
+        """The place of a stream. The per-thread default stream has one handle, and is another stream in each thread.
+
+        The default streams are there for ever; at another stream's handle there may be a new one.
+        """
         thread = 0
         if handle == PER_THREAD:
             thread = self._thread.__dict__.setdefault("number", next(_numbers))
         key = (device, handle, thread)
         place = self._known.get(key)
-        if place is not None and place.id == self._driver.stream_id(place):
+        if place is not None and (handle in (LEGACY, PER_THREAD) or place.id == self._driver.stream_id(place)):
             self._known.move_to_end(key)
             return place
         # A new stream; perhaps at the handle of one that is gone, whose work may still use what its place lent.
