@@ -324,6 +324,8 @@ def test_the_native_call_is_taken_and_others_are_not_touched(monkeypatch):
         dicts.SGD(1e-3).update({"t": copies[1]}, {"t": fo.Rows(rows.indices, rows.values)})
         with pytest.raises(AssertionError):  # values that are part of the table must be copied first
             fo.SGD(table).step(fo.Rows(np.array([1, 2]), table[2:4]))
+        with pytest.raises(AssertionError):  # and those that begin before it and end within
+            fo.SGD(table[2:]).step(fo.Rows(np.array([1, 2]), table[1:3]))
     fo.SGD(copies[2], backend="numpy").step(rows)
     assert all(same_bits(x, table) for x in copies)
     zeros = np.full((4, 2), -0.0)
