@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import runpy
 import subprocess
 import sys
 import warnings
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
 
 import numpy as np
 import pytest
@@ -492,3 +497,21 @@ def test_the_seed_of_16_bit_parameters_comes_along_although_all_else_is_the_defa
     opt.step(np.ones(300, np.float32))
     other.step(np.ones(300, np.float32))
     assert p.tobytes() == q.tobytes()
+
+
+def test_the_table_of_the_page_is_that_of_the_benchmark():
+    path = Path(__file__).parents[2] / "benchmarks" / "precision.py"
+    if not path.exists():
+        pytest.skip("LOUD: no benchmarks beside the tests")
+    script = runpy.run_path(str(path))
+    results = json.loads(script["RESULTS"].read_text())
+    text = script["DOCS"].read_text()
+    assert text == script["written"](text, results), "run: python benchmarks/precision.py"
+    unbiased = [storage for storage in script["STORAGES"] if "nearest" not in storage and storage != "float32"]
+    for name, storage in product(script["TRAININGS"], unbiased):
+        exact, found = results[name]["float32"], results[name][storage]
+        assert abs(mean(found) - mean(exact)) < stdev(exact), (name, storage)
+    ends = {storage: found["end"][1] for storage, found in results["fall"].items()}
+    for storage in ("bfloat16 states", "float8 states"):
+        assert abs(ends[storage] / ends["float32"] - 1) < 0.05
+    assert ends["bfloat16 states, to nearest"] > 10 * ends["float32"]
