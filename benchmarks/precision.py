@@ -177,7 +177,7 @@ def draw(curves: dict[str, dict[str, Any]]) -> None:
         )
     axes.set(yscale="log", xlabel="step", ylabel="exp_avg_sq / what it should become", xlim=(0, LAST))
     axes.axvline(FALL, color="#888888", linewidth=0.8)
-    axes.annotate("gradients fall to a tenth", (FALL, 1), xytext=(FALL + 60, 0.8), color="#666666")
+    axes.annotate("gradients fall to a tenth", (FALL, 1), xytext=(FALL + 80, 1.3), color="#666666")
     axes.legend(frameon=False)
     figure.savefig(PICTURE, metadata={"Date": None})
 
