@@ -3,8 +3,8 @@
     git worktree add ../old v0.1.0; (cd ../old && python setup.py build_ext --inplace)
     python benchmarks/against.py ../old . [--only adam] [--json FILE]
 
-OLD and NEW are folders to put on the path: checkouts with their built extension, or site-packages. Each build runs in a
-process of its own, which lives as long as the run and keeps a case's arrays. Both are asked for short blocks of equally
+OLD and NEW are folders to put on the path: checkouts with their built extension, unpacked wheels, site-packages. Each
+build runs in a process of its own, which lives as long as the run and keeps a case's arrays. Both are asked for short blocks of equally
 many steps in the order old, new, new, old, so that whatever else the machine does hits both alike; such a round
 makes one ratio. Tables show medians with quartiles. As it matters where arrays happen to lie, rounds are spread over
 several sittings with new arrays, and "slower" or "faster" is only what was so in every sitting
@@ -295,6 +295,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.005, help="length of a block (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="for large arrays, beside 1 (default: %(default)s)")
     parser.add_argument("--only", default="", help="only cases whose name holds this, as 'c: adam' (default: all)")
+    sizes = "only plain steps in C over arrays of these sizes, on one thread (default: all cases)"
+    parser.add_argument("--elements", type=int, nargs="+", metavar="N", help=sizes)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -308,7 +310,10 @@ def main() -> int:
         print(f"{name}: {', '.join(f'{key} {value}' for key, value in worker.about.items() if value)}")
     print(f"{'':44} {'old':>12} {'new':>12} {'new/old':>7}  quartiles")
     rows, others = [], []
-    for case in all_cases(options.threads):
+    cases = all_cases(options.threads)
+    if options.elements:
+        cases = (Case("step", "c", rule, n) for rule in ("sgd", "momentum", "adam") for n in options.elements)
+    for case in cases:
         if options.only not in case.name:
             continue
         try:

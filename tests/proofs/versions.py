@@ -1,0 +1,116 @@
+"""The tests with the oldest and the newest of every dependency, on each Python at hand, from a built wheel.
+
+    python -m tests.proofs.versions [--wheel FILE] [--python FILE...] [NAME...] [-- PYTEST_OPTION...]
+
+NAME is a Python and an age, as "3.11-oldest" or "3.13-newest"; default: the oldest dependencies on the oldest Python, and
+the newest on every one. Each gets an environment of its own, from the package registry, with the wheel, NumPy and the
+extras that tests make use of; the tests are copied, so that neither sources nor a compiler stand beside them. "Oldest"
+is what ``pyproject.toml`` says. An interpreter is looked for on the path, among pyenv's, and in --python; which of them
+are missing is said. Exit status 1 if a test fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from tests.support import ROOT
+
+PYTHONS = ("3.11", "3.12", "3.13", "3.14", "3.13t", "3.14t")
+EXTRAS = ("train", "checkpoint", "lowprec")
+TESTS = ("common", "rules", "arrays", "optimizers", "checkpoint", "backends/test_golden.py", "backends/test_numba.py")
+ASK = "import sys, sysconfig as s; print('%d.%d' % sys.version_info[:2] + 't' * bool(s.get_config_var('Py_GIL_DISABLED')))"
+
+
+def interpreters(named: list[Path]) -> dict[str, Path]:
+    """Version -> an interpreter that runs."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    on_path = [shutil.which(f"python{version}") for version in PYTHONS]
+    found: dict[str, Path] = {}
+    for path in [*named, *sorted(pyenv.glob("versions/3.1*/bin/python")), *(Path(x) for x in on_path if x)]:
+        done = subprocess.run([path, "-c", ASK], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            found.setdefault(done.stdout.strip(), path)
+    return found
+
+
+def requirements(age: str, numba: bool) -> list[str]:
+    """What to install beside the wheel."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = list(project["dependencies"]) + [x for name in EXTRAS for x in project["optional-dependencies"][name]]
+    plain = [re.split(r"[;#]", x)[0].strip() for x in listed]
+    if not numba:
+        plain = [x for x in plain if not x.startswith("numba")]
+    return [x.replace(">=", "==") for x in plain] if age == "oldest" else plain
+
+
+def run(python: Path, *command: object, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([python, *map(str, command)], capture_output=True, text=True, check=False, **options)
+
+
+def tried(interpreter: Path, age: str, wheel: Path, options: list[str], folder: Path) -> tuple[bool, str]:
+    """Whether all went well, and what came out."""
+    made = run(interpreter, "-m", "venv", "--without-pip", folder / "venv")
+    python = folder / "venv" / "bin" / "python"
+    pip = ("-m", "pip", "--python", python, "install", "-q", "--prefer-binary")
+    free_threaded = "t" in run(interpreter, "-c", ASK).stdout
+    wanted = requirements(age, numba=not free_threaded)
+    here = Path(sys.executable)
+    made = made if made.returncode else run(here, *pip, *wanted, "pytest", "hypothesis")
+    if free_threaded:  # which has no stable ABI
+        made = made if made.returncode else run(here, *pip, "setuptools>=77", "cffi>=2.1")
+        alone = os.environ | {"FASTOPTIM_REQUIRE_C": "1", "PYTHONPATH": ""}
+        build = ("-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-build-isolation", ROOT)
+        made = made if made.returncode else run(here, *build, env=alone)
+    else:
+        made = made if made.returncode else run(here, *pip, "--no-deps", wheel)
+    if made.returncode:
+        return False, "not installed: " + (made.stderr.strip().splitlines() or ["?"])[-1]
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(ROOT / "pyproject.toml", folder)
+    environment = os.environ | {"PYTHONPATH": "", "FASTOPTIM_REQUIRE_C": "1", "PATH": str(python.parent)}
+    given = {"cwd": folder, "env": environment}
+    names = sorted({re.split(r"[=<>!\[ ]", x)[0] for x in wanted})
+    ask = f"from importlib.metadata import version; print(*[x + ' ' + version(x) for x in {names}], sep=', ')"
+    versions = run(python, "-c", ask, **given).stdout.strip()
+    said = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, **given)
+    lines = said.stdout.strip().splitlines() or said.stderr.strip().splitlines() or ["?"]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return said.returncode == 0, "\n    ".join([f"{lines[-1].strip('= ')}  ({versions})", *failed])
+
+
+def main() -> int:
+    arguments, _, rest = [*sys.argv[1:], "--"], None, []
+    cut = arguments.index("--")
+    rest = [x for x in arguments[cut + 1 :] if x != "--"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    wheels = sorted((ROOT / "dist").glob("*-cp311-abi3-manylinux*_x86_64.whl"))
+    parser.add_argument("--wheel", type=Path, default=wheels[-1] if wheels else None)
+    parser.add_argument("--python", type=Path, action="append", default=[], help="an interpreter to try")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    options = parser.parse_args(arguments[:cut])
+    if options.wheel is None:
+        parser.error("no wheel in dist/: run `make wheels` first, or name one with --wheel")
+    found, failed = interpreters(options.python), False
+    tests = rest or ["-k", "not test_a_sample_of", *(f"tests/{name}" for name in TESTS)]
+    for name in options.names or [f"{PYTHONS[0]}-oldest", *(f"{version}-newest" for version in PYTHONS)]:
+        version, _, age = name.partition("-")
+        if version not in found:
+            print(f"{name:13} SKIPPED: no Python {version} is at hand", flush=True)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            well, words = tried(found[version], age or "newest", options.wheel.resolve(), tests, Path(folder))
+        failed |= not well
+        print(f"{name:13} {words}", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
