@@ -4,12 +4,11 @@
     python benchmarks/against.py ../old . [--only adam] [--json FILE]
 
 OLD and NEW are folders to put on the path: checkouts with their built extension, unpacked wheels, site-packages. Each
-build runs in a process of its own, which lives as long as the run and keeps a case's arrays. Both are asked for short blocks of equally
-many steps in the order old, new, new, old, so that whatever else the machine does hits both alike; such a round
-makes one ratio. Tables show medians with quartiles. As it matters where arrays happen to lie, rounds are spread over
-several sittings with new arrays, and "slower" or "faster" is only what was so in every sitting
-and in three quarters of the rounds. Two equal builds must
-come out near 1; how near tells how far to trust the rest.
+build runs in a process of its own, which lives as long as the run and keeps a case's arrays. Both are asked for short
+blocks of equally many steps in the order old, new, new, old, so that whatever else the machine does hits both alike;
+such a round makes one ratio. Tables show medians with quartiles. As it matters where arrays happen to lie, rounds are
+spread over several sittings with new arrays, and "slower" or "faster" is only what was so in every sitting and in
+three quarters of the rounds. Two equal builds must come out near 1; how near tells how far to trust the rest.
 
 Only what both builds have is used: `SGD`, `Adam`, `functional.adam`, `step(grads, max_norm=...)`, `opt.lr = rate`.
 """

@@ -2,11 +2,11 @@
 
     python -m tests.proofs.versions [--wheel FILE] [--python FILE...] [NAME...] [-- PYTEST_OPTION...]
 
-NAME is a Python and an age, as "3.11-oldest" or "3.13-newest"; default: the oldest dependencies on the oldest Python, and
-the newest on every one. Each gets an environment of its own, from the package registry, with the wheel, NumPy and the
-extras that tests make use of; the tests are copied, so that neither sources nor a compiler stand beside them. "Oldest"
-is what ``pyproject.toml`` says. An interpreter is looked for on the path, among pyenv's, and in --python; which of them
-are missing is said. Exit status 1 if a test fails.
+NAME is a Python and an age, as "3.11-oldest" or "3.13-newest"; default: the oldest dependencies on the oldest Python,
+and the newest on every one. Each gets an environment of its own, from the package registry, with the wheel, NumPy and
+the extras that tests make use of; the tests are copied, so that neither sources nor a compiler stand beside them.
+"Oldest" is what ``pyproject.toml`` says. An interpreter is looked for on the path, among pyenv's, and in --python;
+which of them are missing is said. Exit status 1 if a test fails.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from tests.support import ROOT
 PYTHONS = ("3.11", "3.12", "3.13", "3.14", "3.13t", "3.14t")
 EXTRAS = ("train", "checkpoint", "lowprec")
 TESTS = ("common", "rules", "arrays", "optimizers", "checkpoint", "backends/test_golden.py", "backends/test_numba.py")
-ASK = "import sys, sysconfig as s; print('%d.%d' % sys.version_info[:2] + 't' * bool(s.get_config_var('Py_GIL_DISABLED')))"
+ASK = (
+    "import sys, sysconfig as s; "
+    "print('%d.%d' % sys.version_info[:2] + 't' * bool(s.get_config_var('Py_GIL_DISABLED')))"
+)
 
 
 def interpreters(named: list[Path]) -> dict[str, Path]:
@@ -87,9 +90,9 @@ def tried(interpreter: Path, age: str, wheel: Path, options: list[str], folder: 
 
 
 def main() -> int:
-    arguments, _, rest = [*sys.argv[1:], "--"], None, []
+    arguments = [*sys.argv[1:], "--"]
     cut = arguments.index("--")
-    rest = [x for x in arguments[cut + 1 :] if x != "--"]
+    rest = arguments[cut + 1 : -1]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wheels = sorted((ROOT / "dist").glob("*-cp311-abi3-manylinux*_x86_64.whl"))
     parser.add_argument("--wheel", type=Path, default=wheels[-1] if wheels else None)
