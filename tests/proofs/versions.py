@@ -54,8 +54,11 @@ def requirements(age: str, numba: bool) -> list[str]:
     return [x.replace(">=", "==") for x in plain] if age == "oldest" else plain
 
 
-def run(python: Path, *command: object, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([python, *map(str, command)], capture_output=True, text=True, check=False, **options)
+# A checkout on PYTHONPATH would count as installed.
+def run(python: Path, *command: object, cwd: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": "", "FASTOPTIM_REQUIRE_C": "1"} | more
+    given = {"cwd": cwd, "env": environment, "capture_output": True, "text": True}
+    return subprocess.run([python, *map(str, command)], check=False, **given)
 
 
 def tried(interpreter: Path, age: str, wheel: Path, options: list[str], folder: Path) -> tuple[bool, str]:
@@ -69,23 +72,21 @@ def tried(interpreter: Path, age: str, wheel: Path, options: list[str], folder: 
     made = made if made.returncode else run(here, *pip, *wanted, "pytest", "hypothesis")
     if free_threaded:  # which has no stable ABI
         made = made if made.returncode else run(here, *pip, "setuptools>=77", "cffi>=2.1")
-        alone = os.environ | {"FASTOPTIM_REQUIRE_C": "1", "PYTHONPATH": ""}
         build = ("-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-build-isolation", ROOT)
-        made = made if made.returncode else run(here, *build, env=alone)
+        made = made if made.returncode else run(here, *build)
     else:
         made = made if made.returncode else run(here, *pip, "--no-deps", wheel)
     if made.returncode:
         return False, "not installed: " + (made.stderr.strip().splitlines() or ["?"])[-1]
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(ROOT / "pyproject.toml", folder)
-    environment = os.environ | {"PYTHONPATH": "", "FASTOPTIM_REQUIRE_C": "1", "PATH": str(python.parent)}
-    given = {"cwd": folder, "env": environment}
+    alone = {"PATH": str(python.parent)}
     names = sorted({re.split(r"[=<>!\[ ]", x)[0] for x in wanted})
     ask = f"from importlib.metadata import version; print(*[x + ' ' + version(x) for x in {names}], sep=', ')"
-    versions = run(python, "-c", ask, **given).stdout.strip()
-    said = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, **given)
+    versions = run(python, "-c", ask, cwd=folder, **alone).stdout.strip()
+    said = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, cwd=folder, **alone)
     lines = said.stdout.strip().splitlines() or said.stderr.strip().splitlines() or ["?"]
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR", "E  "))]
     return said.returncode == 0, "\n    ".join([f"{lines[-1].strip('= ')}  ({versions})", *failed])
 
 
