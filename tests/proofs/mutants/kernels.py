@@ -272,9 +272,8 @@ MUTANTS = (
     *planted(
         "fastoptim/common/threads.py",
         ("tests/common/test_threads.py",),
-        ("a child waits for a thread of its parent", "if self._holder != threading.get_ident():", "if False:"),
-        ("a child takes a lock from itself", "if self._holder != threading.get_ident():", "if True:"),
-        ("a lock free after the first release", "max(0, self._depth - 1)", "0"),
+        ("a child waits for a thread of its parent", "if not lock._is_owned():", "if False:"),
+        ("a child takes a lock from itself", "if not lock._is_owned():", "if True:"),
     ),
     # Whether threads pay
     *planted(
@@ -397,7 +396,13 @@ MUTANTS = (
     Mutant("read-only not noticed", BIND, "(slot == SLOT_GRAD ? 0 : NPY_ARRAY_WRITEABLE)", "0", DRIVER),
     Mutant("shape not looked at", BIND, "if (PyArray_DIM(array, i) != shape[i])", "if (0)", DRIVER),
     Mutant("byte order not looked at", BIND, " || dtype->byteorder == NPY_OPPBYTE", "", DRIVER),
-    Mutant("rounding of the caller not looked at", BIND, "!fo_rounds_to_nearest() || ", "", (HOSTILE,)),
+    Mutant(
+        "rounding of the caller not looked at",
+        BIND,
+        " && fo_rounds_to_nearest() && read_rows",
+        " && read_rows",
+        (HOSTILE,),
+    ),
     Mutant(
         "memory order not looked at",
         BIND,
