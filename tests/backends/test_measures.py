@@ -135,3 +135,14 @@ def test_what_is_kept_beside_the_count_moves_only_with_the_step():
     assert opt.state["0"]["exp_avg_sq"] == 25.0
     opt.step(np.zeros(3), grad_scale=2.0)
     assert opt.state["0"]["exp_avg_sq"] == 12.5
+
+
+@pytest.mark.parametrize("backend", ["numpy", "c"])
+def test_a_coefficient_beyond_its_type_changes_nothing_that_is_kept(backend):
+    p = np.ones(20, np.float32)
+    opt = fo.NovoGrad(p, betas=(0.9, 0.0), backend=backend)
+    opt.step(np.ones(20, np.float32))
+    kept, after = opt.state["0"]["exp_avg_sq"], p.copy()
+    with pytest.raises(ValueError, match="'novograd' a coefficient d = "):
+        opt.step(np.full(20, 3e38, np.float32))  # its norm is beyond float32
+    assert same_bits(p, after) and opt.state["0"]["exp_avg_sq"] == kept and opt.state["0"]["step"] == 1
