@@ -211,6 +211,9 @@ def _expression(op: str, modifiers: list[str], kind: str, c: str, inputs: list[s
     if op == "setp":
         if len(inputs) != 2:
             raise SyntaxError(instruction)
+        if modifiers[0] in ("nan", "num"):
+            either = f"{x[0]} != {x[0]} || {x[1]} != {x[1]}"
+            return either if modifiers[0] == "nan" else f"!({either})"
         unordered = modifiers[0] in ("ltu", "leu", "gtu", "geu", "equ", "neu")
         comparison = COMPARISONS[modifiers[0][:2]]
         if not unordered:
