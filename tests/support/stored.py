@@ -22,6 +22,8 @@ STORAGES = (
     ("float16", "float16", "float32", False),
     ("float16", "float16", "float8", True),
     ("bfloat16", "bfloat16", "float32", False),
+    ("bfloat16", "bfloat16", "bfloat16", True),
+    ("bfloat16", "float32", "bfloat16", False),
 )
 ONE_OF_EACH = [next(v for v in VARIANTS if v.kernel == kernel) for kernel in kernels()]
 FUSED = [v for v in ONE_OF_EACH if v.rule.name in ("momentum", "adam")]  # have loops of their own in C
