@@ -379,13 +379,13 @@ MUTANTS = (
         "plan->written[2 * middle + 1] >= low",
         DRIVER,
     ),
-    Mutant("moved arrays not noticed", BIND, "if (moved)\n", "if (0)\n", DRIVER),
+    Mutant("moved arrays not noticed", BIND, "if (moved || rows)", "if (rows)", DRIVER),
     Mutant("moved gradients not noticed", BIND, "else if (grad_moved && disjoint == ALL)", "else if (0)", DRIVER),
     Mutant(
         "gradients that a norm has read not compared", BIND, "if (moved && plan->disjoint == ALL)", "if (0)", DRIVER
     ),
-    Mutant("a fitting gap closed", BIND, "low - before >= plan->least_gradient", "low - before > 160", DRIVER),
-    Mutant("gaps closed", BIND, "low - before >= plan->least_gradient", "0", DRIVER),
+    Mutant("a fitting gap closed", BIND, "low - before >= least_gradient", "low - before > 160", DRIVER),
+    Mutant("gaps closed", BIND, "low - before >= least_gradient", "0", DRIVER),
     Mutant(
         "states taken for other states",
         BIND,
@@ -495,15 +495,19 @@ MUTANTS = (
         ("states made for another array", "        p = q.array(backend)", "        p = q.group['params'][0]"),
         ("a missing state loaded as zeros", "if t and (missing :=", "if False and (missing :="),
         ("replaced parameters not seen", "        self.changes[0] += 1\n", "", 1),
-        ("half an update of a group", "for key in new:\n", "for key in ():\n"),
+        (
+            "half an update of a group",
+            "new = {key: self._kept(key, value) for",
+            "new = {key: dict.__setitem__(self, key, value) or self._kept(key, value) for",
+        ),
     ),
     *planted(
         "fastoptim/optimizers/update.py",
         (FUNCTIONAL, OPTIMIZERS, REFUSALS, HOSTILE),
         (
             "unscaled step after a norm",
-            "scale = self._scale(options, norm)\n        return StepInfo",
-            "scale = 1.0\n        return StepInfo",
+            "scale = self._scale(options, norm)\n        if self._measuring",
+            "scale = 1.0\n        if self._measuring",
         ),
         (
             "clipping left out of a bound step",

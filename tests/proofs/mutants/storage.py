@@ -42,7 +42,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *planted(
         "fastoptim/arrays/storage.py",
         (STORED,),
-        ("GPUs take float32 parameters with narrow states", 'self.of(("any",), ()', "self.of((), ()"),
         ("scales of any shape are converted", " and scales.shape == (-(-x.size // BLOCK),)", ""),
     ),
     *planted(
