@@ -112,7 +112,7 @@ def _walk(out: Path, epochs: int, say: Callable[[str], None]) -> None:
         params,
         train,
         advice.optimizer,
-        lr=schedules.warmup(schedules.cosine(found.lr, steps), steps // 20),
+        lr=schedules.warmup(schedules.cosine(found.lr, steps - steps // 20), steps // 20),
         epochs=epochs,
         validation=test,
         callbacks=[ratios],

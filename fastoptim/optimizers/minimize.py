@@ -81,7 +81,7 @@ def minimize(
     optimizer : callable
         Makes the optimizer of an array: a class, or for example ``lambda x: fo.SGD(x, lr=0.1, momentum=0.9)``.
     tol : float, optional
-        Stop where no entry of the gradient is larger.
+        Stop where no entry of the gradient is larger. Without it `success` only means that `maxiter` steps were taken.
     maxiter : int
         Most steps.
     callback : callable, optional

@@ -85,8 +85,9 @@ def fit(
     data : arrays, `Minibatches` or None
         Whatever `fastoptim.minibatches` takes, or what it returned; None if there is no data: `loss_and_grad` then gets
         None for its batch.
-    optimizer : {"sgd", "momentum", "adam", "adamw"} or an optimizer
-        "momentum" is SGD with momentum 0.9. An optimizer must have been made of arrays in `params`; those that it does
+    optimizer : str or optimizer
+        The name of a functional form ("sgd", "adam", "lion", ...), "adamw", or "momentum", SGD with momentum 0.9. An
+        optimizer must have been made of arrays in `params`; those that it does
         not step are frozen.
     lr : float, schedule or Plateau, or one of these per parameter group
         Schedules are called with the number of the optimizer step, from zero. A number is set before the first step;
@@ -118,7 +119,7 @@ def fit(
         or more of it is better. Default: the loss, of which less is better.
     early_stopping : int
         End after so many validations in a row that did not better the best by more than `min_delta`. A validation that
-        there is only because training ends is not counted.
+        runs only because training ends is not counted.
     restore_best : bool
         At the end put the parameters of the best validation back. To be resumed, a run must have had it from the start.
     callbacks : callable or sequence of callables
