@@ -87,8 +87,7 @@ def fit(
         None for its batch.
     optimizer : str or optimizer
         The name of a functional form ("sgd", "adam", "lion", ...), "adamw", or "momentum", SGD with momentum 0.9. An
-        optimizer must have been made of arrays in `params`; those that it does
-        not step are frozen.
+        optimizer must have been made of arrays in `params`; those that it does not step are frozen.
     lr : float, schedule or Plateau, or one of these per parameter group
         Schedules are called with the number of the optimizer step, from zero. A number is set before the first step;
         callbacks may change it (``loop.optimizer.lr = ...``). Default: the optimizer's own rate.

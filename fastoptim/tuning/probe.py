@@ -137,11 +137,11 @@ def probe_lr(
         they were given to it.
     data : arrays, `Minibatches` or None
         As for `fastoptim.fit`. Iterators that can be read only once are refused, for they could not be put back.
-    optimizer : {"adam", "adamw", "sgd", "momentum"}, class, or an optimizer
-        A class or function is called with ``(params, lr=...)``, and first, for its default rate, with ``(params)``; if
-        it has none, `lr` must be given. An optimizer is probed from its present states, on copies of it. The rates of
-        all groups are scaled together: they keep their ratios to that of the first group, whose rate is meant, as the
-        optimizer has them or is made with its default rate.
+    optimizer : str, class, or an optimizer
+        A name that `fastoptim.fit` knows. A class or function is called with ``(params, lr=...)``, and first, for its
+        default rate, with ``(params)``; if it has none, `lr` must be given. An optimizer is probed from its present
+        states, on copies of it. The rates of all groups are scaled together: they keep their ratios to that of the
+        first group, whose rate is meant, as the optimizer has them or is made with its default rate.
     lr : float, optional
         Where to start, > 0; default: the optimizer's own.
     steps : int
