@@ -15,7 +15,7 @@ Array = np.ndarray
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def _hint(x: Any) -> str:
+def _hint(x: Any, name: str = "") -> str:
     """What to write instead of `x`, which is no NumPy array; empty where nobody can tell."""
     module = type(x).__module__.partition(".")[0]
     if isinstance(x, np.ma.MaskedArray):
@@ -34,7 +34,7 @@ def _hint(x: Any) -> str:
         return ": convert it, x.toarray()"
     if isinstance(x, (list, tuple)):
         return ": make it an array, np.array(x, np.float32)"
-    if isinstance(x, (bool, int, float)):
+    if isinstance(x, (bool, int, float)) and name == "0":
         return f": the first argument of an optimizer is the parameters, as in Adam(params, lr={x})"
     return ""
 
@@ -42,7 +42,7 @@ def _hint(x: Any) -> str:
 def check_parameter(name: str, p: Any, role: str = "parameter") -> None:
     """TypeError or ValueError unless `p` is an array that a step can update in place."""
     if not isinstance(p, np.ndarray) or isinstance(p, np.ma.MaskedArray):
-        raise TypeError(f"{role} {name!r}: expected a NumPy array, got {type(p).__name__}{_hint(p)}")
+        raise TypeError(f"{role} {name!r}: expected a NumPy array, got {type(p).__name__}{_hint(p, name)}")
     check_stored_dtype(name, p.dtype, role)
     if not p.flags.writeable:
         raise ValueError(f"{role} {name!r} is read-only")

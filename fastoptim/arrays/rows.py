@@ -62,7 +62,7 @@ class Rows:
         if indices.ndim != 1 or values.ndim < 1 or len(indices) != len(values):
             raise ValueError(
                 f"Rows needs one index for each of its values, shapes (k,) and (k, ...): got {indices.shape} and "
-                f"{values.shape}"
+                f"{values.shape}{': flatten, indices.ravel(), values.reshape(-1, ...)' if indices.ndim > 1 else ''}"
             )
         self.indices, self.values, self.lazy = indices, values, flag("lazy", lazy)
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,14 @@ from .base import Backend, BlockMeasures, Described, KernelCall, Launch, NativeM
 try:
     from .. import _c
 except ImportError as error:
-    raise ImportError(f"the C extension of fastoptim is missing or cannot be loaded ({error})") from error
+    _root = Path(__file__).parents[2]
+    _hint = (
+        f"; these are the sources at {_root}: run from another folder, or build in place by python setup.py build_ext "
+        "--inplace"
+        if (_root / "setup.py").exists() and (_root / "csrc").exists()
+        else ""
+    )
+    raise ImportError(f"the C extension of fastoptim is missing or cannot be loaded ({error}){_hint}") from error
 
 ffi, lib = _c.ffi, _c.lib
 

@@ -186,6 +186,21 @@ def read_latest(path: Any, *, kind: str, warn: Callable[[str], None]) -> Any:
         return tree
 
 
+@contextlib.contextmanager
+def names_previous(path: Any) -> Iterator[None]:
+    """Let the error of a file that is missing or damaged name the checkpoint before it, if there is one."""
+    try:
+        yield
+    except (FileNotFoundError, CheckpointError) as error:
+        if os.path.exists(previous_path(path)):
+            hint = f"; the checkpoint before it is {os.path.basename(previous_path(path))}"
+            if isinstance(error, CheckpointError):
+                error.args = (f"{error}{hint}",)
+            else:
+                error.strerror = f"{error.strerror}{hint}"
+        raise
+
+
 def stated_kind(path: Any) -> str | None:
     """Read which kind of checkpoint a file says it is, without looking at its arrays; None if it is no checkpoint."""
     try:
@@ -274,7 +289,8 @@ def _read_content(file: IO[bytes], header: bytes, size: int, kinds: tuple[str, .
             f"({__version__}) reads version {VERSION}"
         )
     if metadata["kind"] not in kinds:
-        raise CheckpointError(f"a checkpoint of kind {metadata['kind'][:80]!r}, expected {' or '.join(kinds)}")
+        how = _SAVED if metadata["kind"] in ("optimizer", "slices") and "training" in kinds else ""
+        raise CheckpointError(f"a checkpoint of kind {metadata['kind'][:80]!r}, expected {' or '.join(kinds)}{how}")
     text = metadata["tree"]
     if not text.isascii():
         raise CheckpointError("a tree that is not ASCII")
@@ -286,6 +302,9 @@ def _read_content(file: IO[bytes], header: bytes, size: int, kinds: tuple[str, .
     if arrays:
         raise CheckpointError("an array that the tree does not name")
     return tree
+
+
+_SAVED = ": an optimizer's save wrote it: read it with opt.load, then call fit without resume"
 
 
 def _array_specs(entries: dict[str, Any], available: int) -> list[tuple[str, tuple[np.dtype, tuple[int, ...]]]]:

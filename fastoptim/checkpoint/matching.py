@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..arrays import device
+from ..common.trees import listing
 from .encoding import encode
 from .files import CheckpointError
 
 
 def check_arrays(expected: Mapping[str, Any], saved: Any) -> None:
     """CheckpointError unless `saved` has arrays of the names, shapes and dtypes of `expected`."""
-    if not isinstance(saved, dict) or set(saved) != set(expected):
-        raise CheckpointError("it has other parameters than this model")
+    if not isinstance(saved, dict):
+        raise CheckpointError("it has no parameters by name")
+    check_names(expected, saved)
     for name, p in expected.items():
         if not is_alike(p, saved[name]):
-            shape, dtype = _described(p)
-            raise CheckpointError(f"parameter {name!r} is not of shape {shape} and dtype {dtype}")
+            x = saved[name]
+            raise misfit(name, _described(p), (getattr(x, "shape", None), getattr(x, "dtype", None)))
+
+
+def check_names(expected: Iterable[str], saved: Iterable[str]) -> None:
+    """CheckpointError that says which names are not in both."""
+    ours, theirs = dict.fromkeys(expected), dict.fromkeys(saved)
+    lacking = {
+        "the file": [name for name in ours if name not in theirs],
+        "the model": [name for name in theirs if name not in ours],
+    }
+    told = [f"{where} lacks {listing(names):.200}" for where, names in lacking.items() if names]
+    if told:
+        raise CheckpointError(
+            f"it has other parameters than this model: {', '.join(told)}; opt.load(path, strict=False) loads the others"
+        )
+
+
+def misfit(name: str, expected: tuple[Any, Any], saved: tuple[Any, Any]) -> CheckpointError:
+    """Make the error for a parameter whose shape and dtype are not those in the file."""
+    (shape, dtype), (their_shape, their_dtype) = expected, saved
+    return CheckpointError(
+        f"parameter {name!r} is not of shape {shape} and dtype {dtype} in the file, but of {their_shape!s:.80} and "
+        f"{their_dtype!s:.40}"
+    )
 
 
 def is_alike(p: Any, x: Any) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from .files import CheckpointError, previous_path, remove_abandoned, temporary_pattern
 from .format import read, stated_kind
+from .matching import check_names, misfit
 
 _SLICE = r"\.[0-9a-f]{16}\.[0-9]+"  # what a slice's name has behind that of its manifest
 _MOST_ARRAYS = 16  # of one parameter: itself and its states, each of which costs as much memory as the parameter
@@ -79,12 +80,11 @@ def _remove_ours(folder: str, pattern: str, keep: Collection[str], kinds: tuple[
 
 def check_slices(tree: Any, expected: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
     """CheckpointError unless the checkpoint is of parameters with these names, shapes and dtypes."""
-    if set(tree["params"]) != set(expected):
-        raise CheckpointError("it has other parameters than this model")
+    check_names(expected, tree["params"])
     for name, (shape, dtype) in expected.items():
         saved = tree["params"][name]
-        if saved["dtype"] != dtype.name or tuple(saved["shape"]) != tuple(shape):
-            raise CheckpointError(f"parameter {name!r} is not of shape {tuple(shape)} and dtype {dtype.name}")
+        if (found := (tuple(saved["shape"]), saved["dtype"])) != (tuple(shape), dtype.name):
+            raise misfit(name, (tuple(shape), dtype.name), found)
 
 
 def read_slices(path: Any, tree: Any, wanted: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, Any]]:

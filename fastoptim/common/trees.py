@@ -158,12 +158,13 @@ class Structure:
                 yield from child._walk(tree[i], what, f"{path}{i}.")
             return
         if not isinstance(tree, Mapping):
-            raise TypeError(f"{where}: expected a mapping with the names {_listed(keys)}, got {type(tree).__name__}")
+            raise TypeError(f"{where}: expected a mapping with the names {listing(keys)}, got {type(tree).__name__}")
         known = set(keys)
         missing, unknown = [key for key in keys if key not in tree], [key for key in tree if key not in known]
         if missing or unknown:
-            told = [f"names {kind}: {_listed(n)}" for kind, n in (("missing", missing), ("unknown", unknown)) if n]
-            raise ValueError(f"{where}: {', '.join(told)}")
+            told = [f"names {kind}: {listing(n)}" for kind, n in (("missing", missing), ("unknown", unknown)) if n]
+            hint = " (None skips a parameter)" if missing and what == "gradients" else ""
+            raise ValueError(f"{where}: {', '.join(told)}{hint}")
         for key, child in zip(keys, self._children, strict=True):
             yield from child._walk(tree[key], what, f"{path}{key}.")
 
@@ -179,7 +180,7 @@ def _values(keys: tuple[Any, ...], tree: Tree) -> tuple[Any, ...]:
     return tuple(map(tree.__getitem__, keys))
 
 
-def _listed(names: Sequence[Any]) -> str:
+def listing(names: Sequence[Any]) -> str:
     """Names for an error message, not too many."""
     shown = ", ".join(repr(name) for name in names[:10])
     return f"[{shown}]" if len(names) <= 10 else f"[{shown}, ...] ({len(names)} in all)"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
 from operator import index
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def real(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:
@@ -22,7 +26,7 @@ def real(name: str, value: Any, low: float = -math.inf, below: float = math.inf)
 
 _ELSEWHERE = {  # what other libraries call it, or do
     "lr": ("learning_rate", "alpha", "eta", "step_size"),
-    "betas": ("beta1", "beta2", "beta_1", "beta_2", "b1", "b2"),
+    "betas": ("beta1", "beta2", "beta_1", "beta_2", "b1", "b2", "momentum"),
     "eps": ("epsilon",),
     "weight_decay": ("wd", "decay", "l2", "lambda"),
     "momentum": ("mu",),
@@ -34,10 +38,30 @@ _ALWAYS = ("foreach", "fused", "capturable", "differentiable")
 def unknown_name(owner: str, name: str, known: Iterable[str]) -> str:
     """Say that `owner` has no argument `name`, what may be meant, and which there are."""
     known = list(known)
-    meant = next((ours for ours, theirs in _ELSEWHERE.items() if name in theirs and ours in known), None)
-    hint = f"do you mean {meant!r}? " if (meant := meant or next(iter(get_close_matches(name, known, 1)), None)) else ""
-    hint = "every step is fused: leave it out; " if name in _ALWAYS else hint
+    hint = "every step is fused: leave it out; " if name in _ALWAYS else do_you_mean(name, known)
     return f"{owner} has no {name!r}: {hint}it has {', '.join(known)}"
+
+
+def do_you_mean(name: str, known: Iterable[str]) -> str:
+    """Ask whether one of the names `known` is meant; nothing if none is like `name`."""
+    known = list(known)
+    meant = next((ours for ours, theirs in _ELSEWHERE.items() if name in theirs and ours in known), None)
+    meant = meant or next(iter(get_close_matches(name, known, 1)), None)
+    first = " (the first of them is Adam's momentum)" if (name, meant) == ("momentum", "betas") else ""
+    return f"do you mean {meant!r}{first}? " if meant else ""
+
+
+def names_arguments(function: Function) -> Function:
+    """Let a call with an unknown keyword say which may be meant, as Python does from 3.13 on."""
+    known = list(signature(function).parameters)
+
+    @wraps(function)
+    def checked(*args: Any, **options: Any) -> Any:
+        if unknown := [name for name in options if name not in known]:
+            raise TypeError(unknown_name(function.__name__, unknown[0], known))
+        return function(*args, **options)
+
+    return cast(Function, checked)
 
 
 def norm_limit(value: Any, name: str = "max_norm") -> float:

@@ -29,7 +29,7 @@ from ..common.validation import check_range, flag, real, step_options, unknown_n
 from ..rules.table import Rule
 from . import saving
 from .applying import applied
-from .groups import Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
+from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
 from .hyperparameters import NotNeeded, PerGroup, UpdateSpec
 from .saving import IncompatibleKeys
 from .selecting import GroupedParams, Members, select
@@ -121,7 +121,7 @@ class Optimizer:
 
     def _append_group(self, group: Mapping[str, Any]) -> None:
         if not isinstance(group, Mapping) or "params" not in group:
-            raise TypeError("a parameter group is a mapping with the key 'params'")
+            raise TypeError(NO_GROUP)
         with deferred_signals():
             self._add_group(group, prefixed=True)
             self._model.grouped = True

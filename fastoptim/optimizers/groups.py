@@ -11,9 +11,11 @@ import numpy as np
 from ..arrays.checks import check_unchanged
 from ..arrays.storage import compute_dtype
 from ..backends.base import Backend
-from ..common.trees import Structure
+from ..common.trees import Structure, listing
 from ..common.validation import unknown_name
 from .hyperparameters import UpdateSpec
+
+NO_GROUP = "a parameter group is a mapping with the key 'params'"
 
 
 def fixed(value: Any) -> Any:
@@ -286,9 +288,10 @@ def listed(params: Any) -> Any:
 
 
 def is_grouped(params: Any) -> bool:
-    """Whether `params` is a list of group dicts."""
-    return (
-        isinstance(params, (list, tuple))
-        and bool(params)
-        and all(isinstance(item, Mapping) and "params" in item for item in params)
-    )
+    """Whether `params` is a list of group dicts; TypeError if it is one but for the key "params"."""
+    if not isinstance(params, (list, tuple)) or not params or not all(isinstance(item, Mapping) for item in params):
+        return False
+    for item in (item for item in params if "params" not in item):
+        if any(isinstance(value, (bool, int, float, str)) for value in item.values()):
+            raise TypeError(f"{NO_GROUP}: one of these has {listing(list(item))}")
+    return all("params" in item for item in params)

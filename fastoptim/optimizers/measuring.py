@@ -70,7 +70,8 @@ class Measuring:
                 raise ValueError(
                     f"parameter {member.name!r} is stored in fewer bits ({member.stored.parameter}, states in "
                     f"{member.stored.state}), and its step depends on norms that are taken of arrays in float32 or "
-                    "float64: leave away state_dtype, or the options that ask for norms"
+                    "float64: leave out state_dtype, or update_clip and cautious; LAMB, LARS and NovoGrad always "
+                    "take norms"
                 )
         self._single = all(np.dtype(member.dtype) == np.float32 for member in members)
         self._rounds: list[tuple[list[int], NativeMeasure | None]] = []

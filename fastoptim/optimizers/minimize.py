@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays.checks import DTYPES, real_array
 from ..common.public import public
-from ..common.validation import count, real
+from ..common.validation import count, names_arguments, real
 from .adam import Adam
 from .base import Optimizer
 
@@ -30,7 +30,7 @@ class MinimizeResult:
         0 the gradient is within `tol`, 1 `maxiter` steps were taken, 2 a value or gradient is not finite, 3 the
         callback has stopped.
     success : bool
-        Whether the status is 0, or 1 where no `tol` was given.
+        Whether the status is 0. Without `tol` it never is: nothing says then what is small enough.
     message : str
         The status in words.
     """
@@ -48,13 +48,15 @@ class MinimizeResult:
 
 _MESSAGES = (
     "every entry of the gradient is at most tol",
-    "maxiter steps were taken",
+    "maxiter steps were taken before every entry of the gradient was at most tol",
     "the value or the gradient is not finite",
     "the callback has stopped",
 )
+_WITHOUT_TOL = "maxiter steps were taken; without tol nothing says whether that is the minimum"
 
 
 @public
+@names_arguments
 def minimize(
     fun: Callable[..., Any],
     x0: Any,
@@ -81,7 +83,8 @@ def minimize(
     optimizer : callable
         Makes the optimizer of an array: a class, or for example ``lambda x: fo.SGD(x, lr=0.1, momentum=0.9)``.
     tol : float, optional
-        Stop where no entry of the gradient is larger. Without it `success` only means that `maxiter` steps were taken.
+        Stop where no entry of the gradient is larger. By default all `maxiter` steps are taken, and ``success`` is
+        False.
     maxiter : int
         Most steps.
     callback : callable, optional
@@ -148,5 +151,5 @@ def minimize(
                 status = 3
             value, gradient = evaluate(x)
             continue
-        success = status == 0 or (status == 1 and tol is None)
-        return MinimizeResult(x, value, gradient, nit, nit + 1, nit + 1, status, success, _MESSAGES[status])
+        message = _MESSAGES[status] if tol is not None or status != 1 else _WITHOUT_TOL
+        return MinimizeResult(x, value, gradient, nit, nit + 1, nit + 1, status, status == 0, message)

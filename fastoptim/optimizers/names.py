@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from ..common.validation import do_you_mean
 from .adam import Adam, AdamW
 from .adaptive import FTRL, Adadelta, Adagrad, Adamax, RMSprop
 from .base import Optimizer
@@ -49,3 +50,11 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": AdamW,
     **FAMILIES,
 }
+
+
+def maker_of(optimizer: str) -> Callable[..., Optimizer]:
+    """What makes the optimizer of this name; ValueError that says which may be meant."""
+    if optimizer not in OPTIMIZERS:
+        hint = do_you_mean(optimizer.lower(), OPTIMIZERS)
+        raise ValueError(f"there is no optimizer {optimizer!r}: {hint}optimizer must be one of {list(OPTIMIZERS)}")
+    return OPTIMIZERS[optimizer]

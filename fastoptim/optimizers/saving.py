@@ -25,7 +25,7 @@ from ..arrays.storage import (
 )
 from ..backends import Backend, resolve
 from ..checkpoint.files import CheckpointError
-from ..checkpoint.format import malformed, read, shortened, write
+from ..checkpoint.format import malformed, names_previous, read, shortened, write
 from ..checkpoint.matching import assign, check_arrays, is_alike, to_host
 from ..checkpoint.slices import check_slices, read_slices
 from ..common.public import public
@@ -113,7 +113,8 @@ def load_optimizer(optimizer: Savable, path: Any, strict: bool = True) -> tuple[
         The file is not a whole checkpoint, or one of other parameters or another optimizer; nothing was changed.
     """
     strict = flag("strict", strict)
-    tree = read(path, kind=("optimizer", "training", "slices"))
+    with names_previous(path):
+        tree = read(path, kind=("optimizer", "training", "slices"))
     with optimizer._locked():
         try:
             if isinstance(tree, dict) and "slices" in tree:

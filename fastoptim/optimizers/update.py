@@ -367,7 +367,7 @@ class Update:
         backend = self._backend
         if self._measuring is not None:
             raise TypeError(
-                "gradients that are Rows have no step that depends on norms of whole arrays: hand over Rows.to_dense(n)"
+                "LAMB, LARS, NovoGrad, update_clip and cautious take norms of whole arrays, not Rows: rows.to_dense(n)"
             )
         if backend.name == "cuda":
             raise TypeError("Rows are gradients of NumPy arrays; arrays on a GPU need dense gradients")

@@ -166,7 +166,9 @@ class _Reader:
         values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
         if len(values) != 1 + len(states):
             wanted = ", ".join((f"the {gives}", *(f"the new {name}" for name in states)))
-            self.refuse(node, f"expected to return {wanted}; got {ast.unparse(node.value)}")
+            more = [value.id for value in values[1 + len(states) :] if isinstance(value, ast.Name)]
+            hint = f": name its states, states={[*states, *more]}" if more else ""
+            self.refuse(node, f"expected to return {wanted}; got {ast.unparse(node.value)}{hint}")
         return ast.Return(ast.Tuple([self.expression(value) for value in values], ast.Load()))
 
     def body(self, states: Sequence[str], gives: str) -> list[ast.stmt]:

@@ -13,12 +13,13 @@ import numpy as np
 
 from ..common.generators import _generator, _set_generator
 from ..common.public import public
-from ..common.validation import count, flag
+from ..common.validation import count, flag, names_arguments
 
 Array = np.ndarray
 
 
 @public
+@names_arguments
 def minibatches(
     data: Any,
     batch_size: int | None = 32,
@@ -223,7 +224,8 @@ class Minibatches:
             raise ValueError(f"position of minibatches: expected a mapping with {list(own)}")
         for name in ("examples", "batch_size", "shuffle", "drop_last"):
             if type(state[name]) is not type(own[name]) or state[name] != own[name]:
-                raise ValueError(f"position of minibatches: {name} is {own[name]!r} here, {state[name]!r} there")
+                what = "position in other data" if name == "examples" else "position of minibatches"
+                raise ValueError(f"{what}: {name} is {own[name]!r} here, {state[name]!r} there")
         epoch, cursor, order = state["epoch"], state["cursor"], state["permutation"]
         if type(epoch) is not int or not 0 <= epoch < 2**63:
             raise ValueError(f"position of minibatches: epoch must be an int from 0, got {epoch!r}")

@@ -207,19 +207,20 @@ _ADVICE = {
     10.0: "multiply the learning rate by 10",
 }
 _NOTHING = "The loss has not fallen beyond its noise"
-_ADVICE_OF = {
+ADVICE_OF = {
     _NOTHING: "probe_lr tells whether the rate is too small or nothing is left to gain",
     "slight": "keep the learning rate, or see by probe_lr whether a larger one is faster",
     "plateau": "lower the learning rate by a schedule, or stop here",
+    "scheduled plateau": "wait if the schedule will lower the learning rate further, or stop here",
     "unclear": "look at the model, the data and what kind of loss it is before the rate is changed",
     "too short": "train longer",
 }
 
 
 def _diagnosis(verdict: str, evidence: dict[str, float], factor: float, lr: float | None, finding: str) -> Diagnosis:
-    advice = _ADVICE_OF.get(finding) or _ADVICE_OF.get(verdict, _ADVICE[factor])
+    advice = ADVICE_OF.get(finding) or ADVICE_OF.get(verdict, _ADVICE[factor])
     if verdict == "healthy" and evidence["drop"] < _SLIGHT:
-        advice = _ADVICE_OF["slight"]
+        advice = ADVICE_OF["slight"]
     number = f" (try {lr * factor:.3g})" if lr is not None and factor != 1.0 else ""
     return Diagnosis(verdict, evidence, f"{finding}: {advice}{number}.", factor)
 

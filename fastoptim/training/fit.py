@@ -11,10 +11,10 @@ import numpy as np
 
 from ..checkpoint import matching
 from ..common.public import public
-from ..common.validation import count, flag, real, step_options
+from ..common.validation import count, flag, names_arguments, real, step_options
 from ..optimizers.averages import Average
 from ..optimizers.base import Optimizer
-from ..optimizers.names import OPTIMIZERS
+from ..optimizers.names import maker_of
 from ..optimizers.selecting import GroupedParams
 from .averaging import Averaging
 from .data import Minibatches, _NoData
@@ -34,6 +34,7 @@ from .watching import Watch, curve_reader, say_non_finite
 
 
 @public
+@names_arguments
 def fit(
     loss_and_grad: LossAndGrad,
     params: Any,
@@ -290,6 +291,8 @@ def fit(
     if resume:
         path = checkpoint if resume is True else resume
         go_on(loop, settings, os.fspath(path), required=resume is not True)
+    elif saver is not None:
+        saver.warn_of_loss(loop)
     loop.run()
     if loop.reason == "non-finite loss":
         say_non_finite(loop)
@@ -338,9 +341,7 @@ def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
 
 def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | None, stepped: Any) -> Any:
     if isinstance(optimizer, str):
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {list(OPTIMIZERS)} or an optimizer, got {optimizer!r}")
-        return OPTIMIZERS[optimizer](stepped, backend=backend or "auto", threads=threads)
+        return maker_of(optimizer)(stepped, backend=backend or "auto", threads=threads)
     if backend is not None or threads is not None:
         raise ValueError("backend and threads belong to an optimizer that is given by its name")
     if stepped is not params:

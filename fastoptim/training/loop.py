@@ -123,6 +123,11 @@ class Loop:
         if self.ranks.rank == 0:
             warnings.warn(text, TrainingWarning, stacklevel=_outside())
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether a schedule sets a learning rate."""
+        return self._schedules is not None
+
     def is_due(self, every: int | None) -> bool:
         """Whether something is due that is done every so many steps (None: after every epoch) and at the end."""
         return self.reason is not None or self.is_regular(every)
@@ -307,11 +312,11 @@ def _explain(error: Exception) -> None:
 
 
 def _outside() -> int:
-    """The stack level of the first caller outside this folder, for a warning issued by `Loop.warn`."""
+    """The stack level of the first caller outside the package, for a warning issued by `Loop.warn`."""
     level, frame = 2, sys._getframe(2)
-    while frame.f_back is not None and os.path.dirname(frame.f_code.co_filename) == _HERE:
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     return level
 
 
-_HERE = os.path.dirname(__file__)
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")

@@ -70,6 +70,15 @@ class Checkpoints:
         state = _state(loop, self._settings) | {"own": [_own_state(loop, callbacks)]}
         rehearsal.rehearse(paths, state, loop.optimizer, saves_itself(loop.optimizer))
 
+    def warn_of_loss(self, loop: Loop) -> None:
+        """Warn that a checkpoint of another run will be replaced."""
+        if os.path.exists(self.path):
+            loop.warn(
+                f"{self.path} exists, and this run begins anew: its first checkpoint makes that file "
+                f"{os.path.basename(self.path)}.previous, its second one replaces that, too. To go on from it, stop "
+                "here and pass resume=True; to keep it, give another checkpoint; or remove it"
+            )
+
     def begin(self, loop: Loop) -> None:
         with loop.ranks.together("trying to save a checkpoint"):
             if _stateful(loop, users=True):
@@ -275,7 +284,10 @@ def _check_optimizer(optimizer: Any, state: Any, tree: Any, path: str) -> None:
         raise CheckpointError("it was written with another kind of optimizer (sharded or not)")
     if not saves_itself(optimizer) and tree["optimizer"]["optimizer"] != type(optimizer).__name__:
         written = tree["optimizer"]["optimizer"]
-        raise CheckpointError(f"it was written with {written!s:.40}, this optimizer is {type(optimizer).__name__}")
+        raise CheckpointError(
+            f"it was written with {written!s:.40}, this optimizer is {type(optimizer).__name__}: "
+            "use the same, or another checkpoint"
+        )
     if saves_itself(optimizer):
         file = _beside(path, state["optimizer_file"])
         if not os.path.exists(file):

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..optimizers.groups import momentum_of
-from .diagnosis import MINIMUM, Diagnosis
+from .diagnosis import ADVICE_OF, MINIMUM, Diagnosis
 from .diagnosis import diagnose as read_curve
 from .loop import Loop
 
 # Steps before the first diagnosis, and the factor to the next: a diagnosis costs about as much as ten small steps.
 # Floats, so that a checkpoint has the same bytes whether training was resumed before it or not.
 _FIRST, _FACTOR = 300.0, 4.0
+_SEEMS = {
+    "diverged": "to have diverged",
+    "oscillating": "to oscillate",
+    "too slow": "to be too slow",
+    "plateau": "to have reached a plateau",
+}
 
 
 class Watch:
@@ -39,9 +46,9 @@ class Watch:
             return
         self._next = _FACTOR * loop.steps
         diagnosis = _diagnosed(loop)
-        if diagnosis is not None and diagnosis.verdict not in ("healthy", "unclear", "too short", *self._warned):
+        if diagnosis is not None and diagnosis.verdict in _SEEMS.keys() - self._warned:
             self._warned.append(diagnosis.verdict)
-            loop.warn(f"after {loop.steps} steps training looks {diagnosis.verdict}. {diagnosis.remedy}")
+            loop.warn(f"after {loop.steps} steps training seems {_SEEMS[diagnosis.verdict]}. {diagnosis.remedy}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"next": self._next, "warned": list(self._warned)}
@@ -64,7 +71,15 @@ def curve_reader(loop: Loop) -> Callable[[], Diagnosis] | None:
     group = loop.optimizer.param_groups[0]
     momentum = momentum_of(group)
     fixed = loop.batches.batch_size == loop.batches.examples
-    return partial(read_curve, losses, fixed_batch=fixed, momentum=momentum, lr=float(group["lr"]))
+    return partial(_read, loop.scheduled, losses, fixed_batch=fixed, momentum=momentum, lr=float(group["lr"]))
+
+
+def _read(scheduled: bool, losses: np.ndarray, **options: Any) -> Diagnosis:
+    """Diagnose; who has a schedule already is not told to use one."""
+    found = read_curve(losses, **options)
+    if not scheduled or found.verdict != "plateau":
+        return found
+    return replace(found, remedy=found.remedy.replace(ADVICE_OF["plateau"], ADVICE_OF["scheduled plateau"]))
 
 
 def _diagnosed(loop: Loop) -> Diagnosis | None:

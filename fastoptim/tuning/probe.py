@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..common.public import public
-from ..common.validation import count, real
+from ..common.validation import count, names_arguments, real
 from ..optimizers.base import Optimizer
 from ..training.diagnosis import MINIMUM, Diagnosis, diagnose
 from .sandbox import LossAndGrad, Sandbox
@@ -102,6 +102,7 @@ class ProbeResult:
 
 
 @public
+@names_arguments
 def probe_lr(
     loss_and_grad: LossAndGrad,
     params: Any,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..common.public import public
-from ..common.validation import count, real
+from ..common.validation import count, names_arguments, real
 from ..optimizers.base import Optimizer
 from ..training.diagnosis import MINIMUM
 from .sandbox import LossAndGrad, Sandbox
@@ -41,6 +41,7 @@ class RangeTest:
 
 
 @public
+@names_arguments
 def lr_range_test(
     loss_and_grad: LossAndGrad,
     params: Any,

@@ -16,7 +16,7 @@ from ..common.signals import Interrupts
 from ..common.trees import Structure
 from ..optimizers.base import Optimizer
 from ..optimizers.groups import momentum_of
-from ..optimizers.names import OPTIMIZERS
+from ..optimizers.names import maker_of
 from ..optimizers.selecting import GroupedParams
 from ..training.data import Minibatches
 
@@ -51,8 +51,8 @@ class Sandbox:
             raise TypeError(f"loss_and_grad must be callable, got {type(loss_and_grad).__name__}")
         if isinstance(params, Iterator) or isinstance(data, Iterator):
             raise TypeError("an iterator cannot be put back: pass arrays, minibatches or None")
-        if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {list(OPTIMIZERS)}, a class or an optimizer, got {optimizer!r}")
+        if isinstance(optimizer, str):
+            maker_of(optimizer)
         if data is None or isinstance(data, Minibatches):
             if batch_size is not None or rng is not None:
                 raise ValueError("batch_size and rng say how to cut arrays into minibatches; there are none to cut")
@@ -177,5 +177,5 @@ class Sandbox:
         if isinstance(self._optimizer, Optimizer):
             shared = {id(p): p for group in self._optimizer.param_groups for p in group["params"]}
             return copy.deepcopy(self._optimizer, shared)
-        make = OPTIMIZERS[self._optimizer] if isinstance(self._optimizer, str) else self._optimizer
+        make = maker_of(self._optimizer) if isinstance(self._optimizer, str) else self._optimizer
         return make(self._stepped) if lr is None else make(self._stepped, lr=lr)

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
+import fastoptim as fo
 from fastoptim.backends import get_backend
 from fastoptim.backends.c import ISA_NAMES, lib
 
@@ -165,6 +167,9 @@ def test_without_the_extension_one_warning_and_the_same_numbers():
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("RuntimeWarning") == 1 and "the C extension of fastoptim is missing" in done.stderr
+    root = Path(fo.__file__).parents[1]
+    sources = f"the sources at {root}: run from another folder, or build in place"
+    assert (sources in done.stderr) == (root / "csrc").exists()
     backend, _, value = done.stdout.split()
     assert backend in ("numba", "numpy")
     assert value == python(STEP.format(backend="c")).stdout.split()[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,6 +11,7 @@ import math
 import os
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -583,9 +585,26 @@ def test_shapes_and_dtypes_count_without_states_too(tmp_path):
     path = tmp_path / "a.ckpt"
     fo.SGD({"w": np.ones((2, 3))}).save(path)
     for w in (np.zeros((2, 3), np.float32), np.zeros((1, 2, 3)), np.zeros((4, 2, 3)), np.zeros((3, 2))):
-        with pytest.raises(CheckpointError, match="'w' is not of shape"):
+        with pytest.raises(CheckpointError, match=r"'w' is not of shape .* but of \(2, 3\) and float64$"):
             fo.SGD({"w": w}).load(path)
         assert not w.any()
+    with pytest.raises(CheckpointError, match=r"the file lacks \['v'\], the model lacks \['w'\]; .*strict=False"):
+        fo.SGD({"v": np.zeros((2, 3))}).load(path)
+
+
+def test_a_missing_or_damaged_file_is_told_with_the_one_before_it(tmp_path):
+    path, optimizer = tmp_path / "a.ckpt", fo.SGD(np.ones(3))
+    optimizer.save(path)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(CheckpointError, match=r"checksum does not match its content$"):
+        optimizer.load(path)
+    shutil.copy(path, files.previous_path(path))
+    with pytest.raises(CheckpointError, match=r"checksum .*; the checkpoint before it is a\.ckpt\.previous$"):
+        optimizer.load(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"; the checkpoint before it is a\.ckpt\.previous: ") as caught:
+        optimizer.load(path)
+    assert caught.value.errno == errno.ENOENT and caught.value.filename == str(path)
 
 
 def test_other_files_are_refused(tmp_path):

@@ -81,7 +81,11 @@ MODEL = {"encoder": [{"w": 1, "b": 2}, {"w": 3, "b": 4}], "head": (5, 6)}
     ("tree", "kind", "message"),
     [
         ([1, 2], TypeError, "^gradients: expected a mapping with the names ['encoder', 'head'], got list$"),
-        ({"encoder": MODEL["encoder"]}, ValueError, "^gradients: names missing: ['head']$"),
+        (
+            {"encoder": MODEL["encoder"]},
+            ValueError,
+            "^gradients: names missing: ['head'] (None skips a parameter)$",
+        ),
         (MODEL | {"tail": 1}, ValueError, "^gradients: names unknown: ['tail']$"),
         (MODEL | {"head": 5}, TypeError, "^gradients at 'head': expected a sequence of 2, got int$"),
         (MODEL | {"head": (5, 6, 7)}, ValueError, "^gradients at 'head': expected 2 entries, got 3$"),
@@ -89,7 +93,7 @@ MODEL = {"encoder": [{"w": 1, "b": 2}, {"w": 3, "b": 4}], "head": (5, 6)}
         (
             {"encoder": [{"w": 1, "b": 2}, {"w": 3, "bias": 4}], "head": (5, 6)},
             ValueError,
-            "^gradients at 'encoder.1': names missing: ['b'], names unknown: ['bias']$",
+            "^gradients at 'encoder.1': names missing: ['b'], names unknown: ['bias'] (None skips a parameter)$",
         ),
         (
             {"encoder": [{"w": 1, "b": 2}, None], "head": (5, 6)},
@@ -104,7 +108,7 @@ def test_errors_name_the_path(tree, kind, message):
     assert str(caught.value) == message[1:-1]
     with pytest.raises(kind) as caught:
         Structure(MODEL).leaves(tree, "the state")
-    assert str(caught.value) == message[1:-1].replace("gradients", "the state")
+    assert str(caught.value) == message[1:-1].replace("gradients", "the state").replace(" (None skips a parameter)", "")
 
 
 def test_errors_stay_short():

@@ -139,6 +139,7 @@ def test_what_is_no_count_of_threads(monkeypatch, text):
         ("learning_rate", "do you mean 'lr'? it has"),
         ("beta1", "do you mean 'betas'? it has"),
         ("clipnorm", "do you mean 'max_norm'? it has"),
+        ("momentum", "do you mean 'betas' (the first of them is Adam's momentum)? it has"),
         ("weigth_decay", "do you mean 'weight_decay'? it has"),
         ("fused", "every step is fused: leave it out; it has"),
         ("colour", "Adam has no 'colour': it has lr, "),
@@ -147,6 +148,21 @@ def test_what_is_no_count_of_threads(monkeypatch, text):
 def test_a_name_of_another_library_is_met_with_ours(name, said):
     with pytest.raises(TypeError, match=re.escape(said)):
         fo.Adam(np.ones(1), **{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "meant"),
+    [
+        (fo.fit, "max_nrom", "max_norm"),
+        (fo.minibatches, "batchsize", "batch_size"),
+        (fo.minimize, "max_iter", "maxiter"),
+        (fo.probe_lr, "max_probe", "max_probes"),
+        (fo.lr_range_test, "step", "steps"),
+    ],
+)
+def test_a_misspelt_keyword_of_a_function_is_met_with_the_right_one(function, name, meant):
+    with pytest.raises(TypeError, match=f"{function.__name__} has no '{name}': do you mean '{meant}'"):
+        function(1, **{name: 1})
 
 
 def test_python_proposes_the_public_name_that_is_nearest():

@@ -145,7 +145,8 @@ def test_minimize_descends_as_a_loop_does():
     for point in points:
         opt.step(rosenbrock(x, 1.5)[1])
         assert same_bits(point, x)
-    assert (found.nit, found.nfev, found.njev, found.status, found.success) == (50, 51, 51, 1, True)
+    assert (found.nit, found.nfev, found.njev, found.status, found.success) == (50, 51, 51, 1, False)
+    assert found.message.startswith("maxiter steps were taken; without tol ")  # which alone could make a success of it
     assert same_bits(found.x, x) and found.fun == rosenbrock(x, 1.5)[0] and len(points) == 50
 
 

@@ -308,6 +308,11 @@ def test_a_cut_cache_is_done_without(tmp_path, suffix):
             lambda: fo.Adam(1e-3),
             r"first argument of an optimizer is the parameters, as in Adam\(params, lr=0.001\)",
         ),
+        (
+            lambda: fo.Adam([{"params": np.ones(2)}, {"parms": np.ones(2), "lr": 0.1}]),
+            r"mapping with the key 'params': one of these has \['parms', 'lr'\]",
+        ),
+        (lambda: fo.Adam({"w": 1e-3}), r"'w': expected a NumPy array, got float$"),
         (lambda: fo.Adam(np.ones(2), lr=fo.schedules.cosine(0.1, 10)), r"opt.lr = schedule\(step\)"),
         (lambda: fo.SGD(np.ones(2, ">f4")), "float32 in foreign byte order"),
         (lambda: fo.SGD(np.ones(2, np.longdouble)), "got (longdouble|float128)"),

@@ -382,11 +382,16 @@ def test_signatures_and_results_are_checked():
     def one(g, p, m, c):
         return c * g
 
+    def undeclared(g, p, m, c):
+        return c * g, m
+
     for function, message in ((short, r"expected the arguments \(g, p, m"), (defaults, "without defaults")):
         with pytest.raises(SyntaxError, match=message):
             fo.rule(function, states="m", coefficients=lambda lr: (lr,))
     with pytest.raises(SyntaxError, match=r"expected to return the step, the new m; got c \* g"):
         fo.rule(one, states="m", coefficients=lambda lr: (lr,))
+    with pytest.raises(SyntaxError, match=r"expected to return the step; got \(c \* g, m\): .*states=\['m'\]"):
+        fo.rule(undeclared, coefficients=lambda lr: (lr,))
     for function in (lambda g, p, c: (c * g,), 3, np.sqrt):
         with pytest.raises(TypeError, match="written with def"):
             fo.rule(function, coefficients=lambda lr: (lr,))

@@ -190,7 +190,7 @@ def test_bad_rows_change_nothing(index, values, error, message, backend):
         (([0.5], np.ones((1, 2))), TypeError, "must be int32 or int64, got float64"),
         ((np.array([True]), np.ones((1, 2))), TypeError, "must be int32 or int64, got bool"),
         ((np.array([1], np.uint64), np.ones((1, 2))), TypeError, "must be int32 or int64"),
-        ((np.array([[1]]), np.ones((1, 2))), ValueError, "one index for each of its values"),
+        ((np.array([[1, 2]]), np.ones((1, 2, 3))), ValueError, r"one index for each .* flatten, indices\.ravel\(\)"),
         ((np.array([1, 2]), np.ones((1, 2))), ValueError, "one index for each of its values"),
         (([1], [[1.0]]), TypeError, "must be a NumPy array"),
         (([1], np.ones((1, 2), np.int64)), TypeError, "must be native float32 or float64"),

@@ -146,7 +146,7 @@ def test_what_selects_nothing_is_an_error(rules, error, message):
 
 
 def test_other_errors_name_what_is_wrong():
-    with pytest.raises(ValueError, match=r"a group of AdamW has no 'momentum': it has lr"):
+    with pytest.raises(ValueError, match=r"a group of AdamW has no 'momentum': do you mean 'betas'.*it has lr"):
         fo.AdamW(fo.groups(model(), {"*": {"momentum": 0.5}}))
     opt = grouped(model())
     with pytest.raises(ValueError, match="gradients at 'head': names missing: \\['b'\\]"):

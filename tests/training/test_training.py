@@ -420,8 +420,12 @@ def test_diagnosis_beside_the_loop_names_the_remedy():
         result = fo.fit(f, w, None, "sgd", lr=1e-6, steps=350)
     assert result.diagnosis.verdict == "too slow"
     w = np.array([1.0, 1.0])
-    with pytest.warns(TrainingWarning, match="diverged"):
+    with pytest.warns(TrainingWarning, match="training seems to have diverged"):
         fo.fit(f, w, None, "sgd", lr=0.0205, steps=350)
+    for lr, remedy in ((0.01, "by a schedule"), (schedules.constant(0.01), "wait if the schedule will lower")):
+        with pytest.warns(TrainingWarning, match=f"seems to have reached a plateau.*{remedy}"):
+            result = fo.fit(lambda p, _: (f(p, _)[0] + 1.0, f(p, _)[1]), np.ones(2), None, "sgd", lr=lr, steps=350)
+        assert remedy in result.diagnosis.remedy
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = fo.fit(f, np.array([1.0, 1.0]), None, "sgd", lr=1e-6, steps=350, diagnose=False)
@@ -707,6 +711,26 @@ def test_resume_takes_the_previous_checkpoint_if_the_last_is_damaged(tmp_path):
     assert run(tmp_path, "cut", resume=True) == whole  # nothing to resume from: it begins
 
 
+def test_a_checkpoint_that_a_run_would_replace_is_told(tmp_path):
+    path = tmp_path / "run.ckpt"
+    options = {"batch_size": 16, "checkpoint": path}
+
+    def run(steps, **more):
+        params, data, f = problem()
+        fo.fit(f, params, data, "adam", steps=steps, **options, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(2)
+        run(3, resume=True)
+    with pytest.warns(TrainingWarning, match=r"run\.ckpt exists.*run\.ckpt\.previous.*resume=True") as caught:
+        run(2)
+    assert [warning.filename for warning in caught] == [__file__]
+    fo.SGD(np.ones(3)).save(path)
+    with pytest.raises(CheckpointError, match=r"kind 'optimizer', expected training: .*opt\.load.*without resume"):
+        run(3, resume=path)
+
+
 def test_resume_refuses_other_data_models_and_optimizers(tmp_path):
     params, data, f = problem()
     path = tmp_path / "run.ckpt"
@@ -896,7 +920,7 @@ def test_the_best_checkpoint_is_kept(tmp_path):
         ({}, ValueError, "epochs or steps"),
         ({"epochs": 0}, ValueError, "epochs"),
         ({"steps": 1.5}, TypeError, "steps"),
-        ({"steps": 5, "optimizer": "adamaxx"}, ValueError, "adamaxx"),
+        ({"steps": 5, "optimizer": "adamaxx"}, ValueError, "'adamaxx': do you mean 'adamax'"),
         ({"steps": 5, "optimizer": 3}, TypeError, "optimizer"),
         ({"steps": 5, "accumulate": 0}, ValueError, "accumulate"),
         ({"steps": 5, "max_norm": -1.0}, ValueError, "max_norm"),

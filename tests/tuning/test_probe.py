@@ -884,7 +884,7 @@ def plain(x, batch):
         ({"confirm": 100}, ValueError, "confirm must be at least 101"),
         ({"lr": 0.0}, ValueError, "lr must be > 0"),
         ({"lr": "fast"}, TypeError, "lr must be a real number"),
-        ({"optimizer": "rmspropp"}, ValueError, "optimizer must be one of"),
+        ({"optimizer": "rmspropp"}, ValueError, "do you mean 'rmsprop'\\? optimizer must be one of"),
         ({"data": iter([1, 2])}, TypeError, "cannot be put back"),
         ({"data": (i for i in range(3))}, TypeError, "cannot be put back"),
         ({"params": [1.0]}, TypeError, "must be NumPy arrays, got float"),
