@@ -726,9 +726,9 @@ def test_a_checkpoint_that_a_run_would_replace_is_told(tmp_path):
     with pytest.warns(TrainingWarning, match=r"run\.ckpt exists.*run\.ckpt\.previous.*resume=True") as caught:
         run(2)
     assert [warning.filename for warning in caught] == [__file__]
-    fo.SGD(np.ones(3)).save(path)
+    fo.SGD(np.ones(3)).save(tmp_path / "saved.ckpt")
     with pytest.raises(CheckpointError, match=r"kind 'optimizer', expected training: .*opt\.load.*without resume"):
-        run(3, resume=path)
+        run(3, resume=tmp_path / "saved.ckpt")
 
 
 def test_resume_refuses_other_data_models_and_optimizers(tmp_path):
