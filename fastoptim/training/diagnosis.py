@@ -70,6 +70,7 @@ def diagnose(
     momentum: float = 0.0,
     lr: float | None = None,
     start: float | None = None,
+    scheduled: bool = False,
 ) -> Diagnosis:
     """Say whether a training curve is healthy, diverged, oscillating, too slow or on a plateau, and what to do.
 
@@ -103,6 +104,8 @@ def diagnose(
         The learning rate, for a remedy with numbers in it.
     start : float, optional
         The loss before training. A log that begins late does not show how much has been gained, and looks too slow.
+    scheduled : bool
+        Whether a schedule sets the learning rate already, so that the remedy need not name one.
 
     Returns
     -------
@@ -139,7 +142,7 @@ def diagnose(
     >>> fo.diagnose([2.3, 2.1]).verdict
     'too short'
     """
-    flag("fixed_batch", fixed_batch)
+    flag("fixed_batch", fixed_batch), flag("scheduled", scheduled)
     momentum = real("momentum", momentum, 0.0, 1.0)
     lr = None if lr is None else real("lr", lr, 0.0)
     start = None if start is None else real("start", start)
@@ -157,7 +160,7 @@ def diagnose(
         late = math.ceil(min(2.0 / (1.0 - momentum), len(y)))
         curve = Curve(y, fixed_batch, late, start)
         verdict, factor, finding = _judge_fixed(curve) if fixed_batch else _judge(curve)
-        return _diagnosis(verdict, curve.evidence() | missing, factor, lr, finding)
+        return _diagnosis(verdict, curve.evidence() | missing, factor, lr, finding, scheduled)
 
 
 def _numbers(losses: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -207,20 +210,24 @@ _ADVICE = {
     10.0: "multiply the learning rate by 10",
 }
 _NOTHING = "The loss has not fallen beyond its noise"
-ADVICE_OF = {
+_ADVICE_OF = {
     _NOTHING: "probe_lr tells whether the rate is too small or nothing is left to gain",
     "slight": "keep the learning rate, or see by probe_lr whether a larger one is faster",
     "plateau": "lower the learning rate by a schedule, or stop here",
-    "scheduled plateau": "wait if the schedule will lower the learning rate further, or stop here",
+    "scheduled": "wait if the schedule will lower the learning rate further, or stop here",
     "unclear": "look at the model, the data and what kind of loss it is before the rate is changed",
     "too short": "train longer",
 }
 
 
-def _diagnosis(verdict: str, evidence: dict[str, float], factor: float, lr: float | None, finding: str) -> Diagnosis:
-    advice = ADVICE_OF.get(finding) or ADVICE_OF.get(verdict, _ADVICE[factor])
+def _diagnosis(
+    verdict: str, evidence: dict[str, float], factor: float, lr: float | None, finding: str, scheduled: bool = False
+) -> Diagnosis:
+    advice = _ADVICE_OF.get(finding) or _ADVICE_OF.get(verdict, _ADVICE[factor])
+    if scheduled and advice == _ADVICE_OF["plateau"]:
+        advice = _ADVICE_OF["scheduled"]
     if verdict == "healthy" and evidence["drop"] < _SLIGHT:
-        advice = ADVICE_OF["slight"]
+        advice = _ADVICE_OF["slight"]
     number = f" (try {lr * factor:.3g})" if lr is not None and factor != 1.0 else ""
     return Diagnosis(verdict, evidence, f"{finding}: {advice}{number}.", factor)
 

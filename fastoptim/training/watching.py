@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..optimizers.groups import momentum_of
-from .diagnosis import ADVICE_OF, MINIMUM, Diagnosis
+from .diagnosis import MINIMUM, Diagnosis
 from .diagnosis import diagnose as read_curve
 from .loop import Loop
 
@@ -71,15 +70,8 @@ def curve_reader(loop: Loop) -> Callable[[], Diagnosis] | None:
     group = loop.optimizer.param_groups[0]
     momentum = momentum_of(group)
     fixed = loop.batches.batch_size == loop.batches.examples
-    return partial(_read, loop.scheduled, losses, fixed_batch=fixed, momentum=momentum, lr=float(group["lr"]))
-
-
-def _read(scheduled: bool, losses: np.ndarray, **options: Any) -> Diagnosis:
-    """Diagnose; who has a schedule already is not told to use one."""
-    found = read_curve(losses, **options)
-    if not scheduled or found.verdict != "plateau":
-        return found
-    return replace(found, remedy=found.remedy.replace(ADVICE_OF["plateau"], ADVICE_OF["scheduled plateau"]))
+    options = {"fixed_batch": fixed, "momentum": momentum, "lr": float(group["lr"]), "scheduled": loop.scheduled}
+    return partial(read_curve, losses, **options)
 
 
 def _diagnosed(loop: Loop) -> Diagnosis | None:
