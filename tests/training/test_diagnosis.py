@@ -370,6 +370,7 @@ def test_kendalls_tau_is_that_of_scipy():
         ([1.0] * 20, {"momentum": 1.0}, ValueError, "momentum"),
         ([1.0] * 20, {"lr": -1.0}, ValueError, "lr"),
         ([1.0] * 20, {"fixed_batch": 1}, TypeError, "fixed_batch"),
+        ([1.0] * 20, {"scheduled": 1}, TypeError, "scheduled"),
     ],
 )
 def test_bad_input_is_refused(losses, options, error, text):
