@@ -213,7 +213,8 @@ static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject 
     plan->disjoint = NONE;
     for (int64_t i = 0; i < count; i++) {
         fo_param *param = &plan->params[i];
-        int order = param->stored.low ? NPY_ARRAY_C_CONTIGUOUS : ORDERS; /* dithers and blocks count in C order */
+        /* dithers and blocks, those of sums too, count in C order */
+        int order = param->stored.low || fo_rule_terms(plan->runs[param->run].rule) ? NPY_ARRAY_C_CONTIGUOUS : ORDERS;
         moved |= bind(p[i], param, SLOT_PARAM, &order);
         if (rows && PyTuple_Check(g[i])) {
             grad_moved |= bind_rows(g[i], param);

@@ -277,7 +277,7 @@ double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k)
 
 int64_t fo_plan_measure(fo_plan *plan, double k, double *sums)
 {
-    job j = {plan, 1.0, k};
+    job j = {plan, 1.0, k, 0};
     fo_pool_run(plan->norm_pace, plan->threads, plan->measure_bytes, plan->chunk_count, measure_chunk, &j);
     int64_t count = 0;
     for (int64_t e = 0; e < plan->param_count; e++) {

@@ -144,9 +144,8 @@ RULE(cautious_lion)(T g, T p, T *state, const T *k)
     (void)p;
     T d = b1 * m + c1 * g;
     m = b2 * m + c2 * g;
-    T u = f * (d > zero ? up : d < zero ? down : d);
-    T s = g > zero ? d : g < zero ? zero - d : zero;
-    u = s > zero ? u : zero * u;
+    T share = g > zero ? d > zero ? f : zero : g < zero ? d < zero ? f : zero : zero;
+    T u = share * (d > zero ? up : d < zero ? down : d);
     state[0] = m;
     return u;
 }

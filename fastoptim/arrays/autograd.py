@@ -24,9 +24,10 @@ def tensors_behind(arrays: Iterable[Any]) -> list[Any]:
     if torch is None or not hasattr(torch, "Tensor"):
         return []
     found = []
-    for x in arrays:
+    for view in arrays:
+        x = view
         while isinstance(x, np.ndarray):
             x = x.base
-        if isinstance(x, torch.Tensor):
+        if x is not view and isinstance(x, torch.Tensor):  # of tensors themselves their backend tells
             found.append(x)
     return found

@@ -57,9 +57,14 @@ _own = local()  # each thread's chunk: a lock would be lost where Ctrl-C comes r
 
 
 def _room(size: int) -> Array:
-    """Bytes of an array's own; small ones lie side by side, as processors like to read them."""
+    """Bytes of an array's own; small ones lie side by side, as processors like to read them.
+
+    They begin at multiples of a cache line within their chunk: behind an odd number of bytes, wider types would not be
+    aligned.
+    """
     if size > SMALL:
         return np.empty(size, np.uint8)
+    size += -size % CACHE_LINE
     chunk = _own.__dict__.pop("chunk", None)  # taken out, as a signal's handler may come here meanwhile
     if chunk is None or chunk.size < size:
         chunk = np.empty(CHUNK, np.uint8)

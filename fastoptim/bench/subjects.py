@@ -343,7 +343,7 @@ def _torch(flags: dict[str, bool], case: Case, params: list[Array], gradients: l
     cls = getattr(torch.optim, name, None)
     if cls is None:
         raise Unsupported(f"has no {name}")
-    if lacking := [flag for flag in flags if flag not in inspect.signature(cls).parameters]:
+    if lacking := [option for option in options | flags if option not in inspect.signature(cls).parameters]:
         raise Unsupported(f"{name} has no {lacking[0]} form")
     torch.set_num_threads(case.threads)
     tensors = [torch.from_numpy(p).requires_grad_() for p in params]

@@ -24,6 +24,12 @@ def real(name: str, value: Any, low: float = -math.inf, below: float = math.inf)
     return number
 
 
+def kept_number(name: str, value: Any) -> float:
+    """Return a number that a rule keeps beside the step count: NaN and infinity, too, which norms may have made it."""
+    number = _number(name, value)
+    return number if math.isnan(number) or number == math.inf else real(name, number)
+
+
 _ELSEWHERE = {  # what other libraries call it, or do
     "lr": ("learning_rate", "alpha", "eta", "step_size"),
     "betas": ("beta1", "beta2", "beta_1", "beta_2", "b1", "b2", "momentum"),
@@ -71,7 +77,8 @@ def norm_limit(value: Any, name: str = "max_norm") -> float:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, (bool, np.bool_)) or _is_array(value):
+    is_complex = getattr(getattr(value, "dtype", None), "kind", "") == "c"  # of which float would take the real part
+    if isinstance(value, (bool, np.bool_)) or is_complex or _is_array(value):
         raise TypeError(f"{name} must be a real number, got {_described(value)}")
     try:
         return float(value + 0)  # also refuses strings, which float() reads

@@ -345,7 +345,7 @@ class Optimizer:
             plan = self._plan
             if plan is None or plan.version != plan.changes[0]:
                 plan = self._current_plan()
-            options, native = self._options, plan.native_step
+            options, native, leaves = self._options, plan.native_step, None
             scaled = type(grad_scale) is not float or grad_scale != 1.0
             if scaled or max_norm is not None or skip_nonfinite is not False or clip is not None:
                 options = self._step_options(plan, grad_scale, max_norm, skip_nonfinite, clip)
@@ -355,8 +355,10 @@ class Optimizer:
                 leaves, rows = grads if plan.is_list else plan.leaves(grads), plan.native_rows or plan.kept_rows
                 if native(plan.params, leaves, plan.states, rows or plan.rows()):
                     return APPLIED
+            if leaves is None or plan.is_list:
+                leaves = plan.leaves(grads)
             info = plan.update.step(
-                plan.params, plan.leaves(grads), plan.states, plan.kept_rows or plan.rows, options, plan.native_rows
+                plan.params, leaves, plan.states, plan.kept_rows or plan.rows, options, plan.native_rows
             )
             if plan.tensors and info.applied:
                 tell_autograd(plan.tensors)

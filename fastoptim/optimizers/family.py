@@ -16,7 +16,7 @@ import numpy as np
 
 from ..arrays.storage import StorageOptions
 from ..backends import choose
-from ..common.validation import check_range, choice, count, flag, real
+from ..common.validation import check_range, choice, count, flag, kept_number, real
 from ..rules.measures import Measured
 from ..rules.table import RULES, Kernel
 from .base import Optimizer
@@ -158,7 +158,7 @@ def step_array(
     if unknown := sorted(map(str, state.keys() - {"step", *rule.states, *rule.scalars})):
         raise ValueError(f"state holds {unknown}, which is not of {cls.__name__} with these hyperparameters")
     t = count("state['step']", state.get("step", 0), 0) + 1
-    kept = tuple(real(f"state[{name!r}]", state.get(name, first)) for name, first in rule.scalars.items())
+    kept = tuple(kept_number(f"state[{name!r}]", state.get(name, first)) for name, first in rule.scalars.items())
     arrays = dict(state)
     for name in rule.states:
         if name not in state:

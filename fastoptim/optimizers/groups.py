@@ -25,7 +25,11 @@ def fixed(value: Any) -> Any:
     if isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic):
         return value
     if isinstance(value, (np.generic, np.ndarray)):
-        return fixed(value.tolist())
+        plain = value.tolist()
+        if not isinstance(plain, np.generic):
+            return fixed(plain)
+        if not isinstance(plain, np.floating):  # which float may take for a number, with a warning
+            return plain
     try:
         return float(value)
     except (TypeError, ValueError):

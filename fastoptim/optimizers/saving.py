@@ -31,7 +31,7 @@ from ..checkpoint.slices import check_slices, read_slices
 from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.trees import Structure
-from ..common.validation import flag, real
+from ..common.validation import flag, kept_number
 from ..rules.codecs import Stored
 from ..rules.table import Rule, rules_of
 from .groups import Groups, Parameter, ParamGroup, ParamGroups
@@ -389,7 +389,7 @@ def _loaded(optimizer: Savable, parameter: Parameter, entry: Mapping[str, Any], 
     scales = {scale_name(name): name for name in rule_of}
     for name, value in rest.items():
         if any(name in rule.scalars for rule in rules):
-            scalars[name] = real(f"{what}: {name}", value)
+            scalars[name] = kept_number(f"{what}: {name}", value)
         elif name in rule_of:
             states |= _loaded_state(optimizer, parameter, name, rule_of[name], rest, int(t), converted)
         elif name == MASTER:

@@ -414,8 +414,8 @@ class Update:
         if step is None:
             return False
         for g, run in zip(grads, self._run_of, strict=True):
-            if type(g) is Rows and not touches_rows_alone(g, scalars[run][0], self._lazy):
-                return False
+            if isinstance(g, tuple) or (type(g) is Rows and not touches_rows_alone(g, scalars[run][0], self._lazy)):
+                return False  # a pair would be taken for Rows that nobody has checked
         pairs = tuple((g.indices, g.values) if type(g) is Rows else g for g in grads)
         return step(params, pairs, states, scalars)
 
@@ -481,7 +481,8 @@ class Update:
         for run, member, (p, g, own) in zip(self._run_of, self._members, checked, strict=True):
             if g is not None:
                 by = member.stored
-                form = (backend.to_contiguous if by is None else backend.to_c_order)(p, g, own)
+                any_order = by is None and self._measuring is None  # blocks of sums, too, count in C order
+                form = (backend.to_contiguous if any_order else backend.to_c_order)(p, g, own)
                 forms.append(form)
                 rows.setdefault(run, []).append(form.arrays)
                 stored.setdefault(run, []).append(by)

@@ -306,7 +306,7 @@ def laprop_coefficients(
 ) -> tuple[float, ...]:
     """``(b1, c1, b2, c2, r2, eps, step)``."""
     (exp_avg_lr,) = laprop_advance(lr, beta1, t, exp_avg_lr)
-    step = lr / exp_avg_lr if lr else 0.0
+    step = lr / exp_avg_lr if exp_avg_lr else 0.0  # rates may vanish in the mean
     return (beta1, (1.0 - beta1) * lr, beta2, 1.0 - beta2, 1.0 / sqrt(1.0 - pow(beta2, t)), eps, step)
 
 

@@ -119,9 +119,8 @@ def lion(g, p, m, b1, c1, b2, c2, up, down, zero):
 def cautious_lion(g, p, m, b1, c1, b2, c2, up, down, f, zero):
     d = b1 * m + c1 * g
     m = b2 * m + c2 * g
-    u = f * where(d > zero, up, where(d < zero, down, d))
-    s = where(g > zero, d, where(g < zero, zero - d, zero))
-    u = where(s > zero, u, zero * u)
+    share = where(g > zero, where(d > zero, f, zero), where(g < zero, where(d < zero, f, zero), zero))
+    u = share * where(d > zero, up, where(d < zero, down, d))
     return u, m
 
 

@@ -84,6 +84,18 @@ def test_interleaved_views_are_told_from_overlapping_ones(backend):
     assert np.all(even == -1) and np.all(odd == -2)
 
 
+@pytest.mark.parametrize("size", [1, 3, 7, 33])
+def test_states_are_aligned_behind_those_of_narrower_types(size):
+    for dtype in (np.float16, np.float32, np.float64):
+        p = np.ones(100)
+        narrow = np.ones(size, dtype)
+        fo.SGD(narrow, momentum=0.9).step(narrow.copy())
+        opt = fo.Adam(p, backend="c")
+        opt.step(np.ones(100))
+        states = [x for x in opt.state["0"].values() if isinstance(x, np.ndarray)]
+        assert len(states) == 2 and all(x.flags.aligned for x in states)
+
+
 def test_states_take_the_layout_of_their_parameter():
     p = np.asfortranarray(np.ones((3, 5), np.float32))
     opt = fo.Adam(p, backend="c")

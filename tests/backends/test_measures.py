@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -156,3 +159,38 @@ def test_a_coefficient_beyond_its_type_changes_nothing_that_is_kept(backend):
     with pytest.raises(ValueError, match="'novograd' a coefficient d = "):
         opt.step(np.full(20, 3e38, np.float32))  # its norm is beyond float32
     assert same_bits(p, after) and opt.state["0"]["exp_avg_sq"] == kept and opt.state["0"]["step"] == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
+def test_a_second_moment_that_is_no_number_can_be_saved_and_loaded(bad, tmp_path):
+    opt = fo.NovoGrad(np.ones(2))
+    opt.step(np.array([bad, 1.0]))
+    kept = opt.state["0"]["exp_avg_sq"]
+    assert not np.isfinite(kept)
+    opt.save(tmp_path / "file")
+    loaded = fo.NovoGrad(np.ones(2))
+    loaded.load(tmp_path / "file")
+    opt.load_state_dict(opt.state_dict())
+    for other in (opt, loaded, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        assert same_bits(np.float64(other.state["0"]["exp_avg_sq"]), np.float64(kept))
+    state = {key: np.array(x) if key == "exp_avg" else x for key, x in opt.state["0"].items()}
+    p = np.ones(2)
+    fo.functional.novograd(p, np.ones(2), state)
+    assert np.isnan(p).all()
+
+
+@pytest.mark.parametrize("backend", ["numpy", "c"])
+@pytest.mark.parametrize(
+    "cls, options", [(fo.LAMB, {}), (fo.LARS, {}), (fo.NovoGrad, {}), (fo.AdamW, {"update_clip": 0.3})]
+)
+def test_norms_do_not_depend_on_the_order_in_memory(backend, cls, options):
+    found = []
+    for p_order in "CF":
+        for g_order in "CF":
+            rng = np.random.default_rng(0)
+            p = np.array(rng.standard_normal((130, 47)), order=p_order)
+            opt = cls(p, lr=0.1, backend=backend, **options)
+            for _ in range(20):
+                opt.step(np.array(rng.standard_normal((130, 47)), order=g_order))
+            found.append(p)
+    assert all(same_bits(x, found[0]) for x in found)

@@ -70,9 +70,19 @@ def faults(ptx):
     return found
 
 
+ROUNDED = re.compile(r"^\s*(?:@!?%p\d+\s+)?(\w+)\.rn\.f(?:32|64)\s+(%\w+), ([^;]+);", re.MULTILINE)
+
+
 def operations(ptx):
-    """How often each arithmetic operation occurs."""
-    return Counter(name.split(".")[0] for name in INSTRUCTION.findall(ptx) if re.search(r"\.rn\.f(32|64)$", name))
+    """How often each arithmetic operation occurs; one that a branch does again on the same values counts once."""
+    found, same = set(), {}
+    targets = Counter(re.findall(r"^\s*(?:@!?%p\d+\s+)?[a-z][\w.]*\s+(%fd?\d+),", ptx, re.MULTILINE))
+    for name, target, operands in ROUNDED.findall(ptx):
+        operation = (name, *(same.get(x, x) for x in operands.split(", ")))
+        if targets[target] == 1:
+            same[target] = operation
+        found.add(operation)
+    return Counter(operation[0] for operation in found)
 
 
 def compiled(function, signature):

@@ -457,3 +457,25 @@ def test_torch_knows_that_memory_of_its_tensors_has_changed(tmp_path, backend, v
     plain = fo.SGD([own], lr=0.1, backend=backend)
     plain.step([own.copy()])
     assert plain._plan.tensors == [] and plain._plan.native_step is plain._plan.update.native_step
+
+
+def test_numbers_in_extended_precision_are_numbers():
+    for lr in (np.longdouble(0.25), np.array(0.25, np.longdouble)):
+        w = np.ones(2)
+        opt = fo.SGD(w, lr=lr)
+        opt.step(np.ones(2))
+        assert (w == 0.75).all() and type(opt.param_groups[0]["lr"]) is float
+        opt.param_groups[0]["lr"] = np.longdouble(0.5)
+        opt.step(np.ones(2))
+        assert (w == 0.25).all()
+    with pytest.raises(TypeError, match="lr must be a real number"):
+        fo.SGD(np.ones(2), lr=np.clongdouble(0.25))
+    for wrong in (np.complex128(2 + 3j), np.array(2 + 3j)):
+        with pytest.raises(TypeError, match="grad_scale must be a real number"):
+            opt.step(np.ones(2), grad_scale=wrong)
+
+
+def test_a_rate_that_vanishes_in_its_mean_steps_nothing():
+    w = np.ones(2)
+    assert fo.LaProp(w, lr=5e-324).step(np.ones(2)).applied
+    assert (w == 1).all()

@@ -419,3 +419,13 @@ def test_adapters_take_rows():
         opt.update({"t": p}, {"t": rows})
     with pytest.raises(TypeError, match="clip_norm needs dense gradients"):
         numpy_ml.SGD(clip_norm=1.0).update(p, rows, "w")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pair_beside_rows_is_no_gradient(backend):
+    a, b = np.ones((4, 2)), np.ones(2)
+    opt = fo.AdamW([{"params": [a]}, {"params": [b], "weight_decay": 0.0}], weight_decay=0.5, backend=backend)
+    with pytest.raises(TypeError, match="expected a NumPy array, got tuple"):
+        opt.step([[(np.array([0]), np.ones((1, 2)))], [fo.Rows(np.array([0]), np.ones(1), lazy=True)]])
+    assert (a == 1).all() and (b == 1).all()
+    assert opt.state["0.0"]["step"] == 0
