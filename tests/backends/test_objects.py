@@ -145,7 +145,8 @@ def small(tmp_path):
     shutil.copytree(CSRC, folder)
     states, coefficients = len(RULES["adam"].states), len(RULES["adam"].coefficients)
     (folder / "kernels" / "rule_table.h").write_text(
-        f"#define FO_RULES(X) X(adam, {states}, {coefficients}, STEP, ANY_DECAY, WIDE)\n#define FO_NARROW_RULES(X)\n"
+        f"#define FO_RULES(X) X(adam, {states}, {coefficients}, STEP, ANY_DECAY, WIDE)\n"
+        "#define FO_NARROW_RULES(X)\n#define FO_MEASURES(X)\n"
     )
     compiler, objdump = tool("gcc", "gcc"), tool("objdump", "binutils")
     return lambda *more: complaints(
