@@ -231,7 +231,8 @@ static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject 
         disjoint = NONE;
     else if (grad_moved && disjoint == ALL)
         disjoint = WRITTEN;
-    if ((disjoint < WRITTEN && !sort_written(plan, rows ? 1 : plan->least_gradient)) || (disjoint < ALL && some_gradient_overlaps(plan)))
+    if ((disjoint < WRITTEN && !sort_written(plan, rows ? 1 : plan->least_gradient)) ||
+        (disjoint < ALL && some_gradient_overlaps(plan)))
         return 0;
     plan->disjoint = rows ? NONE : ALL;
     if (!owners && count > 1) /* one array's are read as quickly, and need not be kept alive */

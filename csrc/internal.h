@@ -24,6 +24,12 @@ static inline size_t fo_bytes(int storage, int64_t n)
     return storage == FO_SCALES ? (size_t)((n + FO_BLOCK - 1) / FO_BLOCK) * 4 : (size_t)n * size[storage];
 }
 
+/* Where element `start` of a parameter's slot lies. */
+static inline void *fo_address(const fo_param *param, int slot, int64_t start)
+{
+    return (char *)param->data[slot] + fo_bytes(param->storage[slot], start);
+}
+
 /* The least number that rounds to infinity in the type that a parameter stored so is computed in. */
 static inline double fo_limit(int storage)
 {

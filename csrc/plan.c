@@ -161,7 +161,7 @@ static void step_chunk(void *context, int64_t chunk)
         }
         void *data[FO_SLOTS] = {0};
         for (int i = 0; i < param->slots; i++)
-            data[i] = (char *)param->data[i] + fo_bytes(param->storage[i], start);
+            data[i] = fo_address(param, i, start);
         int64_t n = stop_of(plan, chunk, e) - start;
         for (; e < last && adjoins(&plan->params[e], &plan->params[e + 1]); e++)
             n += stop_of(plan, chunk, e + 1);
@@ -181,8 +181,7 @@ static void norm_chunk(void *context, int64_t chunk)
         int64_t n = stop_of(plan, chunk, e) - start;
         double *sums = plan->block_sums + param->first_block + start / FO_NORM_BLOCK;
         if (storage < FO_COMPUTE_TYPES)
-            fo_square_kernel_for(storage)(j->grad_scale, j->k, n,
-                                          (const char *)param->data[SLOT_GRAD] + fo_bytes(storage, start), sums);
+            fo_square_kernel_for(storage)(j->grad_scale, j->k, n, fo_address(param, SLOT_GRAD, start), sums);
         else
             fo_squares_stored(param, j->grad_scale, j->k, start, n, sums);
     }
@@ -198,7 +197,7 @@ static void measure_chunk(void *context, int64_t chunk)
         const fo_run *run = &plan->runs[param->run];
         void *data[FO_KERNEL_SLOTS] = {0};
         for (int slot = 0; slot < SLOT_STATE + fo_rule_states(run->rule); slot++)
-            data[slot] = (char *)param->data[slot] + fo_bytes(param->storage[slot], start);
+            data[slot] = fo_address(param, slot, start);
         fo_measure_for(run->rule, param->storage[SLOT_PARAM])(run, j->k, stop_of(plan, chunk, e) - start, data,
                                                               plan->block_sums + param->first_block + start / FO_NORM_BLOCK,
                                                               plan->block_count);

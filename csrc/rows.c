@@ -97,7 +97,7 @@ static void step_stretch(const fo_param *param, const fo_run *run, fo_kernel *ke
     if (!kernel) {
         fo_param part = *param;
         for (int slot = 0; slot < param->slots; slot++)
-            part.data[slot] = (char *)param->data[slot] + fo_bytes(param->storage[slot], start);
+            part.data[slot] = fo_address(param, slot, start);
         part.data[SLOT_GRAD] = gradient;
         part.stored.first += start;
         fo_step_stored(&part, run, 0, n);
@@ -105,7 +105,7 @@ static void step_stretch(const fo_param *param, const fo_run *run, fo_kernel *ke
     }
     void *data[FO_KERNEL_SLOTS];
     for (int slot = 0; slot < param->slots; slot++)
-        data[slot] = (char *)param->data[slot] + fo_bytes(param->storage[SLOT_PARAM], start);
+        data[slot] = fo_address(param, slot, start);
     data[SLOT_GRAD] = gradient;
     kernel(run, n, data);
 }
@@ -118,7 +118,7 @@ static inline __attribute__((always_inline)) void ask_for(const fo_param *param,
     for (int slot = 0; slot < param->slots; slot++) {
         int64_t row = slot == SLOT_GRAD ? rows->at[i] : rows->row[i];
         size_t bytes = fo_bytes(param->storage[slot], rows->length);
-        const char *at = (const char *)param->data[slot] + fo_bytes(param->storage[slot], row * rows->length);
+        const char *at = fo_address(param, slot, row * rows->length);
         for (size_t line = 0; line < bytes && line < LINES_AHEAD * 64; line += 64)
             __builtin_prefetch(at + line, 1);
     }

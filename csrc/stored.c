@@ -12,11 +12,6 @@ static uint32_t key_of(const fo_param *param, int slot, int64_t t)
     return (uint32_t)(mix(mix(h, (uint64_t)slot), (uint64_t)t) >> 32);
 }
 
-static void *address(const fo_param *param, int slot, int64_t at)
-{
-    return (char *)param->data[slot] + fo_bytes(param->storage[slot], at);
-}
-
 static int is_low(const fo_param *param, int slot) { return param->storage[slot] >= FO_BFLOAT16; }
 
 /* The slots of a parameter as stretches, up to their place. */
@@ -42,7 +37,7 @@ static int64_t step_narrow(const fo_param *param, const fo_run *run, int64_t sta
     void *at[FO_SLOTS] = {0};
     uint32_t key[FO_KERNEL_SLOTS] = {0};
     for (int slot = 0; slot < param->slots; slot++)
-        at[slot] = address(param, slot, start);
+        at[slot] = fo_address(param, slot, start);
     for (int slot = 0; slot < SLOT_STATE + states; slot++)
         key[slot] = key_of(param, slot, run->t);
     kernel(run, n, at, key, (uint32_t)(param->stored.first + start));
@@ -66,14 +61,14 @@ void fo_step_stored(const fo_param *param, const fo_run *run, int64_t start, int
         for (int slot = 0, scales = slots; slot < slots; slot++) {
             int storage = param->storage[slot];
             fo_stretch *s = &stretch[slot];
-            data[slot] = s->codes = address(param, slot, at);
+            data[slot] = s->codes = fo_address(param, slot, at);
             if (!is_low(param, slot))
                 continue;
             s->n = count, s->first = (uint32_t)(param->stored.first + at);
             if (storage == FO_FLOAT8)
-                s->scales = address(param, scales++, at);
+                s->scales = fo_address(param, scales++, at);
             if (slot == SLOT_PARAM && master) {
-                data[slot] = address(param, master, at);
+                data[slot] = fo_address(param, master, at);
                 continue;
             }
             fo_decoder_for(storage)(s, room[slot]);
@@ -91,7 +86,7 @@ void fo_squares_stored(const fo_param *param, double grad_scale, double k, int64
     float room[FO_NORM_BLOCK];
     for (int64_t at = start; at < start + n; at += FO_NORM_BLOCK) {
         fo_stretch s = {.n = start + n - at < FO_NORM_BLOCK ? start + n - at : FO_NORM_BLOCK,
-                        .codes = address(param, SLOT_GRAD, at)};
+                        .codes = fo_address(param, SLOT_GRAD, at)};
         fo_decoder_for(param->storage[SLOT_GRAD])(&s, room);
         fo_square_kernel_for(FO_FLOAT32)(grad_scale, k, s.n, room, sums++);
     }

@@ -208,7 +208,7 @@ MUTANTS = (
     *planted(
         "fastoptim/common/validation.py",
         (ARGUMENTS,),
-        ("truth values are numbers", "isinstance(value, (bool, np.bool_)) or _is_array(value)", "_is_array(value)"),
+        ("truth values are numbers", "isinstance(value, (bool, np.bool_)) or is_complex", "is_complex"),
         ("overflow in the compute type", "if overflowing <= size < math.inf:", "if False:"),
         ("border of overflow", "if overflowing <= size < math.inf:", "if overflowing < size < math.inf:"),
         ("infinity on purpose refused", "if overflowing <= size < math.inf:", "if overflowing <= size:"),

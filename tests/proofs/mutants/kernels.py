@@ -199,7 +199,12 @@ MUTANTS = (
     Mutant(
         "scale of the gradients forgotten", BIND, "scalars[0] *= factor;", "scalars[0] *= 1;", (FUNCTIONAL, OPTIMIZERS)
     ),
-    Mutant("offset of chunks in elements", PLAN, "fo_bytes(param->storage[i], start);", "(size_t)start * 4;"),
+    Mutant(
+        "offset of chunks in elements",
+        PLAN,
+        "fo_address(param, i, start);",
+        "(char *)param->data[i] + (size_t)start * 4;",
+    ),
     # Threads
     Mutant("first chunk lost to threads", POOL, "(count * i / parts) << 32", "(count * i / parts + !i) << 32", NATIVE),
     Mutant(
