@@ -87,6 +87,14 @@ print(fo.__file__, opt.backend, float(p[0]).hex())
 """
 
 
+def compile_quickly(folder):
+    """The extension need not be fast here, and optimizing it takes most of a minute."""
+    flags = folder / "csrc" / "build_ffi.py"
+    text = flags.read_text()
+    assert '"-O3"' in text
+    flags.write_text(text.replace('"-O3"', '"-O0"'))
+
+
 def test_the_source_archive_holds_everything_that_a_build_needs(sdist):
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
@@ -100,6 +108,7 @@ def test_the_source_archive_holds_everything_that_a_build_needs(sdist):
 
 
 def test_wheel_from_the_source_archive_in_a_fresh_environment(unpacked, tmp_path):
+    compile_quickly(unpacked)
     wheel = build("wheel", unpacked, FASTOPTIM_REQUIRE_C="1")
     assert "-cp311-abi3-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
@@ -178,8 +187,7 @@ except RuntimeError as error:
 
 
 def test_a_library_that_cannot_be_loaded_fails_the_build_where_c_is_required(unpacked):
-    flags = unpacked / "csrc" / "build_ffi.py"
-    flags.write_text(flags.read_text().replace('"-O3"', '"-O0"'))  # it need not be fast
+    compile_quickly(unpacked)
     with open(unpacked / "csrc" / "pace.c", "a") as file:
         file.write("\nvoid fo_nowhere(void);\nvoid fo_lost(void) { fo_nowhere(); }\n")
     said = run(sys.executable, "setup.py", "-q", "build_ext", cwd=unpacked, fails=True, FASTOPTIM_REQUIRE_C="1").stderr

@@ -4,7 +4,7 @@
 and runs the jobs of `golden` under qemu's user-mode emulator, in threads that flush subnormal numbers to zero and
 round upward.
 
-Most of the time goes into compiling. Here the build for this machine is barely optimized, and every fifth hash is run;
+Most of the time goes into compiling. Here the programs are barely optimized, and every fifth hash is run;
 ``tests/proofs/golden_elsewhere.py`` runs all of them, as optimized as what is installed.
 """
 
@@ -73,7 +73,7 @@ def native(tmp_path_factory):
 @pytest.fixture(scope="module")
 def aarch64(tmp_path_factory):
     compiler = tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross")
-    return build(compiler, tmp_path_factory.mktemp("aarch64") / "steps", "-static")
+    return build(compiler, tmp_path_factory.mktemp("aarch64") / "steps", "-static", "-O1")
 
 
 def request(jobs: list[golden.Job], order: str = "=") -> bytes:
