@@ -36,7 +36,7 @@ class Average:
     ----------
     params : array, sequence, mapping or nesting of these
         What an optimizer steps; arrays that are replaced by others in it are followed. What is no float32 or float64
-        array is not averaged.
+        array is not averaged; 16-bit arrays are refused.
     decay : float, optional
         In [0, 1): how much of the average stays. None: the mean of all that `update` has seen.
     start : int
@@ -88,7 +88,7 @@ class Average:
         self._params = listed(params)
         self._structure = Structure(self._params)
         leaves = self._structure.leaves(self._params)
-        self._averaged = [_is_float_array(leaf) for leaf in leaves]
+        self._averaged = [_is_averaged(*named) for named in zip(self._structure.names, leaves, strict=True)]
         chosen = self._chosen(leaves)
         if not chosen:
             raise ValueError("params holds no arrays of float32 or float64, so that there is nothing to average")
@@ -196,7 +196,12 @@ def _checked_decay(value: Any) -> float | None:
     return None if value is None else real("decay", value, 0.0, 1.0)
 
 
-def _is_float_array(leaf: Any) -> bool:
+def _is_averaged(name: str, leaf: Any) -> bool:
+    if str(getattr(leaf, "dtype", "")).removeprefix("torch.") in ("bfloat16", "float16"):
+        raise TypeError(
+            f"array {name!r}: an average moves by less than 16 bits can hold; with an optimizer of master=True, average "
+            "its float32 copies: Average({name: entry['master'] for name, entry in opt.state.items()})"
+        )
     if isinstance(leaf, np.ndarray):
         return leaf.dtype in DTYPES
     interface = getattr(leaf, "__cuda_array_interface__", None)

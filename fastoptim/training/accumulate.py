@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import DTYPES, dtype_name
+from ..arrays.checks import check_stored_dtype
+from ..arrays.storage import compute_dtype
 from ..common.trees import Structure
 
 
 class _Accumulator:
-    """The weighted mean of several gradients: summed in float64, rounded once."""
+    """The weighted mean of several gradients: summed in float64, rounded once, 16-bit ones to float32."""
 
     def __init__(self, count: int):
         self.count = count
@@ -19,13 +20,14 @@ class _Accumulator:
         self._structure: Structure | None = None
         self._sums: list[Any] = []
         self._means: list[Any] = []
+        self._dtypes: list[Any] = []
         self._fresh: list[bool] = []
 
     def add(self, grads: Any, weight: float) -> None:
         if self._structure is None:
             self._structure = Structure(grads)
             self._sums = [None] * len(self._structure.names)
-            self._means = [None] * len(self._structure.names)
+            self._means, self._dtypes = self._sums.copy(), self._sums.copy()
         if self.weight == 0.0:
             self._fresh = [True] * len(self._sums)
         self.weight += weight
@@ -36,12 +38,12 @@ class _Accumulator:
                 raise TypeError(f"gradient {name!r}: accumulate needs NumPy arrays, got {type(g).__name__}")
             total, mean = self._sums[i], self._means[i]
             if total is None:
-                if g.dtype not in DTYPES:
-                    raise TypeError(f"gradient {name!r}: expected float32 or float64, got {dtype_name(g.dtype)}")
+                check_stored_dtype(name, g.dtype, "gradient")
                 total = self._sums[i] = np.empty(g.shape)
-                self._means[i] = np.empty(g.shape, g.dtype)
-            elif g.dtype != mean.dtype:
-                raise TypeError(f"gradient {name!r}: dtype {mean.dtype} in one minibatch, {g.dtype} in another")
+                self._means[i] = np.empty(g.shape, compute_dtype(g.dtype))
+                self._dtypes[i] = g.dtype
+            elif g.dtype != self._dtypes[i]:
+                raise TypeError(f"gradient {name!r}: dtype {self._dtypes[i]} in one minibatch, {g.dtype} in another")
             elif g.shape != mean.shape:
                 raise ValueError(f"gradient {name!r}: shape {mean.shape} in one minibatch, {g.shape} in another")
             if self._fresh[i]:

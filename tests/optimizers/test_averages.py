@@ -148,6 +148,14 @@ def test_state_and_refusals():
             fo.Average(np.ones(2), **bad)
     with pytest.raises(ValueError, match="nothing to average"):
         fo.Average({"n": np.array(3)})
+    mixed = {"w": np.ones(3, np.float32), "half": np.ones(2, np.float16)}
+    with pytest.raises(TypeError, match="'half'.*its float32 copies"):
+        fo.Average(mixed)
+    opt = fo.SGD(mixed, lr=1.0, master=True)
+    opt.step({"w": np.ones(3, np.float32), "half": np.full(2, 0.25, np.float32)})
+    copies = fo.Average({name: entry["master"] for name, entry in opt.state.items() if "master" in entry})
+    copies.update()
+    assert copies.arrays["half"].tolist() == [0.75, 0.75]
     with pytest.raises(TypeError, match="save its state_dict"):
         copy.deepcopy(average)
     average.decay = None

@@ -24,6 +24,8 @@ from fastoptim.checkpoint import format
 from fastoptim.checkpoint.files import CheckpointError
 from fastoptim.optimizers.saving import optimizer_tree
 from fastoptim.rules.codecs import decoded
+from fastoptim.training.accumulate import _Accumulator
+from tests.support.cases import same_bits
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test bfloat16 and float8")
 
@@ -257,6 +259,19 @@ def test_fit_resumes_with_the_same_bits(tmp_path):
     whole = run(4)
     run(2, checkpoint=tmp_path / "file")
     assert run(4, checkpoint=tmp_path / "file", resume=True) == whole
+
+
+def test_gradients_in_16_bits_are_accumulated_in_float64_and_rounded_to_float32():
+    found, by_hand = (np.zeros(3, ml_dtypes.bfloat16) for _ in range(2))
+    seen = gradients({"0": np.empty((3, 3), ml_dtypes.bfloat16)}, 0)["0"]
+    fo.fit(lambda p, batch: (0.0, batch[0]), found, seen, "sgd", lr=1.0, steps=1, batch_size=1, accumulate=3,
+           shuffle=False, diagnose=False)  # fmt: skip
+    fo.SGD(by_hand, lr=1.0).step(seen.astype(np.float64).mean(0).astype(np.float32))
+    assert same_bits(found, by_hand) and found.all()
+    with pytest.raises(TypeError, match="gradient '0': dtype float32 in one minibatch, bfloat16 in another"):
+        accumulator = _Accumulator(2)
+        accumulator.add(np.ones(3, np.float32), 1.0)
+        accumulator.add(np.ones(3, ml_dtypes.bfloat16), 1.0)
 
 
 REFUSED = {
