@@ -115,6 +115,11 @@ class ScheduleFree(Family):
         TypeError, ValueError
             `params` is not like the parameters; or it is missing, and steps were taken by `apply`.
         """
+        found = self._model.rebuilt(self._averages(params), params)
+        return found if self._model.grouped else found[0]
+
+    def _averages(self, params: Any = None) -> list[np.ndarray]:
+        """The averages in the order of the parameters."""
         with self._locked(reading=True):
             backend, model, kept = self._backend, self._model, self.state
             if params is None and model.elsewhere:
@@ -135,8 +140,7 @@ class ScheduleFree(Family):
                 with np.errstate(all="ignore"):
                     x = y + compute.type(1.0 - 1.0 / self._beta(q.group)) * (moved - y)
                     averages.append(x.astype(q.dtype))
-            found = model.rebuilt(averages, params)
-        return found if model.grouped else found[0]
+            return averages
 
     @staticmethod
     def _beta(group: Any) -> float:

@@ -1,14 +1,36 @@
-"""Averages parameters beside the training loop."""
+"""Averages of the parameters: kept beside the training loop, or by the optimizer itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..checkpoint.files import CheckpointError
 from ..common.trees import Structure
 from ..optimizers.averages import Average
+from ..optimizers.schedule_free import ScheduleFree
 from .loop import Loop
+
+
+def validated_params(params: Any, optimizer: Any, average: Average | None) -> Callable[[], Any]:
+    """What returns the parameters that are to be validated: an average, those of `averaged`, or `params`."""
+    if average is not None:
+        return lambda: average.arrays
+    whole = getattr(optimizer, "_whole", optimizer)
+    if not isinstance(whole, ScheduleFree):
+        return lambda: params
+    if not hasattr(optimizer, "averaged"):
+        raise ValueError(
+            f"{type(whole).__name__} is validated with its averages, which several processes keep in slices: train "
+            "without validation, or in one process"
+        )
+    structure = Structure(params)
+
+    def averages() -> Any:
+        stepped = dict(zip(map(id, whole._model.arrays()), whole._averages(), strict=True))
+        return structure.rebuild([stepped.get(id(leaf), leaf) for leaf in structure.leaves(params)])
+
+    return averages
 
 
 class Averaging:

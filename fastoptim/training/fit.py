@@ -16,7 +16,7 @@ from ..optimizers.averages import Average
 from ..optimizers.base import Optimizer
 from ..optimizers.names import maker_of
 from ..optimizers.selecting import GroupedParams
-from .averaging import Averaging
+from .averaging import Averaging, validated_params
 from .data import Minibatches, _NoData
 from .ending import Interrupts
 from .history import FitResult
@@ -110,7 +110,8 @@ def fit(
     average : Average
         Made of these `params`; updated after every step that was applied. Validation is given its arrays in place of
         `params`, and `restore_best` puts the best averages back. It is part of checkpoints, and restored by `resume`.
-        At the end, ``average.copy_to(params)`` puts the averages into the parameters.
+        At the end, ``average.copy_to(params)`` puts the averages into the parameters. Schedule-free optimizers are
+        validated with what their ``averaged()`` returns, in the same way; use that at the end, too.
     validate_every : int
         Steps between validations; default: after every epoch. There is one at the end, too, unless a callback ended
         training.
@@ -236,7 +237,7 @@ def fit(
                 patience=_optional_count("early_stopping", early_stopping),
                 min_delta=real("min_delta", min_delta, 0.0),
                 restore_best=restore_best,
-                average=average,
+                validated=validated_params(params, optimizer, average),
             )
         rates = parts["rates"] = Rates(lr, optimizer, validated)
         own_limit, clip = getattr(optimizer, "max_norm", None), getattr(optimizer, "clip", "norm")

@@ -12,7 +12,6 @@ from ..checkpoint import matching
 from ..checkpoint.files import CheckpointError
 from ..common.signals import deferred_signals
 from ..common.validation import choice
-from ..optimizers.averages import Average
 from .data import Minibatches
 from .history import saved_count
 from .loop import Loop, LossAndGrad, named_arrays
@@ -53,14 +52,14 @@ class Validation:
         patience: int | None,
         min_delta: float,
         restore_best: bool,
-        average: Average | None = None,
+        validated: Callable[[], Any] | None = None,
     ):
         if mode is None and monitor != "loss":
             raise ValueError(f"monitor={monitor!r}: say whether less or more of it is better, mode='min' or mode='max'")
         self.monitor, self.mode = monitor, choice("mode", mode or "min", ("min", "max"))
         self._evaluate, self._params, self._every = evaluate, params, every
         self._patience, self._min_delta, self._restore_best = patience, min_delta, restore_best
-        self._average = average
+        self._validated = validated or (lambda: params)
         self.improved = self.additional = False
         self._sign = 1.0 if self.mode == "min" else -1.0
         self._best = _Best(None, math.inf, self._sign * math.inf, None)
@@ -93,7 +92,7 @@ class Validation:
         self.improved = self.additional = False
         if not loop.is_due(self._every):
             return
-        evaluated = self._params if self._average is None else self._average.arrays
+        evaluated = self._validated()
         metrics = loop.metrics = loop.ranks.first(dict(self._evaluate(evaluated)))
         if self.monitor not in metrics:
             raise ValueError(f"monitor is {self.monitor!r}, validation returned {list(metrics)}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import fastoptim as fo
 from fastoptim.backends import available
+from fastoptim.training.averaging import validated_params
 from tests.support.cases import raw_bits, same_bits
 
 BACKENDS = [name for name in ("numpy", "c", "numba") if available(name) is None]
@@ -230,6 +232,33 @@ def test_the_best_is_an_average_and_skipped_steps_are_not_taken(tmp_path):
 
     fo.fit(sometimes, w, None, fo.SGD(w, lr=1.0), steps=5, average=average, skip_nonfinite=True, diagnose=False)
     assert average.count == 2  # after two updates every step is skipped
+
+
+@pytest.mark.parametrize("cls", [fo.ScheduleFreeSGD, fo.ScheduleFreeAdamW])
+@pytest.mark.parametrize("form", [lambda p: p, lambda p: [{"params": p["w"]}, {"params": [p["b"]], "lr": 0.2}]])
+def test_fit_validates_a_schedule_free_optimizer_with_its_averages(cls, form):
+    params = {"frozen": np.ones(1), "b": np.zeros(1), "w": np.zeros(4)}
+    opt = cls(form({name: params[name] for name in ("w", "b")}), lr=0.3)
+    seen = []
+
+    def gradient(given, batch):
+        error = batch[0] @ given["w"] + given["b"] - batch[1]
+        grads = {"w": 2 * batch[0].T @ error / len(error), "b": 2 * error.mean(keepdims=True)}
+        return float(np.mean(error**2)), grads if opt.param_groups[1:] == [] else [grads["w"], [grads["b"]]]
+
+    def validation(given):
+        seen.append({name: x.copy() for name, x in given.items()})
+        found = opt.averaged()
+        x = found if isinstance(found, dict) else {"w": found[0], "b": found[1][0]}
+        assert same_bits(given["w"], x["w"]) and same_bits(given["b"], x["b"]) and given["frozen"] is params["frozen"]
+        assert not same_bits(given["w"], params["w"])
+        return gradient(given, (X, Y))[0]
+
+    options = {"epochs": 4, "batch_size": 12, "rng": 5, "validation": validation, "diagnose": False}
+    result = fo.fit(gradient, params, (X, Y), opt, restore_best=True, **options)
+    assert len(seen) == 4 and same_bits(params["w"], seen[(result.best_step + 1) // 10 - 1]["w"])
+    with pytest.raises(ValueError, match=f"{cls.__name__} is validated with its averages.*several processes"):
+        validated_params(params, SimpleNamespace(_whole=opt), None)
 
 
 def test_fit_refuses_an_average_of_something_else(tmp_path):
