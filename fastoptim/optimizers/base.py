@@ -33,7 +33,7 @@ from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped
 from .hyperparameters import NotNeeded, PerGroup, UpdateSpec
 from .saving import IncompatibleKeys
 from .selecting import GroupedParams, Members, select
-from .states import Plan, make_plan, state_view
+from .states import Plan, make_plan, member_of, state_view
 from .update import APPLIED, PLAIN, StepOptions
 
 
@@ -173,12 +173,13 @@ class Optimizer:
         described: list[Any] = [None] * len(leaves)
         for i in stepped:
             described[i] = backend.describe(leaves[i])
-            self._storage.check(names[i], described[i][1])
         entries = []
         for values, (_, positions) in zip(every, members, strict=True):
             dtypes = {described[i][1] for i in positions}
             entry = ParamGroup.make([leaves[i] for i in positions], [names[i] for i in positions], values, dtypes)
-            self._spec_of(entry)
+            spec = self._spec_of(entry)
+            for i in positions:
+                member_of(names[i], *described[i], spec, self._storage)
             entries.append(entry)
         memory_maps = any(isinstance(leaves[i], np.memmap) for i in stepped)
         if memory_maps and not isinstance(backend, OffloadBackend):

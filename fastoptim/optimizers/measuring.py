@@ -65,14 +65,6 @@ class Measuring:
         threads: int,
     ) -> None:
         self._backend, self._kernels, self._runs, self._threads = backend, kernels, runs, threads
-        for member, run in zip(members, runs, strict=True):
-            if member.stored is not None and run.measured is not None:
-                raise ValueError(
-                    f"parameter {member.name!r} is stored in fewer bits ({member.stored.parameter}, states in "
-                    f"{member.stored.state}), and its step depends on norms that are taken of arrays in float32 or "
-                    "float64: leave out state_dtype, or update_clip and cautious; LAMB, LARS and NovoGrad always "
-                    "take norms"
-                )
         self._single = all(np.dtype(member.dtype) == np.float32 for member in members)
         self._rounds: list[tuple[list[int], NativeMeasure | None]] = []
         for k in range(max(len(self._measures(i)) for i in range(len(runs)))):

@@ -256,11 +256,26 @@ def make_plan(
 
 def members_of(model: Groups, specs: Mapping[int, UpdateSpec], storage: Storage) -> list[Member]:
     """What is expected of every parameter, and how it is stored."""
-    members = []
-    for number, q in enumerate(model.parameters):
-        rule = specs[id(q.group)].kernel.rule
-        members.append(Member(q.name, q.shape, q.dtype, storage.of(rule.states, rule.squares, q.dtype, number)))
-    return members
+    return [
+        member_of(q.name, q.shape, q.dtype, specs[id(q.group)], storage, number)
+        for number, q in enumerate(model.parameters)
+    ]
+
+
+def member_of(
+    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], spec: UpdateSpec, storage: Storage, number: int = 0
+) -> Member:
+    """What is expected of a parameter; TypeError or ValueError if it cannot be stored so."""
+    storage.check(name, dtype)
+    rule = spec.kernel.rule
+    stored = storage.of(rule.states, rule.squares, dtype, number)
+    if stored is not None and spec.measured is not None:
+        raise ValueError(
+            f"parameter {name!r} is stored in fewer bits ({stored.parameter}, states in {stored.state}), and its step "
+            "depends on norms that are taken of arrays in float32 or float64: leave out state_dtype, or update_clip "
+            "and cautious; LAMB, LARS and NovoGrad always take norms"
+        )
+    return Member(name, shape, dtype, stored)
 
 
 def _all_states(

@@ -194,3 +194,16 @@ def test_norms_do_not_depend_on_the_order_in_memory(backend, cls, options):
                 opt.step(np.array(rng.standard_normal((130, 47)), order=g_order))
             found.append(p)
     assert all(same_bits(x, found[0]) for x in found)
+
+
+def test_storage_in_fewer_bits_is_refused_where_it_is_asked_for():
+    p = np.ones(3, np.float32)
+    for make in (lambda: fo.LAMB(p, state_dtype="bfloat16"), lambda: fo.Adam(p, cautious=True, state_dtype="float8")):
+        with pytest.raises(ValueError, match="'0' is stored in fewer bits"):
+            make()
+    opt = fo.Adam(p, state_dtype="float8")
+    opt.cautious = True
+    with pytest.raises(ValueError, match="'0' is stored in fewer bits"):
+        opt.step(p)
+    opt.cautious = False
+    assert opt.step(p).applied
