@@ -151,7 +151,7 @@ def test_state_and_refusals():
     with pytest.raises(ValueError, match="nothing to average"):
         fo.Average({"n": np.array(3)})
     mixed = {"w": np.ones(3, np.float32), "half": np.ones(2, np.float16)}
-    with pytest.raises(TypeError, match="'half'.*its float32 copies"):
+    with pytest.raises(TypeError, match=r"'half'.*its float32 copies"):
         fo.Average(mixed)
     opt = fo.SGD(mixed, lr=1.0, master=True)
     opt.step({"w": np.ones(3, np.float32), "half": np.full(2, 0.25, np.float32)})
@@ -257,7 +257,7 @@ def test_fit_validates_a_schedule_free_optimizer_with_its_averages(cls, form):
     options = {"epochs": 4, "batch_size": 12, "rng": 5, "validation": validation, "diagnose": False}
     result = fo.fit(gradient, params, (X, Y), opt, restore_best=True, **options)
     assert len(seen) == 4 and same_bits(params["w"], seen[(result.best_step + 1) // 10 - 1]["w"])
-    with pytest.raises(ValueError, match=f"{cls.__name__} is validated with its averages.*several processes"):
+    with pytest.raises(ValueError, match=rf"{cls.__name__} is validated with its averages.*several processes"):
         validated_params(params, SimpleNamespace(_whole=opt), None)
 
 
