@@ -199,8 +199,8 @@ def _checked_decay(value: Any) -> float | None:
 def _is_averaged(name: str, leaf: Any) -> bool:
     if str(getattr(leaf, "dtype", "")).removeprefix("torch.") in ("bfloat16", "float16"):
         raise TypeError(
-            f"array {name!r}: 16 bits are too few for an average; give the optimizer master=True and average its float32 "
-            "copies: Average({name: entry['master'] for name, entry in opt.state.items()})"
+            f"array {name!r}: 16 bits are too few for an average; give the optimizer master=True and average its "
+            "float32 copies: Average({name: entry['master'] for name, entry in opt.state.items()})"
         )
     if isinstance(leaf, np.ndarray):
         return leaf.dtype in DTYPES
