@@ -179,7 +179,8 @@ class Optimizer:
             entry = ParamGroup.make([leaves[i] for i in positions], [names[i] for i in positions], values, dtypes)
             spec = self._spec_of(entry)
             for i in positions:
-                member_of(names[i], *described[i], spec, self._storage)
+                shape, dtype = described[i]
+                member_of(names[i], shape, dtype, spec, self._storage)
             entries.append(entry)
         memory_maps = any(isinstance(leaves[i], np.memmap) for i in stepped)
         if memory_maps and not isinstance(backend, OffloadBackend):
