@@ -64,11 +64,6 @@ def verdict(ratios: Values) -> str:
     return "loss" if q3 < 1 - 0.01 else "win" if q1 > 1 else "tie"
 
 
-def loses(ratios: Values) -> bool:
-    """Tell whether ratios (above 1: faster) of paired rounds lie below 1 beyond their own spread."""
-    return verdict(ratios) == "loss"
-
-
 def threshold(a: Values, b: Values, drift: float = 0.0) -> float:
     """Find the relative change between two sets of timings that noise explains.
 

@@ -42,23 +42,14 @@ def remove_old_slices(target: str) -> None:
     _remove_ours(folder, f"({re.escape(name)}{_SLICE})", keep, ("slice",))
 
 
-def remove_numbered(stem: str, keep: Collection[str]) -> None:
-    """Remove checkpoints that lie at ``<stem><number>``, with the ones before them and their slices.
+def remove_checkpoints(folder: str, names: Collection[str]) -> None:
+    """Remove the optimizers' checkpoints of these names in a folder, with the ones before them and their slices.
 
-    For who writes checkpoints under names of their own, such as ``fit`` those of a sharded optimizer, after the file
-    that names the newest was replaced. Only what says that it is the checkpoint of an optimizer is removed, and what a
-    process has left behind that died while it wrote one: whatever else has such a name is somebody else's.
-
-    Parameters
-    ----------
-    stem : str
-        Path of the checkpoints without their numbers.
-    keep : collection of str
-        Names, without the folder, of checkpoints that stay, and with them their slices.
+    Only what says that it is the checkpoint of an optimizer is removed, and what a process has left behind that died
+    while it wrote one: whatever else has such a name is somebody else's.
     """
-    folder, name = os.path.split(os.path.realpath(stem))
-    pattern = rf"({re.escape(name)}[0-9]+)(?:\.previous|{_SLICE})?"
-    _remove_ours(folder, pattern, keep, ("optimizer", "slices", "slice"))
+    for name in names:
+        _remove_ours(folder, rf"({re.escape(name)})(?:\.previous|{_SLICE})?", (), ("optimizer", "slices", "slice"))
 
 
 def _remove_ours(folder: str, pattern: str, keep: Collection[str], kinds: tuple[str, ...]) -> None:

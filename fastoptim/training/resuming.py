@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..checkpoint import files, format, matching
+from ..checkpoint import files, format, matching, slices
 from ..checkpoint.files import CheckpointError
 from ..common.signals import deferred_signals
 from ..optimizers import saving
@@ -130,7 +129,7 @@ class Checkpoints:
                 file = {"optimizer_file": os.path.basename(name), "optimizer_checksum": _checksum(name)}
                 _write(path, {"loop": _state(loop, self._settings) | {"own": own} | file}, keep_previous)
                 folder = os.path.dirname(os.path.realpath(path))
-                _remove(_with_slices(folder, set(before.values()) - set(after.values())))
+                slices.remove_checkpoints(folder, set(before.values()) - set(after.values()))
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": list(self._kept), "files": dict(self._files or {})}
@@ -342,13 +341,6 @@ def _files_of(loop: Loop, path: str) -> dict[str, str]:
 
 def _base_names(files: Mapping[str, str]) -> dict[str, str]:
     return {os.path.basename(key): os.path.basename(value) for key, value in files.items()}
-
-
-def _with_slices(folder: str, names: Collection[str]) -> list[str]:
-    """The files of these names in a folder, and those that belong to them."""
-    patterns = [re.compile(rf"{re.escape(name)}(\.previous|\.[0-9a-f]{{16}}\.[0-9]+)?") for name in names]
-    found = [name for name in os.listdir(folder) if any(pattern.fullmatch(name) for pattern in patterns)]
-    return [os.path.join(folder, name) for name in found]
 
 
 def _remove(paths: Sequence[str]) -> None:
