@@ -42,10 +42,11 @@ void fo_set_types(int32_t bfloat16, int32_t float8)
     type_numbers[FO_FLOAT8] = float8;
 }
 
-/* What the functions for Python hang on to: a plan; a list whose only item counts its steps; and the tuple of states of the
+/* What the functions for Python hang on to: a plan; the count of its steps, and the object that it lies in; and the tuple of states of the
  * last step, if all are views of other memory, which cannot be resized: of them only addresses need to be read again. */
 typedef struct {
     fo_plan *plan;
+    _Atomic int64_t *steps; /* others may read it at any time; whoever steps is alone in writing */
     PyObject *counter, *views;
     fo_flag busy; /* a thread is in one of the functions: what it binds must not be another's */
 } bound;
@@ -285,11 +286,11 @@ static int read_rows(const bound *b, PyObject *rows, PyObject *scale)
 {
     fo_plan *plan = b->plan;
     double factor = scale ? PyFloat_AsDouble(scale) : 1;
-    int64_t steps = PyLong_AsLongLong(PyList_GetItem(b->counter, 0));
-    if (PyList_Size(rows) != plan->run_count)
+    int64_t steps = atomic_load_explicit(b->steps, memory_order_relaxed);
+    if (PyTuple_Size(rows) != plan->run_count)
         return 0;
     for (int32_t r = 0; r < plan->run_count; r++) {
-        if (!read_row(&plan->runs[r], PyList_GetItem(rows, r), steps))
+        if (!read_row(&plan->runs[r], items_of(rows)[r], steps))
             return 0;
         plan->runs[r].scalars[0] *= factor;
     }
@@ -340,13 +341,8 @@ static PyObject *step_with(PyObject *capsule, PyObject *const *args, Py_ssize_t 
     fo_plan *plan = b->plan;
     PyObject *views = b->views; /* given up at the end: what goes with it may run code that steps this very plan */
     b->views = 0;
-    PyObject *result = 0, *grads = PyList_CheckExact(args[1]) ? PyList_AsTuple(args[1]) : Py_NewRef(args[1]);
-    if (!bind_step(b, views, args, grads, count > 4 ? args[4] : 0, rows)) {
-        result = Py_NewRef(Py_False);
-        goto done;
-    }
-    PyObject *number = PyLong_FromLongLong(PyLong_AsLongLong(PyList_GetItem(b->counter, 0)) + 1);
-    if (!number)
+    PyObject *result = Py_False, *grads = PyList_CheckExact(args[1]) ? PyList_AsTuple(args[1]) : Py_NewRef(args[1]);
+    if (!bind_step(b, views, args, grads, count > 4 ? args[4] : 0, rows))
         goto done;
     if ((rows ? fo_plan_rows_bytes(plan) : plan->step_bytes) < RELEASE_BYTES) {
         apply(plan, rows);
@@ -356,15 +352,15 @@ static PyObject *step_with(PyObject *capsule, PyObject *const *args, Py_ssize_t 
         Py_END_ALLOW_THREADS
     }
     /* Counted here, so that Ctrl-C right after the step finds it counted. */
-    PyList_SetItem(b->counter, 0, number);
-    result = Py_NewRef(Py_True);
+    atomic_store_explicit(b->steps, atomic_load_explicit(b->steps, memory_order_relaxed) + 1, memory_order_relaxed);
+    result = Py_True;
 done:
     for (int64_t i = 0; rows && i < plan->param_count; i++)
         fo_rows_drop(&plan->params[i]);
     end(b);
     Py_XDECREF(grads);
     Py_XDECREF(views);
-    return result;
+    return Py_NewRef(result);
 }
 
 static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
@@ -492,7 +488,7 @@ static PyObject *measure(PyObject *capsule, PyObject *const *args, Py_ssize_t co
     return result;
 }
 
-int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions)
+int fo_functions(fo_plan *plan, uintptr_t counter, int64_t *steps, uintptr_t functions)
 {
     static PyMethodDef methods[] = {
         {"step", (PyCFunction)(void (*)(void))step, METH_FASTCALL, 0},
@@ -506,7 +502,7 @@ int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions)
     PyObject *capsule = b ? PyCapsule_New(b, CAPSULE, release) : 0;
     int made = capsule != 0;
     if (made) {
-        *b = (bound){.plan = plan, .counter = (PyObject *)counter};
+        *b = (bound){.plan = plan, .steps = (_Atomic int64_t *)steps, .counter = (PyObject *)counter};
         Py_INCREF(b->counter);
     } else {
         free(b);

@@ -115,7 +115,7 @@ void fo_pace_observe_threaded(fo_pace *pace, double elapsed_ns, double waited_ns
  * (ndarray, memmap), and `head` the size of a tuple without its items; 0 if they are not found behind it. fo_functions takes
  * the plan over and appends to a list
  *   step(params, grads, states, rows, scale = 1.0) -> True, or False with nothing touched if an array is not plain, not as expected, or
- *     overlaps another; tuples of arrays (grads may be a list), and a list with one tuple of floats (scale, decay, coefficients) for each run,
+ *     overlaps another; tuples of arrays (grads may be a list), and a tuple with one tuple of floats (scale, decay, coefficients) for each run,
  *     and behind them the number of the step where dithers need it; or Adam's (see bind.c), which stays the same;
  *   measure(params, grads, states, rows, k) -> list of floats, what fo_plan_measure finds; None where step would say False;
  *   step_rows(params, grads, states, rows, scale = 1.0) -> as step; a gradient may be a pair of indices and values, whose rows are all
@@ -124,10 +124,10 @@ void fo_pace_observe_threaded(fo_pace *pace, double elapsed_ns, double waited_ns
  *   step_array(p, g, states, row, dict, names, values) -> as step, for a plan of one parameter and one array of any shape,
  *     float32 or float64; False, too, if the array is so large that others should run meanwhile, or if the dict has not
  *     exactly these values under these names (None where it has none). It is not counted.
- * `counter` is a list whose only item grows by one with each step that was applied. */
+ * `steps` grows by one with each step that was applied; it lies in the object `counter`, which the functions keep alive. */
 int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t both, size_t head);
 void fo_set_types(int32_t bfloat16, int32_t float8); /* NumPy's numbers of these dtypes, before a plan has them */
-int fo_functions(fo_plan *plan, uintptr_t counter, uintptr_t functions);
+int fo_functions(fo_plan *plan, uintptr_t counter, int64_t *steps, uintptr_t functions);
 
 /* kernels.c: the tables that were compiled in. Names are NULL past the end. */
 const char *fo_rule_name(int32_t rule);

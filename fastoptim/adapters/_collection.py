@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.base import count_of_steps
 from ..common.busy import exclusive
 from ..common.signals import deferred_signals
 from ._update import RuleUpdate, gradient_of, step_array
@@ -134,7 +135,7 @@ class Collection:
     """
 
     def __init__(self, rule: str):
-        self.count = [0]
+        self.count = count_of_steps()
         self._rule, self._busy = rule, list[Any]()
         self._update, self._numbers = RuleUpdate(rule, counter=self.count), RuleUpdate(rule)
         self._joint = Joint(0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from array import array
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -30,12 +31,12 @@ class RuleUpdate:
         A name in `fastoptim.rules.RULES`.
     backend, threads
         As for `fastoptim.SGD`.
-    counter : list of int, optional
+    counter : array of one 64-bit integer, optional
         Its only item grows by one with each step, within the step.
     """
 
     def __init__(
-        self, rule: str, *, backend: str = "auto", threads: int | None = None, counter: list[int] | None = None
+        self, rule: str, *, backend: str = "auto", threads: int | None = None, counter: array[int] | None = None
     ):
         self._kernel = Kernel(RULES[rule], "none")
         self._backend = resolve(backend, ())
@@ -66,7 +67,7 @@ class RuleUpdate:
                     f"expected {len(params)} gradients and {len(params) * slots} states, "
                     f"got {len(grads)} and {len(states)}"
                 )
-            self._fit(params, names).step(params, grads, states, [(1.0, 0.0, *coefficients)])
+            self._fit(params, names).step(params, grads, states, ((1.0, 0.0, *coefficients),))
 
     def _fit(self, params: tuple[Any, ...], names: Sequence[Any]) -> Update:
         """The update for parameters of these shapes and dtypes, that of the last call where it can be."""

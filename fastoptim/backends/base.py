@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -28,7 +29,14 @@ Norm = Callable[[Sequence[Any], float], float]
 # (scalars of each call, k) -> for each array and each of its terms, sums of (k * term)**2, one for each block.
 BlockMeasures = Callable[[Sequence[Scalars], float], list[np.ndarray]]
 # (params, grads, states, rows, k) -> these sums over whole arrays; None if they need another way.
-NativeMeasure = Callable[[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...], list[Scalars], float], list[float] | None]
+NativeMeasure = Callable[
+    [tuple[Any, ...], tuple[Any, ...], tuple[Any, ...], tuple[Scalars, ...], float], list[float] | None
+]
+
+
+def count_of_steps() -> array[int]:
+    """A count, 0, in memory that the C extension counts in without creating an object."""
+    return array("q", (0,))
 
 
 class Described(Protocol):
@@ -242,7 +250,7 @@ class Backend(ABC):
         kernels: Sequence[Kernel],
         run_of: Sequence[int],
         members: Sequence[Described],
-        counter: list[int],
+        counter: array[int],
         threads: int,
     ) -> NativePlan | None:
         """A plan that checks and steps arrays by itself, member i by kernel ``run_of[i]``; or None."""

@@ -7,6 +7,7 @@ types and layouts the extension reads and checks by itself (``csrc/bind.c``).
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -20,7 +21,7 @@ from ..arrays import checks
 from ..arrays.storage import small_dtype
 from ..rules.codecs import Stored
 from ..rules.table import DECAYS, MAX_STATES, MEASURES, RULES, Kernel
-from .base import Backend, BlockMeasures, Described, KernelCall, Launch, NativeMeasure, Scalars
+from .base import Backend, BlockMeasures, Described, KernelCall, Launch, NativeMeasure, Scalars, count_of_steps
 
 try:
     from .. import _c
@@ -82,7 +83,7 @@ class CPlan:
         The run that each member belongs to.
     members : sequence
         Anything with the `shape` and `dtype` of a parameter.
-    counter : list of int
+    counter : array of one 64-bit integer
         Its only item grows by one with each step that was applied, whatever interrupts the caller then.
     threads : int
         How many threads a step may use.
@@ -92,7 +93,7 @@ class CPlan:
     Attributes
     ----------
     step : callable
-        ``step(params, grads, states, rows, scale=1.0)``: tuples of arrays, a list with the scalars of each run (or what
+        ``step(params, grads, states, rows, scale=1.0)``: tuples of arrays, one with the scalars of each run (or what
         `UpdateSpec.native_scalars` gives), and a factor for the gradients. True, or False with nothing touched if an
         array is not plain, not as expected or overlaps another.
     sum_squares : callable
@@ -123,7 +124,7 @@ class CPlan:
         runs: Sequence[tuple[int, str]],
         run_of: Sequence[int],
         members: Sequence[Described],
-        counter: list[int],
+        counter: array[int],
         threads: int,
         states: Sequence[int] | None = None,
     ):
@@ -159,7 +160,7 @@ class CPlan:
         if handle == ffi.NULL:
             raise MemoryError("no memory for the plan of a step")
         functions: list[Any] = []
-        if not lib.fo_functions(handle, id(counter), id(functions)):
+        if not lib.fo_functions(handle, id(counter), ffi.from_buffer("int64_t[]", counter), id(functions)):
             raise MemoryError("no memory for the plan of a step")
         self._handle = handle  # owned by the functions
         self.step, self.sum_squares, self.step_array, self.measure, self.step_rows = functions
@@ -222,7 +223,7 @@ class CBackend(Backend):
         kernels: Sequence[Kernel],
         run_of: Sequence[int],
         members: Sequence[Described],
-        counter: list[int],
+        counter: array[int],
         threads: int,
     ) -> CPlan:
         if bad := [kernel.name for kernel in kernels if kernel.decay not in kernel.rule.decays]:
@@ -231,7 +232,7 @@ class CBackend(Backend):
         return CPlan(runs, run_of, members, counter, threads)
 
     def array_step(self, kernel: Kernel) -> Callable[..., bool]:
-        return self.plan([kernel], [0], [np.empty(1)], [0], 1).step_array
+        return self.plan([kernel], [0], [np.empty(1)], count_of_steps(), 1).step_array
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         run_of = [i for i, call in enumerate(calls) for _ in call.arrays]
@@ -239,8 +240,8 @@ class CBackend(Backend):
         params, grads = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
         states = tuple(x for row in rows for x in row[2:])
         members = [_Row(row[0].shape, row[0].dtype, stored) for call in calls for row, stored in call.rows]
-        plan = self.plan([call.kernel for call in calls], run_of, members, [0], threads)
-        return lambda scalars: _applied(plan.step(params, grads, states, list(scalars)))
+        plan = self.plan([call.kernel for call in calls], run_of, members, count_of_steps(), threads)
+        return lambda scalars: _applied(plan.step(params, grads, states, tuple(scalars)))
 
     def measure_plan(
         self,
@@ -252,27 +253,27 @@ class CBackend(Backend):
     ) -> NativeMeasure:
         runs = [(RULE_NAMES.index(measure.rule.name), measure.decay) for measure in measures]
         states = [len(kernel.rule.states) for kernel in kernels]
-        return CPlan(runs, run_of, members, [0], threads, states).measure
+        return CPlan(runs, run_of, members, count_of_steps(), threads, states).measure
 
     def prepare_measures(self, calls: Sequence[KernelCall], threads: int) -> BlockMeasures:
         plans = []
         for i, (kernel, rows, _) in enumerate(calls):
             for p, g, *states in rows:
                 runs = [(RULE_NAMES.index(kernel.rule.name), kernel.decay)]
-                plan = CPlan(runs, [0], [_row(p)], [0], threads, [len(states)])
+                plan = CPlan(runs, [0], [_row(p)], count_of_steps(), threads, [len(states)])
                 plans.append((plan, ((p,), (g,), tuple(states)), i, kernel.rule.terms))
 
         def measure(scalars: Sequence[Scalars], k: float) -> list[np.ndarray]:
             sums: list[np.ndarray] = []
             for plan, (params, grads, states), i, terms in plans:
-                _applied(plan.measure(params, grads, states, [scalars[i]], k) is not None)
+                _applied(plan.measure(params, grads, states, (scalars[i],), k) is not None)
                 sums += np.split(plan.block_sums(terms), terms)
             return sums
 
         return measure
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
-        plan = CPlan([(0, "none")], [0] * len(grads), [_row(g) for g in grads], [0], threads)
+        plan = CPlan([(0, "none")], [0] * len(grads), [_row(g) for g in grads], count_of_steps(), threads)
         _applied(plan.sum_squares(tuple(grads), grad_scale, k) is not None)
         return plan.block_sums()
 
@@ -303,9 +304,9 @@ class CBackend(Backend):
     def _bare_loop(
         self, name: str, params: Sequence[Any], grads: Sequence[Any], states: Sequence[Any], threads: int
     ) -> Any:
-        plan = CPlan([(RULE_NAMES.index(name), "none")], [0] * len(params), params, [0], threads)
+        plan = CPlan([(RULE_NAMES.index(name), "none")], [0] * len(params), params, count_of_steps(), threads)
         arrays = tuple(params), tuple(grads), tuple(x for entry in states for x in entry)
-        return lambda: _applied(plan.step(*arrays, [(1.0, 0.0)]))
+        return lambda: _applied(plan.step(*arrays, ((1.0, 0.0),)))
 
     def info(self) -> dict[str, Any]:
         return {

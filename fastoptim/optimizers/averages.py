@@ -133,7 +133,7 @@ class Average:
             leaves = self._chosen(self._structure.leaves(self._params, "params"))
             taken = self.count - self._start
             if taken > 0:
-                scalars = [(1.0, 0.0, *average_coefficients(taken + 1, self._decay))]
+                scalars = ((1.0, 0.0, *average_coefficients(taken + 1, self._decay)),)
                 self._update.step(self._averages, leaves, (), scalars)
                 self.count += 1
                 return

@@ -18,7 +18,7 @@ from ..rules.measures import Measured
 from ..rules.reference import tree_sum
 from ..rules.table import Kernel
 
-Rows = list[Scalars]
+Rows = tuple[Scalars, ...]
 Arrays = tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]  # parameters, gradients, states
 
 
@@ -100,7 +100,7 @@ class Measuring:
                     tuple(grads[i] for i in chosen),
                     tuple(states[j] for i in chosen for j in self._states[i]),
                 )
-            asked = [self._measures(i)[k].scalars(rows[i]) for i in chosen]
+            asked = tuple(self._measures(i)[k].scalars(rows[i]) for i in chosen)
             first = native(*own, asked, 1.0)
             if first is None:
                 return None
@@ -120,7 +120,7 @@ class Measuring:
         def run(rows: Rows) -> Rows:
             norms: list[Scalars] = [()] * len(self._runs)
             for k, here, measure in rounds:
-                asked = [self._measures(i)[k].scalars(rows[places[i]]) for i in here]
+                asked = tuple(self._measures(i)[k].scalars(rows[places[i]]) for i in here)
                 sums = partial(_totals, measure, asked)
                 self._add(norms, k, here, rules.norms_from_squares(sums, self._single))
             return self._finished(present, rows, norms)
@@ -134,10 +134,10 @@ class Measuring:
             norms[i] += tuple(next(rest) for _ in range(self._measures(i)[k].kernel.rule.terms))
 
     def _finished(self, present: Sequence[int], rows: Rows, norms: list[Scalars]) -> Rows:
-        return [
+        return tuple(
             row if self._runs[i].measured is None else self._runs[i].finish(row, norms[i])
             for i, row in zip(present, rows, strict=True)
-        ]
+        )
 
 
 def _again(native: NativeMeasure, arrays: Arrays, rows: Rows, first: list[float], k: float) -> list[float]:

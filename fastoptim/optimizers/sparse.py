@@ -117,7 +117,7 @@ class SparseStep:
 
         return rules.norm_from_squares(sum_squares)
 
-    def prepare(self, scalars: list[Scalars]) -> Callable[[], None]:
+    def prepare(self, scalars: Sequence[Scalars]) -> Callable[[], None]:
         """What does the step when it is called; all memory is there then."""
         backend = self._backend
         jobs: list[Callable[[], None]] = []

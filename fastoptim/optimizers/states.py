@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..arrays.autograd import tensors_behind
 from ..arrays.storage import MASTER, Storage, compute_dtype, pack, state_arrays, template
-from ..backends.base import Backend, Scalars
+from ..backends.base import Backend, Scalars, count_of_steps
 from ..rules.measures import Measured
 from .groups import Groups, Parameter, ParamGroup
 from .hyperparameters import UpdateSpec
@@ -117,7 +118,7 @@ class Plan:
         "version",
     )
 
-    def __init__(self, runs: list[ParamRun], run_of: list[int], update: Update, counter: list[int]):
+    def __init__(self, runs: list[ParamRun], run_of: list[int], update: Update, counter: array[int]):
         self.runs, self.run_of, self.update, self.counter = runs, run_of, update, counter
         self.native_step = update.native_step
         self.version = self.arrays_version = -1
@@ -149,11 +150,11 @@ class Plan:
         return any(run.has_master for run in self.runs)
 
     def _look_at_specs(self) -> None:
-        self.kept_rows: list[Scalars] | None = None  # the scalars, while they do not change
+        self.kept_rows: tuple[Scalars, ...] | None = None  # the scalars, while they do not change
         # What the C extension takes at every step in place of scalars that change.
         own = [row for run in self.runs if not run.stored and (row := run.spec.native_scalars(run.base))]
         adam = len(own) == len(self.runs)
-        self.native_rows = own if adam and self.update.in_c else None
+        self.native_rows = tuple(own) if adam and self.update.in_c else None
         # Whether every run's scalars are its head and what a function of t gives.
         self._measures = any(run.spec.measured is not None for run in self.runs)
         self._varies = adam or not (
@@ -172,15 +173,15 @@ class Plan:
         self._look_at_specs()
         return True
 
-    def rows(self) -> list[Scalars]:
+    def rows(self) -> tuple[Scalars, ...]:
         """The scalars of each run for the next step."""
         if self.kept_rows is not None:
             return self.kept_rows
         steps = self.counter[0]
         if self._varies:
             t = steps + 1
-            return [run.head + run.coefficients(run.base + t) for run in self.runs]  # type: ignore[operator]
-        rows = [run.scalars(steps) for run in self.runs]
+            return tuple([run.head + run.coefficients(run.base + t) for run in self.runs])  # type: ignore[operator]
+        rows = tuple([run.scalars(steps) for run in self.runs])
         stays = not (self._dithers or self._measures or any(callable(run.coefficients) for run in self.runs))
         if steps and stays:  # the first step's may differ
             self.kept_rows = rows
@@ -226,7 +227,7 @@ def make_plan(
     """Sort parameters into runs, make the states that they lack, and bind them."""
     members = members_of(model, specs, storage)
     states = _all_states(model, specs, members, backend)
-    counter = [0]
+    counter = count_of_steps()
     measures = any(spec.measured is not None for spec in specs.values())
     runs: dict[Any, int] = {}
     made: list[ParamRun] = []

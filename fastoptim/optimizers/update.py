@@ -7,6 +7,7 @@ is short: `Optimizer.step` -> `Update.step` -> the C extension, or the kernels t
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from operator import is_
@@ -29,6 +30,7 @@ from ..backends.base import (
     Prepared,
     Scalars,
     StepInfo,
+    count_of_steps,
     in_range,
     limits_of,
 )
@@ -106,7 +108,7 @@ class _Bound:
         self.whole = all(present)
         self.in_order = runs == list(range(len(runs))) and self.whole  # calls are the runs, one by one
         self.norm: Norm | None = None
-        self.measure: Callable[[list[Scalars]], list[Scalars]] | None = None
+        self.measure: Callable[[tuple[Scalars, ...]], tuple[Scalars, ...]] | None = None
         self.layouts: object | None = None
         self.states: tuple[Any, ...] = ()
 
@@ -124,7 +126,7 @@ class Update:
     members : sequence of Member
         What is expected of each parameter.
     threads : int
-    counter : list of int, optional
+    counter : array of one 64-bit integer, optional
         Its only item grows by one with each step that every parameter has taken.
     skipped : callable, optional
         Called with a list of flags, one per parameter, instead of that count where some gradients were None: which have
@@ -160,7 +162,7 @@ class Update:
         run_of: Sequence[int],
         members: Sequence[Member],
         threads: int,
-        counter: list[int] | None = None,
+        counter: array[int] | None = None,
         skipped: Callable[[list[bool]], None] | None = None,
         lazy: bool = False,
         asking: Sequence[Asking] | None = None,
@@ -173,7 +175,7 @@ class Update:
                 )
         self._backend, self._kernels, self._run_of, self._members = backend, kernels, run_of, members
         self._threads, self._skipped, self._lazy = threads, skipped, lazy
-        self._counter = [0] if counter is None else counter
+        self._counter = count_of_steps() if counter is None else counter
         self._native = backend.plan(kernels, run_of, members, self._counter, threads)
         self._bound: _Bound | None = None
         self._dtypes = frozenset(compute_dtype(member.dtype) for member in members)
@@ -203,7 +205,7 @@ class Update:
         except TypeError:  # not hashable, or not valid, which this says again
             return _options(self._dtypes, grad_scale, max_norm, skip_nonfinite, clip)
 
-    def check_scalars(self, scalars: list[Scalars], runs: Sequence[int] | None = None) -> None:
+    def check_scalars(self, scalars: Sequence[Scalars], runs: Sequence[int] | None = None) -> None:
         """ValueError that names a coefficient which is not `in_range`; the rows are those of some runs, or of all."""
         kernels, limits = self._kernels, self._limits
         if runs is not None:
@@ -224,9 +226,9 @@ class Update:
         params: tuple[Any, ...],
         grads: tuple[Any, ...],
         states: tuple[Any, ...],
-        scalars: list[Scalars] | Callable[[], list[Scalars]],
+        scalars: tuple[Scalars, ...] | Callable[[], tuple[Scalars, ...]],
         options: StepOptions = PLAIN,
-        native_scalars: list[Scalars] | None = None,
+        native_scalars: tuple[Scalars, ...] | None = None,
     ) -> StepInfo:
         """One step; it happens whole, or raises and leaves every byte and every count as it was.
 
@@ -275,7 +277,7 @@ class Update:
         if not any(bound.present):
             return StepInfo(False, norm)
         if not bound.in_order:
-            scalars = [scalars[run] for run in bound.runs]
+            scalars = tuple([scalars[run] for run in bound.runs])
         scaled = scalars if options is PLAIN else self._scaled(scalars, options, norm)
         if bound.measure is not None:
             scaled = bound.measure(scaled)
@@ -295,9 +297,9 @@ class Update:
         params: tuple[Any, ...],
         grads: tuple[Any, ...],
         states: tuple[Any, ...],
-        scalars: list[Scalars] | Callable[[], list[Scalars]],
+        scalars: tuple[Scalars, ...] | Callable[[], tuple[Scalars, ...]],
         options: StepOptions,
-        native_scalars: list[Scalars] | None,
+        native_scalars: tuple[Scalars, ...] | None,
     ) -> StepInfo:
         """The step with gradients that are clipped each by itself: by factors, or by value, which takes new arrays."""
         if Rows in map(type, grads):
@@ -318,7 +320,7 @@ class Update:
             return StepInfo(self.step(params, limited, states, scalars, PLAIN, native_scalars).applied, norm)
         each, rows = iter(norms), scalars() if callable(scalars) else scalars
         factors = [1.0 if g is None else self._scale(options, next(each)) for g in checked]
-        rows = [(rows[run][0] * f, *rows[run][1:]) for run, f in zip(self._run_of, factors, strict=True)]
+        rows = tuple((rows[run][0] * f, *rows[run][1:]) for run, f in zip(self._run_of, factors, strict=True))
         return StepInfo(self._one_run_each().step(params, grads, states, rows).applied, norm)
 
     def _one_run_each(self) -> Update:
@@ -337,7 +339,7 @@ class Update:
         params: tuple[Any, ...],
         grads: tuple[Any, ...],
         states: tuple[Any, ...],
-        scalars: list[Scalars],
+        scalars: tuple[Scalars, ...],
         options: StepOptions,
     ) -> StepInfo | None:
         """The step by native calls, one for the norm and one for the rest; None if the arrays need another way."""
@@ -360,7 +362,7 @@ class Update:
         params: tuple[Any, ...],
         grads: tuple[Any, ...],
         states: tuple[Any, ...],
-        scalars: list[Scalars],
+        scalars: tuple[Scalars, ...],
         options: StepOptions,
     ) -> StepInfo:
         """The step where some gradients are `Rows`."""
@@ -407,7 +409,7 @@ class Update:
         return StepInfo(True, norm)
 
     def _rows_natively(
-        self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], scalars: list[Scalars]
+        self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], scalars: tuple[Scalars, ...]
     ) -> bool:
         """Whether one native call could take the step."""
         step = None if self._native is None else self._native.step_rows
@@ -419,10 +421,10 @@ class Update:
         pairs = tuple((g.indices, g.values) if type(g) is Rows else g for g in grads)
         return step(params, pairs, states, scalars)
 
-    def _scaled(self, scalars: list[Scalars], options: StepOptions, norm: float | None) -> list[Scalars]:
+    def _scaled(self, scalars: tuple[Scalars, ...], options: StepOptions, norm: float | None) -> tuple[Scalars, ...]:
         """`scalars` with the scale of the gradients in them."""
         scale = self._scale(options, norm)
-        return scalars if scale == 1.0 else [(row[0] * scale, *row[1:]) for row in scalars]
+        return scalars if scale == 1.0 else tuple([(row[0] * scale, *row[1:]) for row in scalars])
 
     def _scale(self, options: StepOptions, norm: float | None) -> float:
         scale = options.grad_scale
@@ -586,13 +588,13 @@ def update_array(
         member = Member(name, *backend.describe(p))
         asked = None if measured is None else Asked(measured, math.prod(member.shape), t, kept)
         update = Update(backend, [kernel], [0], [member], threads, asking=None if asked is None else [asked])
-        update.step((p,), (g,), states, [scalars], PLAIN if plain else update.options(grad_scale))
+        update.step((p,), (g,), states, (scalars,), PLAIN if plain else update.options(grad_scale))
         return kept if asked is None else asked.kept
     updates: dict[Any, Update] = _kept.__dict__.setdefault("updates", {})
     key = (backend, kernel, name, p.shape, p.dtype, threads)
     found = updates.pop(key, None)  # the handler of a signal may step meanwhile
     update = found or Update(backend, [kernel], [0], [Member(name, p.shape, p.dtype)], threads)
-    update.step((p,), (g,), states, [scalars], PLAIN if plain else update.options(grad_scale))
+    update.step((p,), (g,), states, (scalars,), PLAIN if plain else update.options(grad_scale))
     if len(updates) >= 256:
         updates.clear()
     updates[key] = update

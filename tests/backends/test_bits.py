@@ -47,7 +47,7 @@ def check_step(backend, variant, dtype, sizes, make, rng, threads, offset=0, s=0
     states = tuple(x for _, _, *states in arrays for x in states)
     plan = native_plan(backend, variant.kernel, params, threads)
     for _ in range(steps):
-        assert plan.step(params, grads, states, [variant.scalars(s)])
+        assert plan.step(params, grads, states, (variant.scalars(s),))
     for (p, g, *states), wanted_arrays, g_before in zip(arrays, wanted, before, strict=True):
         assert g.tobytes() == g_before.tobytes(), "the gradient was written to"
         for x, w, name in zip((p, *states), wanted_arrays, ("p", *variant.rule.states), strict=True):

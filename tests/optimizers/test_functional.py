@@ -459,7 +459,7 @@ def test_a_signal_without_a_handler_still_ends_the_process(monkeypatch):
 def test_code_that_runs_when_known_states_go_may_step_too():
     """States that are replaced may take memory with them whose finaliser makes a step of its own with the same plan."""
     plan = native_plan(get_backend("c"), rules.Kernel(rules.RULES["adam"], "none"), [np.ones(8)] * 2)
-    scalars = [(1.0, 0.0, *rules.adam_coefficients(0.1, 0.9, 0.999, 1e-8, "torch", 1))]
+    scalars = ((1.0, 0.0, *rules.adam_coefficients(0.1, 0.9, 0.999, 1e-8, "torch", 1)),)
     memory = np.zeros((4, 8))
     nested = []
 

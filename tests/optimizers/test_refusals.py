@@ -175,17 +175,17 @@ def test_a_gradient_between_parameters_is_plain_exactly_where_it_fits(room):
     plan = native_plan("sgd", params)
     for start in [*range(50 + room + 1), 0]:
         fits = 50 <= start <= 10 + room
-        assert plan.step(params, (other, buffer[start : start + 40]), (), [(1.0, 0.0, 0.5)]) == fits, start
+        assert plan.step(params, (other, buffer[start : start + 40]), (), ((1.0, 0.0, 0.5),)) == fits, start
 
 
 def test_an_overlap_is_noticed_when_a_norm_has_read_the_gradient_before():
     buffer = np.ones(200, np.float32)
     params, good, bad = (buffer[:100],), (buffer[100:],), (buffer[50:150],)
     plan = native_plan("sgd", params)
-    assert plan.step(params, good, (), [(1.0, 0.0, 0.5)])
+    assert plan.step(params, good, (), ((1.0, 0.0, 0.5),))
     for grads in (bad, good, bad):
         plan.sum_squares(grads, 1.0, 1.0)
-        assert plan.step(params, grads, (), [(1.0, 0.0, 0.5)]) == (grads is good)
+        assert plan.step(params, grads, (), ((1.0, 0.0, 0.5),)) == (grads is good)
 
 
 def momentum_step(params):
@@ -199,7 +199,7 @@ def momentum_step(params):
 
     def step(params, grads, states):
         _, long = longer.setdefault(id(states), (states, (*states, more[2])))
-        return plan.step((*params, more[0]), (*grads, more[1]), long, [(1.0, 0.0, 0.5, 1.0, 0.25)])
+        return plan.step((*params, more[0]), (*grads, more[1]), long, ((1.0, 0.0, 0.5, 1.0, 0.25),))
 
     return step
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from fastoptim import rules
 from fastoptim.backends import Backend, KernelCall, get_backend
+from fastoptim.backends.base import count_of_steps
 from fastoptim.rules.norm import NORM_BLOCK
 from fastoptim.rules.reference import update
 from fastoptim.rules.table import Kernel, Rule, kernels
@@ -239,7 +240,7 @@ def differing(
 
 
 def native_plan(backend: Backend, kernel: Kernel, members: Sequence[np.ndarray], threads: int = 1) -> Any:
-    return backend.plan([kernel], [0] * len(members), members, [0], threads)
+    return backend.plan([kernel], [0] * len(members), members, count_of_steps(), threads)
 
 
 def bits(x: np.ndarray) -> bytes:

@@ -117,7 +117,7 @@ def by_backend(job: Job, backend: Backend) -> list[np.ndarray]:
             rows = [(p, g, *states) for (p, *states), g in zip(job.entries, grads, strict=True)]
             backend.prepare([KernelCall(job.variant.kernel, rows)], job.threads)([job.scalars(step)])
         else:
-            assert plan.step(params, tuple(grads), states, [job.scalars(step)])
+            assert plan.step(params, tuple(grads), states, (job.scalars(step),))
     sums = backend.block_sums(job.grads[-1], SCALE, 1.0, job.threads)
     return [*(x for entry in job.entries for x in entry), np.array([reference.tree_sum(sums)])]
 

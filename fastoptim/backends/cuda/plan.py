@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from array import array
 from collections.abc import Sequence
 from operator import call, is_
 from typing import Any
@@ -31,7 +32,7 @@ class CudaPlan:
         kernels: Sequence[Kernel],
         run_of: Sequence[int],
         members: Sequence[Described],
-        counter: list[int],
+        counter: array[int],
     ):
         self._backend, self._kernels, self._run_of, self._counter = backend, kernels, run_of, counter
         self._limits = limits_of(run_of, members, len(kernels))
@@ -49,7 +50,7 @@ class CudaPlan:
         params: tuple[Any, ...],
         grads: tuple[Any, ...],
         states: tuple[Any, ...],
-        rows: list[Scalars],
+        rows: Sequence[Scalars],
         scale: float = 1.0,
     ) -> bool:
         if not in_range(rows, self._limits):

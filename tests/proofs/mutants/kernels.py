@@ -426,7 +426,7 @@ MUTANTS = (
         DRIVER,
     ),
     Mutant("order of known states forgotten", BIND, "*order &= param->state_order;", "", DRIVER),
-    Mutant("steps not counted", BIND, "PyList_SetItem(b->counter, 0, number);", "Py_DECREF(number);", DRIVER),
+    Mutant("steps not counted", BIND, "memory_order_relaxed) + 1, memory", "memory_order_relaxed), memory", DRIVER),
     # The rules in Python, and what drives them
     Mutant("rules: parenthesis of the square", UPDATES, "c2 * (g * g)", "(c2 * g) * g", COEFFICIENTS),
     Mutant(
