@@ -41,7 +41,7 @@ def check(backend, kernel: Kernel, dtype, make, sizes=SIZES, threads=3, vectors=
         if plan is not None:
             params, grads = (tuple(row[i] for row in rows) for i in (0, 1))
             states = tuple(x for row in rows for x in row[2:])
-            totals = plan(params, grads, states, [scalars], k)
+            totals = plan(params, grads, states, (scalars,), k)
             assert same_bits(np.array(totals), np.array([reference.tree_sum(x) for x in wanted]))
     assert before == [x.tobytes() for row in rows for x in row], "something was written"
 
