@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from array import array
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from functools import cache
 from typing import Any
 
@@ -36,7 +35,12 @@ class RuleUpdate:
     """
 
     def __init__(
-        self, rule: str, *, backend: str = "auto", threads: int | None = None, counter: array[int] | None = None
+        self,
+        rule: str,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        counter: MutableSequence[int] | None = None,
     ):
         self._kernel = Kernel(RULES[rule], "none")
         self._backend = resolve(backend, ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -250,7 +250,7 @@ class Backend(ABC):
         kernels: Sequence[Kernel],
         run_of: Sequence[int],
         members: Sequence[Described],
-        counter: array[int],
+        counter: MutableSequence[int],
         threads: int,
     ) -> NativePlan | None:
         """A plan that checks and steps arrays by itself, member i by kernel ``run_of[i]``; or None."""

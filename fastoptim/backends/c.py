@@ -7,8 +7,7 @@ types and layouts the extension reads and checks by itself (``csrc/bind.c``).
 from __future__ import annotations
 
 import os
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -124,7 +123,7 @@ class CPlan:
         runs: Sequence[tuple[int, str]],
         run_of: Sequence[int],
         members: Sequence[Described],
-        counter: array[int],
+        counter: MutableSequence[int],
         threads: int,
         states: Sequence[int] | None = None,
     ):
@@ -223,7 +222,7 @@ class CBackend(Backend):
         kernels: Sequence[Kernel],
         run_of: Sequence[int],
         members: Sequence[Described],
-        counter: array[int],
+        counter: MutableSequence[int],
         threads: int,
     ) -> CPlan:
         if bad := [kernel.name for kernel in kernels if kernel.decay not in kernel.rule.decays]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -118,7 +117,7 @@ class Plan:
         "version",
     )
 
-    def __init__(self, runs: list[ParamRun], run_of: list[int], update: Update, counter: array[int]):
+    def __init__(self, runs: list[ParamRun], run_of: list[int], update: Update, counter: MutableSequence[int]):
         self.runs, self.run_of, self.update, self.counter = runs, run_of, update, counter
         self.native_step = update.native_step
         self.version = self.arrays_version = -1

@@ -7,8 +7,7 @@ is short: `Optimizer.step` -> `Update.step` -> the C extension, or the kernels t
 from __future__ import annotations
 
 import math
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from functools import cache, lru_cache
 from operator import is_
 from threading import local
@@ -162,7 +161,7 @@ class Update:
         run_of: Sequence[int],
         members: Sequence[Member],
         threads: int,
-        counter: array[int] | None = None,
+        counter: MutableSequence[int] | None = None,
         skipped: Callable[[list[bool]], None] | None = None,
         lazy: bool = False,
         asking: Sequence[Asking] | None = None,

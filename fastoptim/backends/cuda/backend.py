@@ -14,8 +14,7 @@ live on the current device of `numba.cuda`.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -195,7 +194,7 @@ class CudaBackend(Backend):
         kernels: Sequence[Kernel],
         run_of: Sequence[int],
         members: Sequence[Described],
-        counter: array[int],
+        counter: MutableSequence[int],
         threads: int,
     ) -> CudaPlan:
         return CudaPlan(self, kernels, run_of, members, counter)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from array import array
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from operator import call, is_
 from typing import Any
 
@@ -32,7 +31,7 @@ class CudaPlan:
         kernels: Sequence[Kernel],
         run_of: Sequence[int],
         members: Sequence[Described],
-        counter: array[int],
+        counter: MutableSequence[int],
     ):
         self._backend, self._kernels, self._run_of, self._counter = backend, kernels, run_of, counter
         self._limits = limits_of(run_of, members, len(kernels))
