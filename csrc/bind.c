@@ -272,7 +272,8 @@ static int read_row(fo_run *run, PyObject *row, int64_t steps)
         run->scalars[i] = PyFloat_AsDouble(items_of(row)[i]);
     if (serves_all) {
         const double *x = run->scalars + 2, lr = x[0], beta1 = x[1], beta2 = x[2], eps = x[3];
-        adam_coefficients(lr, beta1, beta2, eps, x[4] != 0, (double)(run->t + steps + 1), run->scalars + 2);
+        run->t += steps + 1;
+        adam_coefficients(lr, beta1, beta2, eps, x[4] != 0, (double)run->t, run->scalars + 2);
         count = 2 + ADAM_COEFFICIENTS;
     }
     int fits = 1;

@@ -151,15 +151,15 @@ class Plan:
     def _look_at_specs(self) -> None:
         self.kept_rows: tuple[Scalars, ...] | None = None  # the scalars, while they do not change
         # What the C extension takes at every step in place of scalars that change.
-        own = [row for run in self.runs if not run.stored and (row := run.spec.native_scalars(run.base))]
+        own = [row for run in self.runs if (row := run.spec.native_scalars(run.base))]
         adam = len(own) == len(self.runs)
         self.native_rows = tuple(own) if adam and self.update.in_c else None
         # Whether every run's scalars are its head and what a function of t gives.
         self._measures = any(run.spec.measured is not None for run in self.runs)
-        self._varies = adam or not (
-            self._dithers
-            or self._measures
-            or any(not callable(run.coefficients) or run.spec.first or run.spec.advance for run in self.runs)
+        self._varies = not self._dithers and (
+            adam
+            or not self._measures
+            and all(callable(run.coefficients) and not (run.spec.first or run.spec.advance) for run in self.runs)
         )
 
     def adopt(self, specs: Mapping[int, UpdateSpec]) -> bool:

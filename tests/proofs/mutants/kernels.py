@@ -193,8 +193,8 @@ MUTANTS = (
     ),
     Mutant("entries of two runs merged", PLAN, "before->run != after->run || ", ""),
     Mutant("scalars of another run", BIND, "PyList_GetItem(rows, r)", "PyList_GetItem(rows, 0)", NATIVE),
-    Mutant("adam: the native call's count one behind", BIND, "run->t + steps + 1", "run->t + steps", (OPTIMIZERS,)),
-    Mutant("adam: steps before the plan forgotten", BIND, "run->t + steps + 1", "steps + 1", (OPTIMIZERS,)),
+    Mutant("adam: the native call's count one behind", BIND, "run->t += steps + 1", "run->t += steps", (OPTIMIZERS,)),
+    Mutant("adam: steps before the plan forgotten", BIND, "run->t += steps + 1", "run->t = steps + 1", (OPTIMIZERS,)),
     Mutant("lists that have items of their own taken", BIND, "PyList_CheckExact", "PyList_Check", (OPTIMIZERS,)),
     Mutant(
         "scale of the gradients forgotten", BIND, "scalars[0] *= factor;", "scalars[0] *= 1;", (FUNCTIONAL, OPTIMIZERS)
