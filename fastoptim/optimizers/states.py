@@ -158,8 +158,10 @@ class Plan:
         self._measures = any(run.spec.measured is not None for run in self.runs)
         self._varies = not self._dithers and (
             adam
-            or not self._measures
-            and all(callable(run.coefficients) and not (run.spec.first or run.spec.advance) for run in self.runs)
+            or not (
+                self._measures
+                or any(not callable(run.coefficients) or run.spec.first or run.spec.advance for run in self.runs)
+            )
         )
 
     def adopt(self, specs: Mapping[int, UpdateSpec]) -> bool:
