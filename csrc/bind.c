@@ -12,19 +12,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-static PyTypeObject *ndarray_type, *memmap_type;
+static PyTypeObject *ndarray_type, *memmap_type, *rows_type;
+static PyObject *const *rows_fields; /* the names of what Rows hold: indices, values, lazy */
 static size_t tuple_head;
 
 /* A call for each item would cost as much as checking it. */
 static PyObject *const *items_of(PyObject *tuple) { return (PyObject *const *)((const char *)tuple + tuple_head); }
 
-int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t both, size_t head)
+int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t types, size_t head)
 {
     ndarray_type = (PyTypeObject *)ndarray;
     memmap_type = (PyTypeObject *)memmap;
     tuple_head = head;
-    PyObject *const *items = items_of((PyObject *)both);
-    return items[0] == (PyObject *)ndarray && items[1] == (PyObject *)memmap;
+    PyObject *const *items = items_of((PyObject *)types);
+    if (items[0] != (PyObject *)ndarray || items[1] != (PyObject *)memmap)
+        return 0;
+    rows_type = (PyTypeObject *)items[2];
+    rows_fields = items + 3;
+    return 1;
 }
 
 #if defined(Py_GIL_DISABLED)
@@ -49,6 +54,7 @@ typedef struct {
     _Atomic int64_t *steps; /* others may read it at any time; whoever steps is alone in writing */
     PyObject *counter, *views;
     fo_flag busy; /* a thread is in one of the functions: what it binds must not be another's */
+    int rows;     /* whether some of the gradients that are bound are of some rows */
 } bound;
 
 /* Whoever is refused takes the way without a plan, which is for Python to guard. With the interpreter's lock, which is held
@@ -95,25 +101,45 @@ static int is_plain(PyObject *object, int needed)
            (PyArray_FLAGS((PyArrayObject *)object) & needed) == needed;
 }
 
-/* Binds a gradient of some rows, a pair of indices and values; -1 if it is not as expected. */
-static int bind_rows(PyObject *pair, fo_param *param)
+static int take_rows(fo_param *param, PyObject *of_rows, PyObject *gradients)
 {
     enum { NEEDED = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED };
-    if (PyTuple_Size(pair) != 2 || !is_plain(items_of(pair)[0], NEEDED) || !is_plain(items_of(pair)[1], NEEDED))
-        return -1;
-    PyArrayObject *indices = (PyArrayObject *)items_of(pair)[0], *values = (PyArrayObject *)items_of(pair)[1];
+    if (!of_rows || !gradients || !is_plain(of_rows, NEEDED) || !is_plain(gradients, NEEDED))
+        return 0;
+    PyArrayObject *indices = (PyArrayObject *)of_rows, *values = (PyArrayObject *)gradients;
     int type = PyArray_DESCR(indices)->type_num;
     int width = type == NPY_INT ? sizeof(int) : type == NPY_LONG ? sizeof(long) : type == NPY_LONGLONG ? 8 : 0;
     int storage = param->stored.low ? FO_FLOAT32 : param->storage[SLOT_PARAM];
     if (!width || PyArray_DESCR(values)->type_num != type_numbers[storage] || PyArray_NDIM(indices) != 1 ||
         param->dimensions < 1 || PyArray_NDIM(values) != param->dimensions || PyArray_DIM(values, 0) != PyArray_DIM(indices, 0))
-        return -1;
+        return 0;
     for (int i = 1; i < param->dimensions; i++)
         if (PyArray_DIM(values, i) != param->shape[i])
-            return -1;
+            return 0;
     param->storage[SLOT_GRAD] = (int8_t)storage;
     param->data[SLOT_GRAD] = PyArray_DATA(values);
-    return fo_rows_take(param, width == 8, PyArray_DATA(indices), PyArray_DATA(values), PyArray_DIM(indices, 0)) ? 1 : -1;
+    return fo_rows_take(param, width == 8, PyArray_DATA(indices), PyArray_DATA(values), PyArray_DIM(indices, 0));
+}
+
+/* Binds the gradient of some rows, which is let go of by drop_rows; -1 if it is not as expected, or not for such a run. */
+static int bind_rows(bound *b, PyObject *given, fo_param *param, const fo_run *run)
+{
+    PyObject *indices = PyObject_GetAttr(given, rows_fields[0]), *values = PyObject_GetAttr(given, rows_fields[1]);
+    PyObject *lazy = PyObject_GetAttr(given, rows_fields[2]);
+    int taken = (lazy == Py_True || lazy == Py_False) && take_rows(param, indices, values);
+    param->rows.owner = values;
+    b->rows = 1;
+    Py_XDECREF(indices), Py_XDECREF(lazy);
+    return taken && (!run || fo_rows_suit(param, run, lazy == Py_True)) ? 1 : -1;
+}
+
+static void drop_rows(bound *b)
+{
+    for (int64_t i = 0; b->rows && i < b->plan->param_count; i++) {
+        Py_XDECREF(b->plan->params[i].rows.owner);
+        fo_rows_drop(&b->plan->params[i]);
+    }
+    b->rows = 0;
 }
 
 static uintptr_t low_of(const fo_param *param, int slot) { return (uintptr_t)param->data[slot]; }
@@ -202,8 +228,8 @@ static int bind_states(PyObject *const *state, fo_param *param, int unchanged, i
     return moved;
 }
 
-/* Binds everything; 0 if an array is not as expected or overlaps another. With `rows`, gradients may be pairs. */
-static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject *const *g, PyObject *states, int rows)
+/* Binds everything; 0 if an array is not as expected or overlaps another. Whether gradients may be of some rows is said. */
+static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject *const *g, PyObject *states, int may_be_rows)
 {
     fo_plan *plan = b->plan;
     int64_t count = plan->param_count;
@@ -217,8 +243,8 @@ static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject 
         /* dithers and blocks, those of sums too, count in C order */
         int order = param->stored.low || fo_rule_terms(plan->runs[param->run].rule) ? NPY_ARRAY_C_CONTIGUOUS : ORDERS;
         moved |= bind(p[i], param, SLOT_PARAM, &order);
-        if (rows && PyTuple_Check(g[i])) {
-            grad_moved |= bind_rows(g[i], param);
+        if (may_be_rows && Py_TYPE(g[i]) == rows_type) {
+            grad_moved |= bind_rows(b, g[i], param, &plan->runs[param->run]);
             order &= NPY_ARRAY_C_CONTIGUOUS;
         } else {
             grad_moved |= bind(g[i], param, SLOT_GRAD, &order);
@@ -228,14 +254,14 @@ static int bind_all(bound *b, int views_unchanged, PyObject *const *p, PyObject 
             return 0;
         state += param->slots - SLOT_STATE;
     }
-    if (moved || rows)
+    if (moved || b->rows)
         disjoint = NONE;
     else if (grad_moved && disjoint == ALL)
         disjoint = WRITTEN;
-    if ((disjoint < WRITTEN && !sort_written(plan, rows ? 1 : plan->least_gradient)) ||
+    if ((disjoint < WRITTEN && !sort_written(plan, b->rows ? 1 : plan->least_gradient)) ||
         (disjoint < ALL && some_gradient_overlaps(plan)))
         return 0;
-    plan->disjoint = rows ? NONE : ALL;
+    plan->disjoint = b->rows ? NONE : ALL;
     if (!owners && count > 1) /* one array's are read as quickly, and need not be kept alive */
         b->views = Py_NewRef(states);
     return 1;
@@ -313,12 +339,12 @@ static void release(PyObject *capsule)
 static const double RELEASE_BYTES = 64e3;
 
 /* Reads and binds what a step takes: params, grads, states and rows. 0 if the arrays need another way. */
-static int bind_step(bound *b, const PyObject *views, PyObject *const *args, PyObject *grads, PyObject *scale, int rows)
+static int bind_step(bound *b, const PyObject *views, PyObject *const *args, PyObject *grads, PyObject *scale, int may_be_rows)
 {
     fo_plan *plan = b->plan;
     int plain = grads && PyTuple_CheckExact(grads) && PyTuple_Size(grads) == plan->param_count &&
                 PyTuple_Size(args[0]) == plan->param_count && fo_rounds_to_nearest() && read_rows(b, args[3], scale) &&
-                bind_all(b, views == args[2], items_of(args[0]), items_of(grads), args[2], rows);
+                bind_all(b, views == args[2], items_of(args[0]), items_of(grads), args[2], may_be_rows);
     if (!plain)
         PyErr_Clear();
     return plain;
@@ -332,7 +358,7 @@ static void apply(fo_plan *plan, int rows)
         fo_plan_apply(plan);
 }
 
-static PyObject *step_with(PyObject *capsule, PyObject *const *args, Py_ssize_t count, int rows)
+static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
 {
     bound *b = PyCapsule_GetPointer(capsule, CAPSULE);
     if (!b || (count != 4 && count != 5))
@@ -343,35 +369,24 @@ static PyObject *step_with(PyObject *capsule, PyObject *const *args, Py_ssize_t 
     PyObject *views = b->views; /* given up at the end: what goes with it may run code that steps this very plan */
     b->views = 0;
     PyObject *result = Py_False, *grads = PyList_CheckExact(args[1]) ? PyList_AsTuple(args[1]) : Py_NewRef(args[1]);
-    if (!bind_step(b, views, args, grads, count > 4 ? args[4] : 0, rows))
+    if (!bind_step(b, views, args, grads, count > 4 ? args[4] : 0, 1))
         goto done;
-    if ((rows ? fo_plan_rows_bytes(plan) : plan->step_bytes) < RELEASE_BYTES) {
-        apply(plan, rows);
+    if ((b->rows ? fo_plan_rows_bytes(plan) : plan->step_bytes) < RELEASE_BYTES) {
+        apply(plan, b->rows);
     } else {
         Py_BEGIN_ALLOW_THREADS
-        apply(plan, rows);
+        apply(plan, b->rows);
         Py_END_ALLOW_THREADS
     }
     /* Counted here, so that Ctrl-C right after the step finds it counted. */
     atomic_store_explicit(b->steps, atomic_load_explicit(b->steps, memory_order_relaxed) + 1, memory_order_relaxed);
     result = Py_True;
 done:
-    for (int64_t i = 0; rows && i < plan->param_count; i++)
-        fo_rows_drop(&plan->params[i]);
+    drop_rows(b);
     end(b);
     Py_XDECREF(grads);
     Py_XDECREF(views);
     return Py_NewRef(result);
-}
-
-static PyObject *step(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
-{
-    return step_with(capsule, args, count, 0);
-}
-
-static PyObject *step_rows(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
-{
-    return step_with(capsule, args, count, 1);
 }
 
 /* Makes the plan's only parameter one of the shape and dtype of `object`; 0 if it is none, empty or too large. */
@@ -437,25 +452,27 @@ static PyObject *sum_squares(PyObject *capsule, PyObject *const *args, Py_ssize_
     if (!begin(b))
         return Py_NewRef(Py_None);
     fo_plan *plan = b->plan;
-    double grad_scale = PyFloat_AsDouble(args[1]), k = PyFloat_AsDouble(args[2]), sum;
+    double grad_scale = PyFloat_AsDouble(args[1]), k = PyFloat_AsDouble(args[2]), sum = 0;
     int plain = fo_rounds_to_nearest() && PyTuple_Size(args[0]) == plan->param_count;
     PyObject *const *g = items_of(args[0]);
     for (int64_t i = 0; plain && i < plan->param_count; i++) {
-        int order = NPY_ARRAY_C_CONTIGUOUS, moved = bind(g[i], &plan->params[i], SLOT_GRAD, &order);
+        fo_param *param = &plan->params[i];
+        int order = NPY_ARRAY_C_CONTIGUOUS;
+        int moved = Py_TYPE(g[i]) == rows_type ? bind_rows(b, g[i], param, 0) : bind(g[i], param, SLOT_GRAD, &order);
         plain = moved >= 0 && order;
         if (moved && plan->disjoint == ALL)
             plan->disjoint = WRITTEN;
     }
     if (!plain) {
         PyErr_Clear();
-        end(b);
-        Py_RETURN_NONE;
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        sum = b->rows ? fo_plan_rows_squares(plan, grad_scale, k) : fo_plan_sum_squares(plan, grad_scale, k);
+        Py_END_ALLOW_THREADS
     }
-    Py_BEGIN_ALLOW_THREADS
-    sum = fo_plan_sum_squares(plan, grad_scale, k);
-    Py_END_ALLOW_THREADS
+    drop_rows(b);
     end(b);
-    return PyFloat_FromDouble(sum);
+    return plain ? PyFloat_FromDouble(sum) : Py_NewRef(Py_None);
 }
 
 static PyObject *measure(PyObject *capsule, PyObject *const *args, Py_ssize_t count)
@@ -496,7 +513,6 @@ int fo_functions(fo_plan *plan, uintptr_t counter, int64_t *steps, uintptr_t fun
         {"sum_squares", (PyCFunction)(void (*)(void))sum_squares, METH_FASTCALL, 0},
         {"step_array", (PyCFunction)(void (*)(void))step_array, METH_FASTCALL, 0},
         {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, 0},
-        {"step_rows", (PyCFunction)(void (*)(void))step_rows, METH_FASTCALL, 0},
     };
     PyGILState_STATE gil = PyGILState_Ensure();
     bound *b = malloc(sizeof *b);
@@ -509,7 +525,7 @@ int fo_functions(fo_plan *plan, uintptr_t counter, int64_t *steps, uintptr_t fun
         free(b);
         fo_plan_free(plan);
     }
-    for (int i = 0; made && i < 5; i++) {
+    for (int i = 0; made && i < 4; i++) {
         PyObject *function = PyCFunction_New(&methods[i], capsule);
         made = function && PyList_Append((PyObject *)functions, function) == 0;
         Py_XDECREF(function);

@@ -9,6 +9,11 @@ typedef struct {
     int64_t t;     /* the number of the step; kept where dithers need it */
     double scalars[18];
     double limit;  /* which no coefficient may reach: it would be infinite in a type that parameters are computed in */
+    /* Of steps with gradients of some rows: whether all other rows are left as they are, whatever the rule; or whether the
+     * rule leaves an element without a gradient as it is, where coefficients of these numbers (bits) are 1, and the sum of
+     * some is above 0. */
+    int32_t lazy, still;
+    uint32_t ones, above;
 } fo_run;
 
 /* How a parameter is stored that is computed in float32 but has slots of fewer bits; see fastoptim/rules/codecs.py. */
@@ -27,6 +32,7 @@ typedef struct {
     int64_t count;      /* how many indices there are; below 0: the gradient is a whole array */
     int64_t length;     /* elements of a row */
     const void *values; /* a row for each index */
+    void *owner;        /* of these: an object of Python's, for bind.c */
     int64_t *row, *at;  /* the indices in increasing order, and which of `values` are theirs */
     void *memory;       /* that holds these */
 } fo_rows;
@@ -111,21 +117,20 @@ int fo_pace_chooses_threads(const fo_pace *pace, int in_burst, double bytes);
 void fo_pace_observe_serial(fo_pace *pace, double elapsed_ns);
 void fo_pace_observe_threaded(fo_pace *pace, double elapsed_ns, double waited_ns);
 
-/* bind.c: the plan as Python functions. Objects are given by their addresses. fo_set_up comes first: `both` is the tuple
- * (ndarray, memmap), and `head` the size of a tuple without its items; 0 if they are not found behind it. fo_functions takes
+/* bind.c: the plan as Python functions. Objects are given by their addresses. fo_set_up comes first: `types`, which stays, is
+ * the tuple (ndarray, memmap, Rows, "indices", "values", "lazy"), and `head` the size of a tuple without its items; 0 if they
+ * are not found behind it. fo_functions takes
  * the plan over and appends to a list
  *   step(params, grads, states, rows, scale = 1.0) -> True, or False with nothing touched if an array is not plain, not as expected, or
- *     overlaps another; tuples of arrays (grads may be a list), and a tuple with one tuple of floats (scale, decay, coefficients) for each run,
+ *     overlaps another; tuples of arrays (grads may be a list, and hold Rows), and a tuple with one tuple of floats (scale, decay, coefficients) for each run,
  *     and behind them the number of the step where dithers need it; or Adam's (see bind.c), which stays the same;
  *   measure(params, grads, states, rows, k) -> list of floats, what fo_plan_measure finds; None where step would say False;
- *   step_rows(params, grads, states, rows, scale = 1.0) -> as step; a gradient may be a pair of indices and values, whose rows are all
- *     that is stepped of the parameter and of its states: False, too, if an index is not one of a row;
  *   sum_squares(grads, grad_scale, k) -> float, or None if a gradient is not plain and C-ordered;
  *   step_array(p, g, states, row, dict, names, values) -> as step, for a plan of one parameter and one array of any shape,
  *     float32 or float64; False, too, if the array is so large that others should run meanwhile, or if the dict has not
  *     exactly these values under these names (None where it has none). It is not counted.
  * `steps` grows by one with each step that was applied; it lies in the object `counter`, which the functions keep alive. */
-int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t both, size_t head);
+int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t types, size_t head);
 void fo_set_types(int32_t bfloat16, int32_t float8); /* NumPy's numbers of these dtypes, before a plan has them */
 int fo_functions(fo_plan *plan, uintptr_t counter, int64_t *steps, uintptr_t functions);
 

@@ -81,8 +81,13 @@ void fo_rows_drop(fo_param *param);
 void fo_rows_step(const fo_param *param, const fo_run *run, int64_t chunk);
 double fo_rows_bytes(const fo_param *param);
 int64_t fo_rows_chunks(const fo_param *param);
-/* plan.c: as fo_plan_apply, where some gradients are of rows. */
+/* Whether a step of such a run, whose scalars are known, may have them; `lazy` if other rows are to stay as they are. */
+int fo_rows_suit(const fo_param *param, const fo_run *run, int lazy);
+/* The sums of squares of the whole gradient, as those of a kernel for squares. */
+void fo_rows_squares(const fo_param *param, double grad_scale, double k, double *sums);
+/* plan.c: as fo_plan_apply and fo_plan_sum_squares, where some gradients are of rows. */
 void fo_plan_apply_rows(fo_plan *plan);
+double fo_plan_rows_squares(fo_plan *plan, double grad_scale, double k);
 double fo_plan_rows_bytes(const fo_plan *plan);
 
 /* Jobs that follow each other within this time are a burst: workers spin for it, and pace.c judges them apart. */

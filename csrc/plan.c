@@ -178,6 +178,8 @@ static void norm_chunk(void *context, int64_t chunk)
     for (int64_t e = plan->chunk_param[chunk]; e <= last; e++, start = 0) {
         const fo_param *param = &plan->params[e];
         int storage = param->storage[SLOT_GRAD];
+        if (param->rows.count >= 0)
+            continue;
         int64_t n = stop_of(plan, chunk, e) - start;
         double *sums = plan->block_sums + param->first_block + start / FO_NORM_BLOCK;
         if (storage < FO_COMPUTE_TYPES)
@@ -236,6 +238,15 @@ double fo_plan_rows_bytes(const fo_plan *plan)
     return bytes;
 }
 
+/* Chunks of whole arrays, where some gradients are of rows: none, if all are. */
+static int64_t whole_chunks(const fo_plan *plan)
+{
+    for (int64_t e = 0; e < plan->param_count; e++)
+        if (plan->params[e].rows.count < 0)
+            return plan->chunk_count;
+    return 0;
+}
+
 /* The chunks of the plan come first where some gradient is a whole array, then those of the rows of each parameter. */
 static void step_chunk_or_rows(void *context, int64_t chunk)
 {
@@ -253,13 +264,10 @@ static void step_chunk_or_rows(void *context, int64_t chunk)
 
 void fo_plan_apply_rows(fo_plan *plan)
 {
-    job j = {plan, 1.0, 1.0, 0};
+    job j = {plan, 1.0, 1.0, whole_chunks(plan)};
     int64_t chunks = 0;
-    for (int64_t e = 0; e < plan->param_count; e++) {
+    for (int64_t e = 0; e < plan->param_count; e++)
         chunks += fo_rows_chunks(&plan->params[e]);
-        if (plan->params[e].rows.count < 0)
-            j.whole = plan->chunk_count;
-    }
     double bytes = fo_plan_rows_bytes(plan);
     for (int i = 0; i < 2 && plan->rows_bytes > 0; i++) /* what is known of a step is known of as much work as this */
         plan->rows_pace[i].serial_ns *= bytes / plan->rows_bytes;
@@ -271,6 +279,26 @@ double fo_plan_sum_squares(fo_plan *plan, double grad_scale, double k)
 {
     job j = {plan, grad_scale, k, 0};
     fo_pool_run(plan->norm_pace, plan->threads, plan->norm_bytes, plan->chunk_count, norm_chunk, &j);
+    return tree_sum(plan, plan->block_sums, plan->block_count);
+}
+
+/* As step_chunk_or_rows; the rows of a parameter are not parted. */
+static void norm_chunk_or_rows(void *context, int64_t chunk)
+{
+    const job *j = context;
+    if (chunk < j->whole) {
+        norm_chunk(context, chunk);
+        return;
+    }
+    const fo_param *param = &j->plan->params[chunk - j->whole];
+    if (param->rows.count >= 0)
+        fo_rows_squares(param, j->grad_scale, j->k, j->plan->block_sums + param->first_block);
+}
+
+double fo_plan_rows_squares(fo_plan *plan, double grad_scale, double k)
+{
+    job j = {plan, grad_scale, k, whole_chunks(plan)};
+    fo_pool_run(plan->norm_pace, plan->threads, plan->norm_bytes, j.whole + plan->param_count, norm_chunk_or_rows, &j);
     return tree_sum(plan, plan->block_sums, plan->block_count);
 }
 

@@ -3,6 +3,7 @@
 #include "internal.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 void fo_rows_drop(fo_param *param)
 {
@@ -37,7 +38,7 @@ int fo_rows_take(fo_param *param, int wide, const void *indices, const void *val
     void *memory = malloc(4 * (size_t)count * sizeof(int64_t) + 1);
     if (!memory)
         return 0;
-    *rows = (fo_rows){count, n ? param->n / n : 0, values, memory, (int64_t *)memory + count, memory};
+    *rows = (fo_rows){count, n ? param->n / n : 0, values, 0, memory, (int64_t *)memory + count, memory};
     for (int64_t i = 0; i < count; i++) {
         int64_t row = wide ? ((const int64_t *)indices)[i] : ((const int32_t *)indices)[i];
         if (row < 0 || row >= n)
@@ -50,8 +51,27 @@ int fo_rows_take(fo_param *param, int wide, const void *indices, const void *val
     return 1;
 }
 
-/* Gradients that are added up before a kernel takes them lie in the nearest cache: so many bytes, whole blocks. */
-enum { ROOM = 8192, CHUNK = 16384, ROWS_AHEAD = 6, LINES_AHEAD = 8 };
+int fo_rows_suit(const fo_param *param, const fo_run *run, int lazy)
+{
+    int scales = 0; /* of blocks, which rows must not share */
+    for (int slot = 0; slot < param->slots; slot++)
+        scales |= param->storage[slot] == FO_SCALES;
+    if (run->decay != FO_DECAY_NONE || (scales && param->rows.length % FO_BLOCK))
+        return 0;
+    if (lazy || run->lazy)
+        return 1;
+    double sum = 0;
+    int still = run->still && !scales && run->scalars[0] >= 0; /* zero times a scale below zero, or NaN, is -0 or NaN */
+    for (int i = 0; still && i < FO_COEFFICIENTS; i++) {
+        still = !(run->ones >> i & 1) || run->scalars[2 + i] == 1;
+        sum += run->above >> i & 1 ? run->scalars[2 + i] : 0;
+    }
+    return still && (!run->above || sum > 0);
+}
+
+/* Gradients are added up, then kernels take them: so many bytes at a time, which stay in the nearest cache, whole blocks;
+ * and so many stretches of rows that follow each other. */
+enum { ROOM = 8192, STRETCHES = 128, CHUNK = 16384 };
 
 double fo_rows_bytes(const fo_param *param)
 {
@@ -73,22 +93,30 @@ int64_t fo_rows_chunks(const fo_param *param)
     return rows->count > 0 && rows->length > 0 ? (rows->count - 1) / share(rows) + 1 : 0;
 }
 
-/* `n` sums of values of one row, from an element on: from zero and in the order given, as numpy.add.at makes them. */
+/* `n` sums of the values of one row, from an element on: from zero and in the order given, as numpy.add.at makes them. */
 #define ADD_UP(T)                                                                                                      \
-    static void add_up_##T(T *restrict sum, const T *values, int64_t n, const fo_rows *rows, int64_t from, int64_t to, \
-                           int64_t first)                                                                              \
+    static void add_up_##T(const fo_rows *rows, T *restrict sum, int64_t n, int64_t from, int64_t to, int64_t first)    \
     {                                                                                                                  \
-        const T *x = values + rows->at[from] * rows->length + first;                                                   \
+        const T *x = (const T *)rows->values + rows->at[from] * rows->length + first;                                  \
         for (int64_t i = 0; i < n; i++)                                                                                \
             sum[i] = (T)0 + x[i];                                                                                      \
         while (++from < to) {                                                                                          \
-            x = values + rows->at[from] * rows->length + first;                                                        \
+            x = (const T *)rows->values + rows->at[from] * rows->length + first;                                       \
             for (int64_t i = 0; i < n; i++)                                                                            \
                 sum[i] = sum[i] + x[i];                                                                                \
         }                                                                                                              \
     }
 ADD_UP(float)
 ADD_UP(double)
+
+/* The same for elements of a size. */
+static void add_up(const fo_rows *rows, int64_t size, void *sum, int64_t n, int64_t from, int64_t to, int64_t first)
+{
+    if (size == sizeof(double))
+        add_up_double(rows, sum, n, from, to, first);
+    else
+        add_up_float(rows, sum, n, from, to, first);
+}
 
 /* Steps `n` elements from `start` on, with a gradient of their own. */
 static void step_stretch(const fo_param *param, const fo_run *run, fo_kernel *kernel, int64_t start, int64_t n,
@@ -110,17 +138,14 @@ static void step_stretch(const fo_param *param, const fo_run *run, fo_kernel *ke
     kernel(run, n, data);
 }
 
-/* Asks for the memory of a row that will be stepped soon. gcc drops calls of a function that does nothing else, unless it is
- * inlined early. */
-static inline __attribute__((always_inline)) void ask_for(const fo_param *param, int64_t i)
+/* Asks for the memory of `n` elements from `start` on, which will be stepped soon: rows lie apart, and waiting for one after
+ * the other would take most of the time. gcc drops calls of a function that does nothing else, unless it is inlined early. */
+static inline __attribute__((always_inline)) void ask_for(const fo_param *param, int64_t start, int64_t n)
 {
-    const fo_rows *rows = &param->rows;
     for (int slot = 0; slot < param->slots; slot++) {
-        int64_t row = slot == SLOT_GRAD ? rows->at[i] : rows->row[i];
-        size_t bytes = fo_bytes(param->storage[slot], rows->length);
-        const char *at = fo_address(param, slot, row * rows->length);
-        for (size_t line = 0; line < bytes && line < LINES_AHEAD * 64; line += 64)
-            __builtin_prefetch(at + line, 1);
+        const char *at = fo_address(param, slot, start), *end = at + fo_bytes(param->storage[slot], n);
+        for (at -= (uintptr_t)at % 64; slot != SLOT_GRAD && at < end; at += 64)
+            __builtin_prefetch(at, 1);
     }
 }
 
@@ -133,37 +158,74 @@ static int64_t begin_of(const fo_rows *rows, int64_t chunk)
     return i < rows->count ? i : rows->count;
 }
 
+/* Behind the last index of the same row. */
+static int64_t end_of(const fo_rows *rows, int64_t i)
+{
+    const int64_t row = rows->row[i];
+    while (++i < rows->count && rows->row[i] == row)
+        ;
+    return i;
+}
+
 void fo_rows_step(const fo_param *param, const fo_run *run, int64_t chunk)
 {
-    _Alignas(64) union {
-        float of_float[ROOM / sizeof(float)];
-        double of_double[ROOM / sizeof(double)];
-    } sums;
+    _Alignas(64) char sums[ROOM];
+    struct {
+        int64_t start, n;
+        void *gradient;
+    } stretch[STRETCHES];
     const fo_rows *rows = &param->rows;
-    const int wide = param->storage[SLOT_GRAD] == FO_FLOAT64;
-    const int64_t room = ROOM / (int64_t)(wide ? sizeof(double) : sizeof(float)), to = begin_of(rows, chunk + 1);
+    const int64_t size = (int64_t)fo_bytes(param->storage[SLOT_GRAD], 1), room = ROOM / size, to = begin_of(rows, chunk + 1);
     fo_kernel *kernel = param->stored.low ? 0 : fo_kernel_for(run->rule, param->storage[SLOT_PARAM]);
-    int64_t start = 0, n = 0; /* what is added up and not yet stepped: rows that follow each other */
-    for (int64_t i = begin_of(rows, chunk), next; i < to; i = next) {
-        for (next = i + 1; next < to && rows->row[next] == rows->row[i];)
-            next++;
-        if (next + ROWS_AHEAD < to)
-            ask_for(param, next + ROWS_AHEAD);
-        for (int64_t first = 0, part; first < rows->length; first += part, n += part) {
-            int64_t place = rows->row[i] * rows->length + first;
-            if (n && (n == room || place != start + n)) {
-                step_stretch(param, run, kernel, start, n, &sums);
-                n = 0;
+    for (int64_t i = begin_of(rows, chunk), first = 0; i < to;) {
+        int64_t count = 0, n = 0, part;
+        for (; i < to && count < STRETCHES; n += part) {
+            const int64_t start = rows->row[i] * rows->length + first, left = rows->length - first, next = end_of(rows, i);
+            part = left < room ? left : room;
+            if (n + part > room)
+                break;
+            ask_for(param, start, part);
+            add_up(rows, size, sums + n * size, part, i, next, first);
+            if (count && stretch[count - 1].start + stretch[count - 1].n == start) {
+                stretch[count - 1].n += part;
+            } else {
+                stretch[count].start = start, stretch[count].n = part;
+                stretch[count++].gradient = sums + n * size;
             }
-            if (!n)
-                start = place;
-            part = rows->length - first < room - n ? rows->length - first : room - n;
-            if (wide)
-                add_up_double(sums.of_double + n, rows->values, part, rows, i, next, first);
-            else
-                add_up_float(sums.of_float + n, rows->values, part, rows, i, next, first);
+            first = part == left ? 0 : first + part;
+            i = part == left ? next : i;
+        }
+        for (int64_t k = 0; k < count; k++)
+            step_stretch(param, run, kernel, stretch[k].start, stretch[k].n, stretch[k].gradient);
+    }
+}
+
+/* Where a block of the norm has no gradient, zeros would be added to its sums. They are left out by whole rounds of the
+ * lanes: every lane is given the numbers that it has in the whole block, in their order. */
+void fo_rows_squares(const fo_param *param, double grad_scale, double k, double *sums)
+{
+    _Alignas(64) char block[FO_NORM_BLOCK * sizeof(double)];
+    const fo_rows *rows = &param->rows;
+    const int64_t size = (int64_t)fo_bytes(param->storage[SLOT_GRAD], 1);
+    fo_square_kernel *squares = fo_square_kernel_for(param->storage[SLOT_GRAD]);
+    memset(sums, 0, (size_t)((param->n + FO_NORM_BLOCK - 1) / FO_NORM_BLOCK) * sizeof *sums);
+    int64_t number = -1, n = 0; /* which block is filled, and how far */
+    for (int64_t i = 0, next; i < rows->count; i = next) {
+        next = end_of(rows, i);
+        for (int64_t first = 0, part; first < rows->length; first += part, n += part) {
+            const int64_t place = rows->row[i] * rows->length + first, within = place % FO_NORM_BLOCK;
+            const int64_t left = rows->length - first, room = FO_NORM_BLOCK - within;
+            if (place / FO_NORM_BLOCK != number) {
+                if (n)
+                    squares(grad_scale, k, n, block, sums + number);
+                number = place / FO_NORM_BLOCK, n = 0;
+            }
+            for (; n % FO_NORM_LANES != within % FO_NORM_LANES; n++)
+                memset(block + n * size, 0, (size_t)size);
+            part = left < room ? left : room;
+            add_up(rows, size, block + n * size, part, i, next, first);
         }
     }
     if (n)
-        step_stretch(param, run, kernel, start, n, &sums);
+        squares(grad_scale, k, n, block, sums + number);
 }

@@ -71,12 +71,8 @@ class NativePlan(Protocol):
     def step(self) -> Callable[..., bool]:
         """``step(params, grads, states, rows, scale=1.0)``; False, with nothing touched, if arrays need another way.
 
-        So it is where rows are not `in_range`.
+        So it is where rows are not `in_range`, and may be where a gradient is `Rows`.
         """
-
-    @property
-    def step_rows(self) -> Callable[..., bool] | None:
-        """As `step`, where a gradient may be a pair of indices and values, those of some rows; None if it cannot."""
 
     def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
         """Norm of all gradients; None if they need another way."""
@@ -252,8 +248,12 @@ class Backend(ABC):
         members: Sequence[Described],
         counter: MutableSequence[int],
         threads: int,
+        lazy: bool = False,
     ) -> NativePlan | None:
-        """A plan that checks and steps arrays by itself, member i by kernel ``run_of[i]``; or None."""
+        """A plan that checks and steps arrays by itself, member i by kernel ``run_of[i]``; or None.
+
+        With `lazy`, `Rows` leave other rows as they are, whatever the rule.
+        """
         return None
 
     def array_step(self, kernel: Kernel) -> Callable[..., bool] | None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import rules
 from ..arrays import checks
+from ..arrays.rows import Rows
 from ..arrays.storage import small_dtype
 from ..rules.codecs import Stored
 from ..rules.table import DECAYS, MAX_STATES, MEASURES, RULES, Kernel
@@ -36,6 +37,7 @@ except ImportError as error:
 
 ffi, lib = _c.ffi, _c.lib
 
+_TYPES = np.ndarray, np.memmap, Rows, "indices", "values", "lazy"  # which the extension keeps
 _STORAGE = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3, "float8": 4, "scales": 5}
 _SLOTS = 2 + MAX_STATES + MAX_STATES + 1
 
@@ -88,16 +90,19 @@ class CPlan:
         How many threads a step may use.
     states : sequence of int, optional
         How many states the members of each run have; by default as many as its rule.
+    lazy : bool
+        Whether `Rows` leave other rows as they are, whatever the rule, without saying so.
 
     Attributes
     ----------
     step : callable
         ``step(params, grads, states, rows, scale=1.0)``: tuples of arrays, one with the scalars of each run (or what
-        `UpdateSpec.native_scalars` gives), and a factor for the gradients. True, or False with nothing touched if an
-        array is not plain, not as expected or overlaps another.
+        `UpdateSpec.native_scalars` gives), and a factor for the gradients, which may be `Rows`. True, or False with
+        nothing touched if an array is not plain, not as expected or overlaps another, an index of Rows is not one of a
+        row, or a step with Rows would not have the bits of the dense one and was not asked to be lazy.
     sum_squares : callable
         ``sum_squares(grads, grad_scale, k)``: sum of ``(k * (grad_scale * g))**2``, None if a gradient is not plain and
-        C-ordered.
+        C-ordered. They may be `Rows`.
     step_array : callable
         ``step_array(p, g, states, row, dict, names, values)``: a step of one small array of any shape, for a plan of
         one parameter. True, or False with nothing touched, as for `step`, or if ``dict.get`` of the names does not give
@@ -105,18 +110,14 @@ class CPlan:
     measure : callable
         ``measure(params, grads, states, rows, k)``, where runs are measures: sums of ``(k * term)**2`` for each
         parameter and each of its terms; None where `step` would say False.
-    step_rows : callable
-        As `step`; a gradient may be a pair of indices and values, those of some rows, which are all that is stepped.
-        False, too, if an index is not one of a row.
     """
 
-    __slots__ = ("_handle", "measure", "step", "step_array", "step_rows", "sum_squares")
+    __slots__ = ("_handle", "measure", "step", "step_array", "sum_squares")
     in_c = True
     step: Callable[..., bool]
     sum_squares: Callable[[tuple[Any, ...], float, float], float | None]
     step_array: Callable[..., bool]
     measure: NativeMeasure
-    step_rows: Callable[..., bool]
 
     def __init__(
         self,
@@ -126,10 +127,17 @@ class CPlan:
         counter: MutableSequence[int],
         threads: int,
         states: Sequence[int] | None = None,
+        lazy: bool = False,
     ):
         described = ffi.new("fo_run[]", max(1, len(runs)))
         for i, (number, decay) in enumerate(runs):
-            described[i].rule, described[i].decay = number, DECAYS.index(decay)
+            described[i].rule, described[i].decay, described[i].lazy = number, DECAYS.index(decay), lazy
+            rule = RULES.get(RULE_NAMES[number])
+            if rule is not None and rule.still is not None:
+                described[i].still = 1
+                described[i].ones, described[i].above = (
+                    sum(1 << rule.coefficients.index(name) for name in names) for names in rule.still
+                )
         storage = np.full((len(members), _SLOTS), -1, np.int8)
         stored = ffi.new("fo_stored[]", max(1, len(members)))
         for i, member in enumerate(members):
@@ -162,7 +170,7 @@ class CPlan:
         if not lib.fo_functions(handle, id(counter), ffi.from_buffer("int64_t[]", counter), id(functions)):
             raise MemoryError("no memory for the plan of a step")
         self._handle = handle  # owned by the functions
-        self.step, self.sum_squares, self.step_array, self.measure, self.step_rows = functions
+        self.step, self.sum_squares, self.step_array, self.measure = functions
 
     def norm(self, grads: tuple[Any, ...], grad_scale: float) -> float | None:
         """Norm of all gradients; None if one is not plain and C-ordered."""
@@ -182,8 +190,7 @@ class CBackend(Backend):
 
     def __init__(self) -> None:
         _check_tables()
-        types = np.ndarray, np.memmap
-        if not lib.fo_set_up(id(types[0]), id(types[1]), id(types), tuple.__basicsize__):
+        if not lib.fo_set_up(id(np.ndarray), id(np.memmap), id(_TYPES), tuple.__basicsize__):
             raise ImportError("the C extension of fastoptim cannot read tuples of this Python; please report this")
         wanted = os.environ.get("FASTOPTIM_ISA", "")
         if wanted:
@@ -224,11 +231,12 @@ class CBackend(Backend):
         members: Sequence[Described],
         counter: MutableSequence[int],
         threads: int,
+        lazy: bool = False,
     ) -> CPlan:
         if bad := [kernel.name for kernel in kernels if kernel.decay not in kernel.rule.decays]:
             raise ValueError(f"no such kernels: {bad}; a rule's decays say which there are")
         runs = [(RULE_NAMES.index(kernel.rule.name), kernel.decay) for kernel in kernels]
-        return CPlan(runs, run_of, members, counter, threads)
+        return CPlan(runs, run_of, members, counter, threads, lazy=lazy)
 
     def array_step(self, kernel: Kernel) -> Callable[..., bool]:
         return self.plan([kernel], [0], [np.empty(1)], count_of_steps(), 1).step_array

@@ -17,13 +17,15 @@ from ..backends.base import Backend, Described, KernelCall, Scalars
 from ..rules import reference
 from ..rules.codecs import BLOCK, Stored
 from ..rules.norm import NORM_BLOCK
-from ..rules.table import Kernel
+from ..rules.table import Kernel, Rule
 
-# Rules that leave a row without a gradient as it is, and for which coefficients: only they are exact.
-EXACT: dict[str, Callable[..., bool]] = {
-    "sgd": math.isfinite,
-    "rmsprop": lambda a, b, er, eps, c: a == b == 1.0 and er + eps > 0.0 and math.isfinite(c),  # Adagrad
-}
+
+def _stays_still(rule: Rule, coefficients: Sequence[float]) -> bool:
+    """Whether a step with these (finite) coefficients leaves an element without a gradient as it is."""
+    if rule.still is None:
+        return False
+    ones, above = ([coefficients[rule.coefficients.index(name)] for name in names] for names in rule.still)
+    return all(x == 1.0 for x in ones) and (not above or sum(above) > 0.0)
 
 
 def check_rule(member: Described, name: str, given: Rows, kernel: Kernel, scalars: Scalars, lazy: bool) -> None:
@@ -39,7 +41,7 @@ def check_rule(member: Described, name: str, given: Rows, kernel: Kernel, scalar
         )
     if lazy or given.lazy:
         return
-    if scaled or not (rule.name in EXACT and EXACT[rule.name](*scalars[2 : 2 + len(rule.coefficients)])):
+    if scaled or not _stays_still(rule, scalars[2:]):
         own = "a rule of your own" if rule.own else f"the rule {rule.name!r}"
         raise ValueError(
             f"{what}: with {own} {'and float8 states ' if scaled else ''}the dense step changes rows without a "

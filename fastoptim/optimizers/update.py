@@ -39,7 +39,7 @@ from ..rules.codecs import Stored
 from ..rules.measures import Measured
 from ..rules.table import Kernel
 from .measuring import Asked, Asking, Measuring
-from .sparse import SparseStep, check_rule, touches_rows_alone
+from .sparse import SparseStep, check_rule
 
 APPLIED = StepInfo(True, None)
 
@@ -175,7 +175,7 @@ class Update:
         self._backend, self._kernels, self._run_of, self._members = backend, kernels, run_of, members
         self._threads, self._skipped, self._lazy = threads, skipped, lazy
         self._counter = count_of_steps() if counter is None else counter
-        self._native = backend.plan(kernels, run_of, members, self._counter, threads)
+        self._native = backend.plan(kernels, run_of, members, self._counter, threads, lazy)
         self._bound: _Bound | None = None
         self._dtypes = frozenset(compute_dtype(member.dtype) for member in members)
         self._limits = limits_of(run_of, members, len(kernels))
@@ -348,6 +348,8 @@ class Update:
             if norm is None:
                 return None
             if options.skip_nonfinite and not math.isfinite(norm):
+                if Rows in map(type, grads):
+                    return None
                 self._check(params, grads, states)  # a step that skips refuses bad input all the same
                 return StepInfo(False, norm)
         scale = self._scale(options, norm)
@@ -377,8 +379,6 @@ class Update:
         for member, g, run in zip(self._members, grads, self._run_of, strict=True):
             if type(g) is Rows:
                 check_rule(member, member.name, g, self._kernels[run], scalars[run], self._lazy)
-        if options is PLAIN and self._rows_natively(params, grads, states, scalars):
-            return APPLIED
         backend.check_arithmetic()
         dense = tuple(None if type(g) is Rows else g for g in grads)
         for member, g in zip(self._members, grads, strict=True):
@@ -396,8 +396,6 @@ class Update:
             if options.skip_nonfinite and not math.isfinite(norm):
                 return StepInfo(False, norm)
         scaled = scalars if options is PLAIN else self._scaled(scalars, options, norm)
-        if options is not PLAIN and self._rows_natively(params, grads, states, scaled):
-            return StepInfo(True, norm)
         apply = step.prepare(scaled)
         with deferred_signals():
             apply()
@@ -406,19 +404,6 @@ class Update:
             elif self._skipped is not None:
                 self._skipped(step.present)
         return StepInfo(True, norm)
-
-    def _rows_natively(
-        self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], scalars: tuple[Scalars, ...]
-    ) -> bool:
-        """Whether one native call could take the step."""
-        step = None if self._native is None else self._native.step_rows
-        if step is None:
-            return False
-        for g, run in zip(grads, self._run_of, strict=True):
-            if isinstance(g, tuple) or (type(g) is Rows and not touches_rows_alone(g, scalars[run][0], self._lazy)):
-                return False  # a pair would be taken for Rows that nobody has checked
-        pairs = tuple((g.indices, g.values) if type(g) is Rows else g for g in grads)
-        return step(params, pairs, states, scalars)
 
     def _scaled(self, scalars: tuple[Scalars, ...], options: StepOptions, norm: float | None) -> tuple[Scalars, ...]:
         """`scalars` with the scale of the gradients in them."""

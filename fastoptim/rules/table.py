@@ -38,6 +38,9 @@ class Rule:
         Name -> first value of the numbers that are kept beside the step count (float64, on the host).
     decays : tuple of str
         Which of `DECAYS` it can be asked for; nothing is compiled for the others.
+    still : tuple of two tuples of str, optional
+        For which coefficients a step leaves an element without a gradient, and its states, as they are: the first ones
+        are 1, the sum of the second ones is above 0. None: it may change them.
     terms : int
         0 for an update rule. A measure has so many results, of which norms are taken; it writes nothing, and reads the
         states that it names, which are the first ones of the rules that it is for.
@@ -51,6 +54,7 @@ class Rule:
     scalars: Mapping[str, float] = field(default_factory=dict)
     decays: tuple[str, ...] = DECAYS
     squares: tuple[str, ...] = ()
+    still: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     terms: int = 0
 
     @property
@@ -90,6 +94,10 @@ def row(function: Callable[..., tuple[Any, ...]], *states: str, **options: Any) 
 # A state of one of these names holds squares, whatever the rule.
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_avg_var", "accumulator")
 _YOGI = {"exp_avg": "initial_accumulator_value", "exp_avg_sq": "initial_accumulator_value"}
+_RMSPROP: dict[str, Any] = {
+    "initial": {"square_avg": "initial_accumulator_value"},
+    "still": (("a", "b"), ("er", "eps")),  # Adagrad's
+}
 _FTRL = {"accumulator": "initial_accumulator_value"}
 _SCHEDULE_FREE: dict[str, Any] = {
     "gives": "parameter",
@@ -100,7 +108,7 @@ _SCHEDULE_FREE: dict[str, Any] = {
 RULES: dict[str, Rule] = {
     rule.name: rule
     for rule in (
-        row(law.sgd),
+        row(law.sgd, still=((), ())),
         row(law.momentum, "momentum_buffer"),
         row(law.nesterov, "momentum_buffer"),
         row(law.adam, "exp_avg", "exp_avg_sq"),
@@ -116,7 +124,7 @@ RULES: dict[str, Rule] = {
         row(law.rprop, "prev", "step_size", decays=NONE, initial={"step_size": "lr"}),
         row(law.asgd, "ax", decays=INSIDE, gives="parameter"),
         row(law.schedule_free_sgd, "z", decays=INSIDE, **_SCHEDULE_FREE),
-        row(law.rmsprop, "square_avg", decays=INSIDE, initial={"square_avg": "initial_accumulator_value"}),
+        row(law.rmsprop, "square_avg", decays=INSIDE, **_RMSPROP),
         row(law.rmsprop_momentum, "square_avg", "momentum_buffer", decays=INSIDE),
         row(law.rmsprop_centered, "square_avg", "grad_avg", decays=INSIDE),
         row(law.rmsprop_centered_momentum, "square_avg", "grad_avg", "momentum_buffer", decays=INSIDE),

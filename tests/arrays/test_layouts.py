@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim.backends.c import lib
+from fastoptim.backends.c import _TYPES, lib
 from tests.support.cases import same_bits
 
 
@@ -140,8 +140,7 @@ def test_gradients_are_only_read(n, backend, tmp_path):
 
 
 def test_tuples_of_another_make_are_noticed():
-    types = np.ndarray, np.memmap
-    found = partial(lib.fo_set_up, id(types[0]), id(types[1]), id(types))
+    found = partial(lib.fo_set_up, id(np.ndarray), id(np.memmap), id(_TYPES))
     try:
         assert not found(tuple.__basicsize__ - 8)
     finally:

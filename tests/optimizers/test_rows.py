@@ -206,7 +206,7 @@ def test_another_algorithm_is_asked_for_by_name_and_decay_refused():
     table = np.ones((10, 4))
     rows = fo.Rows(np.array([1, 2]), np.ones((2, 4)))
     lazy = fo.Rows(rows.indices, rows.values, lazy=True)
-    for opt in (fo.Adam(table), fo.AdamW(table, weight_decay=0), fo.SGD(table, momentum=0.9)):
+    for opt in (fo.Adam(table), fo.AdamW(table, weight_decay=0), fo.SGD(table, momentum=0.9), fo.RMSprop(table)):
         with pytest.raises(ValueError, match=r"another algorithm: ask for it, Rows.*lazy=True.* or fo.SparseAdam"):
             opt.step(rows)
     for opt in (fo.SGD(table, weight_decay=0.1), fo.AdamW(table), fo.SparseAdam(table, weight_decay=0.1)):
@@ -322,12 +322,15 @@ def test_the_native_call_is_taken_and_others_are_not_touched(monkeypatch):
         narrow = fo.Rows(rows.indices.astype(np.int32), rows.values)
         fo.functional.sgd(copies[0], narrow, lr=1e-3, backend="c")
         dicts.SGD(1e-3).update({"t": copies[1]}, {"t": fo.Rows(rows.indices, rows.values)})
+        fo.SGD(copies[1]).step(rows, max_norm=0.5, grad_scale=0.7, skip_nonfinite=True)  # the norm, too
         with pytest.raises(AssertionError):  # values that are part of the table must be copied first
             fo.SGD(table).step(fo.Rows(np.array([1, 2]), table[2:4]))
         with pytest.raises(AssertionError):  # and those that begin before it and end within
             fo.SGD(table[2:]).step(fo.Rows(np.array([1, 2]), table[1:3]))
     fo.SGD(copies[2], backend="numpy").step(rows)
-    assert all(same_bits(x, table) for x in copies)
+    assert same_bits(copies[0], table) and same_bits(copies[2], table)
+    fo.SGD(copies[2], backend="numpy").step(rows, max_norm=0.5, grad_scale=0.7)
+    assert same_bits(copies[1], copies[2])
     zeros = np.full((4, 2), -0.0)
     fo.SGD(zeros).step(fo.Rows(np.array([1]), np.full((1, 2), -0.0)))
     assert np.signbit(zeros).all()  # -0 - +0, for sums begin at zero

@@ -196,6 +196,7 @@ class CudaBackend(Backend):
         members: Sequence[Described],
         counter: MutableSequence[int],
         threads: int,
+        lazy: bool = False,
     ) -> CudaPlan:
         return CudaPlan(self, kernels, run_of, members, counter)
 

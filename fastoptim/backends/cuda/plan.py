@@ -23,7 +23,6 @@ class CudaPlan:
     """See `backends.base.NativePlan`. Arrays that are not plain (gaps, mixed orders, no gradient) need another way."""
 
     in_c = False
-    step_rows = None
 
     def __init__(
         self,
