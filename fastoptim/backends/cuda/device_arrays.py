@@ -11,13 +11,17 @@ import numpy as np
 
 from ...arrays.autograd import tell_autograd as tell_autograd
 
+NOWHERE = 1 << 12
+
 
 class HostLayout:
     """What NumPy needs to reason about a device array's layout. Its elements must never be read."""
 
     def __init__(self, interface: dict[str, Any]):
-        self.__array_interface__ = {key: interface.get(key) for key in ("shape", "typestr", "strides", "data")} | {
-            "version": 3
+        address, readonly = interface["data"]
+        self.__array_interface__ = {key: interface.get(key) for key in ("shape", "typestr", "strides")} | {
+            "data": (address or NOWHERE, readonly),  # that of an empty array: NumPy 2.0 refuses 0
+            "version": 3,
         }
 
 

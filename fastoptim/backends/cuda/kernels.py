@@ -90,10 +90,10 @@ from fastoptim.backends.cuda.simulator import add, dadd, div, dmul, memory, mul,
 
 load, store, load_vector, store_vector = memory(np.dtype("{dtype}"), {width})
 """
-# `table` holds, from `begin` on: the running total of items of `count` arrays, their sizes, and a row for each.
+# `table` holds, from `begin` on: the running total of pieces of `count` arrays, their sizes, and a row of words for each.
 FIND = """\
 @inlined
-def find(table, begin, count, item):
+def find(table, begin, count, item, words):  # a piece's row and number in its array, the array's size
     low, high = np.int64(0), count - 1
     while low < high:
         middle = (low + high) >> 1
@@ -101,36 +101,37 @@ def find(table, begin, count, item):
             high = middle
         else:
             low = middle + 1
-    return low
+    before = table[begin + low - 1] if low > 0 else np.int64(0)
+    return begin + 2 * count + low * words, item - before, table[begin + count + low]
 """
-# `range` with a step would cost a division of 64-bit integers: hence the loops with `while`.
-_UPDATE = """\
-def {name}(table, begin, count, pieces, piece, k):
-{scalars}
+# A block of threads takes one piece after another. `range` with a step would cost a division of 64-bit integers: hence
+# the loops with `while`.
+_PIECES = """\
+def {name}(table, begin, count, pieces, piece, {scalars}):
+{first}
     thread, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
-    number = np.int64(cuda.blockIdx.x)
-    while number < pieces:
-        which = find(table, begin, count, number)
-        before = table[begin + which - 1] if which > 0 else np.int64(0)
-        start = (number - before) * piece
-        stop = min(start + piece, table[begin + count + which])
-        row = begin + 2 * count + which * {streams}
-{addresses}
+    item = np.int64(cuda.blockIdx.x)
+    while item < pieces:
+        row, index, size = find(table, begin, count, item, {words})
+        start = index * piece
+        stop = min(start + piece, size)
+{loads}
+{loop}
+        item += np.int64(cuda.gridDim.x)
+"""
+_VECTORS = """\
         if ({every}) % {vector_bytes} == 0:
             full = start + ((stop - start) & -{width})
             i = start + thread * {width}
             while i < full:
 {vector}
                 i += threads * {width}
-            start = full
+            start = full"""
+EACH = """\
         i = start + thread
         while i < stop:
-{loads}
-            {targets} = {name}_element({values})
-{stores}
-            i += threads
-        number += np.int64(cuda.gridDim.x)
-"""
+{step}
+            i += threads"""
 _SUM = """\
 def sum_squares_{n}(table, begin, count, blocks, s, ks, sums, stride):
     {factors}, = ks
@@ -144,13 +145,11 @@ def sum_squares_{n}(table, begin, count, blocks, s, ks, sums, stride):
         number = first + group
         target = np.int64(-1)
         if number < blocks:
-            which = find(table, begin, count, number)
-            before = table[begin + which - 1] if which > 0 else np.int64(0)
-            row = begin + 2 * count + which * 2
+            row, index, size = find(table, begin, count, number, 2)
             address = table[row]
-            target = table[row + 1] + number - before
-            start = (number - before) * {block}
-            stop = min(start + {block}, table[begin + count + which])
+            target = table[row + 1] + index
+            start = index * {block}
+            stop = min(start + {block}, size)
             tiles = start + ((stop - start) & -{tile})
             i = start + lane
             while i < tiles:
@@ -252,19 +251,30 @@ def _update(kernel: Kernel, width: int) -> str:
     vector = [", ".join(f"{x}{j}" for j in range(width)) + f" = load_vector(at_{x}, i)" for x in read]
     vector += [", ".join(f"{x}{j}" for x in written) + f", = {call(str(j))}" for j in range(width)]
     vector += [f"store_vector(at_{x}, i, " + ", ".join(f"{x}{j}" for j in range(width)) + ")" for x in written]
-    return _UPDATE.format(
-        name=name,
-        streams=len(streams),
-        width=width,
-        vector_bytes=VECTOR_BYTES,
-        scalars=indent(1, [f"{x} = k[{j}]" for j, x in enumerate(scalars)]),
-        addresses=indent(2, [f"at_{x} = table[row + {j}]" for j, x in enumerate(streams)]),
-        every=" | ".join(f"at_{x}" for x in streams),
-        vector=indent(4, vector),
-        loads=indent(3, [f"{x} = load(at_{x}, i)" for x in read]),
-        targets=", ".join(written) + ("," if len(written) == 1 else ""),
-        values=", ".join([*read, *scalars]),
-        stores=indent(3, [f"store(at_{x}, i, {x})" for x in written]),
+    targets = ", ".join(written) + ("," if len(written) == 1 else "")
+    each = [f"{x} = load(at_{x}, i)" for x in read]
+    each += [f"{targets} = {call('')}"]
+    each += [f"store(at_{x}, i, {x})" for x in written]
+    every = " | ".join(f"at_{x}" for x in streams)
+    vectors = _VECTORS.format(every=every, vector_bytes=VECTOR_BYTES, width=width, vector=indent(4, vector))
+    loop = vectors + "\n" + EACH.format(step=indent(3, each))
+    return over_pieces(kernel, name, [f"at_{x}" for x in streams], loop)
+
+
+def over_pieces(
+    kernel: Kernel,
+    name: str,
+    columns: Sequence[str],
+    loop: str,
+    scalars: str = "k",
+    first: Sequence[str] = (),
+    loads: Sequence[str] = (),
+) -> str:
+    """A kernel that does `loop` with each piece of each array; its rows hold `columns`, addresses first."""
+    first = [*(f"{x} = k[{j}]" for j, x in enumerate(lowering.arguments(kernel.rule)[1])), *first]
+    loads = [*(f"{x} = table[row + {j}]" for j, x in enumerate(columns) if x.startswith("at_")), *loads]
+    return _PIECES.format(
+        name=name, scalars=scalars, words=len(columns), first=indent(1, first), loads=indent(2, loads), loop=loop
     )
 
 

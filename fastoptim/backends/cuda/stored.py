@@ -16,7 +16,7 @@ from ...rules.codecs import BLOCK, Stored
 from ...rules.table import Kernel, Rule
 from ...rules.typed import F32, TypedNumba
 from ..numba_stored import BITS
-from .kernels import FIND, IMPORTS, LIMIT, MOVES, PRELUDE, THREADS, indent, prelude, sums
+from .kernels import EACH, FIND, IMPORTS, LIMIT, MOVES, PRELUDE, THREADS, indent, over_pieces, prelude, sums
 
 SINGLE = np.dtype(np.float32)
 LANES = 32  # threads that share a block of float8
@@ -47,29 +47,6 @@ _VIEWS = """\
 u32, f32 = np.uint32, np.float32
 bits, number = quiet(lambda x: x.view(u32)), quiet(lambda u: u.view(f32))
 """
-_UPDATE = """\
-def {name}(table, begin, count, pieces, piece, t, k):
-{scalars}
-{room}
-    thread, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
-    item = np.int64(cuda.blockIdx.x)
-    while item < pieces:
-        which = find(table, begin, count, item)
-        before = table[begin + which - 1] if which > 0 else np.int64(0)
-        start = (item - before) * piece
-        stop = min(start + piece, table[begin + count + which])
-        row = begin + 2 * count + which * {words}
-{addresses}
-{keys}
-{loop}
-        item += np.int64(cuda.gridDim.x)
-"""
-_EACH = """\
-        i = start + thread
-        while i < stop:
-{step}
-{stores}
-            i += threads"""
 _BLOCKS = """\
         at = start
         while at < stop:
@@ -255,9 +232,8 @@ def source(kernel: Kernel, form: Form, threads: int = THREADS, simulated: bool =
         )
     else:
         lines = step("i")
-        loop = _EACH.format(step=indent(3, lines[:1]), stores=indent(3, lines[1:]))
-    addresses = [x for x in of_columns if x.startswith("at_")]
-    keys = [f"first = u32(table[row + {len(addresses)}])"]
+        loop = EACH.format(step=indent(3, lines))
+    keys = [f"first = u32(table[row + {of_columns.index('first')}])"]
     keys += [
         f"{x} = u32(mix(u64(table[row + {j}]), u64(t)) >> u64(32))"
         for j, x in enumerate(of_columns)
@@ -265,15 +241,7 @@ def source(kernel: Kernel, form: Form, threads: int = THREADS, simulated: bool =
     ]
     room = [f"shared_{w.name} = cuda.shared.array({threads}, np.uint32)" for w in blocks]
     room += [f"of_{w.name} = cuda.local.array({BLOCK // LANES}, np.float32)" for w in blocks]
-    update = _UPDATE.format(
-        name=name,
-        words=len(of_columns),
-        scalars=indent(1, [f"{x} = k[{j}]" for j, x in enumerate(scalars)]),
-        room=indent(1, room),
-        addresses=indent(2, [f"{x} = table[row + {j}]" for j, x in enumerate(addresses)]),
-        keys=indent(2, keys),
-        loop=loop,
-    )
+    update = over_pieces(kernel, name, of_columns, loop, "t, k", room, keys)
     elements = [*lowering.rule_sources(True, [rule]), lowering.element(kernel, suffix="_element")]
     elements.append("def squared(x):\n    return mul(x, x)\n")
     return "\n\n".join(
