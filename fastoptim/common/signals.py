@@ -9,7 +9,9 @@ thread all the same. So the handlers are replaced. What the operating system doe
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable
 from threading import current_thread, main_thread
 from typing import Any
@@ -32,9 +34,15 @@ except (ImportError, AttributeError, OSError, TypeError):  # no ctypes, or Windo
 _NUMBERS = tuple(sorted(int(n) for n in signal.Signals if n in signal.valid_signals()))
 
 Handler = Callable[[int, Any], Any]
-
-
+# Where handler, mask, flags and restorer are the first 16 bytes of struct sigaction and the 16 from 136 on.
+_LAID_OUT = sys.platform == "linux" and sys.maxsize > 2**32 and os.uname().machine in ("x86_64", "aarch64")
 _usual: set[bytes] = set()  # dispositions that setting a handler in Python gives, and so keeps
+
+
+def _said(action: Any) -> bytes:
+    """What a disposition says: glibc fills the rest with what was on its stack."""
+    said: bytes = action[:16] + action[136:152] if _LAID_OUT else action.raw
+    return said
 
 
 def disposition(number: int) -> Any:
@@ -42,7 +50,7 @@ def disposition(number: int) -> Any:
     if _sigaction is None:
         return None
     action = _Action()
-    return action if _sigaction(number, None, action) == 0 and action.raw not in _usual else None
+    return action if _sigaction(number, None, action) == 0 and _said(action) not in _usual else None
 
 
 def set_handler(number: int, handler: Handler, action: Any) -> None:
@@ -50,8 +58,8 @@ def set_handler(number: int, handler: Handler, action: Any) -> None:
     _signal(number, handler)
     if action is not None:
         found = disposition(number)
-        if found is not None and found.raw == action.raw:
-            _usual.add(action.raw)
+        if found is not None and _said(found) == _said(action):
+            _usual.add(_said(action))
         else:
             _sigaction(number, action, None)
 

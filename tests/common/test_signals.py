@@ -229,3 +229,18 @@ with signals.deferred_signals():
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 20
+
+
+def test_a_usual_disposition_is_known_again_whatever_was_on_the_stack(handled, monkeypatch):
+    """glibc leaves a part of its stack in what it says: each time another disposition was remembered, and set anew."""
+    monkeypatch.setattr(signals, "_usual", set())
+    handled(signal.SIGALRM, lambda *_: None)
+
+    def deep(i):
+        if i:
+            max([0], key=lambda _: deep(i - 1))  # a level of C's stack, too
+        with deferred_signals():
+            pass
+
+    deep(20)
+    assert 1 <= len(signals._usual) <= 4  # two of SIGINT, two of SIGALRM
