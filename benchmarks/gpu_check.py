@@ -18,11 +18,13 @@ written anew after every stage and row, so that a run that was cut short leaves 
 bit differs, 2 if a bar is missed and ``--strict`` was given.
 
 Each part is a stage, and ``--stages smoke,bits,sizes`` runs only those, in the order given. A stage that fails leaves
-its traceback in the file and the next one runs; ``--minutes 8`` stops in good time before a limit on the command.
+its traceback in the file and the next one runs; ``--minutes 8`` stops in good time before a limit on the command: what
+was left out is among the file's errors.
 ``smoke`` comes first: it says within a minute whether kernels compile, run and round as they should, and how fast a
 step is.
-``ordering`` steps on streams that no other stream waits for, and reads what the step wrote. ``device`` times the
-kernels alone, between events (needs torch), against a kernel that only moves the same bytes (needs CuPy).
+``ordering`` steps on streams that no other stream waits for, and reads what the step wrote. ``users`` steps views, 0-d
+arrays, in threads, from a checkpoint, and under torch's autograd. ``device`` times the kernels alone, between events
+(needs torch), against a kernel that only moves the same bytes (needs CuPy).
 
 ``--tune`` also times launch configurations at N = 1e8. With NUMBA_ENABLE_CUDASIM=1 the script runs through its own
 logic on tiny arrays in Numba's simulator; the times then mean nothing, and the result says so.
@@ -42,6 +44,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -208,7 +211,7 @@ def check_classes(wrap: Callable[[np.ndarray], Any], unwrap: Callable[[Any], np.
             yield f"{kind}/{np.dtype(dtype).name}/arrays of {name}", elements, differing
 
 
-def check_bits(backend: Any, quick: bool) -> dict[str, Any]:
+def check_bits(backend: Any, quick: bool) -> Iterator[tuple]:
     plans: list[tuple[Any, ...]]
     if SIMULATED:
         plans = [((0, 1, 5, 65), raw_bits, 0), ((3, 67), ordinary, 1)]
@@ -220,18 +223,18 @@ def check_bits(backend: Any, quick: bool) -> dict[str, Any]:
             # New is how the work is shared out, which variants have in common; the host takes a second for each.
             plans.append((huge, ordinary, 0, list({variant.rule.name: variant for variant in VARIANTS}.values())))
         norm_sizes = (*SIZES, *large, *huge)
-    checks = [check for plan in plans for check in check_kernels(backend, *plan)]
-    checks += check_norm(backend, norm_sizes)
-    checks += check_classes(cuda.to_device, lambda x: x.copy_to_host(), "numba")
+    yield from check_norm(backend, norm_sizes)
+    yield from check_classes(cuda.to_device, lambda x: x.copy_to_host(), "numba")
     if torch_on_gpu():
         import torch
 
-        checks += check_classes(lambda x: torch.from_numpy(x).cuda(), lambda x: x.cpu().numpy(), "torch")
+        yield from check_classes(lambda x: torch.from_numpy(x).cuda(), lambda x: x.cpu().numpy(), "torch")
     if find_spec("cupy") and not SIMULATED:
         import cupy
 
-        checks += check_classes(cupy.asarray, cupy.asnumpy, "cupy")
-    return counted(checks)
+        yield from check_classes(cupy.asarray, cupy.asnumpy, "cupy")
+    for plan in plans:
+        yield from check_kernels(backend, *plan)
 
 
 def counted(checks: Sequence[tuple]) -> dict[str, Any]:
@@ -322,6 +325,61 @@ def check_ordering(backend: Any) -> dict[str, Any]:
     for name, stream in streams.items():
         trial(f"parameter/{name}", stream, of_parameter)
         trial(f"state_dict/{name}", stream, of_state)
+    return {"differing": sum(found.values()), "trials": found}
+
+
+def check_users(backend: Any) -> dict[str, Any]:
+    """Differing elements in what users do besides: views, 0-d arrays, threads, checkpoints read on the CPU, autograd."""
+    from fastoptim.backends.cuda import on_stream
+
+    found: dict[str, int] = {}
+
+    def trial(name: str, shapes: Sequence[tuple[int, ...]], width: int = 1, stream: Any = 1) -> tuple[Any, Any]:
+        """Four clipped steps on every `width`-th element, here and on the host: the two optimizers."""
+        rng = np.random.default_rng(4)
+        hosts = [np.array(rng.standard_normal(shape), np.float32) for shape in shapes]
+        devices = [cuda.to_device(x) for x in hosts]
+        views = [[x[:, ::width] if width > 1 else x for x in arrays] for arrays in (devices, hosts)]
+        ours_, theirs = (fo.AdamW(v, lr=0.1, backend=b) for v, b in zip(views, ("cuda", "numpy"), strict=True))
+        for _ in range(4):
+            grads = [np.array(rng.standard_normal(x.shape), np.float32) for x in views[1]]
+            with on_stream(stream):
+                ours_.step([cuda.to_device(g) for g in grads], max_norm=1.0)
+            theirs.step(grads, max_norm=1.0)
+        cuda.synchronize()
+        pairs = zip(devices, hosts, strict=True)
+        found[name] = sum(count_differing(x.copy_to_host().ravel(), y.ravel()) for x, y in pairs)
+        return ours_, theirs
+
+    shape = (6, 8) if SMALL else (500, 640)
+    trial("views", [shape], width=2)
+    ours_, theirs = trial("0-d and empty", [(), (0, 3), shape])
+    with tempfile.TemporaryDirectory() as folder:
+        ours_.save(Path(folder) / "file")
+        hosts = [np.zeros((), np.float32), np.zeros((0, 3), np.float32), np.zeros(shape, np.float32)]
+        again = fo.AdamW(hosts, lr=0.1, backend="numpy")
+        again.load(Path(folder) / "file")
+    kept = theirs.state_dict()
+    found["checkpoint"] = sum(
+        count_differing(np.ravel(x), np.ravel(kept["state"][name][slot]))
+        for name, entry in again.state_dict()["state"].items()
+        for slot, x in entry.items()
+        if slot != "step"
+    )
+    if not SIMULATED:
+        with ThreadPoolExecutor(2) as threads:  # each on its own default stream
+            list(threads.map(lambda i: trial(f"thread {i}", [shape], stream=2), range(2)))
+    if torch_on_gpu():
+        import torch
+
+        weights = torch.ones(5, device="cuda", requires_grad=True)
+        loss = (weights**3).sum()
+        fo.SGD(weights.detach(), lr=0.1).step(torch.ones(5, device="cuda"))
+        try:
+            loss.backward()
+            found["autograd"] = 1  # through weights that have changed
+        except RuntimeError:
+            found["autograd"] = 0
     return {"differing": sum(found.values()), "trials": found}
 
 
@@ -704,8 +762,9 @@ def bars(result: dict[str, Any]) -> dict[str, bool]:
     return met
 
 
-EXACT = ("smoke", "bits", "fewer_bits", "ordering")
-STAGES = ("environment", "smoke", "bits", "sizes", "lists", "fewer_bits", "ordering", "device", "first_use")
+EXACT = ("smoke", "bits", "fewer_bits", "ordering", "users")
+STAGES = ("environment", "smoke", "bits", "sizes", "lists", "fewer_bits", "ordering", "users", "device", "first_use")
+LATE = "the time was up"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -737,6 +796,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Path(options.json).parent.mkdir(parents=True, exist_ok=True)
             Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
 
+    def over() -> bool:
+        return time.monotonic() - begun > 60 * options.minutes
+
     def perform(stage: str) -> None:
         backend = get_backend("cuda")
         rows = {
@@ -744,31 +806,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "device": lambda: time_device([n for n in sizes if n <= 3e8]),
             "lists": lambda: time_lists(seconds, rounds),
         }
+        checks = {
+            "bits": lambda: check_bits(backend, options.quick),
+            "fewer_bits": lambda: check_stored(backend, (1, 127, 515) if SIMULATED else stored.SIZES),
+        }
+        whole: dict[str, Callable[[], Any]] = {
+            "environment": environment,
+            "smoke": lambda: check_smoke(backend),
+            "ordering": lambda: check_ordering(backend),
+            "users": lambda: check_users(backend),
+            "first_use": time_first_use,
+            "tune": lambda: tune(1000 if SMALL else 10**8, seconds, 1 if SMALL else 5),
+        }
         if stage in rows:
             enter(stage, [])
             for row in rows[stage]():
                 print(json.dumps({stage: row}), flush=True)
                 enter(stage, [*result[stage], row])
-                if time.monotonic() - begun > 60 * options.minutes:
+                if over():
                     break
             return
-        whole: dict[str, Callable[[], Any]] = {
-            "environment": environment,
-            "smoke": lambda: check_smoke(backend),
-            "bits": lambda: check_bits(backend, options.quick),
-            "fewer_bits": lambda: counted(list(check_stored(backend, (1, 127, 515) if SIMULATED else stored.SIZES))),
-            "ordering": lambda: check_ordering(backend),
-            "first_use": time_first_use,
-            "tune": lambda: tune(1000 if SMALL else 10**8, seconds, 1 if SMALL else 5),
-        }
-        enter(stage, whole[stage]())
+        if stage in checks:
+            done: list[tuple] = []
+            for check in checks[stage]():
+                if over():
+                    errors[stage] = f"cut short after {len(done)} checks: {LATE}"
+                    break
+                done.append(check)
+                if len(done) % 50 == 0:
+                    enter(stage, counted(done))
+            enter(stage, counted(done))
+        else:
+            enter(stage, whole[stage]())
         if stage != "tune":
             print(json.dumps({stage: result[stage]}), flush=True)
 
     errors: dict[str, str] = {}
     for stage in stages:
-        if time.monotonic() - begun > 60 * options.minutes:
-            errors[stage] = "not begun: the time was up"
+        if over():
+            errors[stage] = f"not begun: {LATE}"
             continue
         try:
             start = time.monotonic()
@@ -777,6 +853,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception:
             errors[stage] = traceback.format_exc()
             print(f"FAILED {stage}\n{errors[stage]}", flush=True)
+        if LATE in errors.get(stage, ""):
+            print(f"{stage}: {errors[stage]}", flush=True)
     enter("errors", errors)
     enter("bars", bars(result))
     for bar, met in result["bars"].items():

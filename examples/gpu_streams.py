@@ -26,6 +26,7 @@ from fastoptim.backends.cuda import on_stream
 from fastoptim.backends.cuda.backend import load_overloads
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # the arrays are small
 CLASSES, FEATURES, ROWS = 3, 8, 48
 THREADS = 16 if SIMULATED else 128
 

@@ -112,7 +112,7 @@ def test_a_stage_that_fails_or_comes_too_late_costs_no_other(tmp_path):
         assert late or "ZeroDivisionError" in result["errors"]["smoke"]
 
 
-SMALL_NETWORK = "--train 64 --test 32 --batch 16 --hidden 16 --epochs 2 --data sklearn --matmul tiles"
+SMALL_NETWORK = "--train 64 --test 32 --batch 16 --hidden 16 --epochs 2 --data made --matmul tiles"
 EXAMPLES = {"gpu_mlp.py": SMALL_NETWORK, "gpu_streams.py": "--steps 60"}
 
 
