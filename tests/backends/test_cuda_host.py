@@ -84,7 +84,7 @@ def test_a_numba_cuda_that_does_not_fit_numba_is_named():
     assert "CUDA_ENABLE_PYNVJITLINK" in done.stdout
 
 
-REHEARSED = "environment,smoke,ordering,sizes,device,lists,first_use"
+REHEARSED = "environment,smoke,ordering,users,sizes,device,lists,first_use"
 
 
 def test_rehearsal_of_a_run_on_a_gpu(tmp_path):
@@ -96,7 +96,7 @@ def test_rehearsal_of_a_run_on_a_gpu(tmp_path):
     result = json.loads(path.read_text())
     assert result["errors"] == {}
     assert set(result["seconds"]) == set(REHEARSED.split(","))
-    assert (result["smoke"]["differing"], result["ordering"]["differing"]) == (0, 0)
+    assert [result[stage]["differing"] for stage in ("smoke", "ordering", "users")] == [0, 0, 0]
     assert len(result["sizes"]) == 3
 
 

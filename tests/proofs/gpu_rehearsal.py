@@ -58,8 +58,9 @@ def main() -> int:
     failed, lines = False, []
     for where, environment in (("fake driver", fake_cuda.environment()), ("simulator", simulator)):
         with tempfile.TemporaryDirectory() as temporary:
-            python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
-            for name, text in {"python": python, **dict.fromkeys(("nvcc", "ncu", "compute-sanitizer"), STAND_IN)}.items():
+            programs = dict.fromkeys(("nvcc", "ncu", "compute-sanitizer"), STAND_IN)
+            programs["python"] = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+            for name, text in programs.items():
                 (Path(temporary) / name).write_text(text)
                 (Path(temporary) / name).chmod(0o755)
             environment["PATH"] = f"{temporary}{os.pathsep}{environment['PATH']}"

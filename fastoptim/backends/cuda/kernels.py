@@ -90,7 +90,7 @@ from fastoptim.backends.cuda.simulator import add, dadd, div, dmul, memory, mul,
 
 load, store, load_vector, store_vector = memory(np.dtype("{dtype}"), {width})
 """
-# `table` holds, from `begin` on: the running total of pieces of `count` arrays, their sizes, and a row of words for each.
+# `table` holds, from `begin` on: the running total of pieces of `count` arrays, their sizes, a row of words for each.
 FIND = """\
 @inlined
 def find(table, begin, count, item, words):  # a piece's row and number in its array, the array's size
