@@ -32,7 +32,7 @@ import fastoptim as fo
 from fastoptim.backends import get_backend
 from fastoptim.backends.base import count_of_steps
 from fastoptim.bench.cases import GPT2_SMALL
-from fastoptim.bench.statistics import loses, summarise
+from fastoptim.bench.statistics import summarise, verdict
 from fastoptim.rules import Kernel
 from fastoptim.rules.table import RULES
 
@@ -73,7 +73,7 @@ def record(what: str, ratios: list[float], bar: float | None, at_least: bool, de
     """One row; without a bar it is one that asks to be no slower (`at_least`: ratios above 1 are quicker)."""
     median, low, high, _ = summarise(ratios)
     if bar is None:
-        ok = not loses(ratios if at_least else [1 / x for x in ratios])
+        ok = verdict(ratios if at_least else [1 / x for x in ratios]) != "loss"
         asked = "no slower"
     else:
         ok = median >= bar if at_least else median <= bar

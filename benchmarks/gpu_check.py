@@ -4,8 +4,9 @@
     python benchmarks/gpu_check.py --quick                                   (about a minute)
 
 1. Bits: every rule, dtype, decay and convention on raw-bit inputs against the NumPy reference, at sizes around every
-   border and at odd addresses; every rule on 20 million elements; the norm; ten steps of every class, on torch's arrays
-   too where it is installed; arrays of fewer bits (stage "fewer_bits"). The number of differing elements must be 0.
+   border and at odd addresses; every rule on 20 million elements; the norm and the measures of arrays; ten steps of
+   every class, on torch's arrays too where it is installed; arrays of fewer bits (stage "fewer_bits"). The number of
+   differing elements must be 0.
 2. Time: one step of sgd, momentum and adam (float32) for N = 1e4 ... 1e9 against a device-to-device copy that is timed
    in the same rounds, torch's fused optimizers and an update in CuPy written as one would in NumPy, where these are
    installed; GPT-2 small's 148 arrays and 1,000 arrays of 1,000, against torch and against one flat array of the same
@@ -64,9 +65,10 @@ from fastoptim import rules  # noqa: E402
 from fastoptim.backends import KernelCall, get_backend  # noqa: E402
 from fastoptim.backends.cuda import backend as cuda_backend  # noqa: E402
 from fastoptim.bench.cases import GPT2_SMALL  # noqa: E402
-from fastoptim.bench.statistics import loses, summarise  # noqa: E402
+from fastoptim.bench.statistics import summarise, verdict  # noqa: E402
 from fastoptim.environment import output  # noqa: E402
 from fastoptim.rules import reference  # noqa: E402
+from fastoptim.rules.table import MEASURES, kernels  # noqa: E402
 from tests.support import stored  # noqa: E402
 from tests.support.cases import (  # noqa: E402
     DTYPES,
@@ -181,6 +183,23 @@ def check_norm(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
         yield f"norm/{factor:g}", 1, int(ours != wanted)
 
 
+def check_measures(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
+    """The sums of whole arrays that some steps depend on."""
+    for kernel in kernels(MEASURES.values()):
+        scalars = (-0.77, 0.3, *(0.7 / (i + 2) for i in range(len(kernel.rule.coefficients))))
+        for dtype, make in product(DTYPES, (ordinary, raw_bits)):
+            rng = np.random.default_rng(5)
+            rows = [[make(rng, n, dtype) for _ in range(2 + len(kernel.rule.states))] for n in sizes]
+            devices = [[to_device(x) for x in row] for row in rows]
+            measured = backend.prepare_measures([KernelCall(kernel, [tuple(map(backend.flat, d)) for d in devices])], 1)
+            for k in (1.0, rules.NORM_RETRY):
+                wanted = [x for p, g, *states in rows for x in reference.measure(kernel, p, g, states, scalars, k)]
+                found = measured([scalars], k)
+                elements = sum(x.size for row in rows for x in row)
+                differing = sum(count_differing(x, y) for x, y in zip(found, wanted, strict=True))
+                yield f"measure {kernel.name}/{np.dtype(dtype).name}/{make.__name__}/k={k:g}", elements, differing
+
+
 KINDS: dict[str, Callable[[Any, str], Any]] = {
     "SGD": lambda p, b: fo.SGD(p, lr=0.1, weight_decay=0.1, maximize=True, backend=b),
     "SGD momentum": lambda p, b: fo.SGD(p, lr=0.1, momentum=0.9, dampening=0.3, backend=b),
@@ -224,6 +243,7 @@ def check_bits(backend: Any, quick: bool) -> Iterator[tuple]:
             plans.append((huge, ordinary, 0, list({variant.rule.name: variant for variant in VARIANTS}.values())))
         norm_sizes = (*SIZES, *large, *huge)
     yield from check_norm(backend, norm_sizes)
+    yield from check_measures(backend, norm_sizes)
     yield from check_classes(cuda.to_device, lambda x: x.copy_to_host(), "numba")
     if torch_on_gpu():
         import torch
@@ -511,7 +531,7 @@ def microseconds(times: dict[str, list[float]]) -> dict[str, float]:
 def against(times: dict[str, list[float]], name: str, mine: str = "ours") -> dict[str, Any]:
     """How many times faster than `name` we are in the same round: median, quartiles and whether that is a loss."""
     ratios = [theirs / own for theirs, own in zip(times[name], times[mine], strict=True)]
-    return summarise(ratios)._asdict() | {"loses": loses(ratios)}
+    return summarise(ratios)._asdict() | {"loses": verdict(ratios) == "loss"}
 
 
 def free_bytes() -> int:
