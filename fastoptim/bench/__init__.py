@@ -53,7 +53,7 @@ def _bench(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--against",
         metavar="NAMES",
-        help="comma-separated: torch, optax, jax, numpy, numexpr, thinc, sklearn, or name=module:function for code of "
+        help="comma-separated: torch, optax, jax, numpy, numexpr, thinc, sklearn, bitsandbytes, or name=module:function for code of "
         "your own (default: whatever is installed)",
     )
     parser.add_argument(

@@ -21,7 +21,7 @@ GPT2_SMALL: tuple[tuple[int, ...], ...] = ((50257, 768), (1024, 768), *(12 * _GP
 class Case:
     """One thing to time, for every subject."""
 
-    section: str  # where the report shows it: "size", "list", "clip", "launch" or "training"
+    section: str  # where the report shows it: "size", "list", "clip", "storage", "launch" or "training"
     rule: str  # a key of `fastoptim.rules.RULES`
     arrays: tuple[tuple[int, int], ...]  # the list of parameters: (count, elements)
     threads: int  # that a step may use
@@ -30,6 +30,7 @@ class Case:
     gradients: str = "reused"  # or "fresh": every step gets arrays that the step before has not seen
     max_norm: float | None = None  # clip gradients to this norm
     batch: int | None = None  # compute a network's gradients for so many rows before each step, and time that too
+    stored: tuple[str, str] = ("float32", "float32")  # what a subject stores parameters and gradients, and states in
 
     @property
     def name(self) -> str:
@@ -64,11 +65,13 @@ class Case:
 
     def to_json(self) -> dict[str, Any]:
         derived = ("name", "elements", "count", "resident_bytes", "moved_bytes")
-        return asdict(self) | {name: getattr(self, name) for name in derived}
+        entry = asdict(self) | {name: getattr(self, name) for name in derived}
+        del entry["stored"]  # each subject has its own
+        return entry
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Case:
-        fields = {name: entry[name] for name in cls.__dataclass_fields__}
+        fields = {name: entry[name] for name in cls.__dataclass_fields__ if name != "stored"}
         return cls(**fields | {"arrays": tuple((count, elements) for count, elements in fields["arrays"])})
 
 
@@ -92,6 +95,10 @@ def gpt2_case(threads: int) -> Case:
 
 def clip_case(elements: int, threads: int) -> Case:
     return Case("clip", "adam", ((1, elements),), threads, f"clip {_power(elements)}", max_norm=1.0)
+
+
+def storage_case(elements: int, threads: int) -> Case:
+    return Case("storage", "adam", ((1, elements),), threads, f"storage {_power(elements)}")
 
 
 def launch_case(rule: str, count: int) -> Case:
@@ -120,6 +127,7 @@ def quick_cases(cores: int) -> list[Case]:
         cases += [size_case("adam", n, threads) for n in (10**3, 10**4, 10**5, 10**6, 10**7)]
         cases += [size_case(rule, n, threads) for rule in ("sgd", "momentum") for n in (10**3, 10**5, 10**7)]
         cases += [list_case(threads)]
+    cases += [storage_case(n, cores) for n in (10**5, 10**7)]
     cases += [launch_case("adam", 1)]
     return cases
 
@@ -136,6 +144,7 @@ def full_cases(cores: int) -> list[Case]:
         if threads in (1, cores):
             cases += [list_case(threads), list_case(threads, "fresh"), gpt2_case(threads)]
             cases += [clip_case(n, threads) for n in (10**6, 10**8)]
+            cases += [storage_case(n, threads) for n in (10**5, 10**7, 10**8)]
             cases += [size_case("adam", n, threads, "float64") for n in (10**3, 10**5, 10**7)]
         if threads == cores:
             cases += [size_case(rule, n, cores) for rule in others for n in (10**5, 10**7)]

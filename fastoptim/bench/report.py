@@ -289,6 +289,30 @@ def _scaling(results: Results) -> Iterator[Block]:
     yield from _figures(scaling_lines(results, rule) for rule in ("adam", "sgd"))
 
 
+def _storage(results: Results) -> Iterator[Block]:
+    """Rows: storages; columns: cases; cells: how many times as fast as the focus, which steps in float32."""
+    entries = results.select("storage")
+    rows = []
+    for key in dict.fromkeys(key for entry in entries for key in entry["results"] if key != results.focus):
+        given = [results.ratios(entry, key) for entry in entries]
+        kept = next(entry["results"][key]["state_bytes_per_element"] for entry in entries if key in entry["results"])
+        cells = [Cell(ratio_text(1 / summarise(ratios).median) if ratios else "-") for ratios in given]
+        rows.append([Cell(results.title(key)), Cell(f"{kept:.2f}"), *cells])
+    if rows:
+        own = [results.seconds(entry, results.focus) for entry in entries]
+        kept = entries[0]["results"][results.focus]["state_bytes_per_element"]
+        takes = [Cell(seconds_text(s.median) if s else "-") for s in own]
+        columns = [
+            f"{e['label'].removeprefix('storage ')} ({results.level(e)}), {threads_text(e['threads'])}" for e in entries
+        ]
+        last = [Cell(f"{results.title(results.focus)} in float32 takes"), Cell(f"{kept:.2f}"), *takes]
+        yield Table(["times as fast as in float32", "bytes of states per parameter", *columns], [*rows, last], "adam")
+        yield (
+            "fastoptim's are bit-identical to the reference. bitsandbytes rounds in a way of its own, so its result is "
+            "not compared."
+        )
+
+
 def _start_up(results: Results) -> Iterator[Block]:
     if table := start_up_table(results):
         yield table
@@ -346,6 +370,7 @@ SECTIONS: dict[str, Callable[[Results], Iterable[Block]]] = {
     "Share of the roofline": _roofline,
     "Threads": _scaling,
     "Clipping by the global norm, in the step": lambda results: times_table(results, results.select("clip")),
+    "States and parameters in fewer bits": _storage,
     "What a call costs": lambda results: times_table(
         results, results.select("launch"), "one step on arrays of one element"
     ),

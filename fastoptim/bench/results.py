@@ -137,7 +137,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def ratio_text(ratio: float) -> str:
-    return f"{ratio:.0f}x" if ratio >= 20 else f"{ratio:.1f}x" if ratio >= 2 else f"{ratio:.2f}x"
+    return f"{ratio:.{0 if ratio >= 20 else 1 if ratio >= 2 else 2 if ratio >= 0.1 else 4}f}x"
 
 
 def share_text(share: float) -> str:

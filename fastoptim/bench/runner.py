@@ -21,6 +21,7 @@ from ..environment import available_memory, describe, without_paths
 from .cases import Case
 from .results import SCHEMA, SCHEMA_VERSION
 from .statistics import summarise
+from .storages import STORAGES
 from .subjects import ALL_SECTIONS, SUBJECTS, Subject, distribution
 from .watch import Watch
 
@@ -239,21 +240,23 @@ def choose(against: Sequence[str] | None, mode: Mode) -> tuple[dict[str, Subject
 
     ``name=module:function`` adds a subject of the user's own; see `subjects.Subject.factory`.
     """
-    families = {subject.family for subject in SUBJECTS.values()} - {"fastoptim"}
+    known = SUBJECTS | STORAGES
+    families = {subject.family for subject in known.values()} - {"fastoptim"}
     wanted = families if against is None else {name for name in against if "=" not in name}
     unknown = wanted - families
     if unknown:
         raise ValueError(f"--against knows {', '.join(sorted(families))}; got {', '.join(sorted(unknown))}")
     chosen, left_out = {}, []
-    for name, subject in SUBJECTS.items():
+    for name, subject in known.items():
         reason = None
+        missing = [distribution(module) for module in subject.requires if find_spec(module) is None]
         if subject.family == "fastoptim":
-            reason = available({"reference": "numpy"}.get(name, name))
+            reason = available({"reference": "numpy"}.get(name, name.partition("-")[0]))
         elif subject.family not in wanted:
             reason = "not asked for"
-        elif missing := [distribution(module) for module in subject.requires if find_spec(module) is None]:
+        if reason is None and missing:
             reason = f"not installed: pip install {' '.join(missing)}"
-        elif against is None and mode.name == QUICK.name and not subject.quick:
+        elif reason is None and against is None and mode.name == QUICK.name and not subject.quick:
             reason = "only in a full run, or where --against names it"
         if reason is None:
             chosen[name] = subject
@@ -262,7 +265,7 @@ def choose(against: Sequence[str] | None, mode: Mode) -> tuple[dict[str, Subject
     for own in against or ():
         if "=" in own:
             name, factory = own.split("=", 1)
-            if not name or ":" not in factory or name in SUBJECTS:
+            if not name or ":" not in factory or name in known:
                 raise ValueError(f"--against takes a new name=module:function, got {own!r}")
             chosen[name] = Subject(name, "own", factory, sections=ALL_SECTIONS, threaded=True)
     return chosen, left_out
@@ -366,6 +369,8 @@ class Run:
             if name in self.pool.broken:
                 continue
             if case.section not in subject.sections:
+                if "storage" in (case.section, *subject.sections):
+                    continue  # a comparison of its own
                 reason = "no clipping" if case.section == "clip" else "cannot be timed this way"
             elif case.count > subject.max_arrays:
                 reason = f"compiling a step for {case.count} arrays takes too long"
@@ -450,7 +455,7 @@ class Run:
                 key = name if loop == "step" else loop
                 result = entry["results"].setdefault(key, {"subject": name, "seconds": [], "speedup_of_focus": []})
                 if loop == "step" and first:
-                    result["check"], result["first_step_seconds"] = ready["check"], ready["first_step_seconds"]
+                    result |= {name: x for name, x in ready.items() if name not in ("ok", "loops") and x is not None}
         least, most = (-(-count // sittings) for count in self.mode.rounds)
         rounds: list[tuple[float, dict[str, dict[str, float]]]] = []
         while loops:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.storage import small_dtype
 from ..rules.table import RULES, Kernel
 from .cases import Case
 
@@ -36,6 +37,7 @@ class Stepper:
     # Called once after the first step, each returns a loop to time: "roofline" moves the step's bytes and computes next
     # to nothing, "divide" does one square root and one division per element.
     roofline_loops: dict[str, Callable[[], Callable[[], Any]]] = field(default_factory=dict)
+    state_bytes: Callable[[], int] | None = None  # called after the first steps: what is kept beside the parameters
 
 
 ALL_SECTIONS = ("size", "list", "launch", "training", "clip")
@@ -59,6 +61,8 @@ class Subject:
     threaded: bool = False  # whether it uses more than one thread
     eps_mode: str = "torch"  # its convention for Adam's eps, "torch" or "hat", in which its result is checked
     quick: bool = True  # whether a quick run times it too
+    stored: tuple[str, str] = ("float32", "float32")  # as in a `Case`
+    compared: bool = True  # whether its results are compared with the reference
 
 
 def make_stepper(subject: Subject, case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
@@ -75,7 +79,7 @@ _LISTS = ("size", "list", "launch")
 
 # fmt: off
 SUBJECTS: dict[str, Subject] = {
-    "c": Subject("fastoptim (C)", "fastoptim", f"{_HERE}:fastoptim_c", **_FULL),
+    "c": Subject("fastoptim (C)", "fastoptim", f"{_HERE}:fastoptim_c", (), (*ALL_SECTIONS, "storage"), threaded=True),
     "numba": Subject("fastoptim (Numba)", "fastoptim", f"{_HERE}:fastoptim_numba", ("numba",), **_FULL),
     "reference": Subject("fastoptim (NumPy)", "fastoptim", f"{_HERE}:fastoptim_numpy", (), ALL_SECTIONS,
                          max_elements=MODEST),
@@ -141,7 +145,9 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def optimizer(rule: str, params: list[Array], backend: str, threads: int, eps_mode: str = "torch") -> Any:
+def optimizer(
+    rule: str, params: list[Array], backend: str, threads: int, eps_mode: str = "torch", states: str = "float32"
+) -> Any:
     """fastoptim's optimizer for `rule`, or one that the table alone makes up for a rule that no class has."""
     from ..optimizers.base import Optimizer
     from ..optimizers.hyperparameters import UpdateSpec
@@ -150,6 +156,8 @@ def optimizer(rule: str, params: list[Array], backend: str, threads: int, eps_mo
         name, options = OPTIMIZERS[rule]
         if eps_mode != "torch" and name == "Adam":
             options = options | {"eps_mode": eps_mode}
+        if states != "float32":
+            options = options | {"state_dtype": states}
         cls = getattr(importlib.import_module("fastoptim"), name)
         return cls(params, lr=LR, **options, backend=backend, threads=threads)
 
@@ -167,10 +175,17 @@ def optimizer(rule: str, params: list[Array], backend: str, threads: int, eps_mo
 def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
     from ..backends import get_backend
 
-    opt = optimizer(case.rule, params, backend, case.threads)
+    dtype, states = case.stored
+    if dtype != "float32":
+        params, *gradients = ([x.astype(small_dtype(dtype)) for x in arrays] for arrays in (params, *gradients))
+    opt = optimizer(case.rule, params, backend, case.threads, states=states)
     options: dict[str, Any] = {} if case.max_norm is None else {"max_norm": case.max_norm}
     current, prepare = _rotating(gradients)
     stepper = Stepper(partial(opt.step, current, **options), lambda: params, prepare)
+    if case.section == "storage":
+        stepper.state_bytes = lambda: sum(
+            x.nbytes for entry in opt.state.values() for x in entry.values() if isinstance(x, np.ndarray)
+        )
     native: Any = get_backend(backend)
     if hasattr(native, "roofline") and case.section in ("size", "list"):
 

@@ -13,12 +13,14 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise, repeat
 from typing import Any
 
 import numpy as np
 
 from .. import rules
+from ..arrays.storage import small_dtype
 from ..environment import available_memory
 from ..rules import reference
 from .cases import TRAINING_SIZES, Case
@@ -60,15 +62,23 @@ class Expected:
 
     def __init__(self, case: Case, params: list[Array], eps_mode: str):
         self.case = case
+        dtype, states = case.stored
+        self.dtype = small_dtype(dtype) if dtype != "float32" else case.dtype
         budget = max(64, CHECKED_ELEMENTS // len(params))
-        self.rows = [(i, part, p[part].copy()) for i, p in enumerate(params) for part in checked_parts(p.size, budget)]
+        # Dithers count from where an array begins, so that the reference cannot have its end alone.
+        parts = slice(None) if states == "float32" else slice(1)
+        self.rows = [
+            (i, part, p[part].astype(self.dtype))
+            for i, p in enumerate(params)
+            for part in checked_parts(p.size, budget)[parts]
+        ]
         self.starts = [p.copy() for *_, p in self.rows]
-        self.optimizer = optimizer(case.rule, [p for *_, p in self.rows], "numpy", 1, eps_mode)
+        self.optimizer = optimizer(case.rule, [p for *_, p in self.rows], "numpy", 1, eps_mode, states)
         self.t = 0
 
     def step(self, gradients: list[Array]) -> None:
         self.t += 1
-        own = [gradients[i][part] for i, part, _ in self.rows]
+        own = [gradients[i][part].astype(self.dtype, copy=False) for i, part, _ in self.rows]
         self.optimizer.step(own, grad_scale=clip_factor(self.case, gradients))
 
     def verdict(self, values: Any, exact: bool) -> str:
@@ -148,6 +158,7 @@ class Bench:
     def ready(self, case: Case, block_seconds: float, check: bool) -> dict[str, Any]:
         """Build the case, compare its result with the reference, and find out how often to repeat it."""
         self.drop()
+        case = replace(case, stored=tuple(self.subject.stored))
         rng = np.random.default_rng(7)
         block = rng.standard_normal(min(case.elements, BLOCK_ELEMENTS), np.float32).astype(case.dtype)
         params = [filled(n, block, i) for i, n in enumerate(case.sizes)]
@@ -157,7 +168,7 @@ class Bench:
         if case.batch is not None:
             for p in params:
                 p *= 0.05
-        expected = Expected(case, params, self.subject.eps_mode) if check else None
+        expected = Expected(case, params, self.subject.eps_mode) if check and self.subject.compared else None
         pristine = gradients
         if self.subject.family != "fastoptim" and (case.max_norm is not None or case.rule == "nesterov"):
             pristine = [[g.copy() for g in grads] for grads in gradients]  # torch overwrites gradients there
@@ -176,7 +187,13 @@ class Bench:
             verdict = expected.verdict(stepper.values(), exact=self.subject.family == "fastoptim")
         self.count = CHECKED_STEPS
         self._loops(case, stepper, params, gradients, block_seconds)
-        return {"check": verdict, "first_step_seconds": seconds[0], "loops": list(self.loops)}
+        kept = None if stepper.state_bytes is None else stepper.state_bytes() / case.elements
+        return {
+            "check": verdict,
+            "first_step_seconds": seconds[0],
+            "loops": list(self.loops),
+            "state_bytes_per_element": kept,
+        }
 
     def _loops(
         self, case: Case, stepper: Stepper, params: list[Array], gradients: list[list[Array]], block_seconds: float

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fastoptim.bench import cases, runner
+from fastoptim.bench.storages import STORAGES
 from fastoptim.bench.subjects import SUBJECTS, Subject
 
 PEERS = '''
@@ -82,7 +83,7 @@ def no_start_up(monkeypatch, request):
 def document():
     """A full document with every section, made up from a seed: reports and comparisons are not about this machine."""
     rng = np.random.default_rng(5)
-    subjects = SUBJECTS | {"own": Subject("my own", "own", "module:function")}
+    subjects = SUBJECTS | STORAGES | {"own": Subject("my own", "own", "module:function")}
     run = runner.Run(runner.FULL, subjects, [{"what": "cuda", "why": "no device"}], io.StringIO())
     entries = []
     for case in cases.full_cases(2):
@@ -91,6 +92,8 @@ def document():
         pace = 1e-6 + case.elements * 0.5e-9
         loops = [("c", "c", 1.0)] + [(n, n, 0.9 + 0.2 * k) for k, n in enumerate(SUBJECTS) if n != "c"]
         loops += [("own", "own", 0.8)]
+        if case.section == "storage":
+            loops = [("c", "c", 1.0), *((n, n, 0.8 + 0.2 * k) for k, n in enumerate(STORAGES))]
         if case.section in ("size", "list"):
             loops += [("roofline", "c", 0.9), ("divide", "c", 0.7)]
         focus = pace * (1 + 0.01 * rng.standard_normal(8))
@@ -101,6 +104,8 @@ def document():
                 result["speedup_of_focus"] = list(seconds / focus)
             if case.section == "training":
                 result["update_seconds"] = list(seconds / 3)
+            if case.section == "storage":
+                result["state_bytes_per_element"] = 8.0 if key == "c" else 4.0
             if key == subject:
                 result |= {"check": "within 2 machine epsilons", "first_step_seconds": 0.1}
             entry["results"][key] = result

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fastoptim.bench import cases, worker
+from fastoptim.bench.storages import STORAGES
 from fastoptim.bench.subjects import OPTIMIZERS, SUBJECTS, Subject
 from fastoptim.rules.table import RULES
 
@@ -83,6 +84,21 @@ def test_whoever_is_timed_warms_up_first(name, case):
         timer.repeats["step"] = repeats
         assert timer.run("step")["seconds"] > 0
         assert len(steps) == repeats + untimed
+
+
+@pytest.mark.parametrize("n", [1000, 300_000])  # of the longer one, the beginning is compared
+@pytest.mark.parametrize("name", STORAGES)
+def test_storages_in_fewer_bits_have_the_bits_of_the_reference(name, n):
+    subject = STORAGES[name]
+    for module in subject.requires:
+        pytest.importorskip(module, reason=f"LOUD: {module} is not installed")
+    pytest.importorskip("fastoptim.backends.c", reason="LOUD: the C extension is not built")
+    answer = worker.Bench(subject).ready(cases.storage_case(n, 1), 0.0, True)
+    assert subject.compared == (answer["check"] is not None)
+    if subject.compared:
+        assert answer["check"].startswith("bit-identical") and f"{min(n, 2**17):,} elements" in answer["check"]
+        wanted = {"bfloat16": 4.0, "float8": 2 + 8 * -(-n // 128) / n}[subject.stored[1]]
+        assert answer["state_bytes_per_element"] == pytest.approx(wanted, rel=1e-12)
 
 
 NEW_RULE = """
