@@ -53,8 +53,8 @@ def _bench(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--against",
         metavar="NAMES",
-        help="comma-separated: torch, optax, jax, numpy, numexpr, thinc, sklearn, bitsandbytes, or name=module:function for code of "
-        "your own (default: whatever is installed)",
+        help="comma-separated: torch, optax, jax, numpy, numexpr, thinc, sklearn, bitsandbytes, or "
+        "name=module:function for code of your own (default: whatever is installed)",
     )
     parser.add_argument(
         "--minutes", type=float, metavar="M", help="stop measuring then (default: 19; 1.5 with --quick)"

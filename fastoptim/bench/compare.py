@@ -62,8 +62,9 @@ def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float |
     """Find every row that both runs have, and the drift between the runs.
 
     The *others* (NumPy, torch, ...) in the same version are the same programs in both runs, so what moves them is the
-    machine. What they did in a case, in the median, is taken off the changes there; what is left of their changes is
-    the drift, a standard deviation that counts as noise. None if too few of their rows are in both.
+    machine. What they did in a case, in the median, is taken off the changes there (where they are too few, what they
+    did in all cases); what is left of their changes is the drift, a standard deviation that counts as noise. None if
+    too few of their rows are in both.
     """
     rows_a, rows_b = _rows(a), _rows(b)
     common = [key for key in rows_a if key in rows_b]
@@ -74,7 +75,9 @@ def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float |
         if _unchanged(subject, a, b):
             controls.setdefault(case, []).append(math.log(after / before))
     shifts = {case: quantile(moved, 0.5) for case, moved in controls.items() if len(moved) >= FEWEST_IN_CASE}
-    left = [abs(x - shifts.get(case, 0.0)) for case, moved in controls.items() for x in moved]
+    every = [x for moved in controls.values() for x in moved]
+    elsewhere = quantile(every, 0.5) if len(every) >= FEWEST_CONTROLS else 0.0
+    left = [abs(x - shifts.get(case, elsewhere)) for case, moved in controls.items() for x in moved]
     drift = MAD_TO_SIGMA * quantile(left, 0.5) if len(left) >= FEWEST_CONTROLS else None
     found = [
         Change(
@@ -83,7 +86,7 @@ def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float |
             families.get(subject) == "fastoptim",
             *medians[case, subject],
             threshold(rows_a[case, subject], rows_b[case, subject], drift or 0.0),
-            shifts.get(case, 0.0),
+            shifts.get(case, elsewhere),
         )
         for case, subject in common
     ]
