@@ -158,7 +158,8 @@ class Bench:
     def ready(self, case: Case, block_seconds: float, check: bool) -> dict[str, Any]:
         """Build the case, compare its result with the reference, and find out how often to repeat it."""
         self.drop()
-        case = replace(case, stored=tuple(self.subject.stored))
+        dtype, states = self.subject.stored
+        case = replace(case, stored=(dtype, states))
         rng = np.random.default_rng(7)
         block = rng.standard_normal(min(case.elements, BLOCK_ELEMENTS), np.float32).astype(case.dtype)
         params = [filled(n, block, i) for i, n in enumerate(case.sizes)]
