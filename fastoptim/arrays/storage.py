@@ -81,14 +81,17 @@ class Storage(NamedTuple):
                 "float32, bfloat16 and float16"
             )
 
-    def of(self, states: Sequence[str], squares: Sequence[str], dtype: np.dtype[Any], number: int) -> Stored | None:
+    def of(
+        self, states: Sequence[str], squares: Sequence[str], dtype: np.dtype[Any], number: int, first: int = 0
+    ) -> Stored | None:
         """How a parameter of this dtype with these states is stored; None if in nothing less than it computes in."""
         low = dtype.name in ("bfloat16", "float16")
         state = self.state_dtype or "float32"
         if not low and (dtype == np.float64 or state == "float32" or not states):
             return None
         roots = tuple(name in squares for name in states)
-        return Stored(dtype.name, state, roots, self.seed, number, 0, self.rounding == "nearest", self.master and low)
+        nearest = self.rounding == "nearest"
+        return Stored(dtype.name, state, roots, self.seed, number, first, nearest, self.master and low)
 
     def as_dict(self) -> dict[str, Any]:
         return self._asdict()
@@ -124,6 +127,12 @@ def template(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
 def scale_name(name: str) -> str:
     """What the scales of a float8 state are called."""
     return name + "_scale"
+
+
+def is_scales(name: str, entry: Mapping[str, Any]) -> bool:
+    """Whether an array of an entry of a state dict holds the scales of another."""
+    codes = entry.get(name.removesuffix("_scale"))
+    return name.endswith("_scale") and isinstance(codes, np.ndarray) and storage_of(codes.dtype) == "float8"
 
 
 def storage_of(dtype: np.dtype[Any]) -> str | None:

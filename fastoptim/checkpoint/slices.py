@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.storage import is_scales, storage_of
+from ..rules.codecs import BLOCK
 from .files import CheckpointError, previous_path, remove_abandoned, temporary_pattern
 from .format import read, stated_kind
 from .matching import check_names, misfit
@@ -105,8 +107,8 @@ def read_slices(path: Any, tree: Any, wanted: Mapping[str, tuple[int, int]]) -> 
         for name, start, stop, numbers, arrays in content["parts"]:
             common = name in wanted and _common(wanted[name], (start, stop))
             if common:
-                dtype = np.dtype(tree["params"][name]["dtype"])
-                _fill_in(result, name, wanted[name], start, common, numbers, arrays, dtype)
+                _check_dtypes(name, arrays, tree["params"][name]["dtype"])
+                _fill_in(result, name, wanted[name], (start, stop), common, numbers, arrays)
                 missing[name] -= common[1] - common[0]
     if any(missing.values()) or set(result) != set(wanted):
         raise CheckpointError("its slices do not make up the whole")
@@ -119,26 +121,39 @@ def _common(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int] | None:
     return (low, high) if low < high or (a[0] == a[1] and b[0] == b[1]) else None
 
 
+def _check_dtypes(name: str, arrays: dict[str, np.ndarray], dtype: str) -> None:
+    """CheckpointError unless a parameter has the dtype that it should, and its states one that they may have."""
+    if len(arrays) > _MOST_ARRAYS or any(x.ndim != 1 for x in arrays.values()):
+        raise CheckpointError(f"its slices hold something else than states of parameter {name!r}")
+    for key, x in arrays.items():
+        if x.dtype.name != dtype and (key == "parameter" or dtype == "float64" or storage_of(x.dtype) is None):
+            raise CheckpointError(f"{key} of parameter {name!r} is not of dtype {dtype}")
+
+
 def _fill_in(
     result: dict[str, dict[str, Any]],
     name: str,
     wanted: tuple[int, int],
-    start: int,
+    saved: tuple[int, int],
     common: tuple[int, int],
     numbers: dict[str, float],
     arrays: dict[str, np.ndarray],
-    dtype: np.dtype,
 ) -> None:
-    """Copy the common part of a saved range into what was asked for."""
-    if len(arrays) > _MOST_ARRAYS or any(x.ndim != 1 for x in arrays.values()):
-        raise CheckpointError(f"its slices hold something else than states of parameter {name!r}")
+    """Copy the common part of a saved range into what was asked for; all begin with blocks."""
+    units = {key: BLOCK if is_scales(key, arrays) else 1 for key in arrays}
     if name not in result:
-        blank = {key: np.empty(wanted[1] - wanted[0], dtype) for key in arrays}
+        blank = {key: np.empty(len(_within(wanted, wanted, units[key])), x.dtype) for key, x in arrays.items()}
         result[name] = {**numbers, **blank}
     target = result[name]
     if any(target[key] != x for key, x in numbers.items()) or set(arrays) != set(target) - set(numbers):
         raise CheckpointError(f"its slices differ in what they say about parameter {name!r}")
     for key, x in arrays.items():
-        if x.dtype != dtype:
-            raise CheckpointError(f"{key} of parameter {name!r} is not of dtype {dtype.name}")
-        target[key][common[0] - wanted[0] : common[1] - wanted[0]] = x[common[0] - start : common[1] - start]
+        to, source = (_within(common, whole, units[key]) for whole in (wanted, saved))
+        if x.dtype != target[key].dtype or len(x) != len(_within(saved, saved, units[key])):
+            raise CheckpointError(f"its slices differ in the dtype or length of {key} of parameter {name!r}")
+        target[key][to.start : to.stop] = x[source.start : source.stop]
+
+
+def _within(part: tuple[int, int], whole: tuple[int, int], unit: int) -> range:
+    """Where a range lies within one that holds it, in units of so many elements, the last of which may be cut short."""
+    return range((part[0] - whole[0]) // unit, -(-(part[1] - whole[0]) // unit))

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arrays.checks import check_dtype
-from ..arrays.storage import Storage
+from ..arrays.storage import compute_dtype
 from ..backends import StepInfo
 from ..common.signals import deferred_signals
 from ..common.threads import threads_from_environment
@@ -38,7 +37,7 @@ class ShardedOptimizer(Steps):
 
     Every rank holds all parameters, calls every method together with the others, and hands `step` the gradients of its
     own share of the data. Afterwards all ranks have the same parameters: those that one process would have got from the
-    reduced gradients, bit for bit.
+    reduced gradients, bit for bit. Gradients in 16 bits are added up in float32, and so applied.
 
     Parameters
     ----------
@@ -151,13 +150,6 @@ class ShardedOptimizer(Steps):
             if threads is None and threads_from_environment() is None:
                 threads = share
             self._whole = plain_optimizer(kind, params, backend, threads, hyper)
-            if self._whole._storage != Storage():
-                raise ValueError(
-                    "several ranks keep states in the dtype of their parameters: state_dtype, rounding, master and "
-                    "seed are for one"
-                )
-            for parameter in self._whole._model.parameters:
-                check_dtype(parameter.name, parameter.dtype)
             self._options = options(reduction, deterministic, buffer_bytes, overwrite_grads)
             described = description(self._whole, self._options)
         except Exception as exception:
@@ -265,7 +257,7 @@ class ShardedOptimizer(Steps):
                     **hyper_texts(self._whole),
                 }
                 params, flats, copies = self._checked(grads)
-                for dtype in {p.dtype for p in params}:
+                for dtype in {compute_dtype(p.dtype) for p in params}:
                     check_range("grad_scale", scale, dtype)
                 absent[:] = [g is None for g in flats]
                 self._prepare(params)

@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from ..arrays.storage import compute_dtype
 from ..common.threads import usable_cores
+from ..rules.codecs import widened
 from .partition import Bucket
 
 Array = np.ndarray
 
-_TYPES = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
+_SUMS = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
+_BITS = {1: MPI.UINT8_T, 2: MPI.UINT16_T, 4: MPI.UINT32_T, 8: MPI.UINT64_T}  # what is only sent, by its bytes
 
 
 class Buffers:
@@ -106,20 +109,20 @@ class Channel:
 
     def buffers(self, buckets: Sequence[Bucket], number: int) -> list[Buffers]:
         """Allocate `number` sets of buffers, each large enough for every bucket."""
-        packed = max(bucket.size * bucket.dtype.itemsize for bucket in buckets)
-        own = max(bucket.counts[self.rank] * bucket.dtype.itemsize for bucket in buckets)
+        packed = max(bucket.size * compute_dtype(bucket.dtype).itemsize for bucket in buckets)
+        own = max(bucket.counts[self.rank] * compute_dtype(bucket.dtype).itemsize for bucket in buckets)
         return [Buffers(packed, own, own * self.size if self.deterministic else 0) for _ in range(number)]
 
     def start_reduce(self, bucket: Bucket, grads: Sequence[Array | None], buffers: Buffers) -> None:
         """Begin to add up a bucket of the gradients (flat arrays; None counts as zeros)."""
-        packed = buffers.packed[: bucket.size * bucket.dtype.itemsize].view(bucket.dtype)
+        packed = self._gradients(buffers.packed, bucket, bucket.size)
         end = 0
         for parts in bucket.parts:
             for parameter, start, stop in parts:
                 begin, end = end, end + stop - start
                 g = grads[parameter]
-                packed[begin:end] = 0 if g is None else g[start:stop]
-        kind = _TYPES[bucket.dtype]
+                packed[begin:end] = 0 if g is None else widened(g[start:stop])
+        kind = _SUMS[packed.dtype]
         if not self.deterministic:
             buffers.request = self.comm.Ireduce_scatter(
                 [packed, kind], [self._own(bucket, buffers), kind], list(bucket.counts), MPI.SUM
@@ -152,11 +155,12 @@ class Channel:
         for part in own:
             begin, end = end, end + part.size
             packed[begin:end] = part
+        size = bucket.dtype.itemsize
         layout = bucket.counts, bucket.displacements
-        buffers.request = self.comm.Iallgatherv(MPI.IN_PLACE, [packed, layout, _TYPES[bucket.dtype]])
+        buffers.request = self.comm.Iallgatherv(MPI.IN_PLACE, [packed.view(f"u{size}"), layout, _BITS[size]])
 
-    def finish_gather(self, bucket: Bucket, targets: Sequence[Array], buffers: Buffers) -> None:
-        """Put the other ranks' pieces where they belong in `targets` (flat arrays)."""
+    def finish_gather(self, bucket: Bucket, targets: Any, buffers: Buffers) -> None:
+        """Put the other ranks' pieces where they belong in `targets` (flat arrays, found by their numbers)."""
         buffers.request.Wait()
         packed = buffers.packed[: bucket.size * bucket.dtype.itemsize].view(bucket.dtype)
         for rank, parts in enumerate(bucket.parts):
@@ -168,11 +172,15 @@ class Channel:
                 targets[parameter][start:stop] = packed[begin:end]
 
     def _own(self, bucket: Bucket, buffers: Buffers) -> Array:
-        return buffers.own[: bucket.counts[self.rank] * bucket.dtype.itemsize].view(bucket.dtype)
+        return self._gradients(buffers.own, bucket, bucket.counts[self.rank])
 
     def _contributions(self, bucket: Bucket, buffers: Buffers) -> Array:
-        used = self.size * bucket.counts[self.rank] * bucket.dtype.itemsize
-        return buffers.contributions[:used].view(bucket.dtype)
+        return self._gradients(buffers.contributions, bucket, self.size * bucket.counts[self.rank])
+
+    def _gradients(self, buffer: Array, bucket: Bucket, count: int) -> Array:
+        """Room for so many numbers of the gradients of a bucket."""
+        dtype = compute_dtype(bucket.dtype)
+        return buffer[: count * dtype.itemsize].view(dtype)
 
     # --- small things
 

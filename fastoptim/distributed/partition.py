@@ -27,20 +27,31 @@ class Part(NamedTuple):
     def size(self) -> int:
         return self.stop - self.start
 
-    @property
-    def blocks(self) -> slice:
-        """Which blocks of the parameter these are."""
-        return slice(self.start // NORM_BLOCK, -(-self.stop // NORM_BLOCK))
+    def over(self, unit: int) -> Part:
+        """The same in blocks of so many elements, which cuts lie between."""
+        return Part(self.parameter, self.start // unit, -(-self.stop // unit))
 
 
 class Bucket(NamedTuple):
-    """One round of communication: a piece of every rank's slice, of one group and one dtype."""
+    """One round of communication: a piece of every rank's slice, of one group and one dtype.
+
+    Gradients are added up in the dtype that the parameters are computed in.
+    """
 
     group: int
-    dtype: np.dtype
+    dtype: np.dtype  # of the parameters
     parts: tuple[tuple[Part, ...], ...]  # of every rank
     counts: tuple[int, ...]  # elements of every rank
     displacements: tuple[int, ...]
+
+    @classmethod
+    def of_parts(cls, group: int, dtype: np.dtype, parts: Sequence[tuple[Part, ...]]) -> Bucket:
+        counts = tuple(sum(part.size for part in own) for own in parts)
+        return cls(group, dtype, tuple(parts), counts, tuple(accumulate(counts, initial=0))[:-1])
+
+    def holding(self, dtype: np.dtype, unit: int) -> Bucket:
+        """For arrays of another dtype that have one element for so many of the parameters'."""
+        return self.of_parts(self.group, dtype, [tuple(part.over(unit) for part in own) for own in self.parts])
 
     @property
     def size(self) -> int:
@@ -98,8 +109,7 @@ def buckets(
         parts = [parts_between(ends, numbers, *pieces[rank][b]) for rank in range(ranks)]
         if b == 0:
             parts[0] = (*empty, *parts[0])
-        counts = tuple(sum(part.size for part in own) for own in parts)
-        result.append(Bucket(group, dtype, tuple(parts), counts, tuple(accumulate(counts, initial=0))[:-1]))
+        result.append(Bucket.of_parts(group, dtype, parts))
     return result
 
 

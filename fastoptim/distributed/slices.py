@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..arrays import layout
+from ..arrays.storage import MASTER, compute_dtype, scale_name
 from ..optimizers.base import Optimizer
 from ..optimizers.update import StepOptions
+from ..rules.codecs import BLOCK
 from ..rules.table import rules_of
 from .partition import Bucket, Part, buckets, piece_size
 
@@ -44,9 +46,10 @@ class Slices:
     _buffers: list[Buffers]
 
     @property
-    def _slots(self) -> tuple[str, ...]:
-        """The names of all states that there may be."""
-        return tuple(dict.fromkeys(name for rule in rules_of(self._whole) for name in rule.states))
+    def _slots(self) -> dict[str, int]:
+        """The names of all arrays of states that there may be, and for how many elements they have one."""
+        states = dict.fromkeys([name for rule in rules_of(self._whole) for name in rule.states] + [MASTER], 1)
+        return {scale_name(name): BLOCK for name in states} | states
 
     @property
     def _kept(self) -> tuple[str, ...]:
@@ -76,15 +79,19 @@ class Slices:
             for dtype in dict.fromkeys(q.dtype for _, q in mine):
                 chosen = [(i, math.prod(q.shape)) for i, q in mine if q.dtype == dtype]
                 sizes, numbers = [n for _, n in chosen], [i for i, _ in chosen]
-                piece = piece_size(room, held, dtype.itemsize)
+                piece = piece_size(room, held, compute_dtype(dtype).itemsize)
                 self._buckets += buckets(number, dtype, sizes, numbers, size, piece)
-        flat = [layout.flat(np.asarray(p)) for _, p in self._parameters()]
+        named = self._parameters()
+        flat = [layout.flat(np.asarray(p)) for _, p in named]
         for bucket in self._buckets[len(self._pieces) :]:
             parts = bucket.parts[rank]
-            views = [flat[part.parameter][part.start : part.stop] for part in parts]
+            views = {named[part.parameter][0]: flat[part.parameter][part.start : part.stop] for part in parts}
             hyper = {key: whole.param_groups[bucket.group][key] for key in whole._names}
-            optimizer = type(whole)(views, backend=whole.backend, threads=whole.threads, **hyper) if parts else None
+            options: Any = {"backend": whole.backend, "threads": whole.threads, **whole._storage.as_dict()}
+            optimizer = type(whole)(views, **options, **hyper) if parts else None
             self._pieces.append(None if optimizer is None else Piece(parts, optimizer))
+            for q, part in zip(() if optimizer is None else optimizer._model.parameters, parts, strict=True):
+                q.number, q.first = part.parameter, part.start
         self._buffers = self._channel.buffers(self._buckets, IN_FLIGHT)
 
     def _locked(self) -> AbstractContextManager[None]:
@@ -94,9 +101,9 @@ class Slices:
         """Names and arrays of all parameters; TypeError or ValueError if one is not what it was."""
         return [(parameter.name, parameter.array(self._whole._backend)) for parameter in self._whole._model.parameters]
 
-    def _pipeline(self, first: Stage, second: Stage, third: Stage) -> None:
+    def _pipeline(self, first: Stage, second: Stage, third: Stage, count: int | None = None) -> None:
         """Lead all buckets through three stages; while one is in its second, its neighbours are on their way."""
-        count = len(self._buckets)
+        count = len(self._buckets) if count is None else count
         for i in range(count + IN_FLIGHT):
             if i >= IN_FLIGHT:
                 third(i - IN_FLIGHT, self._buffers[i % IN_FLIGHT])

@@ -12,12 +12,15 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from ..arrays import checks, layout
+from ..arrays.storage import convertible, is_scales, state_arrays
 from ..checkpoint import format, matching, slices
 from ..common.signals import deferred_signals
-from ..optimizers.base import Optimizer
-from ..optimizers.saving import extra_part, load_snapshot, snapshot
+from ..optimizers.groups import Parameter
+from ..optimizers.saving import extra_part, load_snapshot, read_snapshot, snapshot
+from ..rules.codecs import BLOCK
+from ..rules.table import rules_of
 from .agreement import hyper_texts
-from .partition import Bucket, ranges
+from .partition import Bucket, Part, ranges
 from .slices import Array, Piece, Slices, nothing
 
 T = TypeVar("T")
@@ -43,36 +46,52 @@ class States(Slices):
             states: list[dict[str, Any]] = [{"step": int(row[0])} for row in facts]
             for k, name in enumerate(names):
                 present = np.flatnonzero(facts[:, 1 + k])
-                whole_states = self._gathered_states(name) if k < len(self._slots) and len(present) else []
-                for i in present:
+                whole_states = self._gathered_states(name) if k < len(self._slots) and len(present) else {}
+                for i in map(int, present):
                     if whole_states:
-                        states[i][name] = whole_states[i].reshape(parameters[i].shape)
+                        states[i][name] = whole_states[i]
                     else:
                         states[i][name] = float(numbers[i, k - len(self._slots)])
             whole = snapshot(self._whole, lambda x: x)
             return whole | {"state": dict(zip(self._names, states, strict=True))}
 
-    def _gathered_states(self, slot: str) -> list[Array]:
-        """The state `slot` of all parameters, flat; zeros where there is none."""
-        targets = [np.zeros(math.prod(q.shape), q.dtype) for q in self._whole._model.parameters]
+    def _described(self, q: Parameter) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of all arrays of states that a parameter may have."""
+        found: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        for rule in rules_of(self._whole):
+            stored = self._whole._storage.of(rule.states, rule.squares, q.dtype, q.number)
+            found |= state_arrays(rule, stored, q.shape, q.dtype)
+        return found
+
+    def _gathered_states(self, slot: str) -> dict[int, Array]:
+        """The states `slot` of all parameters that may have one, by their numbers; zeros where there is none."""
+        parameters, unit = self._whole._model.parameters, self._slots[slot]
+        found = {q.number: np.zeros(*d[slot]) for q in parameters if slot in (d := self._described(q))}
+        flat = {number: x.reshape(-1) for number, x in found.items()}
         for part, entry in self._entries():
             if slot in entry:
-                targets[part.parameter][part.start : part.stop] = entry[slot]
-        self._gather(targets)
-        return targets
+                _, start, stop = part.over(unit)
+                flat[part.parameter][start:stop] = entry[slot]
+        buckets = []
+        for bucket in self._buckets:
+            number = next(part.parameter for own in bucket.parts for part in own)
+            if number in flat:
+                buckets.append(bucket.holding(flat[number].dtype, unit))
+        self._gather(flat, buckets)
+        return found
 
-    def _gather(self, targets: Sequence[Array]) -> None:
+    def _gather(self, targets: Mapping[int, Array], buckets: Sequence[Bucket]) -> None:
         """Fill flat arrays, in which every rank has filled its own slice, with all others' slices."""
         channel = self._channel
 
         def start(b: int, buffers: Any) -> None:
-            own = [targets[number][begin:end] for number, begin, end in self._buckets[b].parts[channel.rank]]
-            channel.start_gather(self._buckets[b], own, buffers)
+            own = [targets[number][begin:end] for number, begin, end in buckets[b].parts[channel.rank]]
+            channel.start_gather(buckets[b], own, buffers)
 
         def finish(b: int, buffers: Any) -> None:
-            channel.finish_gather(self._buckets[b], targets, buffers)
+            channel.finish_gather(buckets[b], targets, buffers)
 
-        self._pipeline(start, nothing, finish)
+        self._pipeline(start, nothing, finish, len(buckets))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what `state_dict` of this class or of a plain optimizer returned, the same on every rank."""
@@ -171,11 +190,11 @@ class States(Slices):
 
     def _fill_parameters(self, own: Own) -> None:
         """Set all parameters from every rank's slice of them."""
-        flat = [layout.flat(np.asarray(p)) for _, p in self._parameters()]
+        flat = {i: layout.flat(np.asarray(p)) for i, (_, p) in enumerate(self._parameters())}
         for i, (start, stop) in ranges(self._buckets, self._channel.rank).items():
             flat[i][start:stop] = own[self._names[i]]["parameter"]
-        self._gather(flat)
-        for (_, p), x in zip(self._parameters(), flat, strict=True):
+        self._gather(flat, self._buckets)
+        for (_, p), x in zip(self._parameters(), flat.values(), strict=True):
             if not np.may_share_memory(p, x):
                 p[...] = x.reshape(p.shape)
 
@@ -185,23 +204,33 @@ class States(Slices):
         for i, (start, stop) in ranges(self._buckets, self._channel.rank).items():
             q = self._whole._model.parameters[i]
             result[q.name] = dict(state_dict["state"][q.name])
-            for slot, x in result[q.name].items():
+            for slot in list(result[q.name]):
                 if slot != "step" and slot not in self._kept:
-                    x = checks.check_companion(q.name, slot, x, q.shape, q.dtype)
-                    result[q.name][slot] = layout.flat(x)[start:stop]
+                    _, low, high = Part(i, start, stop).over(self._slots.get(slot, 1))
+                    result[q.name][slot] = layout.flat(self._saved(q, slot, state_dict["state"][q.name]))[low:high]
         return result
+
+    def _saved(self, q: Parameter, slot: str, entry: Mapping[str, Any]) -> Array:
+        """An array of an entry of a state dict; TypeError or ValueError if no state can be made of it."""
+        shape, dtype = self._described(q).get(slot, (q.shape, np.dtype(np.float32)))
+        if is_scales(slot, entry):
+            shape = (-(-math.prod(q.shape) // BLOCK),)
+        elif self._slots.get(slot) == 1 and convertible(slot, entry, q.dtype):
+            dtype = entry[slot].dtype
+        return checks.check_companion(q.name, slot, entry[slot], shape, dtype)
 
     def _restore(self, state_dict: Mapping[str, Any], own: Own, what: str) -> None:
         """Take over hyperparameters and this rank's states; if one rank fails, all raise, with nothing changed."""
         whole, mine = self._whole, ranges(self._buckets, self._channel.rank)
         before = snapshot(whole, lambda x: x)
-        states: list[tuple[Optimizer, Mapping[str, Any]]] = []
+        loaded: list[Callable[[], None]] = []
         error: Exception | None = None
         try:
             load_snapshot(whole, {**state_dict, "state": {name: {"step": 0} for name in self._names}})
             for bucket, piece in zip(self._buckets, self._pieces, strict=True):
                 if piece is not None:
-                    states.append((piece.optimizer, self._piece_state(bucket, piece, own, mine)))
+                    state = self._piece_state(bucket, piece, own, mine) | _seed_of(state_dict)
+                    loaded.append(read_snapshot(piece.optimizer, state)[0])
         except Exception as exception:
             error = exception
         try:
@@ -209,29 +238,25 @@ class States(Slices):
         except Exception:
             load_snapshot(whole, before)
             raise
-        for optimizer, state in states:
-            load_snapshot(optimizer, state)
+        for put in loaded:
+            put()
 
     def _piece_state(
         self, bucket: Bucket, piece: Piece, own: Own, mine: Mapping[int, tuple[int, int]]
-    ) -> Mapping[str, Any]:
+    ) -> dict[str, Any]:
         """The state dict of one piece."""
         group = self._whole.param_groups[bucket.group]
         hyper = {key: group[key] for key in self._whole._names}
-        states: dict[str, Any] = {}
-        for name, part in zip(piece.optimizer.param_groups[0]["names"], piece.parts, strict=True):
-            first = mine[part.parameter][0]
-            entry = own[self._names[part.parameter]]
-            states[name] = {
-                key: x[part.start - first : part.stop - first] if key in self._slots else x
-                for key, x in entry.items()
-                if key != "parameter"
-            }
-            t = entry["step"]
-            known = {"step", "parameter", *self._slots, *self._kept}
-            if type(t) is not int or not 0 <= t < 2**63 or not set(entry) <= known:
-                raise ValueError(f"state of parameter {self._names[part.parameter]!r}: not a step count and states")
         names = list(piece.optimizer.param_groups[0]["names"])
+        states: dict[str, Any] = {name: {} for name in names}
+        for name, (number, start, stop) in zip(names, piece.parts, strict=True):
+            first = mine[number][0]
+            for key, x in own[name].items():
+                if key in self._slots:
+                    _, low, high = Part(number, start - first, stop - first).over(self._slots[key])
+                    states[name][key] = x[low:high]
+                elif key != "parameter":
+                    states[name][key] = x
         return {
             "version": 1,
             "optimizer": type(self._whole).__name__,
@@ -249,6 +274,10 @@ class States(Slices):
             error = exception
         self._channel.agree(error, what, {})
         return cast(T, result)
+
+
+def _seed_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    return {"storage": state_dict["storage"]} if "storage" in state_dict else {}
 
 
 def _step_texts(state_dict: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import rules
 from ..arrays import checks, layout
+from ..arrays.storage import compute_dtype
 from ..backends import StepInfo
 from ..rules.norm import NORM_BLOCK
 from ..rules.reference import tree_sum
@@ -35,8 +36,10 @@ class Steps(States):
         for (name, p), g in zip(params, leaves, strict=True):
             written.append(checks.span(f"parameter {name!r}", p))
             if g is not None:
-                g = checks.check_companion(name, "gradient", g, p.shape, p.dtype)
-                overwritten = self._options["overwrite_grads"] and g.flags.writeable
+                computed = compute_dtype(p.dtype)
+                dtype = computed if getattr(g, "dtype", None) == computed else p.dtype
+                g = checks.check_companion(name, "gradient", g, p.shape, dtype)
+                overwritten = self._options["overwrite_grads"] and g.flags.writeable and dtype == computed
                 (written if overwritten else read).append(checks.span(f"gradient of parameter {name!r}", g))
             checked.append(g)
         for _, entry in self._entries():
@@ -137,11 +140,12 @@ class Steps(States):
 
         def place(part: Part, dtype: np.dtype) -> Array | None:
             g = grads[part.parameter]
-            if g is not None and g.flags.writeable:
+            if g is not None and g.flags.writeable and g.dtype == dtype:
                 return g[part.start : part.stop]
             return np.empty(part.size, dtype) if here[part.parameter] else None
 
-        return [[place(part, bucket.dtype) for part in bucket.parts[self._channel.rank]] for bucket in self._buckets]
+        rank = self._channel.rank
+        return [[place(part, compute_dtype(b.dtype)) for part in b.parts[rank]] for b in self._buckets]
 
     def _block_sums(self, b: int, own: Sequence[Array | None], here: Sequence[bool], scale: float, k: float) -> Array:
         parts = self._buckets[b].parts[self._channel.rank]
@@ -155,7 +159,7 @@ class Steps(States):
         positions = []
         for rank in range(self._channel.size):
             parts = [part for bucket in self._buckets for part in bucket.parts[rank] if present[part.parameter]]
-            positions.append([first[part.parameter] + np.arange(part.blocks.start, part.blocks.stop) for part in parts])
+            positions.append([first[part.parameter] + np.arange(*part.over(NORM_BLOCK)[1:]) for part in parts])
         counts = [sum(x.size for x in found) for found in positions]
         ordered = np.empty(first[-1])
         ordered[np.concatenate([np.zeros(0, int), *(x for found in positions for x in found)])] = (

@@ -159,11 +159,13 @@ class Part:
 class Parameter:
     """One parameter: where it is found at each step, and what an optimizer keeps for it between plans."""
 
-    __slots__ = ("dtype", "group", "index", "name", "scalars", "shape", "states", "t")
+    __slots__ = ("dtype", "first", "group", "index", "name", "number", "scalars", "shape", "states", "t")
 
     def __init__(self, name: str, group: ParamGroup, index: int, shape: tuple[int, ...], dtype: np.dtype[Any]):
         self.name, self.group, self.index = name, group, index
         self.shape, self.dtype = shape, dtype
+        # What dithers are found by: its number among the parameters, and the number of its first element, of a slice.
+        self.number = self.first = 0
         self.states: dict[str, Any] = {}
         self.scalars: dict[str, float] = {}  # what the rule keeps beside the step count
         self.t = 0
@@ -221,7 +223,9 @@ class Groups:
             list.append(self.groups, group)
         self.structures.append(structure if len(stepped) == len(structure.names) else Part(structure, stepped))
         self.places.append(places)
-        self.parameters += [found[position] for position in stepped]
+        for position in stepped:
+            found[position].number = len(self.parameters)
+            self.parameters.append(found[position])
         self.changes[0] += 1
 
     def remove_last(self, grouped: bool) -> None:

@@ -17,6 +17,7 @@ from ..arrays.storage import (
     MASTER,
     Storage,
     convertible,
+    is_scales,
     pack,
     scale_name,
     state_arrays,
@@ -168,7 +169,10 @@ def whole_tree(optimizer: Savable, path: Any, tree: Any, strict: bool = True) ->
         flat = read_slices(path, tree, {name: (0, math.prod(shape)) for name, (shape, _) in described.items()})
         params, states = {}, {}
         for name, (shape, _) in described.items():
-            entry = {key: x.reshape(shape) if isinstance(x, np.ndarray) else x for key, x in flat[name].items()}
+            entry = {
+                key: x.reshape(shape) if isinstance(x, np.ndarray) and not is_scales(key, flat[name]) else x
+                for key, x in flat[name].items()
+            }
             params[name] = entry.pop("parameter")
             states[name] = entry
         states |= {name: {"step": 0} for name in tree["params"] if name not in states}  # only to be named
@@ -223,6 +227,15 @@ def load_snapshot(
 
     Unless `strict`, what does not fit is left out and named; so are the parameters `misfits`.
     """
+    put, keys = read_snapshot(optimizer, state_dict, strict, misfits)
+    put()
+    return keys
+
+
+def read_snapshot(
+    optimizer: Savable, state_dict: Any, strict: bool = True, misfits: Collection[str] = ()
+) -> tuple[Callable[[], None], IncompatibleKeys]:
+    """The two halves of `load_snapshot`: this one makes the new states, what it returns puts them into their place."""
     try:
         version, kind = state_dict["version"], state_dict["optimizer"]
         entries, groups = state_dict["state"], state_dict["param_groups"]
@@ -269,16 +282,19 @@ def load_snapshot(
         warnings.warn(
             f"states were saved in another storage, and are converted: {', '.join(converted[:3])}{rest}",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    with deferred_signals():
-        optimizer._drop_plan()
-        optimizer._storage = optimizer._storage._replace(seed=seed)
-        for parameter, (t, states, scalars) in loaded:
-            parameter.t, parameter.states, parameter.scalars = t, states, scalars
-        for own, values in zip(optimizer.param_groups, hyper, strict=True):
-            own.update(values)
-    return keys
+
+    def put() -> None:
+        with deferred_signals():
+            optimizer._drop_plan()
+            optimizer._storage = optimizer._storage._replace(seed=seed)
+            for parameter, (t, states, scalars) in loaded:
+                parameter.t, parameter.states, parameter.scalars = t, states, scalars
+            for own, values in zip(optimizer.param_groups, hyper, strict=True):
+                own.update(values)
+
+    return put, keys
 
 
 def _check_groups(optimizer: Savable, entries: Any, groups: Any) -> None:
@@ -400,8 +416,7 @@ def _loaded(optimizer: Savable, parameter: Parameter, entry: Mapping[str, Any], 
 
 
 def _stored(optimizer: Savable, parameter: Parameter, rule: Rule) -> Stored | None:
-    number = optimizer._model.parameters.index(parameter)
-    return optimizer._storage.of(rule.states, rule.squares, parameter.dtype, number)
+    return optimizer._storage.of(rule.states, rule.squares, parameter.dtype, parameter.number, parameter.first)
 
 
 def _loaded_state(

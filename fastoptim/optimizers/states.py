@@ -259,18 +259,23 @@ def make_plan(
 def members_of(model: Groups, specs: Mapping[int, UpdateSpec], storage: Storage) -> list[Member]:
     """What is expected of every parameter, and how it is stored."""
     return [
-        member_of(q.name, q.shape, q.dtype, specs[id(q.group)], storage, number)
-        for number, q in enumerate(model.parameters)
+        member_of(q.name, q.shape, q.dtype, specs[id(q.group)], storage, q.number, q.first) for q in model.parameters
     ]
 
 
 def member_of(
-    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], spec: UpdateSpec, storage: Storage, number: int = 0
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    spec: UpdateSpec,
+    storage: Storage,
+    number: int = 0,
+    first: int = 0,
 ) -> Member:
     """What is expected of a parameter; TypeError or ValueError if it cannot be stored so."""
     storage.check(name, dtype)
     rule = spec.kernel.rule
-    stored = storage.of(rule.states, rule.squares, dtype, number)
+    stored = storage.of(rule.states, rule.squares, dtype, number, first)
     if stored is not None and spec.measured is not None:
         raise ValueError(
             f"parameter {name!r} is stored in fewer bits ({stored.parameter}, states in {stored.state}), and its step "

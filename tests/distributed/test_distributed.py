@@ -64,7 +64,7 @@ def test_every_element_has_one_owner_and_cuts_lie_between_blocks(sizes, ranks, b
 
 
 @needs_mpi
-@pytest.mark.parametrize(("ranks", "every", "cases"), [(2, 21, 15), (3, 75, 4)])
+@pytest.mark.parametrize(("ranks", "every", "cases"), [(2, 31, 15), (3, 115, 4)])
 def test_ranks_have_the_bits_of_one_process(ranks, every, cases):
     done = mpi.run(ranks, PROOFS / "mpi_bits.py", "--worker", "--steps", 8, "--every", every)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -175,6 +175,23 @@ def test_saved_by_two_loaded_by_a_plain_optimizer(saved):
         fo.Adam({"v": np.ones(3)}).load(saved / "run")
     with pytest.raises(fo.CheckpointError, match="SGD"):
         fo.SGD({"w": params["w"], "b": params["b"], "f": params["f"], "none": params["none"]}).load(saved / "run")
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_states_in_fewer_bits_saved_by_two_loaded_by_any_number(saved_low, ranks):
+    done = mpi.run(ranks, WORKER, "load_low", saved_low)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("done") == ranks
+
+
+@pytest.fixture(scope="module")
+def saved_low(tmp_path_factory):
+    pytest.importorskip("ml_dtypes", reason="bfloat16 and float8 come with ml_dtypes")
+    path = tmp_path_factory.mktemp("low") / "run"
+    done = mpi.run(2, WORKER, "save_low", path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return path
 
 
 def damage_bit(slices):

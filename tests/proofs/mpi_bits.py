@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from itertools import islice, product
+from itertools import chain, cycle, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import fastoptim as fo
+from fastoptim.arrays.storage import compute_dtype, small_dtype
 from fastoptim.optimizers.names import FAMILIES
 from fastoptim.rules.norm import NORM_BLOCK
 from fastoptim.rules.table import RULES
@@ -51,6 +52,16 @@ CASES: list[tuple[type, dict[str, Any]]] = [
     *((cls, {"adapt": False} if "adapt" in cls._names else {}) for cls in FAMILIES.values() if cls is not fo.NovoGrad),
 ]
 
+# Parameters, and how they and their states are stored.
+STORED: list[tuple[str, dict[str, Any]]] = [
+    ("float32", {"state_dtype": "bfloat16"}),
+    ("float32", {"state_dtype": "float8", "seed": 3}),
+    ("bfloat16", {"state_dtype": "float8", "master": True}),
+    ("bfloat16", {"state_dtype": "bfloat16", "rounding": "nearest"}),
+    ("float16", {"state_dtype": "float8"}),
+    ("float16", {"master": True, "seed": 5}),
+]
+
 # Around every border of the norm's blocks, some arrays smaller than a block, one empty, one of no dimension.
 SIZES = (NORM_BLOCK + 1, 0, NORM_BLOCK - 1, 2 * NORM_BLOCK + 5, 1)
 SHAPES = ((3, NORM_BLOCK), *((size,) for size in SIZES), (), (33, 57), (70, 81))
@@ -60,7 +71,7 @@ def rate(t: int) -> float:
     return 0.01 / (1 + t % 7)
 
 
-def parameters(rng: np.random.Generator, dtype: type) -> dict[str, np.ndarray]:
+def parameters(rng: np.random.Generator, dtype: Any) -> dict[str, np.ndarray]:
     params = {f"p{i}": np.asarray(rng.standard_normal(shape).astype(dtype)) for i, shape in enumerate(SHAPES)}
     params["p8"] = np.asfortranarray(params["p8"])
     return params
@@ -86,15 +97,16 @@ def reduced(sets: list[dict[str, Any]], params: dict[str, np.ndarray], mean: boo
         if all(grads[name] is None for grads in sets):
             result[name] = None
             continue
-        total = np.zeros_like(p)
+        dtype = compute_dtype(p.dtype)
+        total = np.zeros(p.shape, dtype)
         for number, grads in enumerate(sets):
-            g = np.zeros_like(p) if grads[name] is None else grads[name]
-            total = g.copy() if number == 0 else np.asarray(total + g)
-        result[name] = np.asarray(total / p.dtype.type(len(sets))) if mean else total
+            g = np.zeros(p.shape, dtype) if grads[name] is None else grads[name].astype(dtype)
+            total = g if number == 0 else np.asarray(total + g)
+        result[name] = np.asarray(total / dtype.type(len(sets))) if mean else total
     return result
 
 
-def compare(case: tuple[type, dict], dtype: type, clip: bool, deterministic: bool, comm: Any, steps: int) -> int:
+def compare(case: tuple[type, dict], dtype: Any, clip: bool, deterministic: bool, comm: Any, steps: int) -> int:
     """Run one case; returns how many values were compared. AssertionError where a bit differs."""
     kind, hyper = case
     rng = np.random.default_rng(11)
@@ -119,6 +131,8 @@ def compare(case: tuple[type, dict], dtype: type, clip: bool, deterministic: boo
     for t in range(steps):
         sharded.lr = plain.lr = rate(t)
         sets: list[dict[str, Any]] = gradients(rng, params, comm.size, exact=not deterministic)
+        if t % 3 == 1:  # gradients of parameters in 16 bits may be float32
+            sets[0] = {name: g.astype(compute_dtype(g.dtype)) for name, g in sets[0].items()}
         if t % 10 == 3:
             for grads in sets:
                 grads["p7"] = None
@@ -145,9 +159,16 @@ def compare(case: tuple[type, dict], dtype: type, clip: bool, deterministic: boo
     return compared
 
 
-def combinations(every: int) -> Iterator[tuple[tuple[type, dict], type, bool, bool]]:
-    """(case, dtype, clip, deterministic): each `every`-th of all."""
-    return islice(product(CASES, (np.float32, np.float64), (False, True), (False, True)), 0, None, every)
+def combinations(every: int) -> Iterator[tuple[tuple[type, dict], Any, bool, bool]]:
+    """(case, dtype, clip, deterministic): each `every`-th of all, whose end is what is stored in fewer bits."""
+    whole = product(CASES, (np.float32, np.float64), (False, True), (False, True))
+    low = (
+        ((kind, hyper | storage), small_dtype(dtype), clip, deterministic)
+        for ((kind, hyper), (dtype, storage)), clip, deterministic in product(
+            zip(CASES, cycle(STORED), strict=False), (False, True), (False, True)
+        )
+    )
+    return islice(chain(whole, low), 0, None, every)
 
 
 def check_coverage() -> None:

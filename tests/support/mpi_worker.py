@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import tracemalloc
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -94,8 +95,10 @@ def construction():
         params = parameters()
         params["b"] = params["b"].astype(odd(np.float64, np.float32))
         sharded(params)
-    with raises(ValueError, "several ranks keep states in the dtype of their parameters"):
-        sharded(parameters(), master=True)
+    with raises(ValueError, "seed", "0 on rank 0", f"1 on {last}"):
+        sharded(parameters(), seed=odd(0, 1))
+    with raises(TypeError, "'b' is float64", "state_dtype='float8' is for"):
+        sharded(parameters(), state_dtype="float8")
     with raises(ValueError, "names of group 0"):
         sharded({"w": np.ones(3), odd("x", "y"): np.ones(3)})
     version, agreement.__version__ = agreement.__version__, odd("0.1.0", "0.9.9")
@@ -440,6 +443,58 @@ def numbers(path):
         plain = kind(twins)
         plain.load(f"{path}.{kind.__name__}")  # one process reads what several have written
         assert same(twins, content) and same_states(plain.state_dict(), saved), kind
+
+
+LOW = {"state_dtype": "float8", "master": True, "seed": 7}
+
+
+def low(**options):
+    """Parameters in 16 bits and in 32, an optimizer of several ranks, and a plain one of their twins."""
+    import ml_dtypes
+
+    params, twins = ({n: p.astype(np.float32) for n, p in parameters().items()} for _ in range(2))
+    for tree in (params, twins):
+        tree["w"], tree["f"] = tree["w"].astype(ml_dtypes.bfloat16), tree["f"].astype(np.float16)
+    return params, twins, sharded(params, **options), fo.Adam(twins, lr=0.01, **options)
+
+
+def save_low(path):
+    """Parameters and states in fewer bits: the bits of one process, saved."""
+    params, twins, opt, plain = low(**LOW)
+    for t in range(3):
+        grads = gradients(params, t)
+        opt.step(grads, max_norm=1.0)
+        plain.step({name: g.astype(np.float32) for name, g in grads.items()}, max_norm=1.0)
+    assert same(params, twins) and same_states(opt.state_dict(), plain.state_dict())
+    opt.save(path)
+    if RANK == 0:
+        plain.save(f"{path}.plain")
+
+
+def load_low(path):
+    """What `save_low` wrote, loaded by any number of ranks, and stored in another way; the run goes on."""
+    for options in (LOW, LOW | {"state_dtype": "bfloat16", "seed": 9}):
+        for restore in ("file", "plain file", "state dict"):
+            params, twins, opt, plain = low(**options)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                plain.load(f"{path}.plain")
+                if restore == "state dict":
+                    source = fo.Adam({name: p.copy("K") for name, p in twins.items()}, lr=1.0, **LOW)
+                    source.load(f"{path}.plain")
+                    opt.load_state_dict(source.state_dict())
+                    for name, p in params.items():
+                        p[...] = twins[name]
+                else:
+                    opt.load(path if restore == "file" else f"{path}.plain")
+            converted = {str(warning.message) for warning in said}
+            assert bool(converted) == (options is not LOW) and all("exp_avg" in text for text in converted)
+            assert same(params, twins) and same_states(opt.state_dict(), plain.state_dict()), (options, restore)
+            assert opt.state_dict()["storage"]["seed"] == 7
+            grads = gradients(params, 9) if SIZE != 3 else {name: np.ones_like(p) for name, p in params.items()}
+            opt.step(grads)
+            plain.step({name: g.astype(np.float32) for name, g in grads.items()})
+            assert same(params, twins) and same_states(opt.state_dict(), plain.state_dict()), (options, restore)
 
 
 def refuse(path, text):
