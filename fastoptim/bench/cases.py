@@ -21,7 +21,7 @@ GPT2_SMALL: tuple[tuple[int, ...], ...] = ((50257, 768), (1024, 768), *(12 * _GP
 class Case:
     """One thing to time, for every subject."""
 
-    section: str  # where the report shows it: "size", "list", "clip", "storage", "launch" or "training"
+    section: str  # where the report shows it: "size", "list", "clip", "storage", "launch", "training" or "rows"
     rule: str  # a key of `fastoptim.rules.RULES`
     arrays: tuple[tuple[int, int], ...]  # the list of parameters: (count, elements)
     threads: int  # that a step may use
@@ -29,6 +29,7 @@ class Case:
     dtype: str = "float32"
     gradients: str = "reused"  # or "fresh": every step gets arrays that the step before has not seen
     max_norm: float | None = None  # clip gradients to this norm
+    rows: tuple[int, int] | None = None  # gradients of so many rows, drawn anew for every step, of so many elements
     batch: int | None = None  # compute a network's gradients for so many rows before each step, and time that too
     stored: tuple[str, str] = ("float32", "float32")  # what a subject stores parameters and gradients, and states in
 
@@ -72,6 +73,7 @@ class Case:
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Case:
         fields = {name: entry[name] for name in cls.__dataclass_fields__ if name != "stored"}
+        fields["rows"] = fields["rows"] and tuple(fields["rows"])
         return cls(**fields | {"arrays": tuple((count, elements) for count, elements in fields["arrays"])})
 
 
@@ -105,10 +107,17 @@ def launch_case(rule: str, count: int) -> Case:
     return Case("launch", rule, ((count, 1),), 1, f"{count} x 1")
 
 
+def rows_case(rule: str, rows: int, threads: int) -> Case:
+    count, width = TABLE
+    label = f"{rows:,} of {count:,} rows of {width}"
+    return Case("rows", rule, ((1, count * width),), threads, label, rows=(rows, width))
+
+
 def training_case(batch: int, threads: int) -> Case:
     return Case("training", "adam", TRAINING_ARRAYS, threads, f"batch {batch}", batch=batch)
 
 
+TABLE = (200_000, 64)
 TRAINING_SIZES = (784, 1024, 1024, 10)
 TRAINING_ARRAYS = tuple(shape for a, b in itertools.pairwise(TRAINING_SIZES) for shape in ((1, a * b), (1, b)))
 
@@ -128,7 +137,7 @@ def quick_cases(cores: int) -> list[Case]:
         cases += [size_case(rule, n, threads) for rule in ("sgd", "momentum") for n in (10**3, 10**5, 10**7)]
         cases += [list_case(threads)]
     cases += [storage_case(n, cores) for n in (10**5, 10**7)]
-    cases += [launch_case("adam", 1)]
+    cases += [launch_case("adam", 1), rows_case("sgd", 1024, 1)]
     return cases
 
 
@@ -145,6 +154,7 @@ def full_cases(cores: int) -> list[Case]:
             cases += [list_case(threads), list_case(threads, "fresh"), gpt2_case(threads)]
             cases += [clip_case(n, threads) for n in (10**6, 10**8)]
             cases += [storage_case(n, threads) for n in (10**5, 10**7, 10**8)]
+            cases += [rows_case(rule, k, threads) for rule in ("sgd", "adam") for k in (32, 1024, 32768)]
             cases += [size_case("adam", n, threads, "float64") for n in (10**3, 10**5, 10**7)]
         if threads == cores:
             cases += [size_case(rule, n, cores) for rule in others for n in (10**5, 10**7)]

@@ -28,10 +28,12 @@ def _ratio_cell(ratios: Values) -> Cell:
     return Cell(ratio_text(s.median), "noisy" if mark == "win" and s.spread > NOISY else mark)
 
 
-def speedup_table(results: Results, entries: list[Entry], columns: list[str], caption: str) -> Table | None:
-    """Rows: peers; columns: cases; cells: how many times faster the focus is."""
+def speedup_table(
+    results: Results, entries: list[Entry], columns: list[str], caption: str, others: list[str] | None = None
+) -> Table | None:
+    """Rows: peers, or others; columns: cases; cells: how many times faster the focus is."""
     rows = []
-    for key in results.peers():
+    for key in results.peers() if others is None else others:
         given = [results.ratios(entry, key) for entry in entries]
         if any(given):
             rows.append([Cell(results.title(key)), *map(_ratio_cell, given)])
@@ -313,6 +315,22 @@ def _storage(results: Results) -> Iterator[Block]:
         )
 
 
+def _rows(results: Results) -> Iterator[Block]:
+    entries = results.select("rows")
+    for threads in _thread_counts(results):
+        chosen = [e for e in entries if e["threads"] == threads]
+        columns = [f"{e['rule']}, {e['label']}" for e in chosen]
+        others = [*results.peers(), "dense"]
+        if table := speedup_table(results, chosen, columns, f"float32, {threads_text(threads)}", others):
+            yield table
+    if entries:
+        yield (
+            "Every step has rows of its own, drawn at random with repetition. The dense step is that of fastoptim's C "
+            "backend on the whole table, its gradient at hand: making one of the rows would come on top. With Adam "
+            "rows are lazy, as SparseAdam's."
+        )
+
+
 def _start_up(results: Results) -> Iterator[Block]:
     if table := start_up_table(results):
         yield table
@@ -351,7 +369,7 @@ def _left_out(results: Results) -> Iterator[Block]:
 
 def _all_times(results: Results) -> Iterator[Block]:
     groups: dict[tuple[Any, ...], list[Entry]] = {}
-    for entry in [*results.select("size"), *results.select("list")]:
+    for entry in [*results.select("size"), *results.select("list"), *results.select("rows")]:
         key = entry["section"], entry["threads"], entry["rule"], entry["dtype"]
         groups.setdefault(key, []).append(entry)
     found = [
@@ -369,6 +387,7 @@ SECTIONS: dict[str, Callable[[Results], Iterable[Block]]] = {
     "Time per element against size": _sizes,
     "Share of the roofline": _roofline,
     "Threads": _scaling,
+    "Some rows of a table": _rows,
     "Clipping by the global norm, in the step": lambda results: times_table(results, results.select("clip")),
     "States and parameters in fewer bits": _storage,
     "What a call costs": lambda results: times_table(

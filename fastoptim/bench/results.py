@@ -13,7 +13,7 @@ from .statistics import NOISY, Summary, Values, summarise
 SCHEMA, SCHEMA_VERSION = "fastoptim-bench", 2
 MOST_BYTES = 64 << 20
 LONGEST_TEXT = 300
-ROOFLINE_LOOPS = {"roofline": "roofline (same bytes)", "divide": "root and division"}
+ROOFLINE_LOOPS = {"roofline": "roofline (same bytes)", "divide": "root and division", "dense": "the dense step"}
 
 Entry = dict[str, Any]
 

@@ -267,7 +267,7 @@ def choose(against: Sequence[str] | None, mode: Mode) -> tuple[dict[str, Subject
             name, factory = own.split("=", 1)
             if not name or ":" not in factory or name in known:
                 raise ValueError(f"--against takes a new name=module:function, got {own!r}")
-            chosen[name] = Subject(name, "own", factory, sections=ALL_SECTIONS, threaded=True)
+            chosen[name] = Subject(name, "own", factory, sections=ALL_SECTIONS[:-1], threaded=True)
     return chosen, left_out
 
 
@@ -371,7 +371,7 @@ class Run:
             if case.section not in subject.sections:
                 if "storage" in (case.section, *subject.sections):
                     continue  # a comparison of its own
-                reason = "no clipping" if case.section == "clip" else "cannot be timed this way"
+                reason = {"clip": "no clipping", "rows": "no gradients of rows"}.get(case.section, "cannot be timed so")
             elif case.count > subject.max_arrays:
                 reason = f"compiling a step for {case.count} arrays takes too long"
             elif case.elements > subject.max_elements:

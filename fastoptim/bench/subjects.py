@@ -35,12 +35,12 @@ class Stepper:
     # Called with the step's number before each step and not timed: hands over this step's gradients.
     prepare: Callable[[int], None] | None = None
     # Called once after the first step, each returns a loop to time: "roofline" moves the step's bytes and computes next
-    # to nothing, "divide" does one square root and one division per element.
+    # to nothing, "divide" does one square root and one division per element, "dense" steps a whole table.
     roofline_loops: dict[str, Callable[[], Callable[[], Any]]] = field(default_factory=dict)
     state_bytes: Callable[[], int] | None = None  # called after the first steps: what is kept beside the parameters
 
 
-ALL_SECTIONS = ("size", "list", "launch", "training", "clip")
+ALL_SECTIONS = ("size", "list", "launch", "training", "clip", "rows")
 MODEST = 20_000_000
 
 
@@ -54,7 +54,7 @@ class Subject:
     # that alternate; returns a `Stepper` that updates its own copies or `params` themselves.
     factory: str
     requires: tuple[str, ...] = ()  # modules that must be importable
-    sections: tuple[str, ...] = ALL_SECTIONS[:-1]  # sections of cases that it can do
+    sections: tuple[str, ...] = ALL_SECTIONS[:-2]  # sections of cases that it can do
     memory: float = 1.3  # bytes needed while stepping, in multiples of the parameters, gradients and states
     max_arrays: int = 1_000_000  # longest list that it gets ready in reasonable time
     max_elements: int = 1 << 60  # what is many times slower than memory there would take most of the run
@@ -83,11 +83,13 @@ SUBJECTS: dict[str, Subject] = {
     "numba": Subject("fastoptim (Numba)", "fastoptim", f"{_HERE}:fastoptim_numba", ("numba",), **_FULL),
     "reference": Subject("fastoptim (NumPy)", "fastoptim", f"{_HERE}:fastoptim_numpy", (), ALL_SECTIONS,
                          max_elements=MODEST),
-    "numpy-in-place": Subject("NumPy in place", "numpy", f"{_HERE}:numpy_in_place", memory=1.5),
+    "numpy-in-place": Subject("NumPy in place", "numpy", f"{_HERE}:numpy_in_place",
+                              (), (*ALL_SECTIONS[:-2], "rows"), memory=1.5),
     "numpy-naive": Subject("NumPy naive", "numpy", f"{_HERE}:numpy_naive", memory=2.5),
-    "torch-fused": Subject("torch fused", "torch", f"{_HERE}:torch_fused", ("torch",), **_FULL),
-    "torch-default": Subject("torch default", "torch", f"{_HERE}:torch_default", ("torch",), max_elements=MODEST,
-                             memory=2.0, threaded=True),
+    "torch-fused": Subject("torch fused", "torch", f"{_HERE}:torch_fused", ("torch",), ALL_SECTIONS[:-1],
+                           threaded=True),
+    "torch-default": Subject("torch default", "torch", f"{_HERE}:torch_default", ("torch",),
+                             (*ALL_SECTIONS[:-2], "rows"), max_elements=MODEST, memory=2.0, threaded=True),
     "torch-foreach": Subject("torch foreach", "torch", f"{_HERE}:torch_foreach", ("torch",), max_elements=MODEST,
                              memory=2.5, threaded=True, quick=False),
     "optax": Subject("Optax (jitted)", "optax", f"{_HERE}:optax_jitted", ("optax", "jax"), (*_LISTS, "clip"),
@@ -145,6 +147,11 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def tables(case: Case, params: list[Array]) -> list[Array]:
+    """The same arrays, as tables where gradients are of rows."""
+    return params if case.rows is None else [p.reshape(-1, case.rows[1]) for p in params]
+
+
 def optimizer(
     rule: str, params: list[Array], backend: str, threads: int, eps_mode: str = "torch", states: str = "float32"
 ) -> Any:
@@ -178,7 +185,8 @@ def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[li
     dtype, states = case.stored
     if dtype != "float32":
         params, *gradients = ([x.astype(small_dtype(dtype)) for x in arrays] for arrays in (params, *gradients))
-    opt = optimizer(case.rule, params, backend, case.threads, states=states)
+    mode = "hat" if case.rows else "torch"
+    opt = optimizer(case.rule, tables(case, params), backend, case.threads, mode, states)
     options: dict[str, Any] = {} if case.max_norm is None else {"max_norm": case.max_norm}
     current, prepare = _rotating(gradients)
     stepper = Stepper(partial(opt.step, current, **options), lambda: params, prepare)
@@ -187,6 +195,13 @@ def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[li
             x.nbytes for entry in opt.state.values() for x in entry.values() if isinstance(x, np.ndarray)
         )
     native: Any = get_backend(backend)
+    if case.rows is not None and backend == "c":
+
+        def dense() -> Callable[[], Any]:
+            twin = optimizer(case.rule, [p.copy() for p in params], backend, case.threads)
+            return partial(twin.step, [np.full_like(p, 1e-3) for p in params])
+
+        stepper.roofline_loops["dense"] = dense
     if hasattr(native, "roofline") and case.section in ("size", "list"):
 
         def roofline() -> Callable[[], Any]:
@@ -266,8 +281,15 @@ def numpy_naive(case: Case, params: list[Array], gradients: list[list[Array]]) -
 
 def numpy_in_place(case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
     """Every operation in place, with one scratch array: what NumPy can do without writing C."""
-    _only(case, "sgd", "momentum", "adam")
+    _only(case, *(("sgd",) if case.rows else ("sgd", "momentum", "adam")))
     grads, prepare = _rotating(gradients)
+    if case.rows:
+
+        def rows() -> None:
+            for p, g in zip(tables(case, params), grads, strict=True):
+                np.subtract.at(p, g.indices, LR * g.values)  # type: ignore[attr-defined]
+
+        return Stepper(rows, lambda: params, prepare)
     b1, b2 = BETAS
     ms = [np.zeros_like(p) for p in params]
     vs = [np.zeros_like(p) for p in params]
@@ -355,14 +377,23 @@ def _torch(flags: dict[str, bool], case: Case, params: list[Array], gradients: l
 
     _only(case, *OPTIMIZERS, clip=True)
     name, options = OPTIMIZERS[case.rule]
+    if case.rows and name == "Adam":
+        name = "SparseAdam"
     cls = getattr(torch.optim, name, None)
     if cls is None:
         raise Unsupported(f"has no {name}")
     if lacking := [option for option in options | flags if option not in inspect.signature(cls).parameters]:
         raise Unsupported(f"{name} has no {lacking[0]} form")
     torch.set_num_threads(case.threads)
-    tensors = [torch.from_numpy(p).requires_grad_() for p in params]
-    sets = [[torch.from_numpy(g) for g in grads] for grads in gradients]
+    tensors = [torch.from_numpy(p).requires_grad_() for p in tables(case, params)]
+
+    def tensor_of(g: Any) -> Any:
+        if not case.rows:
+            return torch.from_numpy(g)
+        index, values = torch.from_numpy(g.indices[None]), torch.from_numpy(g.values)
+        return torch.sparse_coo_tensor(index, values, tensors[0].shape, check_invariants=False)
+
+    sets = [[tensor_of(g) for g in grads] for grads in gradients]
     for tensor, g in zip(tensors, sets[0], strict=True):
         tensor.grad = g
     opt = cls(tensors, lr=LR, **options, **flags)

@@ -20,16 +20,18 @@ from typing import Any
 import numpy as np
 
 from .. import rules
+from ..arrays.rows import Rows
 from ..arrays.storage import small_dtype
 from ..environment import available_memory
 from ..rules import reference
 from .cases import TRAINING_SIZES, Case
-from .subjects import Stepper, Subject, Unsupported, make_stepper, optimizer
+from .subjects import Stepper, Subject, Unsupported, make_stepper, optimizer, tables
 
 CHECKED_STEPS = 3
 CHECKED_ELEMENTS = 1 << 18  # rules work element by element: of larger arrays, the ends are checked
 EPSILONS = 100  # how far a peer may be from the reference, in epsilons of |p| + |distance travelled|
 BLOCK_ELEMENTS = 1 << 18  # arrays repeat random numbers after so many
+ROW_SETS = 32  # of indices and values that alternate: most rows have left the nearest caches when they come again
 FRESH_SETS = 4  # gradient sets that alternate where every step is to get new arrays
 MOST_REPEATS = 20_000
 
@@ -57,6 +59,15 @@ def checked_parts(size: int, budget: int) -> list[slice]:
     return [slice(0, half), slice(size - half, size)]
 
 
+def _within(gradient: Any, part: slice, dtype: Any) -> Any:
+    """The gradient of a part, of whole rows where it is one of rows."""
+    if not isinstance(gradient, Rows):
+        return gradient[part].astype(dtype, copy=False)
+    first, behind = part.start // gradient.values.shape[1], part.stop // gradient.values.shape[1]
+    chosen = (gradient.indices >= first) & (gradient.indices < behind)
+    return Rows(gradient.indices[chosen] - first, gradient.values[chosen], lazy=True)
+
+
 class Expected:
     """The reference's result on the checked parts of every array."""
 
@@ -73,12 +84,13 @@ class Expected:
             for part in checked_parts(p.size, budget)[parts]
         ]
         self.starts = [p.copy() for *_, p in self.rows]
-        self.optimizer = optimizer(case.rule, [p for *_, p in self.rows], "numpy", 1, eps_mode, states)
+        mode = "hat" if case.rows else eps_mode  # as SparseAdam's
+        self.optimizer = optimizer(case.rule, tables(case, [p for *_, p in self.rows]), "numpy", 1, mode, states)
         self.t = 0
 
     def step(self, gradients: list[Array]) -> None:
         self.t += 1
-        own = [gradients[i][part].astype(self.dtype, copy=False) for i, part, _ in self.rows]
+        own = [_within(gradients[i], part, self.dtype) for i, part, _ in self.rows]
         self.optimizer.step(own, grad_scale=clip_factor(self.case, gradients))
 
     def verdict(self, values: Any, exact: bool) -> str:
@@ -145,6 +157,11 @@ def filled(size: int, block: Array, number: int) -> Array:
     return array
 
 
+def _some_rows(rng: np.random.Generator, case: Case, count: int, width: int) -> Rows:
+    values = rng.standard_normal((count, width), np.float32).astype(case.dtype)
+    return Rows(rng.integers(0, case.elements // width, count), values, lazy=True)
+
+
 class Bench:
     """What is being timed now."""
 
@@ -165,7 +182,12 @@ class Bench:
         params = [filled(n, block, i) for i, n in enumerate(case.sizes)]
         sets = FRESH_SETS if case.gradients == "fresh" else 1
         turned = [np.roll(block, 17 + k) for k in range(sets)]
-        gradients = [[filled(n, t, i) for i, n in enumerate(case.sizes)] for t in turned]
+        gradients: list[list[Any]]
+        if case.rows is None:
+            gradients = [[filled(n, t, i) for i, n in enumerate(case.sizes)] for t in turned]
+        else:
+            sets, (count, width) = ROW_SETS, case.rows
+            gradients = [[_some_rows(rng, case, count, width)] for _ in range(sets)]
         if case.batch is not None:
             for p in params:
                 p *= 0.05

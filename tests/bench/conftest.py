@@ -96,6 +96,8 @@ def document():
             loops = [("c", "c", 1.0), *((n, n, 0.8 + 0.2 * k) for k, n in enumerate(STORAGES))]
         if case.section in ("size", "list"):
             loops += [("roofline", "c", 0.9), ("divide", "c", 0.7)]
+        if case.section == "rows":
+            loops += [("dense", "c", 60.0)]
         focus = pace * (1 + 0.01 * rng.standard_normal(8))
         for key, subject, factor in loops:
             seconds = focus if key == "c" else factor * pace * (1 + 0.01 * rng.standard_normal(8))

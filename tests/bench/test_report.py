@@ -58,6 +58,7 @@ def test_every_section_is_there(document):
         "A whole training step",
         "Clipping by the global norm",
         "What a call costs",
+        "Some rows of a table",
         "Start-up",
         "How it was measured",
         "What was left out",

@@ -62,6 +62,23 @@ def test_lists_clipping_and_training_are_checked_too(name, case):
         assert 0 < timed["update_seconds"] < timed["seconds"]
 
 
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+@pytest.mark.parametrize("name", ["c", "reference", "numpy-in-place", "torch-default"])
+def test_rows_are_checked_too(name, rule):
+    if name == "torch-default":
+        pytest.importorskip("torch", reason="torch is not installed")
+    case = cases.Case("rows", rule, ((1, 4 * 80_000),), 1, "rows", rows=(3000, 4))  # its ends are compared
+    timer = worker.Bench(SUBJECTS[name])
+    answer = worker.answer(timer, {"do": "ready", "case": case.to_json(), "block_seconds": 0.0, "check": True})
+    if name == "numpy-in-place" and rule == "adam":
+        assert "has no adam" in answer["reason"]
+        return
+    assert "after 3 steps (262,1" in answer["check"]
+    for loop in answer["loops"]:
+        assert timer.run(loop)["seconds"] > 0
+    assert ("dense" in answer["loops"]) == (name == "c")
+
+
 @pytest.mark.parametrize(
     ("name", "case"),
     [

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from tests.support.peers import PEERS, worst
+from tests.support.peers import BOUND, PEERS, worst
 
 
 def main() -> int:
@@ -21,7 +21,8 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=100)
     arguments = parser.parse_args()
     missing = [library for library in arguments.libraries if find_spec(library) is None]
-    failed = len(missing)
+    failed, found = len(missing), {"float64": 0.0, "float32": 0.0}
+    compared: set[str] = set()
     for library in missing:
         print(f"{library} is not installed")
     for peer in PEERS:
@@ -30,8 +31,17 @@ def main() -> int:
                 rng = np.random.default_rng(2026)
                 share, options = max((worst(peer, dtype, rng, 50) for _ in range(arguments.count)), key=lambda x: x[0])
                 failed += share > 1.0
+                compared.add(peer.label)
+                name = np.dtype(dtype).name
+                found[name] = max(found[name], share)
                 told = f"  MORE THAN ALLOWED with {options}" if share > 1.0 else ""
-                print(f"{peer.label} {np.dtype(dtype).name}: {share:.2f} of the bound{told}", flush=True)
+                print(f"{peer.label} {name}: {share:.2f} of the bound{told}", flush=True)
+    print(
+        f"{len(compared)} counterparts in {', '.join(arguments.libraries)}, {arguments.count} random configurations of "
+        f"50 steps each: at most {found['float64']:.2f} of the bound in float64, {found['float32']:.2f} in float32 "
+        f"(it is {BOUND:g} machine epsilons of |p| + distance travelled, and half of one more for each step where a "
+        f"decay is rounded apart); {failed} failed"
+    )
     return bool(failed)
 
 

@@ -94,6 +94,8 @@ def _torch(name: str, **draws: Any) -> Peer:
 
 
 _TORCH = (
+    _torch("SGD", lr=_LR, momentum=_maybe(_between(0.1, 0.95)), weight_decay=_DECAY, maximize=_coin),
+    _torch("Adam", **_MOMENT, weight_decay=_DECAY, amsgrad=_coin, maximize=_coin),
     _torch("RMSprop", lr=_LR, alpha=_between(0.1, 0.99), eps=_EPS, weight_decay=_DECAY,
            momentum=_maybe(_between(0.1, 0.95)), maximize=_coin),
     # v - a**2 loses digits where gradients hardly vary, which no bound on rounding survives: eps keeps them in sight.
@@ -147,6 +149,11 @@ def _pair(o: dict[str, Any]) -> dict[str, float]:
 
 
 _OPTAX = (
+    _optax("SGD", lambda x, o: x.sgd(o["lr"], o["momentum"] or None, o["nesterov"]),
+           lr=_LR, momentum=_between(0.1, 0.95), nesterov=_coin),
+    _optax("Adam", lambda x, o: x.adam(o["lr"], **_pair(o)), **_MOMENT),
+    _optax("AdamW", lambda x, o: x.adamw(o["lr"], **_pair(o), weight_decay=o["weight_decay"]),
+           **_MOMENT, weight_decay=_DECAY),
     _optax("RMSprop", lambda x, o: x.rmsprop(o["lr"], o["alpha"], o["eps"], centered=o["centered"],
                                              momentum=o["momentum"] or None),
            lr=_LR, alpha=_between(0.1, 0.99), eps=_power(-5, -3), momentum=_maybe(_between(0.1, 0.95)),
@@ -214,6 +221,11 @@ def _named(o: dict[str, Any]) -> dict[str, float]:
 
 
 _KERAS = (
+    _keras("SGD", lambda x, o: x.SGD(o["lr"], o["momentum"], o["nesterov"]),
+           lr=_LR, momentum=_between(0.1, 0.95), nesterov=_coin, momentum_mode="lr_inside"),
+    _keras("Adam", lambda x, o: x.Adam(**_named(o)), **_MOMENT, eps_mode="hat"),
+    _keras("AdamW", lambda x, o: x.AdamW(**_named(o), weight_decay=o["weight_decay"]),
+           **_MOMENT, weight_decay=_power(-4, -1), eps_mode="hat"),
     _keras("RMSprop", lambda x, o: x.RMSprop(o["lr"], o["alpha"], momentum=o["momentum"], epsilon=o["eps"]),
            lr=_LR, alpha=_between(0.1, 0.99), eps=_power(-5, -3), momentum=_maybe(_between(0.1, 0.95)),
            eps_mode="root", momentum_mode="lr_inside"),
@@ -272,9 +284,10 @@ PEERS = (*_TORCH, *_OPTAX, *_KERAS, *_AUTHORS)
 BOUND = 20.0  # machine epsilons
 
 
-def bound(options: dict[str, Any], steps: int) -> float:
-    """How far the two may lie apart: torch rounds 1 - lr * weight_decay, half an epsilon of p in every step."""
-    return BOUND + (steps / 2 if options.get("decoupled_weight_decay") and options["weight_decay"] else 0.0)
+def bound(peer: Peer, options: dict[str, Any], steps: int) -> float:
+    """How far the two may lie apart: torch and Keras round p after its decay, half an epsilon of it in every step."""
+    apart = options.get("decoupled_weight_decay", (peer.library, peer.cls) == ("keras", "AdamW"))
+    return BOUND + (steps / 2 if apart and options["weight_decay"] else 0.0)
 
 
 def gradients(rng: np.random.Generator, dtype: type, count: int, steps: int) -> Iterator[np.ndarray]:
@@ -304,4 +317,4 @@ def worst(peer: Peer, dtype: type, rng: np.random.Generator, steps: int) -> tupl
         ratio = np.divide(distance, scale, out=np.where(distance > 0, np.inf, 0.0), where=scale > 0)
         largest = max(largest, float(ratio.max()))
     assert travelled.max() > 0, "nothing moved"
-    return largest / bound(options, steps), options
+    return largest / bound(peer, options, steps), options
