@@ -66,6 +66,9 @@ def look_at_code(target: Target) -> str:
             wrong += [f"{name}: {x}" for x, _ in code if test_objects.INEXACT.fullmatch(x)]
     if wrong or seen < 10_000:
         raise SystemExit(f"{target.triple}: of {seen} instructions, these are no rule's arithmetic: {wrong[:5]}")
+    bare = re.findall(r"\bU (_?Py[A-Z_]\w*)", run(tool.replace("objdump", "nm"), "-u", *target.folder.glob("*.o")))
+    if bare and target.system == "windows":  # None, for one, would be the code that jumps to it
+        raise SystemExit(f"{target.triple}: not imported from Python's library: {sorted(set(bare))}")
     if absent := [name for name in CODECS if name not in names]:
         raise SystemExit(f"{target.triple}: the code of the codecs was not seen: {absent}")
     return f"{seen} instructions, none fused or approximate"

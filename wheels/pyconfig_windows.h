@@ -12,6 +12,7 @@
 #define NT_THREADS
 #define WITH_THREAD
 #define HAVE_DECLSPEC_DLL 1
+#define Py_ENABLE_SHARED 1 /* else objects such as None would be looked for in this library */
 #define HAVE_STDARG_PROTOTYPES
 #define HAVE_WCHAR_H 1
 #define HAVE_STDDEF_H 1

@@ -22,7 +22,6 @@ from tests.support.cases import on_threads, same_bits
 from tests.support.forks import in_child
 
 SIZES = (1_200_000, 3, 8193, 300_001)
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="LOUD: this platform has no fork")
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +128,7 @@ def _steps_in_a_process(seed):
     return [p.tobytes() for p in after(3, seed, threads=2)]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="LOUD: this platform has no fork")
 def test_multiprocessing_by_fork():
     wanted = [[p.tobytes() for p in after(3, seed, threads=2)] for seed in range(3)]
     with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -138,6 +138,9 @@ def test_multiprocessing_by_fork():
 @pytest.mark.parametrize("backend", ["c", "numba", "numpy"])
 def test_two_threads_step_two_optimizers(backend):
     results, start = {}, threading.Barrier(3)
+
+    if backend == "numba":
+        pytest.importorskip("numba", reason="LOUD: pip install numba to step it from threads")
 
     def work(seed):
         start.wait()
