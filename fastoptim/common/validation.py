@@ -89,7 +89,8 @@ def _number(name: str, value: Any) -> float:
 
 
 def _is_array(value: Any) -> bool:
-    return bool(getattr(value, "ndim", False))  # an array without dimensions is a number
+    dimensions = getattr(value, "ndim", 0)  # of a type, such as np.float32, that is no number
+    return isinstance(dimensions, int) and dimensions > 0  # an array without dimensions is a number
 
 
 def _described(value: Any) -> str:

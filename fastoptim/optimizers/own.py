@@ -38,7 +38,12 @@ class _Own:
 
     def numbers(self, hyperparameters: Mapping[str, Any], t: int) -> tuple[float, ...]:
         """The coefficients of step t; TypeError or ValueError that names one."""
-        found = self.coefficients(**hyperparameters, **({"t": t} if self.counts else {}))
+        given = {**hyperparameters, **({"t": t} if self.counts else {})}
+        try:
+            found = self.coefficients(**given)
+        except (ArithmeticError, ValueError) as error:
+            named = ", ".join(f"{name}={value!r}" for name, value in given.items())
+            raise ValueError(f"coefficients({named}): {type(error).__name__}: {error}") from error
         if isinstance(found, Mapping):
             if set(found) != set(self.names):
                 raise ValueError(f"coefficients must return {list(self.names)}, got {list(found)}")
@@ -110,11 +115,13 @@ class OwnOptimizer(Optimizer, metaclass=_OwnClass):
         threads: int | None = None,
         state_dir: Any = None,
         memory_budget: int | str | None = None,
+        max_norm: float | None = None,
+        clip: str = "norm",
         **hyperparameters: Any,
     ):
         storage: Any = {name: hyperparameters.pop(name) for name in STORAGE_OPTIONS if name in hyperparameters}
         values = self._values(hyperparameters)
-        super().__init__(params, values, backend, threads, state_dir, memory_budget, **storage)
+        super().__init__(params, values, backend, threads, state_dir, memory_budget, max_norm, clip, **storage)
 
     @classmethod
     def _values(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +130,8 @@ class OwnOptimizer(Optimizer, metaclass=_OwnClass):
             values["weight_decay"] = 0.0
         values["maximize"] = False
         if unknown := [name for name in given if name not in values]:
-            raise TypeError(unknown_name(cls.__name__, unknown[0], values))
+            lacking = "; fo.rule(..., decay=) gives it weight_decay" if unknown[0] == "weight_decay" else ""
+            raise TypeError(unknown_name(cls.__name__, unknown[0], values) + lacking)
         values |= given
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
             raise TypeError(f"{cls.__name__} needs a value for {', '.join(missing)}")
@@ -266,7 +274,7 @@ def rule(
     Raises
     ------
     SyntaxError
-        The function holds something that is no exact operation, such as a power or a constant: the message says what,
+        The function holds something that no rule may hold, such as a power or a constant: the message says what,
         in which line, and what to write instead.
     TypeError, ValueError
         Something else is not as described, or the source of the function cannot be found.
@@ -308,8 +316,15 @@ def _make(
 ) -> type[OwnOptimizer]:
     states = (states,) if isinstance(states, str) else tuple(states)
     for state in states:
-        if not isinstance(state, str) or not state.isidentifier() or states.count(state) > 1 or state == "step":
-            raise ValueError(f"states must be different names, got {states!r}")
+        if (
+            not isinstance(state, str)
+            or not state.isidentifier()
+            or states.count(state) > 1
+            or state in ("g", "p", "step")
+        ):
+            raise ValueError(
+                f"states must be a name, or a tuple of different names other than g, p and step, got {states!r}"
+            )
     choice("gives", gives, GIVES)
     if decay is not None and choice("decay", decay, ("coupled", "decoupled")) == "decoupled" and gives == "parameter":
         raise ValueError("decay='decoupled' is subtracted with the step, so that it needs gives='step'")
@@ -353,7 +368,10 @@ def _make(
     return cast(type[OwnOptimizer], made)
 
 
-_INIT = ("params", "backend", "threads", "state_dir", "memory_budget", "p", "g", "step", "grad_scale", *STORAGE_OPTIONS)
+_INIT = (
+    *("params", "backend", "threads", "state_dir", "memory_budget", "max_norm", "clip"),
+    *("p", "g", "step", "grad_scale", *STORAGE_OPTIONS),
+)
 
 
 def _hyperparameters(coefficients: Any) -> dict[str, Any]:

@@ -37,6 +37,11 @@ _INSTEAD |= {
     "clip": "x = where(x < low, low, x), then where(x > high, high, x)",
 }
 _OVER_ARRAYS = "no sums or norms: a rule sees one element"
+_BESIDE = (
+    "no function that other libraries round otherwise; what depends on hyperparameters or the step alone can be "
+    "computed in the function of the coefficients"
+)
+_INSTEAD |= dict.fromkeys(("exp", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "tanh", "arctan"), _BESIDE)
 _INSTEAD |= dict.fromkeys(("sum", "mean", "norm", "dot", "std", "var", "prod", "any", "all"), _OVER_ARRAYS)
 _OPERATORS = {
     ast.Pow: _INSTEAD["pow"],
@@ -79,6 +84,14 @@ class _Reader:
                 f"expected the arguments ({wanted}, coefficients...): gradient, parameter, {len(states)} states, then "
                 f"coefficients, without defaults; got ({ast.unparse(given)})",
             )
+        roles = ["g", "p", *states]
+        for place, name in enumerate(names):
+            if name in roles[0 if place < 2 else 2 :] and roles.index(name) != place:  # coefficients may be called g, p
+                self.refuse(
+                    self.tree,
+                    f"argument {name!r} is number {place + 1}, but the order is ({', '.join(roles)}, coefficients...): "
+                    "gradient, parameter, states",
+                )
         coefficients = names[2 + len(states) :]
         standard = ["g", "p", *_STATES[: len(states)], *(f"c{i}" for i in range(len(coefficients)))]
         self.names = dict(zip(names, standard, strict=False))
@@ -109,7 +122,7 @@ class _Reader:
         if isinstance(node, ast.BinOp):
             if type(node.op) not in lowering.OPERATIONS:
                 instead = _OPERATORS.get(type(node.op), "+ - * /")
-                self.refuse(node, f"{text}: {type(node.op).__name__} is no exact operation: use {instead}")
+                self.refuse(node, f"{text} may not stand in a rule: use {instead}")
             return ast.BinOp(self.expression(node.left), node.op, self.expression(node.right))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return ast.UnaryOp(node.op, self.expression(node.operand))
@@ -119,7 +132,7 @@ class _Reader:
             self.refuse(node, f"{text}: a comparison may only be the condition of where")
         instead = f": use {_WHERE}" if isinstance(node, (ast.IfExp, ast.BoolOp)) else ""
         instead = ": a rule sees one element, which has no parts" if isinstance(node, ast.Subscript) else instead
-        self.refuse(node, f"{text}: {type(node).__name__} is no exact operation{instead}")
+        self.refuse(node, f"{text} may not stand in a rule{instead}")
 
     def call(self, node: ast.Call) -> ast.expr:
         text, what = ast.unparse(node), self.meaning(node.func)
@@ -128,7 +141,7 @@ class _Reader:
         if not name:
             instead = _INSTEAD.get(callee.rpartition(".")[2], "+ - * /, and sqrt and where from NumPy")
             found = f" (here it is {what.__module__}.{what.__name__})" if callee in ("sqrt", "where") and what else ""
-            self.refuse(node, f"{text}: {callee}{found} is no exact operation: use {instead}")
+            self.refuse(node, f"{text}: {callee}{found} may not stand in a rule: use {instead}")
         if len(node.args) != count or node.keywords or any(isinstance(a, ast.Starred) for a in node.args):
             self.refuse(node, f"{text}: {name} takes {count} argument{'s' if count > 1 else ''} and no keywords here")
         values = node.args
@@ -152,7 +165,8 @@ class _Reader:
     def assignment(self, node: ast.stmt) -> ast.stmt:
         if not isinstance(node, ast.Assign):
             instead = _STATEMENTS.get(type(node), "a rule holds assignments and one return")
-            self.refuse(node, f"{ast.unparse(node).splitlines()[0]}: {type(node).__name__} is not allowed: {instead}")
+            text = ast.unparse(node).splitlines()[0].removesuffix(":")
+            self.refuse(node, f"{text}: not allowed in a rule: {instead}")
         target = node.targets[0]
         if len(node.targets) != 1 or not isinstance(target, ast.Name):
             self.refuse(node, f"{ast.unparse(node)}: assign one name at a time")

@@ -91,6 +91,13 @@ def _given(lr: Any, optimizer: Any) -> tuple[Any, ...]:
         return ()
     several = isinstance(lr, (list, tuple))
     parts = tuple(lr) if several else (lr,)
-    if several and len(parts) != len(optimizer.param_groups):
-        raise ValueError(f"lr: expected one or {len(optimizer.param_groups)} (one per group), got {len(parts)}")
+    groups = optimizer.param_groups
+    if not several and len({float(group["lr"]) for group in groups}) > 1:
+        rates = ", ".join(f"{group['lr']:g} ({', '.join(group['names'][:2])}, ...)" for group in groups)
+        raise ValueError(
+            f"the groups have rates of their own, {rates}, which one lr would make equal: give a list with one for "
+            "each, such as lr=[schedule, fastoptim.schedules.scale(schedule, 0.1)]"
+        )
+    if several and len(parts) != len(groups):
+        raise ValueError(f"lr: expected one or {len(groups)} (one per group), got {len(parts)}")
     return tuple(part if callable(part) else real("lr", part, 0.0) for part in parts)

@@ -13,12 +13,13 @@ import numpy as np
 from ..arrays.rows import Rows
 from ..common.generators import _GENERATORS, _generator_state, _generators_within, _set_generator_state
 from ..common.signals import Interrupts
-from ..common.trees import Structure
+from ..common.trees import Structure, leaves_of
 from ..optimizers.base import Optimizer
 from ..optimizers.groups import momentum_of
 from ..optimizers.names import maker_of
 from ..optimizers.selecting import GroupedParams
 from ..training.data import Minibatches
+from ..training.loop import strange_arrays
 
 LossAndGrad = Callable[[Any, Any], tuple[Any, Any]]
 FIXED_EXAMPLES = 256  # the fixed batch has at least as many, if there are as many
@@ -80,11 +81,14 @@ class Sandbox:
         if optimizer is None:
             return
         try:
-            groups = self._new_optimizer(None).param_groups
+            made = self._new_optimizer(None)
         except TypeError:  # a factory that wants a rate
             if lr is None:
                 raise
-            groups = self._new_optimizer(lr).param_groups
+            made = self._new_optimizer(lr)
+        if strange := strange_arrays(made, leaves_of(params)):
+            raise ValueError(f"the optimizer steps arrays that are not in params: {strange}")
+        groups = made.param_groups
         self.default_lr = float(groups[0]["lr"])
         self._ratios = [group["lr"] / self.default_lr if self.default_lr else 1.0 for group in groups]
         self.momentum = momentum_of(groups[0])

@@ -276,6 +276,8 @@ def test_gradients_in_16_bits_are_accumulated_in_float64_and_rounded_to_float32(
 
 REFUSED = {
     "float64 parameters": (lambda: fo.Adam(np.ones(3), state_dtype="bfloat16"), TypeError, "'0' is float64"),
+    "a dtype in place of its name": (
+        lambda: fo.Adam(np.ones(3, "f4"), state_dtype=np.float32), TypeError, "must be one of .* got <class"),
     "an unknown storage": (lambda: fo.Adam(np.ones(3, "f4"), state_dtype="int8"), ValueError, "state_dtype"),
     "an unknown rounding": (lambda: fo.SGD(np.ones(3, "f4"), rounding="up"), ValueError, "rounding"),
     "a seed below 0": (lambda: fo.SGD(np.ones(3, "f4"), seed=-1), ValueError, "seed"),

@@ -190,6 +190,9 @@ def test_groups_can_have_a_schedule_each_and_frozen_parameters_stay():
         callbacks=[lambda loop: rates.append([group["lr"] for group in loop.optimizer.param_groups])],
     )
     assert rates == [[schedules.linear(0.1, 0.0, 5)(k), 0.25] for k in range(5)]
+    for flattening in (0.1, schedules.linear(0.1, 0.0, 5)):
+        with pytest.raises(ValueError, match=r"own, 0.02 \(0.0, \.\.\.\), 0.25 .* lr=\[schedule, "):
+            fo.fit(grouped, params, data, optimizer, lr=flattening, steps=6)
     assert np.array_equal(params["b1"], bias)
     assert np.any(params["w1"] != problem()[0]["w1"])
 

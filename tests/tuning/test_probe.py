@@ -619,6 +619,13 @@ def test_a_model_of_which_nothing_can_be_told_is_refused(loss_and_grad, text, da
     assert x.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("search", [fo.probe_lr, lambda *given: fo.lr_range_test(*given, steps=10)])
+def test_an_optimizer_of_other_arrays_is_refused(search):
+    for optimizer in (fo.SGD(np.ones(2), lr=0.1), lambda p: fo.SGD(np.ones(2), lr=0.1)):
+        with pytest.raises(ValueError, match="steps arrays that are not in params: \\['0'\\]"):
+            search(lambda x, batch: (float(x @ x), 2 * x), np.ones(2), None, optimizer)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("start", [1e-10, 1e-6, 1e-3, 10.0])
 def test_the_probe_goes_up_where_nothing_moves(start, dtype):
