@@ -127,6 +127,12 @@ class OffloadBackend(Backend):
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
 
+    def share(self, parts: int) -> OffloadBackend:
+        """One for each of so many optimizers, which have the same folder and one budget together."""
+        other = OffloadBackend(self.inner, self._folder)
+        other.budget = self.budget // parts
+        return other
+
     # --- arithmetic, tile by tile
 
     def _cut(self, *streams: Any) -> list[tuple[int, list[Any]]]:

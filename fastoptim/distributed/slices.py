@@ -12,6 +12,7 @@ import numpy as np
 
 from ..arrays import layout
 from ..arrays.storage import MASTER, compute_dtype, scale_name
+from ..backends.offload import OffloadBackend
 from ..optimizers.base import Optimizer
 from ..optimizers.update import StepOptions
 from ..rules.codecs import BLOCK
@@ -92,6 +93,11 @@ class Slices:
             self._pieces.append(None if optimizer is None else Piece(parts, optimizer))
             for q, part in zip(() if optimizer is None else optimizer._model.parameters, parts, strict=True):
                 q.number, q.first = part.parameter, part.start
+        if isinstance(whole._backend, OffloadBackend):
+            share = whole._backend.share(len(self._pieces))
+            for own in self._own():
+                own.optimizer._drop_plan()
+                own.optimizer._backend = share
         self._buffers = self._channel.buffers(self._buckets, IN_FLIGHT)
 
     def _locked(self) -> AbstractContextManager[None]:

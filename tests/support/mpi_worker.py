@@ -460,12 +460,15 @@ def low(**options):
 
 def save_low(path):
     """Parameters and states in fewer bits: the bits of one process, saved."""
-    params, twins, opt, plain = low(**LOW)
+    params, twins, opt, plain = low(**LOW, state_dir=f"{path}.states", memory_budget="1 MiB")
+    assert sum(piece.optimizer._backend.budget for piece in opt._own()) <= 1 << 20
     for t in range(3):
         grads = gradients(params, t)
         opt.step(grads, max_norm=1.0)
         plain.step({name: g.astype(np.float32) for name, g in grads.items()}, max_norm=1.0)
     assert same(params, twins) and same_states(opt.state_dict(), plain.state_dict())
+    parts = [part for found in opt.state.values() for part in found if part["stop"]]
+    assert all(isinstance(part[name], np.memmap) for part in parts for name in ("exp_avg", "exp_avg_sq_scale"))
     opt.save(path)
     if RANK == 0:
         plain.save(f"{path}.plain")
