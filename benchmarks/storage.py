@@ -5,7 +5,9 @@
 
 Steps of all storages take turns on arrays of 1e5 elements, which caches hold, and of 3e7, which they do not. "bfloat16
 everywhere" has parameters and gradients in bfloat16, too; the others' are float32. Each figure is the median of the
-rounds' ratios, float32's time / theirs. bitsandbytes' 8-bit Adam stands beside them where it is installed, with torch.
+rounds' ratios, float32's time / theirs; behind it stands the share of the roofline: how many bytes a second the step
+moves, of what a loop in C over float32's arrays moves that computes next to nothing, in the same rounds. bitsandbytes'
+8-bit Adam stands beside them where it is installed, with torch.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import numpy as np
 
 import fastoptim as fo
 from fastoptim.arrays.storage import small_dtype
+from fastoptim.backends import get_backend
+from fastoptim.rules.codecs import BLOCK
 
 # Name -> dtype of parameters and gradients, and of states.
 STORAGES = {
@@ -34,6 +38,7 @@ STORAGES = {
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {"adam": (fo.Adam, {}), "momentum": (fo.SGD, {"momentum": 0.9})}
 SIZES = {10**5: 300, 3 * 10**7: 1}  # elements -> steps a round
 EIGHT_BITS = "bitsandbytes 8-bit"
+ROOFLINE = "roofline"
 
 
 def arrays(size: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -66,12 +71,32 @@ def eight_bits(size: int, threads: int) -> Callable[[], Any] | None:
     return step
 
 
-def ratios(name: str, size: int, steps: int, threads: int, rounds: int) -> dict[str, float]:
-    cases = {storage: stepper(name, storage, size, threads)[1] for storage in STORAGES}
+def moved(storage: str, states: int) -> float:
+    """Bytes an element that a step reads and writes: all but the gradient are written."""
+    wide, narrow = ({"float32": 4, "bfloat16": 2, "float8": 1 + 4 / BLOCK}[name] for name in STORAGES[storage])
+    return 3 * wide + 2 * narrow * states
+
+
+def roofline(optimizer: Any, g: np.ndarray, threads: int) -> Callable[[], Any]:
+    """What moves the bytes of a step, twice, so that numbers come back to what they were."""
+    (p,), entry = optimizer.param_groups[0]["params"], optimizer.state["0"]
+    states = tuple(x for x in entry.values() if isinstance(x, np.ndarray))
+    rule = {1: "momentum", 2: "adam"}[len(states)]
+    loop = get_backend("c").roofline(rule, [p], [g], [states], threads)
+    return lambda: (loop(), loop())
+
+
+def ratios(name: str, size: int, steps: int, threads: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """Storage -> how many times as fast as float32 it is, and its share of the roofline."""
+    steppers = {storage: stepper(name, storage, size, threads) for storage in STORAGES}
+    cases = {storage: step for storage, (_, step) in steppers.items()}
     if name == "adam" and (step := eight_bits(size, threads)) is not None:
         cases[EIGHT_BITS] = step
     for step in cases.values():
         step()
+    plain = steppers["float32"][0]
+    states = sum(isinstance(x, np.ndarray) for x in plain.state["0"].values())
+    cases[ROOFLINE] = roofline(plain, arrays(size, "float32")[1], threads)
     times: dict[str, list[float]] = {storage: [] for storage in cases}
     for _ in range(rounds):
         for storage, step in cases.items():
@@ -80,9 +105,19 @@ def ratios(name: str, size: int, steps: int, threads: int, rounds: int) -> dict[
             for _ in range(count):
                 step()
             times[storage].append((time.perf_counter() - start) / count)
+
+    def ratio(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
     return {
-        storage: statistics.median(a / b for a, b in zip(times["float32"], times[storage], strict=True))
-        for storage in list(cases)[1:]
+        storage: (
+            ratio("float32", storage),
+            ratio(ROOFLINE, storage) / 2 * moved(storage, states) / moved("float32", states)
+            if storage in STORAGES
+            else float("nan"),
+        )
+        for storage in cases
+        if storage != ROOFLINE
     }
 
 
@@ -93,8 +128,8 @@ def speed(rounds: int) -> None:
         for size, steps in SIZES.items():
             for threads in (1, 2):
                 found = ratios(name, size, steps, threads, rounds)
-                figures = ", ".join(f"{storage} {ratio:.3g}x" for storage, ratio in found.items())
-                print(f"{name}, {size:.0e} elements, threads {threads}: {figures}", flush=True)
+                figures = [f"{storage} {ratio:.3g}x ({share:.0%})" for storage, (ratio, share) in found.items()]
+                print(f"{name}, {size:.0e} elements, threads {threads}: {', '.join(figures)}", flush=True)
 
 
 def resident(which: str) -> int:

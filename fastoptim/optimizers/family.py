@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..arrays.checks import check_dtype
 from ..arrays.storage import StorageOptions
 from ..backends import choose
 from ..common.validation import check_range, choice, count, flag, kept_number, real
@@ -150,6 +151,7 @@ def step_array(
     chosen, number = choose(backend, threads, p)
     chosen.check_parameter("p", p)
     dtype = chosen.describe(p)[1]
+    check_dtype("p", dtype)
     try:
         spec = _known(cls, dtype, *values)
     except TypeError:  # not hashable, or not valid, which this says again

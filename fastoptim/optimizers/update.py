@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import rules
-from ..arrays.checks import DTYPES, check_unchanged
+from ..arrays.checks import DTYPES, check_dtype, check_unchanged
 from ..arrays.rows import Rows
 from ..arrays.storage import compute_dtype, state_arrays
 from ..backends import ENVIRONMENT, VARIABLES, choose, get_backend, read_environment, takes_native_steps
@@ -167,11 +167,8 @@ class Update:
         asking: Sequence[Asking] | None = None,
     ) -> None:
         for member in members:
-            if member.stored is None and member.dtype not in DTYPES:
-                raise TypeError(
-                    f"parameter {member.name!r}: expected native float32 or float64, got {member.dtype.name}, "
-                    "which only the optimizers' classes take"
-                )
+            if member.stored is None:
+                check_dtype(member.name, member.dtype)
         self._backend, self._kernels, self._run_of, self._members = backend, kernels, run_of, members
         self._threads, self._skipped, self._lazy = threads, skipped, lazy
         self._counter = count_of_steps() if counter is None else counter
