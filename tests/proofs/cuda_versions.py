@@ -39,7 +39,7 @@ ENVIRONMENTS = {
 }
 TESTS = (
     ["tests/backends/test_cuda_host.py"],
-    ["tests/backends/test_ptx.py", "-k", "sgd or adam or measure or fewer_bits or fused or planted or sum_squares"],
+    ["tests/backends/test_ptx.py", "-k", "adam or fewer_bits or fused_machine or sum_squares or flushing"],
     ["tests/support/simulator/cuda_logic.py", "-k", "not reference and not fewer_bits"],
 )
 VERSIONS = """
