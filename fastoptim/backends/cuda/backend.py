@@ -14,7 +14,8 @@ live on the current device of `numba.cuda`.
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from ... import rules
 from ...arrays import checks
+from ...arrays.autograd import tell_autograd
 from ...arrays.device import assign, device_dtype, to_host
 from ...common.threads import fork_safe_lock
 from ...rules import lowering
@@ -38,7 +40,6 @@ from .device_arrays import (
     _dense_strides,
     _streams,
     refuse_immutable,
-    tell_autograd,
 )
 from .kernels import THREADS, VECTOR_BYTES, signatures, source
 from .places import Place, Places
@@ -108,7 +109,13 @@ class CudaBackend(Backend):
             if self.simulated:
                 self._kernels[key] = self._cuda.jit(function)
             else:
-                self._kernels[key] = self._cuda.jit(signature, cache=True)(function)
+                try:
+                    self._kernels[key] = self._cuda.jit(signature, cache=True)(function)
+                except (FileNotFoundError, ImportError) as error:
+                    raise RuntimeError(
+                        "numba-cuda finds no compiler (libNVVM and libdevice): set CUDA_HOME to the CUDA toolkit, or "
+                        f'pip install "numba-cuda[cu13]" ({type(error).__name__}: {error})'
+                    ) from error
         return self._kernels[key]
 
     def launcher(self, name: str, dtype: np.dtype, rule: Rule | None = None) -> driver.Launcher:
@@ -172,6 +179,14 @@ class CudaBackend(Backend):
         for other in others:
             self._after(place, other)
 
+    @contextmanager
+    def _placed(self, *vectors: Vector) -> Iterator[Place]:
+        """The stream for work on these, in order with what their streams hold."""
+        with self.lock:
+            place, others = self.begin(_streams(vectors))
+            yield place
+            self.end(place, others)
+
     def _after(self, first: Place, second: Place) -> None:
         event = self._cuda.event(timing=False)
         event.record(first.stream)
@@ -223,12 +238,10 @@ class CudaBackend(Backend):
 
     def prepare_measures(self, calls: Sequence[KernelCall], threads: int) -> BlockMeasures:
         every, arrays = [], [[row[: 2 + len(kernel.rule.states)] for row in rows] for kernel, rows, _ in calls]
-        with self.lock:
-            place, others = self.begin(_streams([v for rows in arrays for row in rows for v in row]))
+        with self._placed(*(v for rows in arrays for row in rows for v in row)) as place:
             for (kernel, _, _), rows in zip(calls, arrays, strict=True):
                 scratch = [[self._scratch(row[0], place) for _ in range(kernel.rule.terms)] for row in rows]
                 every.append(([(*terms, *row) for terms, row in zip(scratch, rows, strict=True)], scratch))
-            self.end(place, others)
         work = UpdateWork(self, [KernelCall(call.kernel, rows) for call, (rows, _) in zip(calls, every, strict=True)])
         terms = [term for _, scratch in every for own in scratch for term in own]
         ends = np.cumsum([-(-term.size // rules.NORM_BLOCK) for term in terms])[:-1]
@@ -248,11 +261,9 @@ class CudaBackend(Backend):
         for x in xs:
             form = self.to_contiguous(x, x, ())
             vector = form.arrays[0]
-            with self.lock:
-                place, others = self.begin(_streams([vector]))
+            with self._placed(vector) as place:
                 launcher = self.launcher("multiply", vector.dtype)
                 launcher(self._elements(vector.size), place, vector.address, vector.size, factor)
-                self.end(place, others)
             form.copy_back()
         tell_autograd(xs)
 
@@ -263,13 +274,11 @@ class CudaBackend(Backend):
         high = np.inf if limit is None else limit
         if vector.dtype.itemsize == 2:  # computed in float32, with numbers of its own dtype
             factor, high = (float(np.float64(x).astype(vector.dtype)) for x in (factor, high))
-        with self.lock:
-            place, others = self.begin(_streams([vector]))
+        with self._placed(vector) as place:
             copy = self._scratch(vector, place)
             launcher = self.launcher("limit", vector.dtype)
             arguments = (vector.address, copy.address, vector.size, factor, -high, high)
             launcher(self._elements(vector.size), place, *arguments)
-            self.end(place, others)
         return Lent(copy, layout.shape, layout.strides if dense else None)
 
     def move(self, place: Place, address: int, strides: Sequence[int], layout: np.ndarray, back: bool = False) -> None:
@@ -357,14 +366,12 @@ class CudaBackend(Backend):
         flags = [layout.flags for _, layout, _ in every]
         views = all(f.c_contiguous for f in flags) or (any_order and all(f.f_contiguous for f in flags))
         if not views:
-            with self.lock:
-                place, others = self.begin(_streams(vectors))
+            with self._placed(*vectors) as place:
                 for i, (x, layout, _) in enumerate(every):
                     if not layout.flags.c_contiguous:
                         vectors[i] = self._copy(layout, place)
                         if i != 1:
                             moves.append((place, x, layout, vectors[i]))
-                self.end(place, others)
         return ContiguousOnDevice(tuple(vectors), tuple(moves), views, self)
 
     def to_c_order(self, p: Any, g: Any, states: Sequence[Any]) -> ContiguousOnDevice:  # type: ignore[override]
@@ -375,11 +382,8 @@ class CudaBackend(Backend):
         vector = self.vector(x, layout, stream)
         if layout.flags.c_contiguous:
             return vector
-        with self.lock:
-            place, others = self.begin(_streams([vector]))
-            copy = self._copy(layout, place)
-            self.end(place, others)
-        return copy
+        with self._placed(vector) as place:
+            return self._copy(layout, place)
 
     def zeros_like(self, p: Any) -> Any:
         layout = p if isinstance(p, np.ndarray) else self.host_layout("array", p)[0]
@@ -387,8 +391,7 @@ class CudaBackend(Backend):
         zeros = self._cuda.device_array(layout.shape, layout.dtype, order=order)
         if layout.size:
             address = _address(self.host_layout("state", zeros)[0])
-            with self.lock:
-                place, _ = self.begin(())
+            with self._placed() as place:
                 zero = self.launcher("zero", _of_size(layout.dtype))
                 zero(self._elements(layout.size), place, address, layout.size)
             self._cuda.synchronize()  # whatever stream the first step runs on

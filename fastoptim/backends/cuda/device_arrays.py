@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...arrays.autograd import tell_autograd as tell_autograd
+from ...arrays.autograd import tell_autograd
 
 NOWHERE = 1 << 12
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from ... import rules
+from ...arrays.autograd import tell_autograd
 from ...arrays.storage import state_arrays
 from ...common.signals import deferred_signals
 from ...rules.codecs import Stored
 from ...rules.table import Kernel
 from ..base import Described, KernelCall, Scalars, in_range, limits_of
-from .device_arrays import Vector, look_of, stays, tell_autograd
+from .device_arrays import Vector, look_of, stays
 from .work import Device, NormWork, UpdateWork, factors
 
 

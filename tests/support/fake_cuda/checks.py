@@ -318,6 +318,18 @@ def test_the_compilers_launcher_takes_over_where_arguments_cannot_be_packed(monk
     assert all("keeps" not in vars(launch) for launch in backend._launchers.values())
 
 
+def test_a_compiler_that_is_not_found_is_named(monkeypatch):
+    def jit(*arguments, cache=False, **options):
+        if cache:  # a kernel is compiled at once
+            raise FileNotFoundError(2, "No such file or directory", "/none/nvvm/libdevice/libdevice.10.bc")
+        return usual(*arguments, **options)
+
+    backend, usual = CudaBackend(), cuda.jit
+    monkeypatch.setattr(cuda, "jit", jit)
+    with pytest.raises(RuntimeError, match=r"set CUDA_HOME to the CUDA toolkit, or pip install .*libdevice.10.bc"):
+        backend.launcher("zero", np.dtype(np.float32))
+
+
 def test_scalars_beyond_float32_round_to_infinity_as_on_the_host():
     from fastoptim.backends import KernelCall
     from fastoptim.rules.table import RULES, Kernel
