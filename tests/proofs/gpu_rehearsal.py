@@ -22,7 +22,6 @@ from pathlib import Path
 from tests.support import ROOT, fake_cuda
 
 PAGE = ROOT / "docs" / "development" / "gpu_run.md"
-RESULTS = "benchmarks/results/gpu"
 BLOCK = re.compile(r"\*\*(\d)\. .*?\((\d+) minutes\).*?```sh\n(.*?)```", re.DOTALL)
 STAND_IN = '#!/bin/sh\nwhile [ "$1" != python ]; do shift; done\nexec "$@"\n'
 LATE = "the time was up"
@@ -34,9 +33,9 @@ def run(setup: str, block: str, environment: dict[str, str], folder: Path) -> li
     for command in filter(None, block.replace("\\\n", " ").splitlines()):
         before = set(folder.glob("*.json"))
         done = subprocess.run(
-            ["bash", "-c", (setup + command).replace(RESULTS, str(folder))],
+            ["bash", "-c", setup + command],
             cwd=ROOT,
-            env=environment,
+            env=environment | {"RESULTS": str(folder)},
             capture_output=True,
             text=True,
             check=False,
