@@ -2,9 +2,9 @@
 
     python -m tests.proofs.cuda_bits [--full]
 
-These are the checks of ``benchmarks/gpu_check.py`` (its stages "bits" and "fewer_bits"): every rule, variant and dtype on
-raw bits, around every border and at odd addresses, the norm and the measures, ten steps of the classes, and arrays of
-fewer bits; ``--full`` adds 20 million elements of each rule. The exit status is 1 if a bit differs.
+These are the checks of ``benchmarks/gpu_check.py`` (its stages "bits" and "fewer_bits"): every rule, variant and dtype
+on raw bits, around every border and at odd addresses, the norm and the measures, ten steps of the classes, and arrays
+of fewer bits; ``--full`` adds 20 million elements of each rule. The exit status is 1 if a bit differs.
 """
 
 from __future__ import annotations
