@@ -22,6 +22,7 @@ from numpy import where
 
 import fastoptim as fo
 from fastoptim.backends.cuda import kernels, stored
+from fastoptim.backends.cuda.backend import load_overloads
 from fastoptim.rules import Kernel, lowering, updates
 from fastoptim.rules.norm import NORM_LANES
 from fastoptim.rules.table import RULES
@@ -44,6 +45,11 @@ COMPILED = [
 ]
 OTHERS = sorted(set(kernels.signatures(DTYPES[0])) - {k.name for k in rule_kernels()}) if find_spec("numba") else []
 EVERY = [*((kernel.name, dtype) for kernel, dtype in COMPILED), *product(OTHERS, DTYPES)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def overloads():
+    load_overloads()  # beside NumPy 2.5 nothing is compiled without
 
 
 def label(x):
