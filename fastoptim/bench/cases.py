@@ -86,7 +86,8 @@ def size_case(rule: str, elements: int, threads: int, dtype: str = "float32") ->
 
 
 def list_case(threads: int, gradients: str = "reused") -> Case:
-    return Case("list", "adam", ((1000, 1000),), threads, f"1000 x 1000, gradients {gradients}", gradients=gradients)
+    label = "1000 arrays of 1000 elements" + ", new gradients at every step" * (gradients == "fresh")
+    return Case("list", "adam", ((1000, 1000),), threads, label, gradients=gradients)
 
 
 def gpt2_case(threads: int) -> Case:

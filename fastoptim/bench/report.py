@@ -345,7 +345,7 @@ HOW = [
     "The roofline is a loop of the C extension over the same arrays, with the same chunks and threads, that moves the "
     'bytes of the step and computes next to nothing. In cache arithmetic is the limit: "root and division" shows it '
     "for Adam.",
-    'Gradients are the same arrays at every step unless a case says "fresh". fastoptim is called through its public '
+    "Gradients are the same arrays at every step unless a case says otherwise. fastoptim is called through its public "
     "classes.",
     "A round in which other processes used more than a tenth of the CPU is measured again while there is time.",
 ]

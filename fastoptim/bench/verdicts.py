@@ -88,7 +88,7 @@ def roofline_verdict(results: Results) -> list[str]:
     named = [(entry | {"label": case_text(entry)}, share) for entry, share in rows]
     return [
         "Share of the roofline (a loop that moves the same bytes with the same threads and computes next to nothing) "
-        f"that {results.title(results.focus)} reaches on arrays that no cache holds: {_span(named, share_text)}."
+        f"that {results.title(results.focus)} reaches on arrays too large for the caches: {_span(named, share_text)}."
     ]
 
 
@@ -114,9 +114,10 @@ def tally(results: Results) -> list[str]:
     text = f"{results.title(results.focus)} loses in {len(lost)} of {len(met)} comparisons"
     if lost:
         listed = "; ".join(f"{results.title(key)} at {case_text(e)}: {ratio_text(r)}" for e, key, r, _ in lost[:5])
-        text += f", most clearly to {listed}"
+        text += f"{', most clearly' if len(lost) > 1 else ':'} to {listed}"
     if ties:
-        text += f". In {len(ties)} the difference is within noise, {ratio_text(min(ties))} to {ratio_text(max(ties))}"
+        span = f"{ratio_text(min(ties))} to {ratio_text(max(ties))}"
+        text += f". In {len(ties)} more the rounds spread too much to tell (medians {span})"
     found = [f"{text}."]
     if too_few := sum(row[3] == "unknown" for row in met):
         found.append(f"{too_few} of these comparisons have fewer than {FEWEST_ROUNDS} rounds: too few to tell.")
