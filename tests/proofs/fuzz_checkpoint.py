@@ -28,11 +28,12 @@ from pathlib import Path
 import numpy as np
 
 import fastoptim as fo
-from fastoptim.arrays.storage import small_dtype
+from fastoptim.arrays.storage import is_scales, small_dtype
 from fastoptim.checkpoint import format, slices
 from fastoptim.checkpoint.files import CheckpointError
 from fastoptim.checkpoint.format import DIGITS, PREFIX
 from fastoptim.optimizers import saving
+from fastoptim.rules.codecs import BLOCK
 
 ADDRESS_SPACE = 1 << 30  # bytes that a load may take beyond what the process has: more is a MemoryError, thus a failure
 
@@ -95,12 +96,12 @@ HOSTILE = [
 
 # What the optimizers of a file and of its loader store in fewer bits; "other" files are loaded into another storage.
 STORED = {"state_dtype": "float8", "master": True, "seed": 5}
-STORED_KINDS = ("stored optimizer", "stored training", "other optimizer", "other training")
+STORED_KINDS = ("stored", "other")
 
 
 def problem(kind):
     w, b = np.asfortranarray(np.arange(12.0, dtype=np.float32).reshape(3, 4)), np.zeros((), np.float64)
-    if kind in STORED_KINDS:
+    if kind.split()[0] in STORED_KINDS:
         b = np.zeros(130, small_dtype("bfloat16"))  # two blocks
     return {"w": w, "b": b}, (np.arange(40.0).reshape(20, 2), np.arange(20))
 
@@ -170,9 +171,9 @@ def make(kind):
     def load(path):
         if kind.endswith("training"):
             train(path, resume=True)
-        elif kind == "slice":  # the whole is intact, one of its slices is not
-            whole = path.parent / "slices.ckpt"
-            second = next(whole.parent.glob("slices.ckpt.*.1"))
+        elif kind.endswith("slice"):  # the whole is intact, one of its slices is not
+            whole = path.parent / f"{kind}s.ckpt"
+            second = next(whole.parent.glob(f"{whole.name}.*.1"))
             intact = second.read_bytes()
             second.write_bytes(path.read_bytes())
             try:
@@ -195,13 +196,18 @@ def save_slices(optimizer, path):
     """What two processes write that share the optimizer: a slice each, and the file that names them."""
     token, written = "0123456789abcdef", []
     tree = saving.optimizer_tree(optimizer)
-    for rank, spans in enumerate(([("w", 0, 5)], [("w", 5, 12), ("b", 0, 1)])):
+    cuts = [("w", 0, 5)], [("w", 5, 12), ("b", 0, 1)]
+    if tree["params"]["b"].size > 1:  # between two blocks
+        cuts = [("w", 0, 12), ("b", 0, BLOCK)], [("b", BLOCK, 130)]
+    for rank, spans in enumerate(cuts):
         parts = []
         for name, start, stop in spans:
             contents = {"parameter": tree["params"][name].reshape(-1)[start:stop]}
             entry = dict(tree["optimizer"]["state"][name])
             numbers = {"step": entry.pop("step")}
-            contents |= {slot: x.reshape(-1)[start:stop] for slot, x in entry.items()}
+            for slot, x in entry.items():
+                unit = BLOCK if is_scales(slot, entry) else 1
+                contents[slot] = x.reshape(-1)[start // unit : -(-stop // unit)]
             parts.append([name, start, stop, numbers, contents])
         file = slices.slice_path(str(path), token, rank)
         format.write(file, {"token": token, "parts": parts}, kind="slice")
@@ -214,13 +220,13 @@ def save_slices(optimizer, path):
 def originals(folder):
     """One file of each kind, and the bytes of it."""
     files = {}
-    _, _, step, _, optimizer = make("optimizer")
-    step()
-    save_slices(optimizer, folder / "slices.ckpt")
-    files["slices"] = (folder / "slices.ckpt").read_bytes()
-    second = next(folder.glob("slices.ckpt.*.1"))
-    files["slice"] = second.read_bytes()
     stored = ("stored optimizer", "stored training") if small_dtype("bfloat16") else ()
+    for kind in ("slices", "stored slices")[: 2 if stored else 1]:
+        _, _, step, _, optimizer = make(kind)
+        step()
+        save_slices(optimizer, folder / f"{kind}.ckpt")
+        files[kind] = (folder / f"{kind}.ckpt").read_bytes()
+        files[kind[:-1]] = next(folder.glob(f"{kind}.ckpt.*.1")).read_bytes()
     for kind in ("optimizer", "training", *stored):
         _, _, step, train, optimizer = make(kind)
         path = folder / f"{kind}.ckpt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .mutant import Mutant, planted
 
 CODECS, STORED = "tests/rules/test_codecs.py", "tests/optimizers/test_storage.py"
+SHARDED = "tests/distributed/test_distributed.py::test_states_in_fewer_bits_saved_by_two_loaded_by_any_number"
 FILE = "fastoptim/rules/codecs.py"
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -50,6 +51,42 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a missing scale is not missed", "            if key not in entry:\n", "            if False:\n"),
         ("the seed of a checkpoint is not taken", "_replace(seed=seed)", "_replace()"),
         ("a storage is not checked", "return Storage.checked(**storage).seed", 'return storage["seed"]'),
+    ),
+    *planted(
+        "fastoptim/distributed/slices.py",
+        (SHARDED,),
+        (
+            "ranks: dithers begin anew in every slice",
+            "q.number, q.first = part.parameter, part.start",
+            "q.number = part.parameter",
+        ),
+        (
+            "ranks: dithers by the number within the piece",
+            "q.number, q.first = part.parameter, part.start",
+            "q.first = part.start",
+        ),
+        ("ranks: states are not in files", "own.optimizer._backend = share", "pass"),
+        ("ranks: each piece has the whole budget", "share(len(self._pieces))", "share(1)"),
+    ),
+    *planted(
+        "fastoptim/distributed/channel.py",
+        (SHARDED,),
+        (
+            "ranks: gradients are added up in 16 bits",
+            "else widened(g[start:stop])",
+            "else widened(g[start:stop]).astype(np.float16)",
+        ),
+    ),
+    *planted(
+        "fastoptim/distributed/states.py",
+        (SHARDED,),
+        ("ranks: the seed of a checkpoint is not taken", " | _seed_of(state_dict)", ""),
+        ("ranks: scales are cut like elements", ".over(self._slots[key])", ".over(1)"),
+    ),
+    *planted(
+        "fastoptim/checkpoint/slices.py",
+        (SHARDED,),
+        ("slices: scales are cut like elements", "BLOCK if is_scales(key, arrays) else 1", "1"),
     ),
 )
 EQUIVALENT: tuple[tuple[str, str], ...] = ()
