@@ -74,8 +74,8 @@ class States(Slices):
                 flat[part.parameter][start:stop] = entry[slot]
         buckets = []
         for bucket in self._buckets:
-            number = next(part.parameter for own in bucket.parts for part in own)
-            if number in flat:
+            number = next((part.parameter for own in bucket.parts for part in own), None)
+            if number is not None and number in flat:
                 buckets.append(bucket.holding(flat[number].dtype, unit))
         self._gather(flat, buckets)
         return found

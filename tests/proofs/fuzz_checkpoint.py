@@ -196,9 +196,10 @@ def save_slices(optimizer, path):
     """What two processes write that share the optimizer: a slice each, and the file that names them."""
     token, written = "0123456789abcdef", []
     tree = saving.optimizer_tree(optimizer)
-    cuts = [("w", 0, 5)], [("w", 5, 12), ("b", 0, 1)]
-    if tree["params"]["b"].size > 1:  # between two blocks
-        cuts = [("w", 0, 12), ("b", 0, BLOCK)], [("b", BLOCK, 130)]
+    size = {name: x.size for name, x in tree["params"].items()}
+    cuts = [("w", 0, 5)], [("w", 5, size["w"]), ("b", 0, size["b"])]
+    if "storage" in tree["optimizer"]:  # between two blocks
+        cuts = [("w", 0, size["w"]), ("b", 0, BLOCK)], [("b", BLOCK, size["b"])]
     for rank, spans in enumerate(cuts):
         parts = []
         for name, start, stop in spans:
