@@ -15,7 +15,7 @@ Array = np.ndarray
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def _hint(x: Any, name: str = "") -> str:
+def _hint(x: Any, name: str = "", dtype: str = "float32") -> str:
     """What to write instead of `x`, which is no NumPy array; empty where nobody can tell."""
     module = type(x).__module__.partition(".")[0]
     if isinstance(x, np.ma.MaskedArray):
@@ -29,11 +29,11 @@ def _hint(x: Any, name: str = "") -> str:
     if module in ("jax", "jaxlib"):
         return ": convert it, np.array(x)"
     if module in ("pandas", "polars"):
-        return ": convert it, x.to_numpy(np.float32)"
+        return f": convert it, x.to_numpy(np.{dtype})"
     if module == "scipy" and hasattr(x, "toarray"):
         return ": convert it, x.toarray()"
     if isinstance(x, (list, tuple)):
-        return ": make it an array, np.array(x, np.float32)"
+        return f": make it an array, np.array(x, np.{dtype})"
     if isinstance(x, (bool, int, float)) and name == "0":
         return f": the first argument of an optimizer is the parameters, as in Adam(params, lr={x})"
     return ""
@@ -45,7 +45,7 @@ def check_parameter(name: str, p: Any, role: str = "parameter") -> None:
         raise TypeError(f"{role} {name!r}: expected a NumPy array, got {type(p).__name__}{_hint(p, name)}")
     check_stored_dtype(name, p.dtype, role)
     if not p.flags.writeable:
-        raise ValueError(f"{role} {name!r} is read-only")
+        raise ValueError(f"{role} {name!r} is read-only: make a copy, x.copy()")
     if overlaps_itself(p):
         raise ValueError(f"{role} {name!r}: several of its elements lie at the same address")
 
@@ -78,8 +78,9 @@ def check_stored_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> N
     """TypeError unless `dtype` is native and one that arrays are stored in: float8 only for states."""
     low = dtype.name == "bfloat16" or (dtype == np.float16 and dtype.isnative)
     if not (dtype in DTYPES or low or (role not in ("parameter", "gradient") and dtype.name == "float8_e4m3fn")):
-        expected = "native float32 or float64, bfloat16 or float16"
-        raise TypeError(f"{role} {name!r}: expected {expected}, got {dtype_name(dtype)}{_as_list(dtype)}")
+        hint = ": convert it, x.astype(np.float64)" if dtype.kind in "biu" else _as_list(dtype)
+        expected = "native float32, float64, bfloat16 or float16"
+        raise TypeError(f"{role} {name!r}: expected {expected}, got {dtype_name(dtype)}{hint}")
 
 
 def _as_list(dtype: np.dtype) -> str:
@@ -91,7 +92,8 @@ def check_companion(name: str, role: str, x: Any, shape: tuple[int, ...], dtype:
     if isinstance(x, np.generic) and shape == ():  # NumPy arithmetic turns 0-d arrays into scalars
         x = np.asarray(x)
     if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
-        hint = "" if isinstance(x, (bool, int, float)) else _hint(x)
+        number = isinstance(x, (bool, int, float, np.generic))
+        hint = f": np.full({shape}, x, np.{dtype.name})" if number else _hint(x, dtype=dtype.name)
         raise TypeError(f"{role} of parameter {name!r}: expected a NumPy array, got {type(x).__name__}{hint}")
     check_match(name, role, x.shape, x.dtype, shape, dtype)
     return x

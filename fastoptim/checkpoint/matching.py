@@ -42,8 +42,8 @@ def misfit(name: str, expected: tuple[Any, Any], saved: tuple[Any, Any]) -> Chec
     """Make the error for a parameter whose shape and dtype are not those in the file."""
     (shape, dtype), (their_shape, their_dtype) = expected, saved
     return CheckpointError(
-        f"parameter {name!r} is not of shape {shape} and dtype {dtype} in the file, but of {their_shape!s:.80} and "
-        f"{their_dtype!s:.40}"
+        f"parameter {name!r} has shape {shape} and dtype {dtype} here, {their_shape!s:.80} and {their_dtype!s:.40} in "
+        "the file"
     )
 
 

@@ -73,7 +73,9 @@ def names_arguments(function: Function) -> Function:
 def norm_limit(value: Any, name: str = "max_norm") -> float:
     """Return an upper bound of a norm, >= 0, as a float; infinity means no limit."""
     number = _number(name, value)
-    return number if number == math.inf else real(name, number, 0.0)
+    if not number >= 0.0:  # NaN is not
+        raise ValueError(f"{name} must be >= 0 (infinity: no limit), got {number}")
+    return number
 
 
 def _number(name: str, value: Any) -> float:

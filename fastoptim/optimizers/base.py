@@ -25,12 +25,12 @@ from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
 from ..common.trees import Structure, leaves_of, picker
-from ..common.validation import check_range, flag, real, step_options, unknown_name
+from ..common.validation import check_range, flag, step_options, unknown_name
 from ..rules.table import Rule
 from . import saving
 from .applying import applied
 from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
-from .hyperparameters import NotNeeded, PerGroup, UpdateSpec
+from .hyperparameters import NotNeeded, PerGroup, UpdateSpec, _rate
 from .saving import IncompatibleKeys
 from .selecting import GroupedParams, Members, select
 from .states import Plan, make_plan, member_of, state_view
@@ -253,7 +253,7 @@ class Optimizer:
     @lr.setter
     def lr(self, value: Any) -> None:
         values = list(value) if isinstance(value, (list, tuple)) else [value] * len(self._model.groups)
-        self._set("lr", [real("lr", v, 0.0) for v in values])
+        self._set("lr", [_rate(v) for v in values])
 
     @property
     def max_norm(self) -> float | None:

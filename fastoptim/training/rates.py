@@ -100,4 +100,7 @@ def _given(lr: Any, optimizer: Any) -> tuple[Any, ...]:
         )
     if several and len(parts) != len(groups):
         raise ValueError(f"lr: expected one or {len(groups)} (one per group), got {len(parts)}")
+    for part in parts:
+        if isinstance(part, str):
+            raise TypeError(f"lr must be a number or a schedule, such as fastoptim.schedules.cosine(...), got {part!r}")
     return tuple(part if callable(part) else real("lr", part, 0.0) for part in parts)

@@ -103,7 +103,7 @@ def test_a_step_that_would_be_skipped_still_refuses(skip, backend):
 def test_bad_parameter_at_construction(position, backend):
     bad = {
         "read-only": read_only(np.zeros((2, 3), np.float32)),
-        "float32 or float64": np.zeros((2, 3), np.int64),
+        "float16, got int64: convert it": np.zeros((2, 3), np.int64),
         ">f4": np.zeros((2, 3), ">f4"),
         "expected a NumPy array": 1.0,
         "MaskedArray": np.ma.zeros(3),
