@@ -50,7 +50,7 @@ def test_every_variant_has_its_hashes(rule):
 
 
 def test_every_hash_has_its_jobs():
-    assert [name for name, _ in golden.jobs(GOLDEN)] == NAMES
+    assert sorted(name for name, _ in golden.jobs(GOLDEN)) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.label)
