@@ -77,8 +77,8 @@ def recommend(
     """Recommend an optimizer, a rate to start from and a batch size, with the reasons.
 
     The rule: unsure, or gradients that are sparse or differ by orders of magnitude: Adam at 1e-3 (AdamW for
-    attention); well scaled, and time to tune for the best final result: SGD with momentum 0.9 at 0.1 to 0.01; unstable:
-    first lower the rate, then momentum or Adam, then a larger batch.
+    attention); well scaled, and time to tune rate and schedule: SGD with momentum 0.9 at 0.1 to 0.01; unstable: first
+    lower the rate, then momentum or Adam, then a larger batch.
 
     Parameters
     ----------
@@ -195,7 +195,10 @@ def _choose(
     if sparse or badly_scaled:
         return "adam", 1e-3, (1e-4, 1e-2)
     if badly_scaled is False and time_to_tune:
-        reasons.append("With time to tune, SGD with momentum 0.9 often ends best, at a rate between 0.1 and 0.01.")
+        reasons.append(
+            "With time to tune, SGD with momentum 0.9 reached on digits what Adam did, with half its states, at a rate "
+            "of 0.1; on a small GPT it stayed behind."
+        )
         return "momentum", 0.1, (0.01, 0.1)
     if sparse is None and badly_scaled is None:
         reasons.append("Nothing is known that speaks against it, and Adam's default rate works for most models.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import re
 import runpy
 
 import numpy as np
@@ -340,6 +341,21 @@ def test_other_libraries_walk_the_same_way(peer, dtype):
     rng = np.random.default_rng(5)
     share, options = max((worst(peer, dtype, rng, 25) for _ in range(4)), key=lambda x: x[0])
     assert share <= 1.0, (options, share)
+
+
+def test_the_table_of_rules_states_what_they_keep():
+    path = ROOT / "docs" / "guide" / "rules.md"
+    if not path.exists():
+        pytest.skip("LOUD: no documentation beside the tests")
+    rows = [line.split(" | ") for line in path.read_text().splitlines() if line.startswith("| `")]
+    table = {form.strip("` "): cells for cells in rows for form in cells[1].split(", ")}
+    for name in set(OPTIMIZERS) - {"momentum", "adamw"}:
+        p = np.ones((2, 128), np.float32)
+        opt = OPTIMIZERS[name](p)
+        opt.step(p.copy())
+        states = sum(isinstance(x, np.ndarray) for x in opt.state["0"].values())
+        for cell, wanted in zip(table[name][3:5], (states, 8 + 4 * states), strict=True):
+            assert str(wanted) in re.findall(r"\d+", cell), (name, cell)
 
 
 def test_the_table_of_the_guide_is_that_of_the_benchmark():
