@@ -302,7 +302,7 @@ def test_a_cut_cache_is_done_without(tmp_path, suffix):
             lambda: fo.SGD(np.ones(2, np.float32)).step(np.ones(2)),
             r"float32, got float64: convert it, g.astype\(np.float32\)",
         ),
-        (lambda: fo.SGD(np.ones(2)).step([1.0, 2.0]), r"make it an array, np.array\(x, np.float32\)"),
+        (lambda: fo.SGD(np.ones(2)).step([1.0, 2.0]), r"make it an array, np.array\(x, np.float64\)"),
         (lambda: fo.SGD(np.ones(2)).step(np.ma.array([1.0, 2.0], mask=[0, 1])), r"fill it, x.filled\(0\)"),
         (
             lambda: fo.Adam(1e-3),
