@@ -166,7 +166,12 @@ class ShardedOptimizer(Steps):
         def __getattr__(self, name: str) -> Any:
             if name.startswith("_"):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            return getattr(self._whole, name)
+            value = getattr(self._whole, name)
+            if callable(value):  # it would look for states where there are none
+                raise AttributeError(
+                    f"a ShardedOptimizer on several ranks has no {name!r}: each rank keeps a slice of the states alone"
+                )
+            return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = name.startswith("_") or name == "comm" or hasattr(type(self), name)

@@ -119,6 +119,8 @@ def minimize(
         )
     given = args if isinstance(args, tuple) else (args,)
     descent = optimizer(x.copy())
+    if not isinstance(descent, Optimizer):
+        raise TypeError(f"optimizer must make one of an array, such as fo.Adam; it made {descent!r}")
 
     def evaluate(x: np.ndarray) -> tuple[float, np.ndarray]:
         if jac is not True:
@@ -128,11 +130,14 @@ def minimize(
             if not isinstance(both, (tuple, list)) or len(both) != 2:
                 raise TypeError(f"with jac=True fun returns value and gradient, as a pair; got {type(both).__name__}")
             value, gradient = both
+        slope = real_array("gradient", gradient)
+        if slope.shape != x.shape:
+            raise ValueError(f"gradient: expected the shape of x, {x.shape}, got {slope.shape}")
         number = real_array("value", value)
         if number.size != 1:
             raise ValueError(f"value: expected one number, got an array of shape {number.shape}")
         with np.errstate(over="ignore"):
-            return number.astype(float).item(), real_array("gradient", gradient).astype(x.dtype)
+            return number.astype(float).item(), slope.astype(x.dtype)
 
     nit, status = 0, 1
     value, gradient = evaluate(x)

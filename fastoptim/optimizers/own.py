@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, cast, overload
 
 from .. import rules
-from ..arrays.storage import STORAGE_OPTIONS
+from ..arrays.storage import MASTER, STORAGE_OPTIONS, scale_name
 from ..backends import Backend, available, choose, get_backend, resolve
 from ..common.public import public
 from ..common.validation import choice, count, flag, real, unknown_name
@@ -248,8 +248,9 @@ def rule(
         NumPy's ``sqrt`` and ``where`` with one comparison.
     coefficients : callable
         ``coefficients(lr=..., ...)`` from hyperparameters, with their defaults, to the numbers that `function` takes
-        last: a dict by name, or a tuple in their order. It runs in float64, once a step; if it takes ``t``, that is the
-        number of the step, from 1. One hyperparameter must be ``lr``.
+        last: a dict by name, or a tuple in their order. It runs in float64 when the class is made, whenever a
+        hyperparameter has changed, and at every step if it takes ``t``, the number of the step, from 1. One
+        hyperparameter must be ``lr``.
     states : str or sequence of str
         Names of the states.
     decay : {"coupled", "decoupled"}, optional
@@ -314,16 +315,20 @@ def _make(
     gives: Any,
     name: Any,
 ) -> type[OwnOptimizer]:
+    for what, value in (("states", states), ("squares", squares)):
+        if not isinstance(value, (str, list, tuple)):
+            raise TypeError(f"{what} must be a name or a tuple of names, got {value!r}")
+    if not isinstance(initial or {}, Mapping):
+        raise TypeError(f"initial must be a mapping from states to what they hold at first, got {initial!r}")
+    if name is not None and not (isinstance(name, str) and name.isidentifier()):
+        raise TypeError(f"name must be that of a class, got {name!r}")
     states = (states,) if isinstance(states, str) else tuple(states)
     for state in states:
-        if (
-            not isinstance(state, str)
-            or not state.isidentifier()
-            or states.count(state) > 1
-            or state in ("g", "p", "step")
-        ):
+        named = isinstance(state, str) and state.isidentifier() and state not in ("g", "p", "step", MASTER)
+        if not named or states.count(state) > 1 or scale_name(state) in states:
             raise ValueError(
-                f"states must be a name, or a tuple of different names other than g, p and step, got {states!r}"
+                f"states must be a name, or a tuple of different names other than g, p, step, {MASTER} and that of a "
+                f"state with _scale behind it, got {states!r}"
             )
     choice("gives", gives, GIVES)
     if decay is not None and choice("decay", decay, ("coupled", "decoupled")) == "decoupled" and gives == "parameter":
@@ -348,7 +353,8 @@ def _make(
         if state not in states:
             raise ValueError(f"initial: there is no state {state!r}; states are {list(states)}")
         if isinstance(value, str):
-            choice(f"initial[{state!r}]", value, ["parameter", *defaults])
+            numbers = [name for name, default in defaults.items() if not isinstance(default, (tuple, str, bool))]
+            choice(f"initial[{state!r}]", value, ["parameter", *numbers])
         else:
             first[state] = real(f"initial[{state!r}]", value)
     stated, names = own_rule(function, states, gives, first, squares)

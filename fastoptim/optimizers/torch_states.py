@@ -11,6 +11,7 @@ import numpy as np
 from ..arrays.checks import DTYPES
 from ..arrays.storage import unpack
 from ..common.public import public
+from ..common.validation import count
 from ..rules.coefficients import asgd_coefficients
 from ..rules.table import Rule, rules_of
 from .base import Optimizer
@@ -19,6 +20,10 @@ from .states import begin
 
 # What a torch group has that says how torch computes or what it is called, not what is computed.
 _ASIDE = ("params", "param_names", "initial_lr", "foreach", "fused", "capturable", "differentiable")
+_CLASSES = (
+    *("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax"),
+    *("NAdam", "RAdam", "RMSprop", "Rprop", "SGD", "SparseAdam"),
+)
 _DECOUPLED = "decoupled_weight_decay"  # by which torch's Adam becomes its AdamW
 _RENAMED = {"Adagrad": {"sum": "square_avg"}}  # class -> torch's name of a state -> ours
 _FOLLOWS = {"ASGD": ("eta", "mu")}  # what torch keeps although it follows from the step count
@@ -57,8 +62,7 @@ def to_torch_state(optimizer: Optimizer, names: Sequence[str] | None = None) -> 
     kind, whole = _kind(optimizer), optimizer.state_dict()
     import torch
 
-    if not isinstance(torch_class := getattr(torch.optim, kind.__name__, None), type):
-        raise ValueError(f"torch.optim has no {kind.__name__}")
+    torch_class = getattr(torch.optim, kind.__name__)
     groups: list[dict[str, Any]] = []
     states: dict[int, dict[str, Any]] = {}
     arrays = {q.name: p for q, p in zip(optimizer._model.parameters, optimizer._model.arrays(), strict=True)}
@@ -133,7 +137,18 @@ def from_torch_state(
     (0.5, array([1., 1.]))
     """
     kind, whole = _kind(optimizer), optimizer.state_dict()
-    theirs, ours = state_dict["param_groups"], whole["param_groups"]
+    step = count("step", step, 0)
+    try:
+        theirs, ours = state_dict["param_groups"], whole["param_groups"]
+        kept = {int(number): entry for number, entry in state_dict["state"].items()}  # JSON makes strings of numbers
+        numbered = [number for group in theirs for number in group["params"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            'not a state dict of torch.optim: it has "state", by numbers, and "param_groups" with "params" each '
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if strange := [number for number in kept if number not in numbered]:
+        raise ValueError(f"torch's state dict has states of the parameters {strange}, which no group has")
     counts = [[len(group["params"]) for group in groups] for groups in (theirs, ours)]
     if counts[0] != counts[1]:
         raise ValueError(f"torch's groups have {counts[0]} parameters, those of this optimizer {counts[1]}")
@@ -148,10 +163,10 @@ def from_torch_state(
             renamed, follows = _RENAMED.get(kind.__name__, {}), _FOLLOWS.get(kind.__name__, ())
             entry = {
                 renamed.get(key, key): x
-                for key, x in state_dict["state"].get(number, {}).items()
+                for key, x in kept.get(number, {}).items()
                 if x is not None and key not in follows
             }
-            t = int(entry.pop("step", step))
+            t = _whole_number(name, entry.pop("step", step))
             states[name] = {key: float(x) if key in scalars else _as_numpy(x) for key, x in entry.items()}
             states[name]["step"] = t
     return whole | {"state": states, "param_groups": groups}
@@ -160,6 +175,8 @@ def from_torch_state(
 def _kind(optimizer: Any) -> type[Optimizer]:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected an optimizer such as fo.Adam(params), got {type(optimizer).__name__}")
+    if type(optimizer).__name__ not in _CLASSES:
+        raise ValueError(f"torch.optim has no {type(optimizer).__name__}")
     return type(optimizer)
 
 
@@ -234,7 +251,16 @@ def _as_torch(torch: Any, value: Any, example: Any) -> Any:
     return number if number.item() == value else torch.tensor(value, dtype=torch.float64)
 
 
+def _whole_number(name: str, value: Any) -> int:
+    """A step count, which torch keeps as a float."""
+    number = float(value)
+    if not (number >= 0 and number.is_integer()):
+        raise ValueError(f"parameter {name!r}: step must be a whole number from 0, got {number}")
+    return int(number)
+
+
 def _as_numpy(x: Any) -> np.ndarray[Any, Any]:
     if hasattr(x, "detach"):
-        x = x.detach().cpu().numpy()
+        x = x.detach().cpu()
+        x = (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()  # which NumPy has no name for
     return np.array(x)

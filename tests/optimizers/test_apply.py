@@ -150,6 +150,14 @@ def test_minimize_descends_as_a_loop_does():
     assert same_bits(found.x, x) and found.fun == rosenbrock(x, 1.5)[0] and len(points) == 50
 
 
+def test_minimize_refuses_gradients_of_another_shape_and_what_is_no_optimizer():
+    for wrong in (np.zeros(0), 0.0, np.zeros((3, 3))):
+        with pytest.raises(ValueError, match=r"gradient: expected the shape of x, \(3,\), got \("):
+            fo.minimize(lambda x, wrong=wrong: (x @ x, wrong), np.full(3, 5.0), jac=True, tol=1e-3)
+    with pytest.raises(TypeError, match="it made 3"):
+        fo.minimize(lambda x: (x @ x, 2 * x), np.ones(3), jac=True, optimizer=lambda x: 3)
+
+
 def test_minimize_says_why_it_ended():
     square = {"jac": True, "optimizer": lambda x: fo.SGD(x, 0.25)}
     fun = lambda x: ((x * x).sum(), 2 * x)  # noqa: E731

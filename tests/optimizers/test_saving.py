@@ -340,6 +340,27 @@ def test_what_torch_does_not_have_is_refused():
         fo.to_torch_state({"w": np.ones(1)})
 
 
+def test_states_of_torch_are_taken_whole_or_refused():
+    torch_state = {"state": {"0": {"momentum_buffer": np.ones(2)}}, "param_groups": [{"lr": 0.5, "params": [0]}]}
+    opt = fo.SGD(np.zeros(2), lr=0.1, momentum=0.5)
+    assert fo.from_torch_state(opt, torch_state, step=7)["state"]["0"]["momentum_buffer"].tolist() == [1.0, 1.0]
+    for change, problem in (
+        ({"state": {1: {"momentum_buffer": np.ones(2)}}}, r"of the parameters \[1\], which no group has"),
+        ({"state": {0: {"step": 2.5}}}, "'0': step must be a whole number from 0, got 2.5"),
+        ({"param_groups": [{"lr": 0.5}]}, "not a state dict of torch.optim.*KeyError: 'params'"),
+        ({"state": None}, "not a state dict of torch.optim"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            fo.from_torch_state(opt, torch_state | change)
+    for nothing in (None, {}):
+        with pytest.raises(ValueError, match="not a state dict of torch.optim"):
+            fo.from_torch_state(opt, nothing)
+    with pytest.raises(TypeError, match="step"):
+        fo.from_torch_state(opt, torch_state, step=1.5)
+    with pytest.raises(ValueError, match="torch.optim has no LAMB"):
+        fo.from_torch_state(fo.LAMB(np.zeros(2)), torch_state)
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_what_is_no_state_dict_is_refused_by_name(strict):
     for part, bad in (("param_groups", None), ("param_groups", [{"lr": 1.0}]), ("param_groups", [3]), ("state", None)):
