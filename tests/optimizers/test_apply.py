@@ -182,7 +182,7 @@ def test_minimize_says_why_it_ended():
         with pytest.raises((TypeError, ValueError), match=next(reversed(bad))):
             fo.minimize(fun, [1.0], **bad)
     for bad, options, words in (
-        (lambda x: (0.0, np.ones(3)), {}, "expected shape"),
+        (lambda x: (0.0, np.ones(3)), {}, "expected the shape of x"),
         (lambda x: (np.ones(2), np.ones(1)), {}, r"value: expected one number, got an array of shape \(2,\)"),
         (lambda x: 0.0, {}, "fun returns value and gradient, as a pair; got float"),
         (fun, {"optimizer": fo.SGD(np.ones(1))}, "optimizer must make one of an array"),

@@ -353,11 +353,11 @@ def test_states_of_torch_are_taken_whole_or_refused():
         with pytest.raises(ValueError, match=problem):
             fo.from_torch_state(opt, torch_state | change)
     for nothing in (None, {}):
-        with pytest.raises(ValueError, match="not a state dict of torch.optim"):
+        with pytest.raises(ValueError, match=r"not a state dict of torch\.optim"):
             fo.from_torch_state(opt, nothing)
     with pytest.raises(TypeError, match="step"):
         fo.from_torch_state(opt, torch_state, step=1.5)
-    with pytest.raises(ValueError, match="torch.optim has no LAMB"):
+    with pytest.raises(ValueError, match=r"torch\.optim has no LAMB"):
         fo.from_torch_state(fo.LAMB(np.zeros(2)), torch_state)
 
 
