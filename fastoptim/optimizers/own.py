@@ -359,7 +359,7 @@ def _make(
             first[state] = real(f"initial[{state!r}]", value)
     stated, names = own_rule(function, states, gives, first, squares)
     own = _Own(stated, tuple(names), coefficients, counts, defaults, decay)
-    body = {
+    body: dict[str, Any] = {
         "__module__": module,
         "__qualname__": name or function.__name__,
         "__doc__": inspect.getdoc(function) or f"The update rule {function.__name__}, as an optimizer.",
