@@ -123,13 +123,13 @@ class OffloadBackend(Backend):
             raise ValueError("state_dir and memory_budget are for host arrays, not for backend='cuda'")
         self.inner, self.name = inner, inner.name
         self.budget = DEFAULT_BUDGET if memory_budget is None else budget_in_bytes(memory_budget)
-        self._folder = None if state_dir is None else Path(os.fspath(state_dir))
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder = None if state_dir is None else Path(os.fspath(state_dir))
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def share(self, parts: int) -> OffloadBackend:
-        """One for each of so many optimizers, which have the same folder and one budget together."""
-        other = OffloadBackend(self.inner, self._folder)
+        """One for so many optimizers, whose states lie in the same folder and which have one budget together."""
+        other = OffloadBackend(self.inner, self.folder)
         other.budget = self.budget // parts
         return other
 
@@ -201,7 +201,7 @@ class OffloadBackend(Backend):
         return np.array(x)
 
     def zeros_like(self, p: Any) -> Any:
-        return layout.zeros_like(p) if self._folder is None else _zeros_on_disk(self._folder, p)
+        return layout.zeros_like(p) if self.folder is None else _zeros_on_disk(self.folder, p)
 
 
 def _zeros_on_disk(folder: Path, p: Any) -> Any:

@@ -93,7 +93,7 @@ class Slices:
             self._pieces.append(None if optimizer is None else Piece(parts, optimizer))
             for q, part in zip(() if optimizer is None else optimizer._model.parameters, parts, strict=True):
                 q.number, q.first = part.parameter, part.start
-        if isinstance(whole._backend, OffloadBackend):
+        if isinstance(whole._backend, OffloadBackend) and whole._backend.folder is not None:
             share = whole._backend.share(len(self._pieces))
             for own in self._own():
                 own.optimizer._drop_plan()
