@@ -98,6 +98,7 @@ class Plan:
 
     __slots__ = (
         "_dithers",
+        "_fixed",
         "_measures",
         "_varies",
         "arrays_version",
@@ -150,6 +151,8 @@ class Plan:
 
     def _look_at_specs(self) -> None:
         self.kept_rows: tuple[Scalars, ...] | None = None  # the scalars, while they do not change
+        # The same with the steps before the plan, where the number of each step comes behind them.
+        self._fixed: list[tuple[Scalars, int]] = []
         # What the C extension takes at every step in place of scalars that change.
         own = [row for run in self.runs if (row := run.spec.native_scalars(run.base))]
         adam = len(own) == len(self.runs)
@@ -179,13 +182,18 @@ class Plan:
         if self.kept_rows is not None:
             return self.kept_rows
         steps = self.counter[0]
+        t = steps + 1
+        if self._fixed:
+            return tuple([(*row, base + t) for row, base in self._fixed])
         if self._varies:
-            t = steps + 1
             return tuple([run.head + run.coefficients(run.base + t) for run in self.runs])  # type: ignore[operator]
         rows = tuple([run.scalars(steps) for run in self.runs])
-        stays = not (self._dithers or self._measures or any(callable(run.coefficients) for run in self.runs))
-        if steps and stays:  # the first step's may differ
+        if not steps or self._measures or any(callable(run.coefficients) for run in self.runs):
+            return rows  # the first step's may differ
+        if not self._dithers:
             self.kept_rows = rows
+        elif all(run.stored for run in self.runs):
+            self._fixed = [(row[:-1], run.base) for row, run in zip(rows, self.runs, strict=True)]
         return rows
 
     def write_back(self, stepped: Sequence[bool] | None = None) -> None:
