@@ -6,9 +6,10 @@
 OLD and NEW are folders to put on the path: checkouts with their built extension, unpacked wheels, site-packages. Each
 build runs in a process of its own, which lives as long as the run and keeps a case's arrays. Both are asked for short
 blocks of equally many steps in the order old, new, new, old, so that whatever else the machine does hits both alike;
-such a round makes one ratio. Tables show medians with quartiles. As it matters where arrays happen to lie, rounds are
-spread over several sittings with new arrays, and "slower" or "faster" is only what was so in every sitting and in
-three quarters of the rounds. Two equal builds must come out near 1; how near tells how far to trust the rest.
+such a round makes one ratio. Tables show medians with quartiles, and the ratio of the least times. As it matters where
+arrays happen to lie, rounds are spread over several sittings with new arrays, and "slower" or "faster" is only what was
+so in every sitting and in three quarters of the rounds. Two equal builds must come out near 1; how near tells how far
+to trust the rest.
 
 Only what both builds have is used: `SGD`, `Adam`, `functional.adam`, `step(grads, max_norm=...)`, `opt.lr = rate`.
 """
@@ -237,6 +238,7 @@ class Timing(NamedTuple):
         slower, faster = min(q1, *medians) > SLOWER, max(q3, *medians) < FASTER
         verdict = "slower" if slower else "faster" if faster else ""
         times = {"old_us": 1e6 * statistics.median(self.old), "new_us": 1e6 * statistics.median(self.new)}
+        times["least_ratio"] = min(self.new) / min(self.old)
         spread = {"q1": q1, "q3": q3, "least_sitting": min(medians), "greatest_sitting": max(medians)}
         return {"case": name} | times | {"ratio": median} | spread | {"rounds": len(ratios), "verdict": verdict}
 
@@ -272,7 +274,8 @@ def time_text(microseconds: float) -> str:
 def show(row: dict[str, Any]) -> None:
     times = f"{time_text(row['old_us'])} {time_text(row['new_us'])}"
     spread = f"[{row['q1']:.3f}, {row['q3']:.3f}]"
-    print(f"{row['case']:44} {times} {row['ratio']:7.3f}  {spread:16} {row['verdict']}", flush=True)
+    ratios = f"{row['ratio']:7.3f}  {spread:16} {row['least_ratio']:6.3f}"
+    print(f"{row['case']:44} {times} {ratios}  {row['verdict']}", flush=True)
 
 
 def clipping_row(case: Case, times: dict[str, Timing]) -> dict[str, Any]:
@@ -294,7 +297,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.005, help="length of a block (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="for large arrays, beside 1 (default: %(default)s)")
     parser.add_argument("--only", default="", help="only cases whose name holds this, as 'c: adam' (default: all)")
-    sizes = "only plain steps in C over arrays of these sizes, on one thread (default: all cases)"
+    sizes = "only plain steps in C over arrays of these sizes (default: all cases)"
     parser.add_argument("--elements", type=int, nargs="+", metavar="N", help=sizes)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -307,11 +310,17 @@ def main() -> int:
     old, new = Worker(options.old), Worker(options.new)
     for name, worker in (("old", old), ("new", new)):
         print(f"{name}: {', '.join(f'{key} {value}' for key, value in worker.about.items() if value)}")
-    print(f"{'':44} {'old':>12} {'new':>12} {'new/old':>7}  quartiles")
+    print(f"{'':44} {'old':>12} {'new':>12} {'new/old':>7}  {'quartiles':16}  least")
     rows, others = [], []
     cases = all_cases(options.threads)
     if options.elements:
-        cases = (Case("step", "c", rule, n) for rule in ("sgd", "momentum", "adam") for n in options.elements)
+        threads = sorted({1, options.threads})
+        cases = (
+            Case("step", "c", rule, n, number)
+            for rule in ("sgd", "momentum", "adam")
+            for n in options.elements
+            for number in (threads if n >= 100_000 else threads[:1])
+        )
     for case in cases:
         if options.only not in case.name:
             continue

@@ -33,6 +33,7 @@ TESTS = (
     *("common", "arrays", "checkpoint", "backends/test_golden.py", "backends/test_numba.py"),
     *(f"optimizers/test_{name}.py" for name in OPTIMIZERS),
 )
+WORDS = ("pass", "FAIL", "skipped for want of an interpreter")
 ASK = (
     "import sys, sysconfig as s; "
     "print('%d.%d' % sys.version_info[:2] + 't' * bool(s.get_config_var('Py_GIL_DISABLED')))"
@@ -109,18 +110,20 @@ def main() -> int:
     options = parser.parse_args(arguments[:cut])
     if options.wheel is None:
         parser.error("no wheel in dist/: run `make wheels` first, or name one with --wheel")
-    found, failed = interpreters(options.python), False
+    found, passed, failed, skipped = interpreters(options.python), [], [], []
     tests = rest or ["-k", LEFT_OUT, *(f"tests/{name}" for name in TESTS)]
     for name in options.names or [f"{PYTHONS[0]}-oldest", *(f"{version}-newest" for version in PYTHONS)]:
         version, _, age = name.partition("-")
         if version not in found:
             print(f"{name:13} SKIPPED: no Python {version} is at hand", flush=True)
+            skipped.append(name)
             continue
         with tempfile.TemporaryDirectory() as folder:
             well, words = tried(found[version], age or "newest", options.wheel.resolve(), tests, Path(folder))
-        failed |= not well
+        (passed if well else failed).append(name)
         print(f"{name:13} {words}", flush=True)
-    return int(failed)
+    print("; ".join(f"{word}: {', '.join(x)}" for word, x in zip(WORDS, (passed, failed, skipped), strict=True) if x))
+    return bool(failed)
 
 
 if __name__ == "__main__":
