@@ -231,7 +231,9 @@ def machine_code(function, signature, folder):
     path = folder / "kernel.cubin"
     path.write_bytes(code)
     listing = subprocess.run([NVDISASM, "-c", str(path)], capture_output=True, text=True, check=True).stdout
-    return Counter(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", listing))
+    found = Counter(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", listing))
+    assert not [name for name in found if name.startswith(("LDL", "STL"))], "registers are spilt to memory"
+    return found
 
 
 @needs_nvdisasm

@@ -4,9 +4,9 @@
 
 Each block must take no more processor time than the minutes that the page gives it (so that a busy machine may take
 longer), and each command must end with status 0; only a stage of ``gpu_check.py`` that compiles hundreds of kernels may
-say that its time was up. What such a machine has and this one
-lacks (nvcc, ncu, compute-sanitizer) is stood in for by programs that run the command given to them. In the simulator,
-where examples would take hours, only the blocks of ``gpu_check.py`` run. The exit status is 1 if a block fails.
+say that its time was up. What such a machine has and this one lacks (nvcc, ncu, compute-sanitizer) is stood in for by
+programs that run the command given to them. In the simulator, where examples would take hours, only the blocks of
+``gpu_check.py`` run. The exit status is 1 if a block fails.
 """
 
 from __future__ import annotations
