@@ -838,6 +838,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(json.dumps({stage: row}), flush=True)
                 enter(stage, [*result[stage], row])
                 if over():
+                    errors[stage] = f"cut short after {len(result[stage])} rows: {LATE}"
                     break
             return
         if stage in checks:
