@@ -89,7 +89,7 @@ def environment(**settings: Any) -> dict[str, str]:
     return os.environ | {"NUMBA_ENABLE_CUDASIM": "0"} | paths | chosen
 
 
-def run(*command: str, timeout: float = 300, **settings: Any) -> subprocess.CompletedProcess[str]:
+def run(*command: str, timeout: float = 900, **settings: Any) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments in a process on this driver."""
     return subprocess.run(
         [sys.executable, *command],
