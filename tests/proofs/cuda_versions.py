@@ -4,7 +4,7 @@
 
 Each row of `ENVIRONMENTS` gets a virtual environment in the folder (kept there, and used again), in which tests of the
 fake driver, of PTX and machine code, and of the simulator run from this tree, with an empty cache of compiled kernels:
-`TESTS`, about three minutes of processor time a row. Left out is most of what another of them shows as well, and
+`TESTS`, under two minutes of processor time a row. Left out is most of what another of them shows as well, and
 ``gpu_check.py``, which `gpu_rehearsal` runs. Without cffi the C extension cannot be loaded either. The exit status is 1
 if a test fails.
 """

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "development" / "verification.md"
 TABLES = ("kernels", "checkpoint", "training", "tuning")
-PROOFS = ("million_steps", "golden_elsewhere", "free_threads", "cuda_bits", "cuda_versions", "gpu_rehearsal")
+PROOFS = ("million_steps", "golden_elsewhere", "free_threads", "cuda_bits", "cuda_versions")
 NAMES = ("random_cases", *(f"mutants_{table}" for table in TABLES), *PROOFS)
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->"
 
