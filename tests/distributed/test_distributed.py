@@ -177,23 +177,6 @@ def test_saved_by_two_loaded_by_a_plain_optimizer(saved):
         fo.SGD({"w": params["w"], "b": params["b"], "f": params["f"], "none": params["none"]}).load(saved / "run")
 
 
-@needs_mpi
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_states_in_fewer_bits_saved_by_two_loaded_by_any_number(saved_low, ranks):
-    done = mpi.run(ranks, WORKER, "load_low", saved_low)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("done") == ranks
-
-
-@pytest.fixture(scope="module")
-def saved_low(tmp_path_factory):
-    pytest.importorskip("ml_dtypes", reason="bfloat16 and float8 come with ml_dtypes")
-    path = tmp_path_factory.mktemp("low") / "run"
-    done = mpi.run(2, WORKER, "save_low", path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return path
-
-
 def damage_bit(slices):
     content = bytearray(slices[1].read_bytes())
     content[-5] ^= 4
