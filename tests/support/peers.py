@@ -220,12 +220,14 @@ def _named(o: dict[str, Any]) -> dict[str, float]:
     return {"learning_rate": o["lr"], "beta_1": o["betas"][0], "beta_2": o["betas"][1], "epsilon": o["eps"]}
 
 
+# Keras takes 1 - beta_2**t in float32, whose rounding the first steps show the more, the nearer beta_2 is to 1.
+_KERAS_MOMENT = {"lr": _LR, "betas": _betas((0.1, 0.95), (0.8, 0.98)), "eps": _EPS}
 _KERAS = (
     _keras("SGD", lambda x, o: x.SGD(o["lr"], o["momentum"], o["nesterov"]),
            lr=_LR, momentum=_between(0.1, 0.95), nesterov=_coin, momentum_mode="lr_inside"),
-    _keras("Adam", lambda x, o: x.Adam(**_named(o)), **_MOMENT, eps_mode="hat"),
+    _keras("Adam", lambda x, o: x.Adam(**_named(o)), **_KERAS_MOMENT, eps_mode="hat"),
     _keras("AdamW", lambda x, o: x.AdamW(**_named(o), weight_decay=o["weight_decay"]),
-           **_MOMENT, weight_decay=_power(-4, -1), eps_mode="hat"),
+           **_KERAS_MOMENT, weight_decay=_power(-4, -1), eps_mode="hat"),
     _keras("RMSprop", lambda x, o: x.RMSprop(o["lr"], o["alpha"], momentum=o["momentum"], epsilon=o["eps"]),
            lr=_LR, alpha=_between(0.1, 0.99), eps=_power(-5, -3), momentum=_maybe(_between(0.1, 0.95)),
            eps_mode="root", momentum_mode="lr_inside"),
@@ -234,7 +236,7 @@ _KERAS = (
     _keras("Adadelta", lambda x, o: x.Adadelta(o["lr"], o["rho"], o["eps"]),
            lr=_power(-1, 0.5), rho=_between(0.1, 0.99), eps=_EPS),
     _keras("Adamax", lambda x, o: x.Adamax(**_named(o)), **_MOMENT, eps_mode="keras"),
-    _keras("NAdam", lambda x, o: x.Nadam(**_named(o)), **_MOMENT, momentum_decay=1.0),
+    _keras("NAdam", lambda x, o: x.Nadam(**_named(o)), **_KERAS_MOMENT, momentum_decay=1.0),
     _keras("Lion", lambda x, o: x.Lion(o["lr"], *o["betas"]), lr=_LR, betas=_PAIR),
     _keras("FTRL", lambda x, o: x.Ftrl(
         o["lr"], initial_accumulator_value=o["initial_accumulator_value"], l1_regularization_strength=o["l1"],
