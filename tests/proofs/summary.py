@@ -15,6 +15,8 @@ TABLES = ("kernels", "checkpoint", "training", "tuning")
 PROOFS = ("million_steps", "golden_elsewhere", "free_threads", "cuda_bits", "cuda_versions")
 PARITY = ("parity_torch", "parity_keras")
 NAMES = ("random_cases", "random_measures", "every_case", *PARITY, *(f"mutants_{table}" for table in TABLES), *PROOFS)
+PARITY = ("parity_torch", "parity_keras")
+NAMES = ("random_cases", "random_measures", "every_case", *PARITY, *(f"mutants_{table}" for table in TABLES), *PROOFS)
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->"
 
 
