@@ -61,7 +61,10 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """The learning rate for optimizer step number `step`, an int from 0."""
-        step = index(step)
+        try:
+            step = index(step)
+        except TypeError as error:
+            raise TypeError(f"step must be an int from 0, got {step!r}") from error
         if step < 0:
             raise ValueError(f"step counts from 0, got {step}")
         return self._call(step)
@@ -180,7 +183,7 @@ def _function(name: str, value: Any) -> Callable[[int], float]:
 
 
 def _functions(name: str, values: Any) -> tuple[Callable[[int], float], ...]:
-    return tuple(_function(f"{name}[{i}]", value) for i, value in enumerate(values))
+    return tuple(_function(f"{name}[{i}]", value) for i, value in _numbered(name, values, "schedules"))
 
 
 def _factor(name: str, value: Any) -> Any:
@@ -188,7 +191,13 @@ def _factor(name: str, value: Any) -> Any:
 
 
 def _counts(name: str, values: Any) -> tuple[int, ...]:
-    return tuple(count(f"{name}[{i}]", value, 0) for i, value in enumerate(values))
+    return tuple(count(f"{name}[{i}]", value, 0) for i, value in _numbered(name, values, "numbers of steps"))
+
+
+def _numbered(name: str, values: Any, what: str) -> Iterable[tuple[int, Any]]:
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of {what}, got {values!r}")
+    return enumerate(values)
 
 
 Real = Annotated[float, _real(0.0)]
@@ -547,7 +556,10 @@ class Plateau:
 
     def update(self, metric: float) -> float:
         """Take note of the metric; returns the rate from now on."""
-        metric = float(metric)
+        try:
+            metric = float(metric)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"metric must be a number, got {metric!r}") from error
         if self._better(metric):
             self.best, self.bad = metric, 0
         else:

@@ -184,6 +184,17 @@ def test_pure_defined_past_the_end_and_a_float(name):
     assert [schedule(k) for k in reversed(range(300))] == forwards[::-1]
     assert all(type(rate) is float and 0.0 <= rate <= 1.0 for rate in forwards)
     assert all(0.0 <= schedule(k) <= 1.0 for k in (10**4, 10**9))
+    with pytest.raises(TypeError, match=r"step must be an int from 0, got 3\.0"):
+        s.cosine(1.0, 10)(3.0)
+    for make, message in (
+        (lambda: s.multistep(1.0, 5), "milestones must be a list of numbers of steps, got 5"),
+        (lambda: s.join(s.constant(0.1), [3]), r"schedules must be a list of schedules, got constant\(lr=0.1\)"),
+        (lambda: s.join([s.constant(0.1)], 3), "boundaries must be a list"),
+        (lambda: s.Plateau(1.0).update(None), "metric must be a number, got None"),
+        (lambda: s.Plateau(1.0).update(np.ones(2)), "metric must be a number, got array"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make()
     with pytest.raises(ValueError, match="from 0"):
         schedule(-1)
 

@@ -44,6 +44,7 @@ class Averaging:
         if len(own) != len(averaged) or any(x is not y for x, y in zip(own, averaged, strict=True)):
             raise ValueError("average must have been made of these params: fo.Average(params, ...)")
         self._average = average
+        self.settings = {"decay": average._decay, "start": average._start}  # before a checkpoint replaces them
 
     def due(self, loop: Loop) -> float:
         return loop.steps + 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,9 +17,10 @@ from ..optimizers.names import maker_of
 from ..optimizers.selecting import GroupedParams
 from .averaging import Averaging, validated_params
 from .data import Minibatches, _NoData
+from .deciding import deciding_states
 from .ending import Interrupts
 from .history import FitResult
-from .log import Log
+from .log import Log, path_of
 from .loop import Callback, Loop, LossAndGrad, Rate, named_arrays, strange_arrays
 from .progress import Progress, bar_class
 from .ranks import Ranks
@@ -111,7 +111,7 @@ def fit(
         Made of these `params`; updated after every step that was applied. Validation is given its arrays in place of
         `params`, and `restore_best` puts the best averages back. It is part of checkpoints, and restored by `resume`.
         At the end, ``average.copy_to(params)`` puts the averages into the parameters. Schedule-free optimizers are
-        validated with what their ``averaged()`` returns, in the same way; use that at the end, too.
+        validated with what their ``averaged()`` returns; use that at the end, too, also after `restore_best`.
     validate_every : int
         Steps between validations; default: after every epoch. There is one at the end, too, unless a callback ended
         training.
@@ -122,7 +122,9 @@ def fit(
         End after so many validations in a row that did not better the best by more than `min_delta`. A validation that
         runs only because training ends is not counted.
     restore_best : bool
-        At the end put the parameters of the best validation back. To be resumed, a run must have had it from the start.
+        At the end put the parameters of the best validation back, and with them the states that they are computed from
+        (master copies; those of FTRL, ASGD and schedule-free optimizers), so that training can go on from there. To be
+        resumed, a run must have had it from the start.
     callbacks : callable or sequence of callables
         Called after every step with the `Loop`, which they may read and may `Loop.stop`. If one has ``state_dict`` and
         ``load_state_dict``, its state is part of the checkpoint. ``begin``, ``due`` and ``end`` are called as well, if
@@ -216,6 +218,9 @@ def fit(
             raise ValueError("override says how to resume: it needs resume")
         if resume is True and checkpoint is None:
             raise ValueError("resume=True needs checkpoint; or give the path to resume from")
+        given = {"checkpoint": checkpoint, "log": log, "resume": checkpoint if resume is True else resume or None}
+        paths = {name: None if value is None else path_of(name, value) for name, value in given.items()}
+        checkpoint, log, source = paths.values()
         for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep)):
             if checkpoint is None and value is not None:
                 raise ValueError(f"{name} needs checkpoint")
@@ -238,19 +243,22 @@ def fit(
                 min_delta=real("min_delta", min_delta, 0.0),
                 restore_best=restore_best,
                 validated=validated_params(params, optimizer, average),
+                averaged=average is not None,
+                deciding=deciding_states(optimizer, ranks, average is not None) if restore_best else None,
             )
         rates = parts["rates"] = Rates(lr, optimizer, validated)
         own_limit, clip = getattr(optimizer, "max_norm", None), getattr(optimizer, "clip", "norm")
-        options = step_options(1.0, own_limit if max_norm is None else max_norm, skip_nonfinite)[1:3]
+        max_norm, skip_nonfinite = step_options(1.0, max_norm, skip_nonfinite)[1:3]
         accumulate = count("accumulate", accumulate)
         settings = Settings(
             optimizer,
             batches,
             rates,
             accumulate=accumulate,
-            max_norm=options[0],
+            max_norm=own_limit if max_norm is None else max_norm,
             clip=clip,
-            skip_nonfinite=options[1],
+            skip_nonfinite=skip_nonfinite,
+            average=average,
             override=override,
         )
         if log is not None:
@@ -277,22 +285,23 @@ def fit(
             last_step=math.inf if steps is None else count("steps", steps),
             last_epoch=math.inf if epochs is None else count("epochs", epochs),
             accumulate=accumulate,
-            step_options=options,
+            step_options=(max_norm, skip_nonfinite),
             parts=parts,
             ranks=ranks,
         )
     if ranks.size > 1:
-        given: dict[str, Any] = {"steps": steps, "epochs": epochs, "validation": validation is not None}
+        given = {"steps": steps, "epochs": epochs, "validation": validation is not None}
         given |= {"validate_every": validate_every, "early_stopping": early_stopping, "min_delta": min_delta}
         given |= {"monitor": monitor, "mode": mode, "restore_best": restore_best}
         share(batches, ranks, settings.texts | {name: repr(value) for name, value in given.items()})
     if saver is not None:
         with ranks.together("trying to save a checkpoint"):
             saver.rehearse(loop, callbacks=False)
-    if resume:
-        path = checkpoint if resume is True else resume
-        go_on(loop, settings, os.fspath(path), required=resume is not True)
-    elif saver is not None:
+    if source is not None:
+        if saver is not None:
+            saver.go_on_from(source)
+        go_on(loop, settings, source, required=resume is not True)
+    if saver is not None:
         saver.warn_of_loss(loop)
     loop.run()
     if loop.reason == "non-finite loss":

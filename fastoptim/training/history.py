@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends import StepInfo
 from ..checkpoint.files import CheckpointError
 from ..common.public import public
 from .diagnosis import Diagnosis
@@ -32,7 +33,7 @@ class History:
     epoch : int64 array
         The epoch, from zero, that a step belongs to.
     applied : bool array
-        False where a step was skipped because the loss or a gradient was not finite.
+        False where a step was skipped because the loss or a gradient was not finite, or where there were no gradients.
     validation : dict of arrays
         "step" (number of the step, from zero, after which it was), "loss", and whatever else validation returned.
     """
@@ -79,6 +80,12 @@ class History:
             column = self._columns[name]
             column.extend([value] * (len(self) - len(column)))
 
+    def _record(self, info: StepInfo) -> None:
+        """Keep the norm of the last step, and whether it was applied, where most steps have nothing to tell."""
+        self._pad()
+        self._columns["grad_norm"][-1] = math.nan if info.grad_norm is None else info.grad_norm
+        self._columns["applied"][-1] = info.applied
+
     @property
     def validation(self) -> dict[str, np.ndarray]:
         return {name: np.array(column) for name, column in self._validation.items()}
@@ -99,6 +106,8 @@ class History:
         """Take back the last validation."""
         for column in self._validation.values():
             column.pop()
+        if not self._validation["step"]:
+            self._validation = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {

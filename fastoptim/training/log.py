@@ -32,6 +32,14 @@ def naming(path: str) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, path) from error
 
 
+def path_of(name: str, value: Any) -> str:
+    """The path that an argument holds, as a string; TypeError that names the argument."""
+    try:
+        return os.fsdecode(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a path, got {value!r}") from error
+
+
 class Log:
     """Write a line about every step and validation; part of `Loop`.
 
@@ -39,7 +47,7 @@ class Log:
     a run that is refused leaves the log that is there.
     """
 
-    def __init__(self, path: Any, rates: Rates, validation: Validation | None, writes: bool):
+    def __init__(self, path: str, rates: Rates, validation: Validation | None, writes: bool):
         self.path, self._rates, self._writes = _checked_path(path, writes), rates, writes
         self._validation = validation
         if writes:
@@ -49,6 +57,7 @@ class Log:
         self._flushed = -math.inf
         self._offset: int | None = None  # where a resumed run goes on
         self._plain: tuple[int, str] | None = None  # where the last line begins, and that line without validation
+        self._cuts = False  # whether what is behind the checkpoint's place is to go, even if no line follows
 
     def begin(self, loop: Loop) -> None:
         if self._offset is None:
@@ -56,6 +65,7 @@ class Log:
         if self._writes and _is_empty(self.path):
             loop.warn(f"{self.path} is missing or empty, so it cannot be continued; it begins anew")
             self._offset = self._plain = None
+        self._cuts = self._writes and self._offset is not None and loop.reason is None
 
     def __call__(self, loop: Loop) -> None:
         if not self._writes:
@@ -67,6 +77,8 @@ class Log:
         self._write(*self._lines(loop, loop.metrics))
 
     def end(self, loop: Loop) -> None:
+        if self._cuts and self._file is None and loop.reason is not None:  # no step was taken: the loss is not finite
+            self._open(loop)
         if self._file is not None:
             with naming(self.path):
                 self._file.close()
@@ -129,7 +141,12 @@ class Log:
         """Why the log cannot be continued where a checkpoint with this state was taken."""
         if not self._writes or _is_empty(self.path):
             return None
-        return _problem(self.path, _size(state), len(history) - 1, float(history.loss[-1]))
+        plain = None if state is None else state["plain"]
+        sizes = [_size(state)]
+        if plain is not None:  # a run that went on may have taken the last validation back
+            sizes.append(saved_count(plain[0]) + len(f"{plain[1]}\n".encode()))
+        problems = [_problem(self.path, size, len(history) - 1, float(history.loss[-1])) for size in sizes]
+        return None if None in problems else problems[0]
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         plain = None if state is None else state["plain"]
@@ -155,9 +172,8 @@ def _described(loop: Loop, rates: str) -> dict[str, Any]:
     }
 
 
-def _checked_path(log: Any, writes: bool) -> str:
+def _checked_path(path: str, writes: bool) -> str:
     """The log's path; ValueError or FileNotFoundError if who writes cannot open a log there."""
-    path: str = os.fspath(log)
     if not path.lower().endswith((".jsonl", ".csv")):
         raise ValueError(f"log must end in .jsonl or .csv, got {path!r}")
     if writes and os.path.isdir(path):

@@ -9,7 +9,10 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Any, Protocol
+
+import numpy as np
 
 from ..backends import StepInfo
 from ..common.public import public
@@ -41,7 +44,8 @@ class Callback(Protocol):
         Called once when training has ended, in the reverse order of ``begin``; ``loop.reason`` is None if that was by
         an exception.
     state_dict(), load_state_dict(state)
-        Its state in the checkpoint: nestings of mappings, lists, numbers, strings and arrays.
+        Its state in the checkpoint: nestings of mappings, lists, numbers, strings and arrays. Resuming takes callbacks
+        with a state in the order of their classes; those of one class must stay in their own order.
     """
 
     def __call__(self, loop: Loop, /) -> object: ...
@@ -166,18 +170,20 @@ class Loop:
         loss_and_grad, next_batch, take_step = self._loss_and_grad, batches.next_batch, optimizer.step
         add_loss, add_rate = history._columns["loss"].append, history._columns["lr"].append
         schedules, group = self._schedules, optimizer.param_groups[0]
-        schedule = schedules[0] if schedules is not None and len(optimizer.param_groups) == 1 else None
+        groups = optimizer.param_groups
+        schedule = schedules[0] if schedules is not None and len(schedules) == len(groups) == 1 else None
         accumulator = _Accumulator(self.accumulate) if self.accumulate > 1 else None
         common_loss = self.ranks.common_loss if self.ranks.size > 1 else None
         max_norm, skip = self._step_options
-        recorded = max_norm is not None or skip
+        recorded = max_norm is not None or skip or getattr(optimizer, "max_norm", None) is not None
         if recorded:
             history._pad()
+        if max_norm is not None or skip:  # the optimizer's own limit is its own to apply: callbacks may change it
             take_step = partial(take_step, max_norm=max_norm, skip_nonfinite=skip)
         steps, epoch, due = self.steps, self._seen_epoch, self._next_event
         going = self.reason is None
         while going:
-            if schedule is not None:
+            if schedule is not None and len(groups) == 1:  # callbacks may add some
                 rate = schedule(steps)
                 if type(rate) is not float or rate != group["lr"]:
                     group["lr"] = rate = real("lr", rate, 0.0)  # as `optimizer.lr = rate`, in a third of the time
@@ -206,8 +212,10 @@ class Loop:
             add_loss(loss)
             add_rate(rate)
             if recorded:
-                history._columns["grad_norm"].append(info.grad_norm)
+                history._columns["grad_norm"].append(math.nan if info.grad_norm is None else info.grad_norm)
                 history._columns["applied"].append(info.applied)
+            elif info is not None and (info.grad_norm is not None or not info.applied):
+                history._record(info)
             steps += 1
             if steps >= due or self._soon or batches.epoch != epoch:
                 self.steps, self.loss, self.lr, self.info = steps, loss, rate, info
@@ -271,16 +279,22 @@ class Loop:
     def _plan_events(self) -> None:
         """When to look again: ends of epochs aside, which the loop notices by itself."""
         waiting = self._waiting
-        self._next_event = 0 if waiting is None else min([self.last_step, *(due(self) for due in waiting)])
+        self._next_event = 0 if waiting is None else min([self.last_step, *(self._due(due) for due in waiting)])
+
+    def _due(self, due: Callable[[Loop], float]) -> float:
+        value = due(self)
+        if isinstance(value, (int, float, np.integer, np.floating)) and value == value:
+            return value
+        name = getattr(due, "__qualname__", "due")
+        raise TypeError(f"{name}(loop) must return a number of steps, or infinity, got {value!r}")
 
 
 def _set_rates(optimizer: Any, schedules: Sequence[Rate | None], step: int) -> None:
     """Set the rates of all groups by one schedule, or each by its own; a group without one keeps its rate."""
-    groups = optimizer.param_groups
     if len(schedules) == 1 and schedules[0] is not None:
         optimizer.lr = schedules[0](step)
     else:
-        pairs = zip(schedules, groups, strict=True)
+        pairs = zip_longest(schedules, optimizer.param_groups)  # callbacks may add groups
         optimizer.lr = [group["lr"] if schedule is None else schedule(step) for schedule, group in pairs]
 
 

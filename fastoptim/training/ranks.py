@@ -99,8 +99,8 @@ class Ranks:
 
 def _plain(value: Any) -> Any:
     """`value` as something that any process can be sent."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
+    if isinstance(value, (os.PathLike, bytes)):
+        return os.fsdecode(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return [_plain(item) for item in value] if isinstance(value, (list, tuple, set)) else repr(value)

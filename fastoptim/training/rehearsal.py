@@ -50,16 +50,20 @@ def rehearse(paths: Sequence[str], state: Mapping[str, Any], optimizer: Any, apa
             os.unlink(trial)
 
 
-def check_free(path: str, log: Any) -> None:
+def check_free(path: str, log: str | None) -> None:
     """FileExistsError if a checkpoint that is kept could take the place of another file; ValueError if of the log."""
-    root, suffix = os.path.splitext(os.path.realpath(path))
-    is_kept = re.compile(rf"{re.escape(root)}-[0-9]+{re.escape(suffix)}").fullmatch
-    if log is not None and is_kept(os.path.realpath(log)):
-        raise ValueError(f"log and checkpoint: one that is kept could take the place of the log {os.fspath(log)!r}")
-    folder = os.path.dirname(root)
-    for file in filter(is_kept, (os.path.join(folder, name) for name in os.listdir(folder))):
-        if not os.path.isfile(file) or not _is_checkpoint(file):
+    if log is not None and is_kept(path, log):
+        raise ValueError(f"log and checkpoint: one that is kept could take the place of the log {log!r}")
+    folder = os.path.dirname(os.path.realpath(path))
+    for file in (os.path.join(folder, name) for name in os.listdir(folder)):
+        if is_kept(path, file) and (not os.path.isfile(file) or not _is_checkpoint(file)):
             raise FileExistsError(f"{file} is no checkpoint, and one that is kept could take its place: move it away")
+
+
+def is_kept(path: str, file: str) -> bool:
+    """Whether `file` has the name of a checkpoint that is kept beside the one at `path`."""
+    root, suffix = os.path.splitext(os.path.realpath(path))
+    return bool(re.fullmatch(rf"{re.escape(root)}-[0-9]+{re.escape(suffix)}", os.path.realpath(file)))
 
 
 def _is_checkpoint(path: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from ..checkpoint import files, format, matching, slices
 from ..checkpoint.files import CheckpointError
 from ..common.signals import deferred_signals
+from ..common.validation import step_options
 from ..optimizers import saving
 from ..optimizers.base import Optimizer
 from . import rehearsal
@@ -21,6 +22,7 @@ from .settings import Settings
 from .validation import Validation
 
 CALLBACK = "callback "  # users' callbacks are parts of this name with a number
+_CLIPPING = ("max_norm", "clip")  # attributes of optimizers, which callbacks may change
 
 
 class Checkpoints:
@@ -40,23 +42,25 @@ class Checkpoints:
 
     def __init__(
         self,
-        path: Any,
+        path: str,
         settings: Settings,
         *,
         every: int | None,
         keep: int | None,
         validation: Validation | None,
-        log: Any,
+        log: str | None,
     ):
-        self.path: str = os.fspath(path)
+        self.path = path
         self._every, self._keep, self._validation, self._settings = every, keep, validation, settings
         self._kept: list[int] = []  # steps of those that stay
         self._files: dict[str, str] | None = None  # checkpoint -> file of an optimizer that saves itself
+        self._source: str | None = None  # the checkpoint that the run goes on from
+        self._continues = False  # whether that is one of these
         self._targets = [self.path] if validation is None else [self.path, best_path(self.path)]
         for target in self._targets:
             files.check_target(target)
             if log is not None and os.path.realpath(log) in (os.path.realpath(target), files.previous_path(target)):
-                raise ValueError(f"log and checkpoint would be one file, {os.fspath(log)!r}")
+                raise ValueError(f"log and checkpoint would be one file, {log!r}")
         if keep is not None:
             rehearsal.check_free(self.path, log)
 
@@ -69,11 +73,18 @@ class Checkpoints:
         state = _state(loop, self._settings) | {"own": [_own_state(loop, callbacks)]}
         rehearsal.rehearse(paths, state, loop.optimizer, saves_itself(loop.optimizer))
 
+    def go_on_from(self, source: str) -> None:
+        """Prepare for a checkpoint of another name: files that it knows of are not this run's."""
+        own = (self.path, files.previous_path(self.path), best_path(self.path))
+        self._source = source
+        self._continues = os.path.realpath(source) in map(os.path.realpath, own) or rehearsal.is_kept(self.path, source)
+
     def warn_of_loss(self, loop: Loop) -> None:
         """Warn that a checkpoint of another run will be replaced."""
-        if os.path.exists(self.path):
+        if not self._continues and os.path.exists(self.path):
+            begins = "begins anew" if self._source is None else f"goes on from {self._source}"
             loop.warn(
-                f"{self.path} exists, and this run begins anew: its first checkpoint makes that file "
+                f"{self.path} exists, and this run {begins}: its first checkpoint makes that file "
                 f"{os.path.basename(self.path)}.previous, its second one replaces that, too. To go on from it, stop "
                 "here and pass resume=True; to keep it, give another checkpoint; or remove it"
             )
@@ -135,7 +146,7 @@ class Checkpoints:
         return {"kept": list(self._kept), "files": dict(self._files or {})}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        if state is not None:
+        if state is not None and self._continues:  # else files of those names are of another run
             kept, own = [saved_count(step) for step in state["kept"]], dict(state["files"])
             self._kept, self._files = kept, _base_names(own) or None
 
@@ -172,6 +183,7 @@ def _state(loop: Loop, settings: Settings) -> dict[str, Any]:
         "batches": loop.batches.state_dict(),
         "history": loop.history.state_dict(),
         "parts": {name: part.state_dict() for name, part in _stateful(loop).items()},
+        "clipping": [getattr(loop.optimizer, name, None) for name in _CLIPPING],
         "optimizer_file": None,
     }
 
@@ -189,10 +201,10 @@ def _own_state(loop: Loop, callbacks: bool = True) -> dict[str, Any]:
 
 
 def _stateful(loop: Loop, users: bool = False) -> dict[str, Any]:
-    """The parts that have a state: the users' callbacks, numbered among themselves, or all others."""
+    """The parts that have a state: the users' callbacks, by number among themselves and class, or all others."""
     found = {n: p for n, p in loop.parts.items() if hasattr(p, "state_dict") and hasattr(p, "load_state_dict")}
     chosen = {name: part for name, part in found.items() if name.startswith(CALLBACK) == users}
-    return {str(i): part for i, part in enumerate(chosen.values())} if users else chosen
+    return {f"{i} {type(part).__name__}": part for i, part in enumerate(chosen.values())} if users else chosen
 
 
 def frozen_arrays(params: Any, optimizer: Any) -> list[tuple[str, Any]]:
@@ -231,10 +243,15 @@ def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
         _check_optimizer(optimizer, state, tree, path)
         overridden = settings.overridden(state["settings"])
         history = History.restored(state["history"], steps, epoch)
+        clipping = dict(zip(_CLIPPING, state["clipping"], strict=True))
+        step_options(1.0, clipping["max_norm"], False, clipping["clip"] or "norm")
         own, saved = _own_of(loop, state["own"]), dict(state["parts"])
         parts, users = _stateful(loop), _stateful(loop, users=True)
         if set(own["callbacks"]) != set(users):
-            raise CheckpointError("it was written with other callbacks")
+            raise CheckpointError(
+                f"it was written with other callbacks, or in another order: {list(own['callbacks'])} there, "
+                f"{list(users)} here, numbered from 0"
+            )
         _check_parts(loop, saved, history, best_path(path))
         frozen = frozen_arrays(loop.params, optimizer)
         matching.check_arrays(dict(frozen), own["frozen"])
@@ -242,6 +259,8 @@ def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
         position = loop.batches.recut(state["batches"]) if "batch_size" in overridden else state["batches"]
         if "lr" in overridden:
             del saved["rates"], parts["rates"]
+        if "average" in overridden:
+            saved["average"] = {**saved["average"], **parts["average"].settings}
         states = [(loop.batches, position), *((part, saved.get(name)) for name, part in parts.items())]
         states += [(part, own["callbacks"][name]) for name, part in users.items()]
         before = [(part, part.state_dict()) for part, _ in states]
@@ -264,6 +283,9 @@ def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
         for name, p in frozen:
             matching.assign(p, own["frozen"][name])
         settings.apply(overridden)
+        for name, value in clipping.items():
+            if hasattr(optimizer, name) and "max_norm" not in overridden:
+                setattr(optimizer, name, value)
     loop.restore(steps, epoch, history)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint.files import CheckpointError
+from ..optimizers.averages import Average
 from .data import Minibatches
 from .rates import Rates
 
@@ -31,6 +32,7 @@ class Settings:
         max_norm: float | None,
         clip: str,
         skip_nonfinite: bool,
+        average: Average | None,
         override: str | Iterable[str],
     ):
         self._optimizer = optimizer
@@ -41,6 +43,8 @@ class Settings:
         self.texts["accumulate"] = str(accumulate)
         if isinstance(batches, Minibatches):
             self.texts["batch_size"] = str(batches.asked_size)
+        if average is not None:
+            self.texts["average"] = f"decay={average._decay}, start={average._start}"
         self._override = _names(override)
         unknown = [name for name in self._override if name not in self.texts]
         if unknown:
@@ -73,9 +77,10 @@ _ARRAYS = ("params", "names")
 
 def _names(override: Any) -> tuple[str, ...]:
     names = (override,) if isinstance(override, str) else override
-    if isinstance(names, Mapping) or not all(isinstance(name, str) for name in names):
+    given = () if isinstance(names, Mapping) or not isinstance(names, Iterable) else tuple(names)
+    if (names and not given) or not all(isinstance(name, str) for name in given):
         raise TypeError(f"override holds names of settings, whose values are given as ever; got {override!r}")
-    return tuple(names)
+    return given
 
 
 def _text(value: Any) -> str:

@@ -13,6 +13,7 @@ from ..checkpoint.files import CheckpointError
 from ..common.signals import deferred_signals
 from ..common.validation import choice
 from .data import Minibatches
+from .deciding import Deciding
 from .history import saved_count
 from .loop import Loop, LossAndGrad, named_arrays
 
@@ -26,6 +27,7 @@ class _Best(NamedTuple):
     loss: float
     value: float
     params: dict[str, np.ndarray] | None
+    states: dict[str, dict[str, Any]]  # those that the optimizer would compute the parameters from
 
 
 class Validation:
@@ -53,16 +55,18 @@ class Validation:
         min_delta: float,
         restore_best: bool,
         validated: Callable[[], Any] | None = None,
+        averaged: bool = False,
+        deciding: Deciding | None = None,
     ):
         if mode is None and monitor != "loss":
             raise ValueError(f"monitor={monitor!r}: say whether less or more of it is better, mode='min' or mode='max'")
         self.monitor, self.mode = monitor, choice("mode", mode or "min", ("min", "max"))
         self._evaluate, self._params, self._every = evaluate, params, every
         self._patience, self._min_delta, self._restore_best = patience, min_delta, restore_best
-        self._validated = validated or (lambda: params)
+        self._validated, self._averaged, self._deciding = validated or (lambda: params), averaged, deciding
         self.improved = self.additional = False
         self._sign = 1.0 if self.mode == "min" else -1.0
-        self._best = _Best(None, math.inf, self._sign * math.inf, None)
+        self._best = _Best(None, math.inf, self._sign * math.inf, None, {})
         self._bad = 0  # validations since the best
         self._before: _Best | None = None  # the best before an additional validation
 
@@ -102,8 +106,12 @@ class Validation:
         value = metrics[self.monitor]
         self.improved = self._sign * value < self._sign * self._best.value - self._min_delta
         if self.improved:
-            kept = {n: matching.to_host(p).copy() for n, p in named_arrays(evaluated)} if self._restore_best else None
-            self._best = _Best(loop.steps - 1, metrics["loss"], value, kept)
+            kept = None
+            if self._restore_best:
+                source = evaluated if self._averaged else self._params
+                kept = {name: matching.to_host(p).copy() for name, p in named_arrays(source)}
+            states = {} if self._deciding is None else self._deciding.kept()
+            self._best = _Best(loop.steps - 1, metrics["loss"], value, kept, states)
         if not self.additional:
             self._bad = 0 if self.improved else self._bad + 1
             if self._is_over():
@@ -128,6 +136,8 @@ class Validation:
         with deferred_signals():
             for name, p in named.items():
                 matching.assign(p, best[name])
+            if self._deciding is not None:
+                self._deciding.put_back(self._best.states)
 
     def state_dict(self) -> dict[str, Any]:
         before = None if self._before is None else self._before._asdict()
@@ -173,7 +183,9 @@ class Validation:
         if params is not None:
             matching.check_arrays(dict(named_arrays(self._params)), params)
         params = params if self._restore_best else None  # nobody would keep them up to date
-        return _Best(None if step is None else saved_count(step), float(saved["loss"]), float(saved["value"]), params)
+        states = {} if self._deciding is None or step is None else self._deciding.checked(saved["states"])
+        step = None if step is None else saved_count(step)
+        return _Best(step, float(saved["loss"]), float(saved["value"]), params, states)
 
 
 def evaluator(validation: Any, loss_and_grad: LossAndGrad, batch_size: int) -> Evaluate:
@@ -197,9 +209,18 @@ def evaluator(validation: Any, loss_and_grad: LossAndGrad, batch_size: int) -> E
     def call(params: Any) -> Mapping[str, float]:
         value = validation(params)
         if not isinstance(value, Mapping):
-            return {"loss": float(value)}
+            return {"loss": _figure("", value)}
         if "loss" not in value or "step" in value or "kind" in value:
             raise ValueError(f"validation must return 'loss', and neither 'step' nor 'kind'; got {list(value)}")
-        return {"loss": float(value["loss"])} | {name: float(x) for name, x in value.items()}
+        names = dict.fromkeys(("loss", *value))
+        return {name: _figure(f" for {name!r}", value[name]) for name in names}
 
     return call
+
+
+def _figure(where: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        text = f"validation must return the loss, a number, or a mapping of numbers; got {value!r:.80}{where}"
+        raise TypeError(text) from error

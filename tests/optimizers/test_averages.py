@@ -176,9 +176,9 @@ def loss_and_grad(params, batch):
     return float(np.mean(error**2)), {"w": 2 * x.T @ error / len(x)}
 
 
-def trained(tmp_path, epochs, resume=False, **options):
+def trained(tmp_path, epochs, resume=False, decay=0.8, start=0, **options):
     params = {"w": np.zeros(4)}
-    average = fo.Average(params, 0.8)
+    average = fo.Average(params, decay, start=start)
     seen = []
 
     def validation(given):
@@ -221,6 +221,23 @@ def test_fit_validates_with_the_average_saves_and_resumes_it(tmp_path):
     assert same_bits(again["w"], params["w"]) and same_bits(resumed.arrays["w"], by_hand) and resumed.count == 40
 
 
+def test_another_average_is_refused_by_name_or_taken_on_purpose(tmp_path):
+    trained(tmp_path, 2)
+    other = {"resume": True, "decay": None, "start": 23}
+    with pytest.raises(fo.CheckpointError, match=r"average is decay=None, start=23 here, decay=0\.8, start=0 there"):
+        trained(tmp_path, 4, **other)
+    _, average, _, _ = trained(tmp_path, 4, override="average", **other)
+    assert average.decay is None and average.state_dict()["start"] == 23 and average.count == 40
+    opt, w, batches = fo.SGD(v := {"w": np.zeros(4)}, lr=0.3), [], fo.minibatches((X, Y), 12, rng=5)
+    for _ in range(40):
+        opt.step(loss_and_grad(v, batches.next_batch())[1])
+        w.append(v["w"].copy())
+    assert np.allclose(
+        average.arrays["w"], np.mean(w[23:], axis=0), rtol=1e-12, atol=0
+    )  # the first of the mean is the 24th
+    trained(tmp_path, 5, **other)
+
+
 def test_the_best_is_an_average_and_skipped_steps_are_not_taken(tmp_path):
     params, average, seen, result = trained(tmp_path, 3, restore_best=True)
     assert same_bits(params["w"], seen[(result.best_step + 1) // 10 - 1])
@@ -256,7 +273,8 @@ def test_fit_validates_a_schedule_free_optimizer_with_its_averages(cls, form):
 
     options = {"epochs": 4, "batch_size": 12, "rng": 5, "validation": validation, "diagnose": False}
     result = fo.fit(gradient, params, (X, Y), opt, restore_best=True, **options)
-    assert len(seen) == 4 and same_bits(params["w"], seen[(result.best_step + 1) // 10 - 1]["w"])
+    averages = opt.averaged() if opt.param_groups[1:] == [] else {"w": opt.averaged()[0]}
+    assert len(seen) == 4 and same_bits(averages["w"], seen[(result.best_step + 1) // 10 - 1]["w"])
     with pytest.raises(ValueError, match=rf"{cls.__name__} is validated with its averages.*several processes"):
         validated_params(params, SimpleNamespace(_whole=opt), None)
 

@@ -236,6 +236,32 @@ def test_callbacks_are_begun_and_ended_in_order():
     assert said == ["begin a", "begin b", "end b None", "end a None"]
 
 
+class Kept:
+    def __init__(self):
+        self.state = type(self).__name__
+
+    def __call__(self, loop):
+        pass
+
+    def state_dict(self):
+        return {"name": self.state}
+
+    def load_state_dict(self, state):
+        self.state = state["name"]
+
+
+class Other(Kept):
+    pass
+
+
+def test_callbacks_in_another_order_are_refused(tmp_path):
+    options = {"checkpoint": tmp_path / "a.ckpt", "checkpoint_every": 9}
+    fit(steps=2, callbacks=[Kept(), Other()], **options)
+    with pytest.raises(fo.CheckpointError, match=r"'0 Kept', '1 Other'\] there, \['0 Other', '1 Kept'\] here"):
+        fit(steps=3, callbacks=[Other(), Kept()], resume=True, **options)
+    assert fit(steps=3, callbacks=[Kept(), lambda loop: None, Other()], resume=True, **options).steps == 3
+
+
 def test_a_callback_with_due_costs_nothing_in_between():
     class Every:
         steps = ()
@@ -299,6 +325,29 @@ def test_the_last_few_are_kept(tmp_path):
     fit(steps=4, checkpoint=path, keep=1)  # a new run leaves the others, and writes over its own
     assert format.read(tmp_path / "run-4.ckpt", kind="training")["loop"]["steps"] == 4
     assert {"run-7.ckpt", "run-8.ckpt", "run-10.ckpt"} < set(names(tmp_path))
+
+
+def test_checkpoints_of_another_run_stay_where_this_one_goes_on_elsewhere(tmp_path):
+    options = {"checkpoint_every": 1, "keep": 2}
+    fit(steps=4, checkpoint=tmp_path / "a.ckpt", **options)
+    fit(steps=4, checkpoint=tmp_path / "b.ckpt", **options)
+    with pytest.warns(fo.TrainingWarning, match=r"b\.ckpt exists, and this run goes on from .*a\.ckpt: its first"):
+        fit(steps=6, resume=tmp_path / "a.ckpt", checkpoint=tmp_path / "b.ckpt", **options)
+    assert [name for name in names(tmp_path) if name[:2] == "b-"] == [f"b-{step}.ckpt" for step in (3, 4, 5, 6)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(steps=7, resume=tmp_path / "b-5.ckpt", checkpoint=tmp_path / "b.ckpt", **options)  # one of its own
+    assert [name for name in names(tmp_path) if name[:2] == "b-"] == [f"b-{step}.ckpt" for step in (3, 4, 6, 7)]
+
+
+def test_paths_may_be_bytes(tmp_path):
+    path, log = os.fsencode(tmp_path / "a.ckpt"), os.fsencode(tmp_path / "a.jsonl")
+    for steps in (2, 3):
+        fit(steps=steps, checkpoint=path, log=log, keep=1, resume=True, checkpoint_every=9)
+    assert fit(steps=4, resume=path).steps == 4
+    assert names(tmp_path) == ["a-3.ckpt", "a.ckpt", "a.ckpt.previous", "a.jsonl"]
+    for name in ("checkpoint", "log", "resume"):
+        refused(TypeError, f"{name} must be a path, got 3", **{"checkpoint_every": 9, "checkpoint": path, name: 3})
 
 
 def test_a_file_that_is_no_checkpoint_is_not_overwritten_by_one_that_is_kept(tmp_path):

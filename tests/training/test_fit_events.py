@@ -8,12 +8,14 @@ import math
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import fastoptim as fo
 from fastoptim import schedules
+from fastoptim.training.deciding import deciding_states
 
 
 def constant_gradient(p, batch):
@@ -221,6 +223,31 @@ def test_a_prolonged_run_is_the_one_that_was_planned_longer(tmp_path, suffix, fi
     assert run("cut", 9, resume=True) == whole
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_validation_is_taken_back_also_where_the_run_ends_at_once(tmp_path, suffix, crash):
+    log = tmp_path / f"a.{suffix}"
+    saved = {"checkpoint": tmp_path / "a.ckpt", "checkpoint_every": 10, "resume": True}
+
+    def run(steps, f=constant_gradient, path=log, **options):
+        return fo.fit(f, np.zeros(2), None, "sgd", steps=steps, log=path, diagnose=False, **options)
+
+    def lines_of_a_run_without_validation(steps):
+        run(steps, path=tmp_path / f"b.{suffix}")
+        return (tmp_path / f"b.{suffix}").read_text().splitlines()
+
+    saved |= {"validation": lambda p: 1.0, "validate_every": 10}
+    run(3, **saved)
+    losses = iter([1.0] if crash else [math.nan])
+    with pytest.raises(StopIteration) if crash else pytest.warns(fo.TrainingWarning, match="not taken"):
+        result = run(9, lambda p, batch: (next(losses), np.ones(2)), **saved)
+        assert result.history.validation == {}
+    assert log.read_text().splitlines() == lines_of_a_run_without_validation(3 + crash)
+    run(5, **saved)  # the checkpoint and the log that was cut belong together
+    lines = [line for line in log.read_text().splitlines() if 'validation"' not in line]
+    assert lines[:-1] == lines_of_a_run_without_validation(5)[:-1] and len(lines) == 6
+
+
 # --- What is recorded -------------------------------------------------------------------------------------------------
 
 PROGRAM = """
@@ -273,3 +300,176 @@ def test_a_plateau_is_recorded_with_its_first_rate():
 
 def test_what_partial_functions_hold_is_recorded():
     assert repr(schedules.scale(functools.partial(pow, 0.5), 2.0)) == "scale(schedule=partial(pow, 0.5), factor=2.0)"
+
+
+# --- Steps without a norm, limits and groups that change --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_step_without_a_norm_is_nan_in_the_history(tmp_path, own):
+    w = np.ones(3)
+    opt = fo.SGD(w, lr=0.1, clip="value", **({"max_norm": 1.0} if own else {}))
+    options = {} if own else {"max_norm": 1.0}
+    result = fo.fit(lambda p, b: (float(p @ p), 2 * p), w, None, opt, steps=3, log=tmp_path / "a.csv", **options)
+    assert np.isnan(result.history.grad_norm).all() and result.history.applied.all()
+    cells = [line.split(",") for line in (tmp_path / "a.csv").read_text().splitlines()]
+    assert [row[cells[0].index("grad_norm")] for row in cells[1:]] == ["", "", ""]
+
+
+def test_steps_without_gradients_are_not_applied_in_the_history(tmp_path):
+    grads = iter([np.ones(2), None, np.ones(2), None])
+    result = fo.fit(lambda p, b: (1.0, next(grads)), np.ones(2), None, "sgd", steps=4, log=tmp_path / "a.jsonl")
+    logged = [json.loads(line)["applied"] for line in (tmp_path / "a.jsonl").read_text().splitlines()[1:]]
+    assert result.history.applied.tolist() == logged == [True, False, True, False]
+
+
+@pytest.mark.parametrize(("first", "then"), [(1.0, 0.25), (None, 0.25), (1.0, None)])
+def test_callbacks_may_change_the_optimizers_own_limit(tmp_path, first, then):
+    def change(loop):
+        if loop.steps == 2:
+            loop.optimizer.max_norm = then
+
+    def train(name, *ends):
+        w = np.zeros(1)
+        for steps in ends:
+            opt = fo.SGD(w, lr=1.0, max_norm=first)
+            options = {"checkpoint": tmp_path / name, "checkpoint_every": 9, "resume": True, "diagnose": False}
+            result = fo.fit(lambda p, b: (1.0, np.full(1, 4.0)), w, None, opt, steps=steps, callbacks=change, **options)
+        return w[0], result.history.grad_norm.tolist()
+
+    w, norms = train("whole", 4)
+    moved = {1.0: 1.0, None: 4.0, 0.25: 0.25}
+    assert w == pytest.approx(-2 * moved[first] - 2 * moved[then], rel=1e-5)
+    limits = [first, first, then, then]
+    assert [None if math.isnan(norm) else norm for norm in norms] == [None if x is None else 4.0 for x in limits]
+    assert repr(train("cut", 3, 4)) == repr((w, norms))  # what the callback has changed is resumed
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_group_that_a_callback_adds_is_scheduled_like_the_others(several):
+    params, rates = {"a": np.ones(1), "b": np.ones(1)}, []
+
+    def add(loop):
+        if loop.steps == 2:
+            loop.optimizer.add_param_group({"params": params["b"], "lr": 0.3})
+        rates.append([group["lr"] for group in loop.optimizer.param_groups])
+
+    opt = fo.SGD(params["a"], lr=0.5)
+    f = lambda p, b: (1.0, [np.ones(1)] * 2 if len(opt.param_groups) == 2 else np.ones(1))  # noqa: E731
+    schedule = schedules.linear(1.0, 0.0, 4)
+    fo.fit(f, params, None, opt, lr=[schedule] if several else schedule, steps=4, callbacks=add, diagnose=False)
+    assert rates == [[1.0], [0.75, 0.3], [0.5, 0.5], [0.25, 0.25]]
+
+
+# --- The best, with what it is computed from --------------------------------------------------------------------------
+
+
+def best_of(optimizer, w, steps=10, gradient=-1.0, **options):
+    """Train upwards from 0; the best is where the figure of what is validated is nearest to 0.3."""
+    options = {"validate_every": 1, "restore_best": True, "diagnose": False} | options
+    seen = []
+
+    def validation(p):
+        seen.append(np.asarray(p, np.float64).copy())
+        return abs(float(seen[-1][0]) - 0.3)
+
+    f = lambda p, b: (1.0, np.full(w.shape, gradient, np.float64 if w.dtype == np.float64 else np.float32))  # noqa: E731
+    result = fo.fit(f, w, None, optimizer, steps=steps, validation=validation, **options)
+    return seen[np.argmin([abs(x[0] - 0.3) for x in seen])], result
+
+
+@pytest.mark.parametrize("kind", [fo.SGD, fo.Adam])
+@pytest.mark.parametrize("cut", [None, 5])
+def test_the_best_is_put_back_with_its_master_copy(tmp_path, kind, cut):
+    def train(steps, **options):
+        w = np.zeros(4, np.float16)
+        opt = kind(w, lr=0.1 + 1e-5, master=True, rounding="nearest")
+        best, result = best_of(opt, w, steps, checkpoint=tmp_path / "a", checkpoint_every=9, **options)
+        return w, opt, best, result
+
+    if cut:
+        train(cut)
+    w, opt, best, result = train(10, resume=cut is not None)
+    assert result.best_step == 2 and abs(w[0] - 0.3) < 1e-3 and (cut or w.tolist() == best.tolist())
+    master = opt.state["0"]["master"]
+    assert master.astype(np.float16).tolist() == w.tolist() and master[0] != np.float32(w[0])  # not only rounded
+    there = kind(v := np.zeros_like(w), master=True)
+    there.load(tmp_path / "a.best")
+    assert master.tobytes() == there.state["0"]["master"].tobytes() and v.tobytes() == w.tobytes()
+    opt.lr = 0.0
+    opt.step(np.ones(4, np.float32))
+    assert w.tolist() == v.tolist()
+
+
+def test_a_parameter_that_had_no_states_at_the_best_begins_anew_there():
+    params = {"a": np.zeros(1, np.float16), "b": np.ones(1, np.float16)}
+    opt = fo.SGD(params, lr=0.125, master=True)
+    grads = iter([{"a": -np.ones(1, np.float32), "b": g and np.ones(1, np.float32)} for g in (None, None, 1, 1)])
+    f = lambda p, b: (1.0, next(grads))  # noqa: E731
+    options = {"validate_every": 1, "restore_best": True, "diagnose": False}
+    fo.fit(f, params, None, opt, steps=4, validation=lambda p: abs(float(p["a"][0]) - 0.25), **options)
+    assert params["a"] == 0.25 and params["b"] == 1.0
+    opt.step({"a": np.zeros(1, np.float32), "b": np.ones(1, np.float32)})
+    assert params["a"] == 0.25 and params["b"] == 0.875
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+@pytest.mark.parametrize("kind", [fo.ScheduleFreeSGD, fo.ScheduleFreeAdamW])
+def test_the_best_of_a_schedule_free_optimizer_is_what_averaged_returns(tmp_path, kind, dtype):
+    w = np.zeros(2, dtype)
+    opt = kind(w, lr=0.1, **({"master": True, "state_dtype": "float8"} if dtype == np.float16 else {}))
+    best, result = best_of(opt, w, 10, checkpoint=tmp_path / "a", checkpoint_every=20)
+    assert 0 < result.best_step < 9 and np.array_equal(opt.averaged(), best)
+    there = kind(np.zeros_like(w), **({"master": True, "state_dtype": "float8"} if dtype == np.float16 else {}))
+    there.load(tmp_path / "a.best")
+    for x in (opt, there):
+        x.lr = 0.1
+        x.step(np.ones(2, np.float64 if dtype == np.float64 else np.float32))
+    assert w.tobytes() == there.param_groups[0]["params"][0].tobytes()  # it goes on as the best checkpoint does
+
+
+def test_the_best_of_ftrl_stays_at_the_next_step():
+    w = np.zeros(2)
+    opt = fo.FTRL(w, lr=0.1)
+    best, result = best_of(opt, w, 10)
+    assert 0 < result.best_step < 9 and w.tolist() == best.tolist()
+    opt.step(np.zeros(2))
+    assert w == pytest.approx(best, rel=1e-12)
+
+
+def test_averages_are_not_put_back_where_they_would_be_lost():
+    w = np.zeros(2)
+    with pytest.raises(ValueError, match=r"ScheduleFreeSGD computes parameters from states.*average\.copy_to"):
+        best_of(fo.ScheduleFreeSGD(w), w, average=fo.Average(w))
+    ranks = functools.partial(deciding_states, ranks=SimpleNamespace(size=2), averaged=False)
+    assert ranks(fo.SGD(w)) is None and not w.any()
+    for opt, name in ((fo.FTRL(w), "FTRL"), (fo.Adam(w.astype(np.float16), master=True), "Adam with master=True")):
+        with pytest.raises(ValueError, match=f"{name} computes.*several processes keep in slices"):
+            ranks(SimpleNamespace(_whole=opt))
+
+
+# --- What callbacks and validation may return -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "None$"), (np.ones(2), r"array.*"), ((1.0, 2.0), r"\(1.0, 2.0\)$"), ({"loss": 1.0, "x": None}, "for 'x'$")],
+)
+def test_what_validation_must_return_is_said(value, text):
+    with pytest.raises(TypeError, match=f"validation must return the loss, a number, or a mapping.*{text}"):
+        fo.fit(constant_gradient, np.zeros(2), None, "sgd", steps=2, validation=lambda p: value, validate_every=1)
+
+
+@pytest.mark.parametrize("value", [None, "soon", math.nan])
+def test_what_due_must_return_is_said_before_the_first_step(value):
+    class Odd:
+        def __call__(self, loop):
+            pass
+
+        def due(self, loop):
+            return value
+
+    w = np.zeros(2)
+    with pytest.raises(TypeError, match=r"Odd\.due\(loop\) must return a number of steps, or infinity, got"):
+        fo.fit(constant_gradient, w, None, "sgd", steps=2, callbacks=Odd())
+    assert not w.any()

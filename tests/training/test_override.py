@@ -169,6 +169,13 @@ def test_overrides_that_mean_nothing_are_refused(tmp_path, options, error, messa
         fit(tmp_path / "a.ckpt", 3, **options)
 
 
+@pytest.mark.parametrize("override", [3, 1.5, ["lr", 3], {"lr": 0.1}])
+def test_an_override_that_holds_no_names_is_refused(tmp_path, override):
+    fit(tmp_path / "a.ckpt", 1)
+    with pytest.raises(TypeError, match=r"override holds names of settings.*got"):
+        fit(tmp_path / "a.ckpt", 2, resume=True, override=override)
+
+
 def test_one_name_may_stand_alone(tmp_path):
     fit(tmp_path / "a.ckpt", 3, lr=0.1)
     assert fit(tmp_path / "a.ckpt", 4, lr=0.2, resume=True, override="lr")[1].history.lr[-1] == 0.2
