@@ -85,8 +85,7 @@ from tests.support.cases import (  # noqa: E402
 SIMULATED = bool(config.ENABLE_CUDASIM)
 FAKE = bool(os.environ.get("FASTOPTIM_FAKE_CUDA"))  # the tests' driver without a GPU: the whole plan, on small arrays
 SMALL = SIMULATED or FAKE
-if not SIMULATED:
-    cuda_backend.load_overloads()
+cuda_backend.load_overloads()
 COPY_SHARE = 0.93  # of the copy's bandwidth, from 1e8 elements on
 BARS_FROM = 10**8
 STREAMS = {"sgd": 3, "momentum": 5, "adam": 7}

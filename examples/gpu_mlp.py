@@ -31,8 +31,7 @@ from fastoptim.backends.cuda.backend import load_overloads
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # the arrays are small
-if not SIMULATED:
-    load_overloads()  # kernels of one's own need it beside NumPy 2.5
+load_overloads()  # kernels of one's own need it beside NumPy 2.5
 TILE = 4 if SIMULATED else 16  # a simulated thread is a real one
 THREADS = TILE * TILE
 CLASSES = 10

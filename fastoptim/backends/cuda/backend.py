@@ -60,8 +60,7 @@ class CudaBackend(Backend):
         try:
             from numba import config, cuda
 
-            if not getattr(config, "ENABLE_CUDASIM", False):
-                load_overloads()
+            load_overloads()
         except (ImportError, AttributeError) as error:  # numba-cuda before 0.30.4 fails so beside numba from 0.66 on
             raise ImportError(
                 "backend 'cuda' needs a numba-cuda that fits the installed numba: "
@@ -430,9 +429,11 @@ def load_overloads() -> None:
     """Have numba-cuda register its overloads where NumPy has no `row_stack`, which it looks for: 2.5 removed it.
 
     numba-cuda is in maintenance; its last release still fails so at the first kernel that it compiles. Programs whose
-    own kernels are compiled before the first step on the GPU call this first.
+    own kernels are compiled before the first step on the GPU call this first. In the simulator it does nothing.
     """
-    if hasattr(np, "row_stack"):
+    from numba import config
+
+    if hasattr(np, "row_stack") or getattr(config, "ENABLE_CUDASIM", False):
         return
 
     def row_stack(arrays: Any) -> Any:
