@@ -38,6 +38,7 @@ from ..rules.table import Rule, rules_of
 from .groups import Groups, Parameter, ParamGroup, ParamGroups
 from .hyperparameters import UpdateSpec
 from .selecting import Members
+from .states import member_of
 
 
 class Savable(Protocol):
@@ -316,7 +317,10 @@ def _check_hyperparameters(optimizer: Savable, own: ParamGroup, values: Mapping[
     """TypeError or ValueError unless a group of this optimizer could have these."""
     given = optimizer._read(values)
     optimizer._check_ranges(given, own.dtypes)
-    type(optimizer)._spec(*given)
+    spec = type(optimizer)._spec(*given)
+    for q in optimizer._model.parameters:
+        if q.group is own:
+            member_of(q.name, q.shape, q.dtype, spec, optimizer._storage)
 
 
 def _shared_hyperparameters(optimizer: Savable, groups: Any, keys: IncompatibleKeys) -> list[dict[str, Any]]:
