@@ -327,7 +327,7 @@ def test_a_checkpoint_that_asks_for_norms_is_refused_when_it_is_loaded():
     params, opt = trained("bfloat16")
     saved, before = opt.state_dict(), content(params, opt)
     saved["param_groups"][0]["update_clip"] = 1.0
-    with pytest.raises(ValueError, match="'w' is stored in fewer bits.*leave out state_dtype, or update_clip"):
+    with pytest.raises(ValueError, match=r"'w' is stored in fewer bits.*leave out state_dtype, or update_clip"):
         opt.load_state_dict(saved)
     assert content(params, opt) == before
 
