@@ -281,7 +281,7 @@ def test_update_ratios_of_a_resumed_run_are_those_of_the_whole_run(every, tmp_pa
         return dict(zip(record.steps, record.ratios, strict=True))
 
     path = tmp_path / "a.ckpt"
-    whole, first = fit(13), fit(10, checkpoint=path)
+    whole, first = fit(13), fit(10, checkpoint=path, checkpoint_every=999)
     second = fit(13, resume=path)
     assert first | second == whole and min(second) == (10 if every == 1 else 12)
     assert whole[0] == [pytest.approx(0.2)]

@@ -113,8 +113,8 @@ def fit(
         At the end, ``average.copy_to(params)`` puts the averages into the parameters. Schedule-free optimizers are
         validated with what their ``averaged()`` returns; use that at the end, too, also after `restore_best`.
     validate_every : int
-        Steps between validations; default: after every epoch. There is one at the end, too, unless a callback ended
-        training.
+        Steps between validations; default: after every epoch (without data, give it). There is one at the end, too,
+        unless a callback ended training.
     monitor, mode : str, {"min", "max"}
         Which of validation's figures counts for `early_stopping`, the best parameters and `Plateau`, and whether less
         or more of it is better. Default: the loss, of which less is better.
@@ -133,7 +133,7 @@ def fit(
         Where to save the whole state of training; with `validation`, the best so far also goes to
         ``<name>.best<suffix>``. See `fastoptim.checkpoint` for what is guaranteed.
     checkpoint_every : int
-        Steps between checkpoints; default: after every epoch. There is always one at the end.
+        Steps between checkpoints; default: after every epoch (without data, give it). There is always one at the end.
     keep : int
         Keep so many of the last checkpoints as files of their own, too: ``<name>-<steps><suffix>``.
     resume : bool or path
@@ -224,6 +224,8 @@ def fit(
         for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep)):
             if checkpoint is None and value is not None:
                 raise ValueError(f"{name} needs checkpoint")
+        if isinstance(batches, _NoData):
+            _check_intervals(validation, validate_every, checkpoint, checkpoint_every)
         if flag("restore_best", restore_best) or checkpoint is not None:
             matching.check_holdable(dict(frozen_arrays(params, optimizer)), in_memory=checkpoint is None)
 
@@ -247,6 +249,11 @@ def fit(
                 deciding=deciding_states(optimizer, ranks, average is not None) if restore_best else None,
             )
         rates = parts["rates"] = Rates(lr, optimizer, validated)
+        if rates.waits_for_epochs and isinstance(batches, _NoData) and not callbacks:
+            raise ValueError(
+                "lr: a Plateau is told the mean loss of each epoch, and without data there are none: give validation "
+                "and validate_every, or call its update in a callback"
+            )
         own_limit, clip = getattr(optimizer, "max_norm", None), getattr(optimizer, "clip", "norm")
         max_norm, skip_nonfinite = step_options(1.0, max_norm, skip_nonfinite)[1:3]
         accumulate = count("accumulate", accumulate)
@@ -337,6 +344,19 @@ def _check(loss_and_grad: Any, epochs: Any, steps: Any, batches: Any) -> None:
         raise ValueError("give epochs or steps: how long to train")
     if isinstance(batches, _NoData) and (steps is None or epochs is not None):
         raise ValueError("without data there are no epochs: give steps alone")
+
+
+def _check_intervals(validation: Any, validate_every: Any, checkpoint: Any, checkpoint_every: Any) -> None:
+    """ValueError if something is to be done after every epoch, of which there is none."""
+    for name, wanted, every in (
+        ("validate_every", validation, validate_every),
+        ("checkpoint_every", checkpoint, checkpoint_every),
+    ):
+        if wanted is not None and every is None:
+            raise ValueError(
+                f"without data there are no epochs, after which this is done by default: give {name}, the steps in "
+                "between; the number of all steps for once, at the end"
+            )
 
 
 def _callbacks(callbacks: Any) -> tuple[Callback, ...]:

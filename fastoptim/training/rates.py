@@ -37,6 +37,11 @@ class Rates:
             if getattr(plateau, "mode", mode) != mode:
                 raise ValueError(f"a Plateau has mode={plateau.mode!r}, but what it is told has mode={mode!r}")
 
+    @property
+    def waits_for_epochs(self) -> bool:
+        """Whether a `Plateau` is told something at the ends of epochs alone."""
+        return bool(self._plateaus) and self._validation is None
+
     def begin(self, loop: Loop) -> None:
         if not self._resumed:
             self._set_numbers()

@@ -108,7 +108,9 @@ def test_fit_takes_the_bound_of_the_optimizer(tmp_path):
 
     p, other = np.ones(3), np.ones(3)
     clipped = fo.SGD(p, lr=0.1, max_norm=0.5)
-    result = fo.fit(loss_and_grad, p, None, clipped, steps=4, diagnose=False, checkpoint=tmp_path / "x")
+    result = fo.fit(
+        loss_and_grad, p, None, clipped, steps=4, diagnose=False, checkpoint=tmp_path / "x", checkpoint_every=999
+    )
     fo.fit(loss_and_grad, other, None, fo.SGD(other, lr=0.1), steps=4, diagnose=False, max_norm=0.5)
     assert same_bits(p, other) and np.all(np.abs(p) < 1) and result.history.grad_norm[0] > 100
     by_value = fo.SGD(np.ones(3), lr=0.1, max_norm=0.5, clip="value")

@@ -140,7 +140,9 @@ def test_checkpoints_without_extra_give_none(tmp_path):
         return 0.0, {name: np.zeros_like(p) for name, p in params.items()}
 
     params = model()
-    fo.fit(loss_and_grad, params, None, "adam", steps=2, checkpoint=tmp_path / "fit", diagnose=False)
+    fo.fit(
+        loss_and_grad, params, None, "adam", steps=2, checkpoint=tmp_path / "fit", checkpoint_every=999, diagnose=False
+    )
     assert fo.Adam(model(4)).load(tmp_path / "fit") is None
 
 

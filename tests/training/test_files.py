@@ -27,7 +27,8 @@ def fit(steps=3, w=None, optimizer="sgd", calls=None, **options):
             calls.append(0)
         return 1.0, p.copy() if isinstance(p, np.ndarray) else [x.copy() for x in p]
 
-    options = {"data": None} | options
+    every = {"validate_every": "validation", "checkpoint_every": "checkpoint"}
+    options = {"data": None} | {name: 999 for name, of in every.items() if of in options} | options
     return fo.fit(f, w, optimizer=optimizer, steps=steps, lr=0.1, **options)
 
 

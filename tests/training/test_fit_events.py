@@ -76,7 +76,7 @@ def test_a_number_as_rate_is_set_once_and_callbacks_may_change_it(tmp_path):
 
     assert rates(3, 0.5) == ([0.5, 0.25, 0.125], 0.5)
     assert rates(3, [0.5, schedules.linear(1.0, 0.0, 2)]) == ([0.5, 0.25, 0.125], 0.0)
-    rates(2, 0.5, checkpoint=tmp_path / "a.ckpt")
+    rates(2, 0.5, checkpoint=tmp_path / "a.ckpt", checkpoint_every=999)
     assert rates(4, 0.5, resume=tmp_path / "a.ckpt")[0] == [0.5, 0.25, 0.125, 0.0625]
 
 
@@ -135,7 +135,7 @@ def test_another_figure_can_be_monitored():
 
 def test_what_is_monitored_is_resumed(tmp_path):
     path, options = tmp_path / "a.ckpt", {"monitor": "accuracy", "mode": "max", "restore_best": True}
-    monitored([0.1, 0.5, 0.2], checkpoint=path, **options)
+    monitored([0.1, 0.5, 0.2], checkpoint=path, checkpoint_every=999, **options)
     w, result = monitored([0.4, 0.3], steps=5, resume=path, **options)
     assert (result.best_step, result.best_value) == (1, 0.5) and w.tolist() == [-2.0]
     with pytest.raises(fo.CheckpointError, match="monitor is 'loss' here, 'accuracy' there"):
@@ -270,7 +270,8 @@ rates.append(Own().__call__)
 w = [np.ones(1) for _ in rates]
 optimizer = fo.SGD([{"params": x} for x in w])
 f = lambda p, batch: (1.0, [np.ones(1) for _ in rates])
-fo.fit(f, w, None, optimizer, lr=rates, steps=int(sys.argv[1]), checkpoint="run.ckpt", resume=True, log="run.jsonl")
+options = {"checkpoint": "run.ckpt", "checkpoint_every": 999, "resume": True, "log": "run.jsonl"}
+fo.fit(f, w, None, optimizer, lr=rates, steps=int(sys.argv[1]), **options)
 """
 
 

@@ -576,9 +576,9 @@ def test_patience_is_resumed(tmp_path):
         )
 
     assert run_until(50).steps == 7
-    run_until(4, checkpoint=tmp_path / "a.ckpt")
+    run_until(4, checkpoint=tmp_path / "a.ckpt", checkpoint_every=999)
     assert run_until(50, resume=tmp_path / "a.ckpt").steps == 7
-    run_until(50, checkpoint=tmp_path / "a.ckpt")
+    run_until(50, checkpoint=tmp_path / "a.ckpt", checkpoint_every=999)
     again = run_until(50, resume=tmp_path / "a.ckpt")
     assert (again.steps, again.reason) == (7, "early stopping")
 
@@ -602,7 +602,7 @@ def test_the_best_parameters_are_resumed(tmp_path):
         return w.tobytes(), result.best_step, result.best_loss
 
     whole = run_until(10)
-    run_until(5, checkpoint=tmp_path / "a.ckpt")
+    run_until(5, checkpoint=tmp_path / "a.ckpt", checkpoint_every=999)
     assert run_until(10, resume=tmp_path / "a.ckpt") == whole and whole[1] == 2
 
 
@@ -611,7 +611,12 @@ def test_the_best_parameters_must_be_in_the_checkpoint(tmp_path):
 
     def run_until(steps, **options):
         w = np.ones(1)
-        options |= {"validation": lambda p: next(losses), "validate_every": 1, "checkpoint": path}
+        options |= {
+            "validation": lambda p: next(losses),
+            "validate_every": 1,
+            "checkpoint": path,
+            "checkpoint_every": 9,
+        }
         return w, lambda: fo.fit(lambda p, batch: (1.0, np.ones(1)), w, None, "sgd", steps=steps, **options)
 
     run_until(3)[1]()
@@ -632,12 +637,12 @@ def test_a_resumed_run_does_not_repeat_its_warnings(tmp_path):
         return fo.fit(lambda p, batch: (1.0 + 1e-9 * p[0], np.ones(2)), np.ones(2), None, "sgd", steps=steps, **options)
 
     with pytest.warns(TrainingWarning, match="too slow"):
-        run_until(310, checkpoint=tmp_path / "a.ckpt")
+        run_until(310, checkpoint=tmp_path / "a.ckpt", checkpoint_every=999)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run_until(1250, resume=tmp_path / "a.ckpt")
     with pytest.warns(TrainingWarning, match="after 300 steps"):
-        run_until(299, checkpoint=tmp_path / "a.ckpt")
+        run_until(299, checkpoint=tmp_path / "a.ckpt", checkpoint_every=999)
         run_until(310, resume=tmp_path / "a.ckpt")
 
 
@@ -656,13 +661,13 @@ def test_a_resumed_run_is_diagnosed_when_an_uninterrupted_one_is(tmp_path, monke
     monkeypatch.setattr(watching, "read_curve", record)
     path = tmp_path / "a.ckpt"
     assert run_until(1300) == [300, 1200]
-    assert run_until(400, checkpoint=path) == [300]
+    assert run_until(400, checkpoint=path, checkpoint_every=999) == [300]
     whole = path.read_bytes()
-    assert run_until(310, checkpoint=path) == [300]
-    assert run_until(400, checkpoint=path, resume=True) == []
+    assert run_until(310, checkpoint=path, checkpoint_every=999) == [300]
+    assert run_until(400, checkpoint=path, checkpoint_every=999, resume=True) == []
     assert path.read_bytes() == whole
     assert run_until(1300, resume=path) == [1200]
-    assert run_until(310, checkpoint=path, diagnose=False) == []
+    assert run_until(310, checkpoint=path, checkpoint_every=999, diagnose=False) == []
     assert run_until(1300, resume=path) == [4 * 310 + 1]
 
 
@@ -749,7 +754,7 @@ def test_resume_refuses_other_data_models_and_optimizers(tmp_path):
         ((params, data, "adam"), {"batch_size": 16, "callbacks": [Mean()]}, "callbacks"),
         (({**params, "w1": params["w1"].astype(np.float64)}, data, "adam"), {"batch_size": 16}, "w1"),
         (({**params, "more": np.zeros(2)}, data, "adam"), {"batch_size": 16}, "parameters"),
-        ((params, None, "adam"), {}, "batches|there is none"),
+        ((params, None, "adam"), {"checkpoint_every": 9}, "batches|there is none"),
     ):
         before = bits(*leaves(arguments[0]))
         with pytest.raises(CheckpointError, match=message):
@@ -783,7 +788,7 @@ def test_the_log_of_another_run_is_not_cut(tmp_path, suffix):
         return w
 
     path, own, other = tmp_path / "run.ckpt", tmp_path / f"own.{suffix}", tmp_path / f"other.{suffix}"
-    fit(4, "own", checkpoint=path)
+    fit(4, "own", checkpoint=path, checkpoint_every=999)
     cut, whole = own.read_bytes(), own.read_bytes() + b"more"
     fit(9, "other", 7.0)
     step = (b"\n3,", b"\n5,") if suffix == "csv" else (b": 3", b": 5")
@@ -795,11 +800,12 @@ def test_the_log_of_another_run_is_not_cut(tmp_path, suffix):
             fit(5, "other", 3.0, resume=path)
         assert other.read_bytes() == content
     own.write_bytes(whole)
-    fit(4, "none", checkpoint=tmp_path / "silent.ckpt")
+    fit(4, "none", checkpoint=tmp_path / "silent.ckpt", checkpoint_every=999)
     (tmp_path / f"none.{suffix}").unlink()
     w = np.full(2, 1.0)
     f = lambda p, batch: (float(p @ p), 2 * p)  # noqa: E731
-    fo.fit(f, w, None, "sgd", lr=0.1, steps=4, checkpoint=tmp_path / "silent.ckpt", validation=lambda p: 1.0)
+    silent = {"checkpoint": tmp_path / "silent.ckpt", "checkpoint_every": 9}
+    fo.fit(f, w, None, "sgd", lr=0.1, steps=4, validation=lambda p: 1.0, validate_every=9, **silent)
     with pytest.raises(CheckpointError, match="written without a log"):
         fit(5, "own", resume=tmp_path / "silent.ckpt")
     assert own.read_bytes() == whole
@@ -872,7 +878,7 @@ def test_ctrl_c_waits_while_a_run_is_restored(tmp_path, monkeypatch):
 
     path = tmp_path / "a.ckpt"
     trained = [np.zeros(2), np.zeros(2), np.full(2, 3.0)]
-    fit(trained, 4, checkpoint=path)[0]()
+    fit(trained, 4, checkpoint=path, checkpoint_every=999)[0]()
     assign = matching.assign
 
     def interrupted(p, x):
@@ -936,6 +942,17 @@ def test_the_best_checkpoint_is_kept(tmp_path):
         ({"steps": 5, "callbacks": [3]}, TypeError, "callbacks"),
         ({"steps": 5, "log": "run.txt"}, ValueError, "log"),
         ({"steps": 5, "data": None, "batch_size": 3}, ValueError, "batch_size"),
+        (
+            {"steps": 5, "data": None, "validation": lambda p: 1.0, "early_stopping": 2},
+            ValueError,
+            "give validate_every",
+        ),
+        ({"steps": 5, "data": None, "checkpoint": "x.ckpt"}, ValueError, "no epochs.*give checkpoint_every"),
+        (
+            {"steps": 5, "data": None, "lr": schedules.Plateau(0.1)},
+            ValueError,
+            "Plateau.*give validation and validate_every",
+        ),
         ({"epochs": 5, "data": None}, ValueError, "steps"),
         ({"epochs": 5, "steps": 5, "data": None}, ValueError, "give steps alone"),
         ({"steps": 5, "optimizer": fo.SGD}, TypeError, r"got a class: make one, SGD\(params\)"),

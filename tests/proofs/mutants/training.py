@@ -119,8 +119,8 @@ MUTANTS = (
         ("best parameters not put back", "if loop.reason is None or best is None:", "if True:"),
         (
             "best parameters are live arrays",
-            "{n: matching.to_host(p).copy() for",
-            "{n: matching.to_host(p) for",
+            "kept = {name: matching.to_host(p).copy() for",
+            "kept = {name: matching.to_host(p) for",
         ),
         (
             "history of epochs one step late",
