@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "development" / "verification.md"
 TABLES = ("kernels", "checkpoint", "training", "tuning")
 PROOFS = ("million_steps", "golden_elsewhere", "free_threads", "cuda_bits", "cuda_versions", "gpu_rehearsal")
 PARITY = ("parity_torch", "parity_keras")
-NAMES = ("random_cases", "random_measures", "every_case", *PARITY, *(f"mutants_{table}" for table in TABLES), *PROOFS)
+NAMES = ("random_cases", "random_measures", *PARITY, *(f"mutants_{table}" for table in TABLES), *PROOFS)
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->"
 
 

@@ -45,6 +45,9 @@ ROWS = tuple(
         "odd_layouts_and_neighbouring_rows",
         "rows_that_were_changed_since_are_checked_again",
         "bad_rows_change_nothing",
+        "exact_steps_have_the_bits_of_dense_ones",
+        "another_algorithm_is_asked_for_by_name_and_decay_refused",
+        "adagrad_without_eps_is_not_exact",
     )
 )
 NATIVE = (GOLDEN_C, RANDOM, EMULATED, BITS, THREADS)
