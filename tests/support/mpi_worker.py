@@ -456,7 +456,8 @@ def low(**options):
 
     params, twins = ({n: p.astype(np.float32) for n, p in parameters().items()} for _ in range(2))
     for tree in (params, twins):
-        tree["w"], tree["f"] = tree["w"].astype(ml_dtypes.bfloat16), tree["f"].astype(np.float16)
+        tree["w"] = np.concatenate([tree["w"]] * 2).astype(ml_dtypes.bfloat16)  # two pieces for each of three ranks
+        tree["f"] = tree["f"].astype(np.float16)
     return params, twins, sharded(params, **options), fo.Adam(twins, lr=0.01, **options)
 
 
