@@ -44,8 +44,8 @@ class Callback(Protocol):
         Called once when training has ended, in the reverse order of ``begin``; ``loop.reason`` is None if that was by
         an exception.
     state_dict(), load_state_dict(state)
-        Its state in the checkpoint: nestings of mappings, lists, numbers, strings and arrays. Resuming takes callbacks
-        with a state in the order of their classes; those of one class must stay in their own order.
+        Its state in the checkpoint: nestings of mappings, lists, numbers, strings and arrays. A run is resumed with
+        callbacks of the same classes in the same order; callbacks of one class are told apart by their order alone.
     """
 
     def __call__(self, loop: Loop, /) -> object: ...
@@ -214,7 +214,7 @@ class Loop:
             if recorded:
                 history._columns["grad_norm"].append(math.nan if info.grad_norm is None else info.grad_norm)
                 history._columns["applied"].append(info.applied)
-            elif info is not None and (info.grad_norm is not None or not info.applied):
+            elif isinstance(info, StepInfo) and (info.grad_norm is not None or not info.applied):
                 history._record(info)
             steps += 1
             if steps >= due or self._soon or batches.epoch != epoch:
