@@ -345,6 +345,14 @@ def test_the_native_call_is_taken_and_others_are_not_touched(monkeypatch):
     assert same_bits(p, q)
 
 
+def test_the_norm_forgets_the_rows_of_the_step_before():
+    table = np.ones((3, 5000))
+    opt = fo.SGD(table, lr=0.1)
+    for row in (0, 2, 1):
+        rows = fo.Rows(np.array([row]), np.ones((1, 5000)))
+        assert opt.step(rows, max_norm=1.0).grad_norm == np.sqrt(5000.0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_of_low_precision_have_the_bits_of_the_dense_step(backend):
     small = pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test Rows with bfloat16 and float8")

@@ -46,6 +46,7 @@ ROWS = tuple(
         "rows_that_were_changed_since_are_checked_again",
         "bad_rows_change_nothing",
         "exact_steps_have_the_bits_of_dense_ones",
+        "the_norm_forgets_the_rows_of_the_step_before",
         "another_algorithm_is_asked_for_by_name_and_decay_refused",
         "adagrad_without_eps_is_not_exact",
     )
