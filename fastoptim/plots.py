@@ -21,6 +21,7 @@ from .optimizers.adam import Adam, AdamW
 from .optimizers.base import Optimizer
 from .optimizers.sgd import SGD
 from .training.command import STANDARD_INPUT, add_reading_options, failed, printable, read
+from .training.diagnosis import numbers
 from .training.log_formats import Curve
 from .training.reading import of_losses, read_curve, read_log
 from .tuning.probe import ProbeResult
@@ -74,7 +75,7 @@ def smooth(losses: Sequence[float] | np.ndarray, smoothing: float = 0.95) -> np.
     """
     beta = real("smoothing", smoothing, 0.0, 1.0)
     mean, weight, out = 0.0, 0.0, []
-    for loss in np.asarray(losses, np.float64):
+    for loss in numbers(losses):
         if math.isfinite(loss):
             mean = beta * mean + (1.0 - beta) * loss
             weight = beta * weight + (1.0 - beta)
@@ -160,6 +161,8 @@ def compare(runs: Mapping[str, Any], *, smoothing: float = 0.95) -> Any:
     >>> import fastoptim as fo
     >>> figure = fo.plots.compare({"sgd": [2.0, 1.5, 1.2], "adam": [2.0, 1.2, 0.9]})
     """
+    if not isinstance(runs, Mapping):
+        raise TypeError(f'runs: expected a mapping such as {{"sgd": result}}, got {type(runs).__name__}')
     figure, axis = _figure(8, 4.8)
     curves = {name: _curve(run) for name, run in runs.items()}
     for i, (name, curve) in enumerate(curves.items()):
@@ -218,8 +221,8 @@ def probe(result: ProbeResult) -> Any:
         off = not candidate.score <= ceiling
         right.plot(candidate.lr, height, "^" if off else "o", color=VERDICT_COLOURS[candidate.verdict], ms=8, zorder=2)
     right.axvline(result.lr, color="black", lw=1, ls="--")
-    best = next(candidate for candidate in result.probes if candidate.lr == result.lr)
-    if math.isfinite(best.score):
+    best = next((candidate for candidate in result.probes if candidate.lr == result.lr), None)
+    if best is not None and math.isfinite(best.score):  # longer trials may choose a rate that only they have tried
         right.plot(result.lr, min(best.score, ceiling), "o", mfc="none", mec="black", ms=14, mew=2, zorder=3)
     right.set(
         xscale="log",
@@ -359,7 +362,7 @@ class UpdateRatios:
 
     def begin(self, loop: Any) -> None:
         """Before the first step, and after a checkpoint was restored: take the weights as they are."""
-        self._before = [np.array(p) for p in self._arrays] if loop.steps % self.every == 0 else None
+        self._before = [np.array(p, np.float64) for p in self._arrays] if loop.steps % self.every == 0 else None
 
     def __call__(self, loop: Any) -> None:
         if self._before is not None:
@@ -370,7 +373,7 @@ class UpdateRatios:
 
 
 def _ratio(p: np.ndarray, before: np.ndarray) -> float:
-    size = float(np.linalg.norm(before))
+    size = float(np.linalg.norm(before))  # in float64: squares of float16 overflow
     return float(np.linalg.norm(p - before)) / size if size else math.nan
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import fastoptim as fo
 from fastoptim import cli, plots
 from fastoptim.training.diagnosis import VERDICTS
+from fastoptim.tuning.probe import Probe, ProbeResult
 
 pytest.importorskip("matplotlib", reason='pictures need matplotlib: pip install ".[train]"')
 
@@ -78,6 +80,17 @@ def test_smoothing_has_no_bias_and_passes_over_nan():
     assert np.isnan(plots.smooth([np.nan, 1.0])[0])
     with pytest.raises(ValueError, match="smoothing"):
         plots.smooth([1.0], 1.0)
+
+
+def test_smoothing_passes_over_masked_values_and_refuses_what_is_no_sequence():
+    masked = np.ma.masked_array([3.0, 1e9, 2.0], [False, True, False])
+    assert plots.smooth(masked) == pytest.approx(plots.smooth([3.0, np.nan, 2.0]))
+    assert np.isnan(drawn(plots.loss(masked).axes[0], "loss of the minibatch")[1])
+    for draw in (plots.smooth, plots.loss):
+        with pytest.raises(TypeError, match="losses must be a sequence of numbers, got dict"):
+            draw({0: 3.0})
+    with pytest.raises(TypeError, match=r"runs: expected a mapping.*got list"):
+        plots.compare([[1.0, 2.0]])
 
 
 def test_a_log_is_drawn_like_the_result_it_belongs_to(run, tmp_path):
@@ -196,6 +209,19 @@ def test_the_probe_is_drawn_with_verdicts_and_the_choice(tmp_path):
     png(figure, tmp_path)
     assert set(plots.VERDICT_COLOURS) == set(VERDICTS)
     assert len(set(plots.VERDICT_COLOURS.values())) == len(VERDICTS)
+
+
+def test_a_rate_that_only_longer_trials_have_tried_is_drawn_and_marked():
+    def probes(steps, *rates):
+        losses = np.linspace(2.0, 1.0, steps + 1)
+        return tuple(Probe(lr, losses, 1.0 + lr, fo.diagnose(losses, fixed_batch=True)) for lr in rates)
+
+    result = ProbeResult(0.5, (0.2, 1.0), probes(20, 0.01, 0.02), False, probes(40, 0.02, 0.5, 1.0))
+    lines = str(result).splitlines()
+    assert "  after 40 steps" in lines
+    assert [line.split()[1] for line in lines if line.lstrip().startswith("*")] == ["0.5"]
+    dashed = [line for line in plots.probe(result).axes[1].lines if line.get_linestyle() == "--"]
+    assert [line.get_xdata()[0] for line in dashed] == [0.5]
 
 
 def test_a_probe_without_any_finite_loss_is_drawn(tmp_path):
@@ -345,6 +371,15 @@ def test_every_array_has_a_line_of_its_own():
     fo.fit(lambda p, batch: (1.0, gradients), params, None, "sgd", lr=0.1, steps=3, callbacks=[record], diagnose=False)
     lines = [line for line in plots.update_ratios(record).axes[0].lines if line.get_label() in params]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 10
+
+
+def test_update_ratios_of_float16_are_not_those_of_overflowed_squares():
+    w = np.ones(70_000, np.float16)
+    ratios = plots.UpdateRatios(w)
+    ratios.begin(types.SimpleNamespace(steps=0))
+    w -= np.float16(0.1)
+    ratios(types.SimpleNamespace(steps=1))
+    assert ratios.ratios[0][0] == pytest.approx(0.1, rel=1e-2)
 
 
 def test_update_ratios_refuse_other_intervals():

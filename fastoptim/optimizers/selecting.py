@@ -71,6 +71,8 @@ def groups(params: Any, rules: Mapping[Selector, Mapping[str, Any] | None]) -> G
     """
     if not isinstance(rules, Mapping):
         raise TypeError(f'rules: expected a mapping such as {{"*.b": {{"weight_decay": 0.0}}}}, got {rules!r}')
+    if isinstance(params, GroupedParams):
+        raise TypeError("params: they are divided into groups already; give all rules at once")
     structure = Structure(params)
     leaves = structure.leaves(params)
     given: list[list[int]] = [[] for _ in leaves]  # the rules that made a parameter what it is

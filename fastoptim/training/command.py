@@ -44,8 +44,12 @@ def failed(command: str, error: Exception) -> int:
 
 
 def report(name: str, curve: Curve, **options: Any) -> str:
-    """Say in some lines what was read and what it shows; options are those of `diagnose`."""
-    found = diagnose(curve.losses, **options)
+    """Say in some lines what was read and what it shows; options are those of `diagnose`, None: as the log says."""
+    told: dict[str, Any] = dict(curve.told)
+    if curve.rates is not None and len(curve.rates) and np.all((curve.rates >= 0.0) & (curve.rates < math.inf)):
+        varies = bool(np.ptp(curve.rates))
+        told |= {"lr": curve.rates, "scheduled": varies or told.get("scheduled", False)}
+    found = diagnose(curve.losses, **told | {name: x for name, x in options.items() if x is not None})
     count = len(curve.losses)
     lines = [f"{name}: {count} loss{'es' if count != 1 else ''} of {curve.column!r}"]
     if curve.others:
@@ -80,14 +84,14 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("logs", nargs="+", metavar="LOG", help="a table, JSON, numbers or text; - is standard input")
     add_reading_options(parser)
-    parser.add_argument("--fixed-batch", action="store_true", help="every loss is that of the same data")
-    parser.add_argument("--momentum", type=float, default=0.0)
-    parser.add_argument("--lr", type=float, help="the learning rate, for advice in numbers")
+    parser.add_argument("--fixed-batch", action="store_true", default=None, help="every loss is that of the same data")
+    parser.add_argument("--momentum", type=float)
+    parser.add_argument("--lr", type=float, help="the learning rate, for advice in numbers (default: the log's)")
     parser.add_argument("--start", type=float, help="the loss before training, if the log begins late")
     options = parser.parse_args(list(arguments))
     status = 0
     try:
-        real("momentum", options.momentum, 0.0, 1.0)
+        real("momentum", options.momentum or 0.0, 0.0, 1.0)
         for name, value in (("lr", options.lr), ("start", options.start)):
             real(name, 0.0 if value is None else value, 0.0 if name == "lr" else -math.inf)
     except ValueError as error:

@@ -86,7 +86,7 @@ class Curve:
 
     def __init__(self, y: Array, exact_start: bool, late: int = 0, start: float | None = None):
         n = len(y)
-        self.y, self.n = y, n
+        self.y, self.n, self.late = y, n, late
         self.first = 1 if exact_start else min(max(1, n // 20), 5)
         self.last = max(n // 20, min(5, n // 4), 1)
         y_start = _median(y[: self.first]) if start is None else start

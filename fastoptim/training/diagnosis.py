@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +33,7 @@ _TREND = -0.3  # Kendall's tau of the second half above which its drop is chance
 _SURE = 5.0  # standard errors that make a rise or a slow fall certain
 _THROUGHOUT = -0.7  # Kendall's tau of a curve that falls from beginning to end
 _BENT = 0.6  # fall of the second half, in units of that of the first, below which a curve is no straight line
+_RISEN = 1.1  # largest rate of the last quarter, in units of the median one, from which on rates count as rising
 _PACE = 0.7  # pace of the outer thirds, in units of the middle one's, below which a curve is no straight line
 
 
@@ -68,7 +71,7 @@ def diagnose(
     *,
     fixed_batch: bool = False,
     momentum: float = 0.0,
-    lr: float | None = None,
+    lr: float | Sequence[float] | np.ndarray | None = None,
     start: float | None = None,
     scheduled: bool = False,
 ) -> Diagnosis:
@@ -83,7 +86,8 @@ def diagnose(
       without structure, as minibatches cause them, are not oscillation; nor is the ringing of momentum, whose envelope
       falls, nor a rhythm of minibatches that always come in the same order;
     - *unclear*: the loss has risen, but not by so much, or not so steadily, that it must be the learning rate: losses
-      of a game between two networks, of reinforcement learning and of validation do that;
+      of a game between two networks, of reinforcement learning and of validation do that; or it has fallen slowly, or
+      not at all, while the learning rate was still rising;
     - *too slow*: the loss falls from beginning to end, for certain, in a nearly straight line, but has dropped by less
       than a tenth (factor 10) or by less than 40 % (factor 2);
     - *plateau*: the second half is flat, or nothing has happened beyond the noise;
@@ -100,12 +104,13 @@ def diagnose(
         the whole training set, or one batch. Otherwise the start is the median of the first few.
     momentum : float
         The optimizer's momentum; a longer one is given more steps before the curve is judged.
-    lr : float, optional
-        The learning rate, for a remedy with numbers in it.
+    lr : float or sequence of float, optional
+        The learning rate, for a remedy with numbers in it; or that of every step, so that a run is not called slow
+        while its rate rises.
     start : float, optional
         The loss before training. A log that begins late does not show how much has been gained, and looks too slow.
     scheduled : bool
-        Whether a schedule sets the learning rate already, so that the remedy need not name one.
+        Whether a schedule sets the learning rate already: the remedy is then one for the schedule.
 
     Returns
     -------
@@ -122,7 +127,8 @@ def diagnose(
     Raises
     ------
     TypeError, ValueError
-        Losses are not one-dimensional numbers; momentum outside [0, 1); lr < 0. No values of losses raise.
+        Losses are not one-dimensional numbers; momentum outside [0, 1); lr < 0, or rates that are not as many as the
+        losses. No values of losses raise.
 
     Notes
     -----
@@ -144,26 +150,35 @@ def diagnose(
     """
     flag("fixed_batch", fixed_batch), flag("scheduled", scheduled)
     momentum = real("momentum", momentum, 0.0, 1.0)
-    lr = None if lr is None else real("lr", lr, 0.0)
     start = None if start is None else real("start", start)
-    y = _numbers(losses)
+    y = numbers(losses)
+    rate, rises = _rates(lr, len(y))
+    advise = partial(_diagnosis, lr=rate, scheduled=scheduled)
     finite = np.isfinite(y)
     ended = _nonfinite_end(y, finite)
+    if ended == 0:
+        finding = "Not even the first loss is finite, which is not the learning rate's doing"
+        return advise("unclear", {"first_nonfinite": 0.0}, 1.0, finding)
     if ended is not None:
-        return _ended(ended, lr)
+        return advise("diverged", {"first_nonfinite": float(ended)}, 0.1, "The loss is no longer finite")
     missing = {"missing": float(np.sum(~finite))} if not finite.all() else {}
     y = y[finite]
     if len(y) < MINIMUM:
         figures = {"losses": float(len(y))}
-        return _diagnosis("too short", figures | missing, 1.0, lr, f"{_so_many(len(y))} to tell anything")
+        return advise("too short", figures | missing, 1.0, f"{_so_many(len(y))} to tell anything")
     with np.errstate(all="ignore"):
         late = math.ceil(min(2.0 / (1.0 - momentum), len(y)))
         curve = Curve(y, fixed_batch, late, start)
         verdict, factor, finding = _judge_fixed(curve) if fixed_batch else _judge(curve)
-        return _diagnosis(verdict, curve.evidence() | missing, factor, lr, finding, scheduled)
+        if rises and verdict in ("too slow", "plateau"):
+            verdict, factor, finding = "unclear", 1.0, _RISING
+        return advise(verdict, curve.evidence() | missing, factor, finding)
 
 
-def _numbers(losses: Sequence[float] | np.ndarray) -> np.ndarray:
+def numbers(losses: Any) -> np.ndarray:
+    """Losses as float64, NaN where one is missing; TypeError or ValueError if they are no sequence of real numbers."""
+    if isinstance(losses, (Mapping, Set)) or not (isinstance(losses, Iterable) or hasattr(losses, "__array__")):
+        raise TypeError(f"losses must be a sequence of numbers, got {type(losses).__name__}")
     y = np.asarray(losses)
     if y.dtype == object:  # logs have null where a loss is missing
         y = np.array([math.nan if loss is None else loss for loss in losses])
@@ -173,7 +188,10 @@ def _numbers(losses: Sequence[float] | np.ndarray) -> np.ndarray:
         raise TypeError(f"losses must be real numbers, got dtype {y.dtype}")
     if y.ndim != 1:
         raise ValueError(f"losses must be one-dimensional, got shape {y.shape}")
-    return y.astype(np.float64)
+    y = y.astype(np.float64)
+    if isinstance(losses, np.ma.MaskedArray):
+        y[np.ma.getmaskarray(losses)] = math.nan
+    return y
 
 
 def _nonfinite_end(y: np.ndarray, finite: np.ndarray) -> int | None:
@@ -195,11 +213,16 @@ def _nonfinite_end(y: np.ndarray, finite: np.ndarray) -> int | None:
     return int(known[-1]) + 1 if trailing > 2 * longest else None
 
 
-def _ended(first: int, lr: float | None) -> Diagnosis:
-    if first == 0:
-        finding = "Not even the first loss is finite, which is not the learning rate's doing"
-        return _diagnosis("unclear", {"first_nonfinite": 0.0}, 1.0, lr, finding)
-    return _diagnosis("diverged", {"first_nonfinite": float(first)}, 0.1, lr, "The loss is no longer finite")
+def _rates(lr: Any, count: int) -> tuple[float | None, bool]:
+    """The last learning rate, and whether rates have been rising until lately."""
+    if lr is None or np.ndim(lr) == 0:
+        return None if lr is None else real("lr", lr, 0.0), False
+    rates = np.asarray(lr)
+    if rates.shape != (count,) or rates.dtype.kind not in "iuf" or not np.all((rates >= 0.0) & (rates < math.inf)):
+        raise ValueError(f"lr: expected a rate >= 0, or one for each of {count} losses, got shape {rates.shape}")
+    if count == 0:
+        return None, False
+    return float(rates[-1]), bool(rates[-count // 4 :].max() > _RISEN * np.median(rates))
 
 
 _ADVICE = {
@@ -209,9 +232,11 @@ _ADVICE = {
     2.0: "double the learning rate",
     10.0: "multiply the learning rate by 10",
 }
+_RISING = "The loss has fallen slowly, or not at all, while the learning rate was still rising"
 _NOTHING = "The loss has not fallen beyond its noise"
 _ADVICE_OF = {
     _NOTHING: "probe_lr tells whether the rate is too small or nothing is left to gain",
+    _RISING: "wait until the learning rate has been at its height for a while",
     "slight": "keep the learning rate, or see by probe_lr whether a larger one is faster",
     "plateau": "lower the learning rate by a schedule, or stop here",
     "scheduled": "wait if the schedule will lower the learning rate further, or stop here",
@@ -221,14 +246,18 @@ _ADVICE_OF = {
 
 
 def _diagnosis(
-    verdict: str, evidence: dict[str, float], factor: float, lr: float | None, finding: str, scheduled: bool = False
+    verdict: str, evidence: dict[str, float], factor: float, finding: str, lr: float | None, scheduled: bool
 ) -> Diagnosis:
     advice = _ADVICE_OF.get(finding) or _ADVICE_OF.get(verdict, _ADVICE[factor])
     if scheduled and advice == _ADVICE_OF["plateau"]:
         advice = _ADVICE_OF["scheduled"]
     if verdict == "healthy" and evidence["drop"] < _SLIGHT:
         advice = _ADVICE_OF["slight"]
-    number = f" (try {lr * factor:.3g})" if lr is not None and factor != 1.0 else ""
+    number = ""
+    if factor != 1.0 and scheduled:  # its present rate says nothing about the others
+        number = f" (all of its schedule, schedules.scale(schedule, {factor:g}))"
+    elif factor != 1.0 and lr is not None:
+        number = f" (try {lr * factor:.3g})"
     return Diagnosis(verdict, evidence, f"{finding}: {advice}{number}.", factor)
 
 
@@ -272,7 +301,10 @@ def _judge_fixed(c: Curve) -> Judgement:
     flat = c.tail_drop < max(_FLAT, 0.02 * drop) or c.tail_trend > _TREND
     levels = blocks(c.z, 16, np.median)
     lost, chance = c.end - float(levels.min()), 4.0 * c.noise * math.sqrt(16.0 / c.n + 1.0 / c.last)
-    if c.tail_trend > -0.7 * _TREND and lost > max(_REGAINED, chance):
+    enough, lasting = max(_REGAINED, chance), max(c.n // 16, c.last)
+    jumped = float(c.z[-lasting:].min()) - float(levels.min()) > enough and not falling
+    jumped = jumped and lasting > c.late  # longer than momentum swings
+    if (c.tail_trend > -0.7 * _TREND or jumped) and lost > enough:
         return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
     if drop < _SLOW and float(c.z.max()) > c.start + _SLOW:  # a rate that is too slow never raises the loss
         return "diverged", 0.1, "The loss has jumped up and is no better than at its start"

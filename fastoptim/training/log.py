@@ -12,6 +12,7 @@ from time import monotonic
 from typing import IO, Any
 
 from .. import __version__
+from ..optimizers.groups import momentum_of
 from .history import History, saved_count
 from .loop import Loop, named_arrays
 from .rates import Rates
@@ -165,6 +166,7 @@ def _described(loop: Loop, rates: str) -> dict[str, Any]:
         "fastoptim": __version__,
         "optimizer": type(loop.optimizer).__name__,
         "lr": rates,
+        "momentum": momentum_of(loop.optimizer.param_groups[0]),
         "parameters": sum(math.prod(p.shape) for _, p in named_arrays(loop.params)),
         "examples": loop.batches.examples,
         "batch_size": loop.batches.batch_size,

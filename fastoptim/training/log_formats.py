@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,8 @@ class Curve:
         What the losses are called in the log.
     others : tuple of str
         What else in the log may be a loss.
+    told : dict
+        What the log says of the run, as keywords of `diagnose`.
     """
 
     steps: np.ndarray
@@ -49,6 +51,7 @@ class Curve:
     validation_losses: np.ndarray
     column: str = "loss"
     others: tuple[str, ...] = ()
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 class _Columns(dict[str, list[float | None]]):

@@ -196,7 +196,7 @@ class Loop:
                     loss, grads = loss_and_grad(params, next_batch())
                     loss = float(loss)
                 except (TypeError, ValueError) as error:
-                    _explain(error)
+                    explain(error)
                     raise
             else:
                 loss, grads = self._accumulated(accumulator)
@@ -231,7 +231,7 @@ class Loop:
                 loss, grads = self._loss_and_grad(self.params, batches.next_batch())
                 total += weight * float(loss)
             except (TypeError, ValueError) as error:
-                _explain(error)
+                explain(error)
                 raise
             accumulator.add(grads, weight)
             if batches.epoch != epoch:
@@ -258,16 +258,7 @@ class Loop:
 
     def _check_arrays(self) -> None:
         """ValueError if the model has replaced an array that the optimizer steps."""
-        try:
-            leaves = self._structure.leaves(self.params)
-        except (TypeError, ValueError):  # it has got another structure since
-            leaves = leaves_of(self.params)
-        strange = strange_arrays(self.optimizer, leaves)
-        if strange:
-            raise ValueError(
-                f"params: {strange} replaced by other arrays, after step {self.steps - 1} at the latest, and the "
-                "optimizer still steps the old ones: write into arrays, p[...] = new, instead of params[key] = new"
-            )
+        check_replaced(self._structure, self.params, self.optimizer, f", after step {self.steps - 1} at the latest")
 
     def _check_end(self) -> None:
         if self.reason is None:
@@ -310,6 +301,19 @@ def strange_arrays(optimizer: Any, leaves: Sequence[Any]) -> list[str]:
     ]
 
 
+def check_replaced(structure: Structure, params: Any, optimizer: Any, when: str = "") -> None:
+    """ValueError if `params`, whose structure it was, do not hold all arrays that the optimizer steps any more."""
+    try:
+        leaves = structure.leaves(params)
+    except (TypeError, ValueError):  # it has got another structure since
+        leaves = leaves_of(params)
+    if strange := strange_arrays(optimizer, leaves):
+        raise ValueError(
+            f"params: {strange} replaced by other arrays{when}, and the optimizer still steps the old ones: "
+            "write into arrays, p[...] = new, instead of params[key] = new"
+        )
+
+
 def named_arrays(params: Any) -> list[tuple[str, Any]]:
     """Names and arrays of `params`; groups have leaves that are none, such as their rates."""
     structure = Structure(params)
@@ -317,7 +321,7 @@ def named_arrays(params: Any) -> list[tuple[str, Any]]:
     return [(name, leaf) for name, leaf in pairs if hasattr(leaf, "shape")]
 
 
-def _explain(error: Exception) -> None:
+def explain(error: Exception) -> None:
     """Raise what `loss_and_grad` should have returned, unless `error` comes from within it."""
     trace = error.__traceback__
     if trace is not None and trace.tb_next is None:

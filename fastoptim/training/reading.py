@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from .diagnosis import numbers
 from .log_formats import Curve, make_out
+from .watching import sees_all
 
 _LARGEST = 1 << 30  # bytes of a log
 
 
 def of_losses(losses: Any) -> Curve:
-    """Make a curve of mere losses; ValueError if they are not one-dimensional."""
-    values = np.array(losses, np.float64)
-    if values.ndim != 1:
-        raise ValueError(f"expected a log, a result of fit or a sequence of losses, got shape {values.shape}")
+    """Make a curve of mere losses; TypeError or ValueError if they are no sequence of numbers."""
+    values = numbers(losses)
     return Curve(np.arange(len(values)), values, None, np.array([]), np.array([]))
 
 
@@ -105,7 +105,19 @@ def _own(name: str, text: str, table: bool) -> Curve:
         _floats(row["lr"] for row in taken),
         np.array([row["step"] for row in checks]),
         _floats(row["loss"] for row in checks),
+        told={} if table else _told(rows[0]),
     )
+
+
+def _told(head: dict[str, Any]) -> dict[str, Any]:
+    """What the first line of a log says to `diagnose`, as `fit` does itself."""
+    size, momentum = head.get("batch_size"), head.get("momentum")
+    told: dict[str, Any] = {"scheduled": "(" in str(head.get("lr"))}
+    if type(size) is int:
+        told["fixed_batch"] = sees_all(size, head.get("examples", 0))
+    if type(momentum) is float and 0.0 <= momentum < 1.0:
+        told["momentum"] = momentum
+    return told
 
 
 def _floats(values: Iterable[Any]) -> np.ndarray:

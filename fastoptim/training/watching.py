@@ -58,19 +58,29 @@ class Watch:
             self._next, self._warned, self._resumed = next_one, warned, True
 
 
+def sees_all(batch_size: int, examples: int) -> bool:
+    """Whether every minibatch holds all the data; one example stands for no data, of which nothing is known."""
+    return batch_size == examples > 1
+
+
 def curve_reader(loop: Loop) -> Callable[[], Diagnosis] | None:
     """What `fastoptim.diagnose` says about the training losses up to now, on demand; None if they are too few."""
-    losses = loop.history.loss
+    losses, rates = loop.history.loss, loop.history.lr
+    group = loop.optimizer.param_groups[0]
     if loop.reason == "non-finite loss":
-        losses = np.append(losses, loop.loss)
+        losses, rates = np.append(losses, loop.loss), np.append(rates, group["lr"])
     else:
-        losses = losses[np.isfinite(losses)]  # steps with others were skipped, as was asked for
+        finite = np.isfinite(losses)  # steps with others were skipped, as was asked for
+        losses, rates = losses[finite], rates[finite]
         if len(losses) < MINIMUM:
             return None
-    group = loop.optimizer.param_groups[0]
-    momentum = momentum_of(group)
-    fixed = loop.batches.batch_size == loop.batches.examples
-    options = {"fixed_batch": fixed, "momentum": momentum, "lr": float(group["lr"]), "scheduled": loop.scheduled}
+    fixed = sees_all(loop.batches.batch_size, loop.batches.examples)
+    options: dict[str, Any] = {
+        "fixed_batch": fixed,
+        "momentum": momentum_of(group),
+        "lr": rates,
+        "scheduled": loop.scheduled,
+    }
     return partial(read_curve, losses, **options)
 
 

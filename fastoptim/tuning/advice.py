@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.checks import real_array
+from ..arrays.rows import Rows
 from ..common.public import public
 from ..common.trees import Structure
 from ..common.validation import count, flag, real
+from ..optimizers.selecting import GroupedParams
 from ..training.data import positional
 from ..training.diagnosis import diagnose
+from ..training.watching import sees_all
 from .sandbox import LossAndGrad, Sandbox
 
 # What counts as badly scaled and as sparse; docs/guide/choosing.md shows the figures of some models.
@@ -108,8 +112,9 @@ def recommend(
         over the 5th percentile of the elements, or the largest over the smallest parameter array if that is more),
         ``sparsity`` (share of zeros in a minibatch, among the elements that are not zero in all of them),
         ``example_spread`` (largest over median norm of the gradients of single examples), ``noise_scale`` (the batch
-        size at which noise and gradient are equally large, at most ten times the examples looked at) and
-        ``batch_size`` (the one that was measured with).
+        size at which noise and gradient are equally large, at most ten times the examples looked at), ``batch_size``
+        (the one that was measured with) and ``examples`` (all there are). Noise and sparsity need two different
+        minibatches.
 
     Raises
     ------
@@ -152,7 +157,7 @@ def recommend(
     figures: dict[str, float] = {}
     if loss_and_grad is not None:
         with Sandbox(loss_and_grad, params, data, None, batch_size, rng, generators, buffers) as sandbox:
-            figures = _measure(sandbox, Structure(params), batches)
+            figures = _measure(sandbox, *_stepped(params), batches)
     elif params is not None or data is not None:
         raise TypeError("to measure, all of loss_and_grad, params and data are needed")
     reasons: list[str] = []
@@ -223,7 +228,7 @@ def _batch(figures: dict[str, float], reasons: list[str]) -> int | None:
         "progress of one without noise"
     )
     if share < 0.2:
-        size = min(1 << round(math.log2(scale)), 16 * present)
+        size = min(1 << round(math.log2(scale)), 16 * present, int(figures["examples"]))
         reasons.append(f"{told}; larger batches, up to about {size}, save steps almost in proportion.")
         return size
     if share > 0.8:
@@ -248,37 +253,45 @@ def _calm(
     return factor
 
 
-def _measure(sandbox: Sandbox, structure: Structure, count: int) -> dict[str, float]:
-    """Gradient scales, sparsity and noise at the present parameters, whose structure is given."""
+def _stepped(params: Any) -> tuple[Structure, list[int]]:
+    """The structure of parameters, and the positions of those that are not frozen."""
+    if isinstance(params, GroupedParams):
+        return Structure(params.params), sorted(i for group in params.groups for i in group.positions)
+    structure = Structure(params)
+    return structure, list(range(len(structure.names)))
+
+
+def _measure(sandbox: Sandbox, structure: Structure, positions: Sequence[int], count: int) -> dict[str, float]:
+    """Gradient scales, sparsity and noise of the parameters at these positions of the structure, as they are now."""
     params = structure.leaves(sandbox.params)
 
     def gradient(batch: Any) -> list[np.ndarray]:  # None is no gradient: zeros
-        leaves = zip(structure.leaves(sandbox.evaluate(batch)[1]), params, strict=True)
-        return [np.zeros(p.size) if g is None else np.array(g, np.float64).ravel() for g, p in leaves]
+        found = structure.leaves(sandbox.evaluate(batch)[1])
+        return [_checked(structure.names[i], found[i], params[i]) for i in positions]
 
     batches = sandbox.batches
-    if batches is None or len(batches) == 1:
+    if batches is None or sees_all(batches.batch_size, batches.examples):
         gradients = [gradient(sandbox.next_batch())]
         _vectors(gradients)
         return {"spread": _spread(gradients)}
-    gradients, epochs = [], []
-    first = batches.epoch
-    while len(gradients) < count:
-        whole, epoch = batches.next_size() == batches.batch_size, batches.epoch
-        if epoch > first and not batches.shuffle and len(gradients) > 1:
-            break  # the same batches again would tell nothing new
-        batch = sandbox.next_batch()
+    gradients, epochs, seen = [], [], 0
+    while len(gradients) < count and (batches.shuffle or seen < len(batches)):  # again in order tells nothing new
+        whole, epoch = batches.next_size() == batches.batch_size, batches.epoch if batches.shuffle else 0
+        drawn, seen = sandbox.next_batch(), seen + 1
         if whole:  # the estimate of the noise needs batches of one size
+            batch = drawn
             gradients.append(gradient(batch))
             epochs.append(epoch)
     vectors = _vectors(gradients)
-    ever = (vectors != 0).any(axis=0)
-    figures = {
-        "spread": _spread(gradients),
-        "sparsity": float(np.mean(vectors[:, ever] == 0)),
-        "noise_scale": _noise_scale(vectors, batches.batch_size, batches.examples, epochs),
-        "batch_size": float(batches.batch_size),
-    }
+    figures = {"spread": _spread(gradients)}
+    if len(gradients) > 1:
+        ever = (vectors != 0).any(axis=0)
+        figures |= {
+            "sparsity": float(np.mean(vectors[:, ever] == 0)),
+            "noise_scale": _noise_scale(vectors, batches.batch_size, batches.examples, epochs),
+            "batch_size": float(batches.batch_size),
+            "examples": float(batches.examples),
+        }
     parts = [positional(part) for part in batches.parts(batch)]
     examples = [
         batches.assemble([part[i : i + 1] for part in parts]) for i in range(min(_EXAMPLES, batches.batch_size))
@@ -287,6 +300,18 @@ def _measure(sandbox: Sandbox, structure: Structure, count: int) -> dict[str, fl
     if np.median(norms) > 0.0:
         figures["example_spread"] = float(max(norms) / np.median(norms))
     return figures
+
+
+def _checked(name: str, g: Any, p: np.ndarray) -> np.ndarray:
+    """The gradient of a parameter as one vector; TypeError or ValueError unless it is one."""
+    if g is None:
+        return np.zeros(p.size)
+    if isinstance(g, Rows):
+        g = g.to_dense(len(p)) if p.ndim else g.values
+    values = real_array(f"gradient of parameter {name!r}", g)
+    if values.shape != p.shape:
+        raise ValueError(f"gradient of parameter {name!r}: expected shape {p.shape}, got {values.shape}")
+    return values.astype(np.float64).ravel()
 
 
 def _vectors(gradients: list[list[np.ndarray]]) -> np.ndarray:
@@ -324,7 +349,7 @@ def _noise_scale(vectors: np.ndarray, size: int, examples: int, epochs: Sequence
     together = np.unique(epochs, return_counts=True)[1]
     of_one = 1.0 / size - 1.0 / examples
     of_mean = 1.0 / (count * size) - float(np.sum(together.astype(float) ** 2)) / (count**2 * examples)
-    noise = (small - large) / (of_one - of_mean)
+    noise = max(small - large, 0.0) / (of_one - of_mean)
     signal = small - noise * of_one
     limit = 10.0 * count * size
     return noise / signal if signal * limit > noise else limit

@@ -23,7 +23,7 @@ _SERIES = (1.0, 2.0, 5.0)  # rates are tried on the grid 1, 2, 5, 10, 20, 50, ..
 _DECADE = len(_SERIES)
 _REACH = 2  # so many neighbours on each side must be worse: a single one may be a mere bump in the way
 _CONFIRMATIONS = 8  # most candidates of the longer horizon
-_HIGHEST = 36 * _DECADE  # the largest rate to try, 1e36, is one in float32, too
+_FARTHEST = 36 * _DECADE  # rates from 1e-36 to 1e36 are tried: they are numbers in float32, too
 _BAD = ("diverged", "oscillating")
 
 
@@ -94,11 +94,14 @@ class ProbeResult:
     def __str__(self) -> str:
         low, high = self.interval
         head = f"lr {self.lr:g}, between {low:g} and {high:g}" + (" (inconclusive)" if self.inconclusive else "")
-        lines = [
-            f"  {'*' if probe.lr == self.lr else ' '} {probe.lr:<8g} {probe.score:<12.5g} {probe.verdict}"
-            for probe in self.probes
-        ]
-        return "\n".join([head, "    rate     loss         verdict", *lines])
+        lines = [head, "    rate     loss         verdict", *map(self._line, self.probes)]
+        if self.confirmed:
+            steps = max(len(probe.losses) for probe in self.confirmed) - 1
+            lines += [f"  after {steps} steps", *map(self._line, self.confirmed)]
+        return "\n".join(lines)
+
+    def _line(self, probe: Probe) -> str:
+        return f"  {'*' if probe.lr == self.lr else ' '} {probe.lr:<8g} {probe.score:<12.5g} {probe.verdict}"
 
 
 @public
@@ -155,7 +158,9 @@ def probe_lr(
         for a long way.
     fixed_batch : batch, optional
         A batch of your own to judge by, for example of validation data. Default: enough of the minibatches that follow
-        for 256 examples or one minibatch; without minibatches the loss of the steps themselves.
+        for 256 examples or one minibatch; without minibatches the loss of the steps themselves, which is read as that
+        of different minibatches unless a second call at the same parameters returns the same (what a stream that
+        `loss_and_grad` reads has handed out is not put back).
     batch_size, rng
         As for `fastoptim.minibatches` (default 32), where `data` is arrays.
     generators : iterable
@@ -199,12 +204,13 @@ def probe_lr(
             raise ValueError(f"lr must be > 0 to start from, got {start}")
         if fixed_batch is None:
             fixed_batch = sandbox.following_batch(steps)
-        search = _Search(lambda k: _trial(sandbox, _rate(k), steps, fixed_batch), max_probes)
+        same = fixed_batch is not None or sandbox.batches is not None or sandbox.repeats_itself()
+        search = _Search(lambda k: _trial(sandbox, _rate(k), steps, fixed_batch, same), max_probes)
         best, inconclusive = search.run(_grid_index(start))
         longer: dict[int, Probe] = {}
         if confirm is not None and not search.done[best].bad:
             confirmation = _Search(
-                lambda k: _trial(sandbox, _rate(k), confirm, fixed_batch), _CONFIRMATIONS, neighbours_only=True
+                lambda k: _trial(sandbox, _rate(k), confirm, fixed_batch, same), _CONFIRMATIONS, neighbours_only=True
             )
             best, unknown = confirmation.run(best)
             longer, inconclusive = confirmation.done, inconclusive or unknown
@@ -219,8 +225,8 @@ def probe_lr(
     )
 
 
-def _trial(sandbox: Sandbox, lr: float, steps: int, fixed_batch: Any) -> Probe:
-    """Train at one rate and judge the losses on the fixed batch; None: on the batch that every step sees."""
+def _trial(sandbox: Sandbox, lr: float, steps: int, fixed_batch: Any, same: bool) -> Probe:
+    """Train at one rate and judge the losses on the fixed batch; None: those of the steps, of `same` data or not."""
     training = sandbox.train([lr] * steps)
     if fixed_batch is None:
         losses = list(_until_nonfinite(training))
@@ -234,7 +240,7 @@ def _trial(sandbox: Sandbox, lr: float, steps: int, fixed_batch: Any) -> Probe:
         raise ValueError(f"the loss is {losses[0]} at these parameters, before any step: no rate can be judged")
     if not sandbox.slope_seen:
         raise ValueError(f"all gradients of {len(losses) - 1} steps are zero: no rate can be judged")
-    return _judge(lr, np.array(losses), sandbox.momentum)
+    return _judge(lr, np.array(losses), sandbox.momentum, same)
 
 
 def _until_nonfinite(losses: Iterable[float]) -> Iterator[float]:
@@ -244,8 +250,8 @@ def _until_nonfinite(losses: Iterable[float]) -> Iterator[float]:
             return
 
 
-def _judge(lr: float, losses: np.ndarray, momentum: float) -> Probe:
-    diagnosis = diagnose(losses, fixed_batch=True, momentum=momentum, lr=lr)
+def _judge(lr: float, losses: np.ndarray, momentum: float, same: bool) -> Probe:
+    diagnosis = diagnose(losses, fixed_batch=same, momentum=momentum, lr=lr)
     score = float(np.mean(losses[-max(5, len(losses) // 10) :])) if np.isfinite(losses[-1]) else math.inf
     return Probe(lr, losses, score, diagnosis)
 
@@ -285,7 +291,7 @@ class _Search:
         best = self._best()
         if self.done[best].still:  # no rate has moved anything
             return start, True
-        return best, k is not None or self.done[best].bad
+        return best, k is not None or self.done[best].bad or best in (min(self.done), max(self.done))
 
     def _best(self) -> int:
         best = next(iter(self.done))
@@ -304,18 +310,21 @@ class _Search:
             return self._untried_neighbour(best)
         if probe.bad:  # everything tried is too large
             far = not math.isfinite(probe.score) or probe.score > 1e3 * abs(probe.losses[0])
-            return best - _DECADE * (2 if far else 1)
+            return self._within(best, -_DECADE * (2 if far else 1))
         if above is None:
             slight = abs(probe.diagnosis.evidence["drop"]) < 1e-3 and not probe.diagnosis.evidence["noise"] > 1e-3
             step = _DECADE * (2 if slight else 1)
-            return best + step if best + step <= _HIGHEST else None
+            return self._within(best, step)
         if below is None:
-            return best - _DECADE
+            return self._within(best, -_DECADE)
         if above - best > _DECADE:
             return best + _DECADE
         if below is not None and best - below > _DECADE:
             return best - _DECADE
         return self._untried_neighbour(best)
+
+    def _within(self, best: int, step: int) -> int | None:
+        return best + step if abs(best + step) <= max(abs(best), _FARTHEST) else None
 
     def _untried_neighbour(self, best: int) -> int | None:
         for distance in range(1, _REACH + 1):

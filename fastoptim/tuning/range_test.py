@@ -28,7 +28,7 @@ class RangeTest:
     steepest : float
         The rate around which the loss fell fastest, by the running mean; NaN if it never fell. The first
         ``1 / (1 - smoothing)`` values, which are means of little, and those after the minimum do not count, and the
-        ``smoothing / (1 - smoothing)`` steps by which a running mean lags behind are taken off.
+        ``smoothing / (1 - smoothing)`` steps by which a running mean lags behind (fewer at first) are taken off.
     blow_up : float
         The rate at which the test ended because the running mean exceeded `stop` times its minimum; NaN if it did not.
     """
@@ -72,7 +72,7 @@ def lr_range_test(
         Steps from `low` to `high`, at least 10.
     smoothing : float
         Weight ``beta`` of the past in the running mean ``s <- beta s + (1 - beta) loss``, in [0, 1); divided by
-        ``1 - beta**t`` it is unbiased.
+        ``1 - beta**t`` it is unbiased. With fewer than 100 steps a smaller one, such as 0.8, shows more.
     stop : float
         End as soon as the running mean, of more than ``1 / (1 - smoothing)`` losses, exceeds its minimum so many times
         (or the loss is not finite), > 1. If losses are not all positive: as soon as it lies ``stop - 1`` times their
@@ -140,7 +140,14 @@ def _steepest(rates: np.ndarray, curve: np.ndarray, smoothing: float) -> float:
         return math.nan
     weights = np.maximum(falls / falls.max(), 0.0) ** 4
     place = round(float(np.average(np.arange(len(falls)), weights=weights)))
-    return float(rates[max(0, first + place + width // 2 - delay)])
+    middle = first + place + width // 2
+    return float(rates[max(0, middle - round(_lag(smoothing, middle + 1)))])
+
+
+def _lag(smoothing: float, count: int) -> float:
+    """Mean age, in steps, of what a bias-corrected running mean of so many values is a mean of."""
+    past = smoothing**count
+    return smoothing / (1.0 - smoothing) - count * past / (1.0 - past)
 
 
 def _limit(losses: list[float], smoothed: list[float], stop: float) -> float:

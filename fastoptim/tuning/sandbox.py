@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +19,8 @@ from ..optimizers.groups import momentum_of
 from ..optimizers.names import maker_of
 from ..optimizers.selecting import GroupedParams
 from ..training.data import Minibatches
-from ..training.loop import strange_arrays
+from ..training.loop import check_replaced, explain, strange_arrays
+from ..training.watching import sees_all
 
 LossAndGrad = Callable[[Any, Any], tuple[Any, Any]]
 FIXED_EXAMPLES = 256  # the fixed batch has at least as many, if there are as many
@@ -54,6 +55,8 @@ class Sandbox:
             raise TypeError("an iterator cannot be put back: pass arrays, minibatches or None")
         if isinstance(optimizer, str):
             maker_of(optimizer)
+        elif optimizer is not None and not callable(optimizer):
+            _check_kind(optimizer)
         if data is None or isinstance(data, Minibatches):
             if batch_size is not None or rng is not None:
                 raise ValueError("batch_size and rng say how to cut arrays into minibatches; there are none to cut")
@@ -62,7 +65,9 @@ class Sandbox:
             self.batches = Minibatches(data, 32 if batch_size is None else batch_size, rng=0 if rng is None else rng)
         self._loss_and_grad, self._stepped = loss_and_grad, params
         self.params = params = params.params if isinstance(params, GroupedParams) else params
-        leaves = [*Structure(params).leaves(params), *Structure(buffers).leaves(buffers)]
+        self._structure, self._stepping = Structure(params), None
+        self._containers = [*_containers(params), *_containers(buffers)]
+        leaves = [*self._structure.leaves(params), *leaves_of(buffers)]
         if isinstance(optimizer, Optimizer):
             leaves += [p for group in optimizer.param_groups for p in group["params"]]
         for leaf in leaves:
@@ -86,6 +91,8 @@ class Sandbox:
             if lr is None:
                 raise
             made = self._new_optimizer(lr)
+        _check_kind(made)
+        self._stepping = optimizer if isinstance(optimizer, Optimizer) else made
         if strange := strange_arrays(made, leaves_of(params)):
             raise ValueError(f"the optimizer steps arrays that are not in params: {strange}")
         groups = made.param_groups
@@ -94,6 +101,7 @@ class Sandbox:
         self.momentum = momentum_of(groups[0])
 
     def __enter__(self) -> Sandbox:
+        self._contents = [_entries(container) for container in self._containers]
         self._saved = [array.copy(order="K") for array in self._arrays]
         self._states = [_generator_state(generator) for generator in self._generators]
         self._global_states = random.getstate(), np.random.get_state(legacy=False)
@@ -111,6 +119,8 @@ class Sandbox:
 
     def restore(self) -> None:
         """Put everything back to where it was on entering."""
+        for container, entries in zip(self._containers, self._contents, strict=True):
+            _put_back(container, entries)
         for array, saved in zip(self._arrays, self._saved, strict=True):
             if array.flags.writeable:
                 array[...] = saved
@@ -128,13 +138,30 @@ class Sandbox:
         try:
             with np.errstate(all="ignore"):
                 loss, grads = self._loss_and_grad(self.params, batch)
+            loss = float(loss)
+        except (TypeError, ValueError) as error:
+            explain(error)
+            raise
         finally:
             self._interrupts.close()
-        return float(loss), grads
+        if self._stepping is not None:
+            check_replaced(self._structure, self.params, self._stepping)
+        return loss, grads
 
     def next_batch(self) -> Any:
         """The next minibatch, None without data."""
         return None if self.batches is None else self.batches.next_batch()
+
+    def repeats_itself(self) -> bool:
+        """Whether a second call without data returns the same: loss_and_grad reads no stream and draws nothing."""
+        first, second = self._copied(), self._copied()
+        self.restore()
+        return len(first) == len(second) and all(map(_same, first, second))
+
+    def _copied(self) -> list[np.ndarray]:
+        loss, grads = self.evaluate(None)
+        parts = [[g.indices, g.values] if isinstance(g, Rows) else [g] for g in leaves_of(grads) if g is not None]
+        return [np.array(x) for x in (loss, *(x for part in parts for x in part))]
 
     def train(self, rates: Sequence[float] | np.ndarray) -> Iterator[float]:
         """One step per rate from the state on entering; yields the loss that each minibatch had before its step."""
@@ -162,8 +189,8 @@ class Sandbox:
             self.slope_seen = self.slope_seen or (values is not None and bool(np.any(values)))
 
     def following_batch(self, steps: int) -> Any:
-        """The minibatches that follow those of a trial, joined; None if every step sees all the data."""
-        if self.batches is None or len(self.batches) == 1:
+        """The minibatches that follow those of a trial, joined; None if there are none, or each is all the data."""
+        if self.batches is None or sees_all(self.batches.batch_size, self.batches.examples):
             return None
         for _ in range(steps):
             self.batches.next_batch()
@@ -183,3 +210,42 @@ class Sandbox:
             return copy.deepcopy(self._optimizer, shared)
         make = maker_of(self._optimizer) if isinstance(self._optimizer, str) else self._optimizer
         return make(self._stepped) if lr is None else make(self._stepped, lr=lr)
+
+
+def _check_kind(optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        kind = type(optimizer).__name__
+        raise TypeError(f"optimizer must be a name, a class or an optimizer for one process, got {kind}")
+
+
+def _containers(tree: Any) -> list[Any]:
+    """The lists and dictionaries of a nesting, whose entries a model could replace."""
+    if not isinstance(tree, (Mapping, Sequence)) or isinstance(tree, (str, bytes)):
+        return []
+    own = [tree] if isinstance(tree, (MutableMapping, MutableSequence)) else []
+    return own + [x for item in (tree.values() if isinstance(tree, Mapping) else tree) for x in _containers(item)]
+
+
+def _entries(container: Any) -> dict[Any, Any] | list[Any]:
+    return dict(container) if isinstance(container, MutableMapping) else list(container)
+
+
+def _put_back(container: Any, entries: Any) -> None:
+    """Let a list or dictionary have the very entries that it had."""
+    if isinstance(entries, list):
+        if list(map(id, container)) != list(map(id, entries)):
+            container[:] = entries
+        return
+    for key in [key for key in container if key not in entries]:
+        del container[key]
+    for key, item in entries.items():
+        if container.get(key) is not item:
+            container[key] = item
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays are equal but for round-off."""
+    if a.shape != b.shape or a.dtype.kind != "f":
+        return np.array_equal(a, b)
+    size = float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a)))
+    return np.allclose(a, b, rtol=0.0, atol=1e-5 * size, equal_nan=True)

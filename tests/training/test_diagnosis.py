@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from functools import partial
 
 import numpy as np
 import pytest
 
 import fastoptim as fo
+from fastoptim import cli
 from fastoptim.training.curves import kendall_tau
 from fastoptim.training.diagnosis import MINIMUM, VERDICTS
 from tests.support.scripts import benchmark
@@ -376,6 +378,128 @@ def test_kendalls_tau_is_that_of_scipy():
 def test_bad_input_is_refused(losses, options, error, text):
     with pytest.raises(error, match=text):
         fo.diagnose(losses, **options)
+
+
+@pytest.mark.parametrize("losses", [{0: 5.0, 1: 4.0}, {3.0, 1.0, 2.0}, None, 3.0, fo.fit])
+def test_what_is_no_sequence_is_refused(losses):
+    with pytest.raises(TypeError, match=f"losses must be a sequence of numbers, got {type(losses).__name__}"):
+        fo.diagnose(losses)
+
+
+def test_masked_losses_are_missing():
+    y = 2.3 * 0.9 ** np.arange(100)
+    masked = np.ma.masked_array(np.where(np.arange(100) % 7 == 3, 1e9, y), np.arange(100) % 7 == 3)
+    assert fo.diagnose(masked) == fo.diagnose(np.where(masked.mask, np.nan, y))
+    assert fo.diagnose(masked).evidence["missing"] == 14
+
+
+def test_losses_of_an_iterator_are_read():
+    y = (2.3 * 0.9 ** np.arange(100)).tolist()
+    assert fo.diagnose(iter(y)) == fo.diagnose(dict(enumerate(y)).values()) == fo.diagnose(y)
+
+
+@pytest.mark.parametrize("late", [540, 560])
+def test_a_late_jump_is_seen_on_a_fixed_batch(late):
+    losses = np.r_[2.3 * np.exp(-np.arange(late) / 150), [2.0] * (600 - late)]
+    found = fo.diagnose(losses, fixed_batch=True)
+    assert (found.verdict, found.lr_factor) == ("oscillating", 0.5)
+    assert "has risen by" in found.remedy
+    spike = np.r_[losses[:late], [2.0] * 5, losses[late - (595 - late) : late]]  # it has come back
+    assert fo.diagnose(spike, fixed_batch=True).lr_factor == 1.0
+
+
+# --- Rates that change ---------------------------------------------------------------------------------------------
+
+
+def test_a_remedy_for_a_schedule_scales_it():
+    """The last rate of a cosine is next to nothing: ten times as much would be, too."""
+    losses = 2.3 - 1e-5 * np.arange(100)
+    cosine = fo.schedules.cosine(1e-5, 100)
+    found = fo.diagnose(losses, lr=[cosine(step) for step in range(100)], scheduled=True)
+    assert (found.verdict, found.lr_factor) == ("too slow", 10.0)
+    assert found.remedy.endswith(
+        "multiply the learning rate by 10 (all of its schedule, schedules.scale(schedule, 10))."
+    )
+    known = fo.diagnose(losses, lr=np.full(100, 1e-5))
+    assert known.remedy == fo.diagnose(losses, lr=1e-5).remedy
+    assert known.remedy.endswith("(try 0.0001).")
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("losses", [2.3 - 1e-5 * np.arange(300), np.full(300, 2.3)])
+def test_nothing_is_slow_while_the_rate_rises(losses, fixed):
+    steps = np.arange(300)
+    for warmup in (290, 300, 3000):
+        found = fo.diagnose(losses, fixed_batch=fixed, lr=np.minimum(steps / warmup, 1.0), scheduled=True)
+        assert (found.verdict, found.lr_factor) == ("unclear", 1.0)
+        assert "wait until the learning rate has been at its height" in found.remedy
+    for rates in (np.minimum(steps / 30, 1.0), 1.0 - steps / 300, 0.1 ** (steps // 100)):
+        assert fo.diagnose(losses, fixed_batch=fixed, lr=rates).verdict in ("too slow", "plateau")
+
+
+def test_growth_is_growth_while_the_rate_rises():
+    t = np.arange(300.0)
+    found = fo.diagnose(np.exp(t / 30), lr=t / 300, scheduled=True)
+    assert (found.verdict, found.lr_factor) == ("diverged", 0.1)
+
+
+@pytest.mark.parametrize("lr", [[0.1] * 19, [[0.1]] * 20, [-0.1] * 20, ["a"] * 20, [np.nan] * 20])
+def test_rates_are_as_many_as_losses(lr):
+    with pytest.raises(ValueError, match="one for each of 20 losses"):
+        fo.diagnose([1.0] * 20, lr=lr)
+
+
+# --- What fit says -------------------------------------------------------------------------------------------------
+
+
+def regression(rows, rng):
+    """A linear model with noise: loss_and_grad of streams, or of minibatches, and the data."""
+
+    def draw(count):
+        x = rng.standard_normal((count, 5))
+        return x, x @ np.arange(1.0, 6.0) + rng.standard_normal(count)
+
+    def loss_and_grad(w, batch):
+        x, y = draw(32) if batch is None else batch
+        error = x @ w - y
+        return float(np.mean(error**2)), 2 * x.T @ error / len(y)
+
+    return loss_and_grad, None if rows is None else draw(rows)
+
+
+def test_fit_reads_the_losses_of_a_stream_as_those_of_minibatches():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for steps in (400, 1300):
+            f, _ = regression(None, np.random.default_rng(0))
+            found = fo.fit(f, np.zeros(5), None, "sgd", lr=0.01, steps=steps, diagnose=False).diagnosis
+            assert found.verdict in ("healthy", "plateau"), found
+
+
+def test_fit_waits_until_a_warmup_has_ended():
+    f, data = regression(64, np.random.default_rng(0))
+    schedule = fo.schedules.warmup(fo.schedules.constant(1e-2), 30000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fo.fit(f, np.zeros(5), data, "sgd", lr=schedule, steps=350, batch_size=64).diagnosis
+    assert (found.verdict, found.lr_factor) == ("unclear", 1.0)
+
+
+@pytest.mark.parametrize("batch_size", [8, 64])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_command_says_what_fit_says(batch_size, momentum, tmp_path, capsys):
+    for lr in (1e-6, 0.3, 0.5, 0.55, fo.schedules.cosine(0.1, 60), fo.schedules.warmup(lambda step: 1e-3, 300)):
+        f, data = regression(64, np.random.default_rng(0))
+        w, path = np.zeros(5), tmp_path / "log.jsonl"
+        path.unlink(missing_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opt = fo.SGD(w, lr=0.1, momentum=momentum)
+            result = fo.fit(f, w, data, opt, lr=lr, steps=60, batch_size=batch_size, log=path, diagnose=False)
+        capsys.readouterr()
+        if result.reason == "steps":
+            assert cli.main(["diagnose", str(path)]) == 0
+            assert f"  {result.diagnosis.verdict}. {result.diagnosis.remedy}\n" in capsys.readouterr().out
 
 
 def test_null_of_a_log_is_no_number():

@@ -271,6 +271,76 @@ def test_a_gradient_of_none_counts_as_zeros(data):
     assert measure(None) == measure(np.zeros((2, 2)))
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_the_same_batch_twice_tells_nothing_of_noise(drop_last):
+    rows = np.random.default_rng(0).standard_normal((40, 3))
+    batches = fo.minibatches(rows, 32, shuffle=False, drop_last=drop_last)
+    advice = fo.recommend(lambda w, b: (0.0, np.mean(w - b, axis=0)), np.zeros(3), batches)
+    assert set(advice.figures) == {"spread", "example_spread"}
+    assert advice.batch_size is None
+
+
+def test_batches_in_order_are_all_looked_at_from_the_middle_on():
+    calls = []
+
+    def loss_and_grad(w, batch):
+        calls.append(batch[0])
+        return 0.0, np.mean(w - batch[:, None], axis=0)
+
+    batches = fo.minibatches(np.arange(6.0), 2, shuffle=False)
+    batches.next_batch(), batches.next_batch()
+    fo.recommend(loss_and_grad, np.zeros(1), batches)
+    assert calls[:3] == [4.0, 0.0, 2.0]
+
+
+def test_no_batch_is_larger_than_the_data():
+    rows = np.random.default_rng(3).standard_normal((40, 10))
+    rows -= rows.mean(axis=0)
+    advice = fo.recommend(lambda w, b: (0.0, np.mean(w - b, axis=0)), np.zeros(10), rows, batch_size=8)
+    assert advice.figures["noise_scale"] > 64
+    assert advice.batch_size == 40
+    assert any("up to about 40," in reason for reason in advice.reasons)
+
+
+def test_equal_gradients_have_no_noise():
+    found = []
+    for seed in range(5):
+        gradient = np.random.default_rng(seed).standard_normal(3)
+        advice = fo.recommend(lambda w, b, g=gradient: (0.0, g), np.zeros(3), np.arange(90.0), batch_size=7)
+        found.append(advice.figures["noise_scale"])
+    assert min(found) == 0.0 and max(found) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("gradient", "error", "text"),
+    [
+        (np.ones(3), ValueError, r"gradient of parameter 'w': expected shape \(2,\), got \(3,\)"),
+        (np.ones(2) + 1j, TypeError, "expected real numbers, got ndarray \\(dtype complex128"),
+        (np.ma.masked_array(np.ones(2), [True, False]), TypeError, "expected real numbers, got MaskedArray"),
+    ],
+)
+@pytest.mark.parametrize("data", [None, np.arange(100.0)])
+def test_gradients_that_are_none_of_the_parameter_are_refused(data, gradient, error, text):
+    with pytest.raises(error, match=text):
+        fo.recommend(lambda p, batch: (0.0, {"w": gradient}), {"w": np.zeros(2)}, data)
+
+
+def test_groups_and_rows_are_measured(data):
+    table, rows = np.zeros((20, 1)), np.random.default_rng(0).integers(0, 20, (64, 1))
+
+    def measured(kind, given):
+        def loss_and_grad(params, batch):
+            indices = batch[:, 0]
+            gradient = fo.Rows(indices, 1.0 + np.cos(indices)[:, None])
+            return 0.0, {"table": gradient if kind else gradient.to_dense(20), "frozen": "nothing"}
+
+        return fo.recommend(loss_and_grad, given, rows, batch_size=8)
+
+    params = fo.groups({"table": table, "frozen": np.zeros(2)}, {"frozen": None})
+    assert measured(True, params) == measured(False, params)
+    assert 0.4 < measured(True, params).figures["sparsity"] < 0.9
+
+
 class Pair(NamedTuple):
     x: np.ndarray
     y: np.ndarray

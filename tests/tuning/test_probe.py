@@ -19,6 +19,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim.common import generators
+from fastoptim.distributed import ShardedOptimizer
 from fastoptim.training.diagnosis import Diagnosis
 from fastoptim.tuning import sandbox as sandbox_module
 from fastoptim.tuning.probe import Probe, _grid_index, _rate, _Search
@@ -461,7 +462,8 @@ def test_groups_keep_the_ratios_of_their_rates():
 
     seen = []
     fo.probe_lr(loss_and_grad, [x, y], None, opt, lr=0.5, steps=10, max_probes=1)
-    assert seen[1] == (0.5, 0.95)
+    assert seen[:2] == [(1.0, 1.0)] * 2  # whether a second call returns the same
+    assert seen[3] == (0.5, 0.95)
     assert (opt.param_groups[0]["lr"], opt.param_groups[1]["lr"]) == (0.2, 0.02)
 
 
@@ -868,11 +870,98 @@ def test_groups_by_name_are_probed_with_their_ratios(made):
     optimizer = fo.SGD(chosen) if made is None else made  # a rate of 1e-3 by default, so that ratios are 50 and 200
     found = fo.probe_lr(loss_and_grad, chosen, None, optimizer, lr=0.001, steps=10, max_probes=1)
     assert found.probes[0].lr == 0.001
-    assert np.allclose(np.diff(seen[:11], axis=0), [[-0.001, -0.05, -0.2]], atol=1e-12)
+    assert np.allclose(np.diff(seen[2:13], axis=0), [[-0.001, -0.05, -0.2]], atol=1e-12)
     seen.clear()
     test = fo.lr_range_test(loss_and_grad, chosen, None, optimizer, low=1e-4, high=1e-2, steps=10)
     assert np.allclose(-np.diff(seen, axis=0), np.outer(test.rates[:9], [1.0, 50.0, 200.0]), atol=1e-12)
     assert all((x == 1.0).all() for x in (*params["body"].values(), params["old"], params["table"]))
+
+
+def replacing(params, batch):
+    params["w"] = 0.9 * params["w"]
+    return float(params["w"] @ params["w"]), {"w": 2 * params["w"], "b": [None]}
+
+
+@pytest.mark.parametrize("search", [fo.probe_lr, fo.lr_range_test])
+def test_a_model_that_replaces_arrays_is_refused_and_put_back(search):
+    w, b = np.ones(3), [np.ones(2)]
+    params = {"w": w, "b": b}
+    with pytest.raises(ValueError, match=r"\['w'\] replaced by other arrays.*write into arrays"):
+        search(replacing, params, None, "sgd")
+    assert params["w"] is w and w.tolist() == [1.0, 1.0, 1.0]
+
+    def running_mean(params, batch):  # what no optimizer steps may be replaced, and comes back, too
+        params["b"][0], params["new"] = params["b"][0] + 1.0, 1
+        del params["new"]
+        return float(w @ w), {"w": 2 * w, "b": [None]}
+
+    mean = b[0]
+    search(running_mean, fo.groups(params, {"b": None}), None, "sgd", steps=10)
+    assert params == {"w": w, "b": b} and b[0] is mean and mean.tolist() == [1.0, 1.0]
+
+
+def test_advice_puts_back_replaced_arrays():
+    w = np.ones(3)
+    params = {"w": w, "b": [np.ones(2)]}
+    fo.recommend(replacing, params, None)
+    assert params["w"] is w
+
+
+@pytest.mark.parametrize("returned", [None, 1.0, (1.0, np.ones(2), 3), ("one", np.ones(2))])
+@pytest.mark.parametrize("search", [fo.probe_lr, fo.lr_range_test, lambda f, p, data, opt: fo.recommend(f, p, data)])
+def test_what_a_model_should_return_is_said(search, returned):
+    with pytest.raises(TypeError, match=r"must return \(loss, gradients\), the loss a number"):
+        search(lambda p, batch: returned, np.ones(2), None, "sgd")
+
+
+# --- What is the same at every step, and what is not --------------------------------------------------------------
+
+
+def logistic(p, x, y):
+    q = 1 / (1 + np.exp(-(x @ p)))
+    return float(-np.mean(y * np.log(q) + (1 - y) * np.log(1 - q))), x.T @ (q - y) / len(y)
+
+
+def drawn(rng, count):
+    x = rng.standard_normal((count, 5))
+    return x, (rng.random(count) < 1 / (1 + np.exp(-x @ [1.0, -1.0, 0.5, 0.0, 0.0]))).astype(float)
+
+
+def test_a_stream_is_judged_as_noisy():
+    """The loss at zero is log 2 for every batch: only the gradients show that it is another one."""
+    rng = np.random.default_rng(0)
+    stream = fo.probe_lr(lambda p, _: logistic(p, *drawn(rng, 32)), np.zeros(5), None, "sgd")
+    assert 0.2 <= stream.lr <= 1.0
+    assert not any(probe.bad for probe in stream.probes if probe.lr <= 1.0)
+
+
+def test_a_dropped_rest_makes_no_fixed_batch():
+    data = drawn(np.random.default_rng(0), 40)
+    batches = fo.minibatches(data, 32, drop_last=True)
+    assert 0.2 <= fo.probe_lr(lambda p, b: logistic(p, *b), np.zeros(5), batches, "sgd").lr <= 1.0
+
+
+@pytest.mark.parametrize("start", [1e-3, 1e40])
+def test_no_rate_is_accepted_where_rates_end(start):
+    def unbounded(p, batch):
+        return float(-p.sum()), -np.ones(3)
+
+    result = fo.probe_lr(unbounded, np.ones(3), None, "sgd", lr=start, max_probes=60, steps=10)
+    assert result.inconclusive
+    assert result.lr == pytest.approx(max(start, 1e36))
+
+    def cliff(x, batch):
+        return (1.0 if (x == 1.0).all() else math.nan), x + 1.0
+
+    nowhere = fo.probe_lr(cliff, np.ones(2), None, "sgd", lr=start, max_probes=60, steps=10)
+    assert nowhere.inconclusive
+    assert nowhere.probes[0].lr > 0.0
+
+
+@pytest.mark.parametrize("steps", [10, 15, 25, 40, 60])
+def test_a_short_sweep_does_not_find_its_first_rates(steps):
+    test = fo.lr_range_test(plain, np.ones(3), None, "sgd", high=100.0, steps=steps)
+    assert 1e-4 < test.steepest < 2.0
 
 
 # --- Bad input ----------------------------------------------------------------------------------------------------
@@ -899,6 +988,8 @@ def plain(x, batch):
         ({"buffers": ["x"]}, TypeError, "must be NumPy arrays, got str"),
         ({"batch_size": 4}, ValueError, "none to cut"),
         ({"loss_and_grad": 3}, TypeError, "must be callable"),
+        ({"optimizer": 3}, TypeError, "for one process, got int"),
+        ({"optimizer": lambda p: ShardedOptimizer(fo.SGD, p)}, TypeError, "for one process, got ShardedOptimizer"),
     ],
 )
 def test_bad_input_is_refused(options, error, text):
