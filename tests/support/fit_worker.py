@@ -92,6 +92,10 @@ def differences():
             fit(f, **base | {name: values[LAST]})
     with refused(ValueError, "differ in examples: 48 on rank 0, 40 on rank"):
         fit(f, DATA[:40] if LAST else DATA, **base)
+    params, optimizer = fresh()
+    with refused(ValueError, "differ in average: decay=0.9, start=0 on rank 0, decay=0.8, start=0 on rank"):
+        average = fo.Average(params, 0.8 if LAST else 0.9)
+        fo.fit(f, params, DATA, optimizer, epochs=2, average=average, progress=False)
     with refused(ValueError, "differ in validation: True on rank 0, False"):
         fit(f, validation=None if LAST else base["validation"])
     batches = fo.minibatches(DATA, 8)
