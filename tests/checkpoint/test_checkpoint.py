@@ -681,7 +681,7 @@ def test_memory_is_a_small_multiple_of_the_file(tmp_path):
             with pytest.raises(CheckpointError):
                 optimizer.load(path)
 
-        assert peak_of(load) < 60 * len(content) + 2**20, name
+        assert peak_of(load) < 60 * len(content) + 2**20 + 2**18, name  # a MiB is read at a time
 
 
 def test_saving_and_loading_need_no_second_copy_of_the_file(tmp_path):

@@ -50,7 +50,7 @@ def run_numba():
 
 
 def open_a_block():
-    with pytest.importorskip("fastoptim.adapters.sklearn").accelerate():
+    with pytest.importorskip("fastoptim.adapters.sklearn", exc_type=ImportError).accelerate():
         return True
 
 
@@ -59,7 +59,7 @@ def lock_of_numba():
 
 
 def lock_of_sklearn():
-    return pytest.importorskip("fastoptim.adapters.sklearn")._mode.lock
+    return pytest.importorskip("fastoptim.adapters.sklearn", exc_type=ImportError)._mode.lock
 
 
 @needs_fork
