@@ -113,8 +113,8 @@ def fit(
         At the end, ``average.copy_to(params)`` puts the averages into the parameters. Schedule-free optimizers are
         validated with what their ``averaged()`` returns; use that at the end, too, also after `restore_best`.
     validate_every : int
-        Steps between validations; default: after every epoch (without data, give it). There is one at the end, too,
-        unless a callback ended training.
+        Steps between validations; default: after every epoch (without data, at the end alone). There is one at the end,
+        too, unless a callback ended training.
     monitor, mode : str, {"min", "max"}
         Which of validation's figures counts for `early_stopping`, the best parameters and `Plateau`, and whether less
         or more of it is better. Default: the loss, of which less is better.
@@ -133,7 +133,8 @@ def fit(
         Where to save the whole state of training; with `validation`, the best so far also goes to
         ``<name>.best<suffix>``. See `fastoptim.checkpoint` for what is guaranteed.
     checkpoint_every : int
-        Steps between checkpoints; default: after every epoch (without data, give it). There is always one at the end.
+        Steps between checkpoints; default: after every epoch (without data, at the end alone). There is always one at the
+        end.
     keep : int
         Keep so many of the last checkpoints as files of their own, too: ``<name>-<steps><suffix>``.
     resume : bool or path
@@ -224,8 +225,11 @@ def fit(
         for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep)):
             if checkpoint is None and value is not None:
                 raise ValueError(f"{name} needs checkpoint")
-        if isinstance(batches, _NoData):
-            _check_intervals(validation, validate_every, checkpoint, checkpoint_every)
+        if isinstance(batches, _NoData) and early_stopping is not None and validate_every is None:
+            raise ValueError(
+                "early_stopping: without data there are no epochs, after which validation runs by default: give "
+                "validate_every, the steps in between"
+            )
         if flag("restore_best", restore_best) or checkpoint is not None:
             matching.check_holdable(dict(frozen_arrays(params, optimizer)), in_memory=checkpoint is None)
 
@@ -344,19 +348,6 @@ def _check(loss_and_grad: Any, epochs: Any, steps: Any, batches: Any) -> None:
         raise ValueError("give epochs or steps: how long to train")
     if isinstance(batches, _NoData) and (steps is None or epochs is not None):
         raise ValueError("without data there are no epochs: give steps alone")
-
-
-def _check_intervals(validation: Any, validate_every: Any, checkpoint: Any, checkpoint_every: Any) -> None:
-    """ValueError if something is to be done after every epoch, of which there is none."""
-    for name, wanted, every in (
-        ("validate_every", validation, validate_every),
-        ("checkpoint_every", checkpoint, checkpoint_every),
-    ):
-        if wanted is not None and every is None:
-            raise ValueError(
-                f"without data there are no epochs, after which this is done by default: give {name}, the steps in "
-                "between; the number of all steps for once, at the end"
-            )
 
 
 def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
