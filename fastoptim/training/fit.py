@@ -133,8 +133,8 @@ def fit(
         Where to save the whole state of training; with `validation`, the best so far also goes to
         ``<name>.best<suffix>``. See `fastoptim.checkpoint` for what is guaranteed.
     checkpoint_every : int
-        Steps between checkpoints; default: after every epoch (without data, at the end alone). There is always one at the
-        end.
+        Steps between checkpoints; default: after every epoch (without data, at the end alone). There is always one at
+        the end.
     keep : int
         Keep so many of the last checkpoints as files of their own, too: ``<name>-<steps><suffix>``.
     resume : bool or path

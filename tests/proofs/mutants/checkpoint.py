@@ -110,10 +110,10 @@ MUTANTS = (
         ("step counts of slices differ", "any(target[key] != x for key, x in numbers.items()) or ", ""),
         (
             "slice put one element late",
-            "common[0] - wanted[0] : common[1] - wanted[0]] = x[common[0] - start",
-            "common[0] - wanted[0] : common[1] - wanted[0]] = x[max(common[0] - start - 1, 0)",
+            "= x[source.start : source.stop]",
+            "= x[max(source.start - 1, 0) : source.stop - (source.start > 0)]",
         ),
-        ("slice of another dtype", "if x.dtype != dtype:", "if False:"),
+        ("slice of another dtype", "if x.dtype.name != dtype and (key", "if False and (key"),
     ),
     *planted(
         CHECKPOINT,
@@ -214,7 +214,7 @@ MUTANTS = (
         ("infinity on purpose refused", "if overflowing <= size < math.inf:", "if overflowing <= size:"),
         ("border of vanishing", "if 0.0 < size <= vanishing and", "if 0.0 < size < vanishing and"),
         ("rates may not vanish", " and not may_vanish", ""),
-        ("no limit is refused", "return number if number == math.inf else real(", "return real("),
+        ("no limit is refused", "if not number >= 0.0:  # NaN is not", "if not 0.0 <= number < math.inf:"),
     ),
     *planted(
         "fastoptim/common/threads.py",

@@ -196,7 +196,7 @@ MUTANTS = (
         "for (int i = 0; i < 1; i++)\n        if ((char *)before",
     ),
     Mutant("entries of two runs merged", PLAN, "before->run != after->run || ", ""),
-    Mutant("scalars of another run", BIND, "PyList_GetItem(rows, r)", "PyList_GetItem(rows, 0)", NATIVE),
+    Mutant("scalars of another run", BIND, "items_of(rows)[r]", "items_of(rows)[0]", NATIVE),
     Mutant("adam: the native call's count one behind", BIND, "run->t += steps + 1", "run->t += steps", (OPTIMIZERS,)),
     Mutant("adam: steps before the plan forgotten", BIND, "run->t += steps + 1", "run->t = steps + 1", (OPTIMIZERS,)),
     Mutant("lists that have items of their own taken", BIND, "PyList_CheckExact", "PyList_Check", (OPTIMIZERS,)),
