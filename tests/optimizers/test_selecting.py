@@ -176,6 +176,8 @@ def test_forgotten_parameters_begin_anew():
     assert same_bits(params["head"]["w"], wanted["head"]["w"])
     assert not same_bits(params["body"][1]["w"], wanted["body"][1]["w"])
     before = opt.state_dict()["state"]["head.w"]["exp_avg"]
+    with pytest.raises(TypeError, match="divided into groups already; give all rules at once"):
+        fo.groups(fo.groups(np.ones(2), {}), {"0": {"lr": 0.1}})
     with pytest.raises(ValueError, match="near are"):
         opt.forget("haed.w")
     with pytest.raises(ValueError, match="selects no parameter"):

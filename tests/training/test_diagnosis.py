@@ -452,36 +452,32 @@ def test_rates_are_as_many_as_losses(lr):
 # --- What fit says -------------------------------------------------------------------------------------------------
 
 
-def regression(rows, rng):
-    """A linear model with noise: loss_and_grad of streams, or of minibatches, and the data."""
+def regression(w, batch):
+    x, y = batch
+    error = x @ w - y
+    return float(np.mean(error**2)), 2 * x.T @ error / len(y)
 
-    def draw(count):
-        x = rng.standard_normal((count, 5))
-        return x, x @ np.arange(1.0, 6.0) + rng.standard_normal(count)
 
-    def loss_and_grad(w, batch):
-        x, y = draw(32) if batch is None else batch
-        error = x @ w - y
-        return float(np.mean(error**2)), 2 * x.T @ error / len(y)
-
-    return loss_and_grad, None if rows is None else draw(rows)
+def examples(count):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((count, 5))
+    return x, x @ np.arange(1.0, 6.0) + rng.standard_normal(count)
 
 
 def test_fit_reads_the_losses_of_a_stream_as_those_of_minibatches():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for steps in (400, 1300):
-            f, _ = regression(None, np.random.default_rng(0))
-            found = fo.fit(f, np.zeros(5), None, "sgd", lr=0.01, steps=steps, diagnose=False).diagnosis
-            assert found.verdict in ("healthy", "plateau"), found
+    data, options = examples(6400), {"lr": 0.01, "steps": 400, "diagnose": False}
+    whole = fo.fit(regression, np.zeros(5), data, "sgd", **options)
+    stream = fo.minibatches(data)
+    read = fo.fit(lambda w, _: regression(w, stream.next_batch()), np.zeros(5), None, "sgd", **options)
+    assert read.diagnosis == whole.diagnosis
+    assert whole.diagnosis.lr_factor == 1.0
 
 
 def test_fit_waits_until_a_warmup_has_ended():
-    f, data = regression(64, np.random.default_rng(0))
     schedule = fo.schedules.warmup(fo.schedules.constant(1e-2), 30000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = fo.fit(f, np.zeros(5), data, "sgd", lr=schedule, steps=350, batch_size=64).diagnosis
+        found = fo.fit(regression, np.zeros(5), examples(64), "sgd", lr=schedule, steps=350, batch_size=64).diagnosis
     assert (found.verdict, found.lr_factor) == ("unclear", 1.0)
 
 
@@ -489,13 +485,14 @@ def test_fit_waits_until_a_warmup_has_ended():
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_the_command_says_what_fit_says(batch_size, momentum, tmp_path, capsys):
     for lr in (1e-6, 0.3, 0.5, 0.55, fo.schedules.cosine(0.1, 60), fo.schedules.warmup(lambda step: 1e-3, 300)):
-        f, data = regression(64, np.random.default_rng(0))
         w, path = np.zeros(5), tmp_path / "log.jsonl"
         path.unlink(missing_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             opt = fo.SGD(w, lr=0.1, momentum=momentum)
-            result = fo.fit(f, w, data, opt, lr=lr, steps=60, batch_size=batch_size, log=path, diagnose=False)
+            result = fo.fit(
+                regression, w, examples(64), opt, lr=lr, steps=60, batch_size=batch_size, log=path, diagnose=False
+            )
         capsys.readouterr()
         if result.reason == "steps":
             assert cli.main(["diagnose", str(path)]) == 0

@@ -180,6 +180,11 @@ MUTANTS = (
         ("batches larger than the data", ', int(figures["examples"]))', ")"),
     ),
     *planted(
+        "fastoptim/training/watching.py",
+        (READING,),
+        ("no data taken for a fixed batch", "== examples > 1", "== examples"),
+    ),
+    *planted(
         SANDBOX,
         (PROBING,),
         (
