@@ -34,7 +34,7 @@ for name, factors in (("tied", (1.02, 0.995, 0.99, 0.98)), ("lost", (0.9, 0.91, 
     result["lists"].append({"list": name, "torch_over_ours": gpu_check.against(times, "torch_fused")})
 print(">", json.dumps(gpu_check.bars(result)))
 
-gpu_check.check_bits = lambda *arguments: {"checks": 7, "differing": 0}
+gpu_check.check_bits = lambda *arguments: iter(7 * [checks[0]])
 gpu_check.time_lists = cut_short
 status = gpu_check.main(["--quick", "--stages", "environment,bits,lists,sizes", "--json", sys.argv[1]])
 print(">", json.dumps({"status": status, **json.loads(Path(sys.argv[1]).read_text())}))
