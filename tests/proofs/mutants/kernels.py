@@ -181,7 +181,7 @@ MUTANTS = (
     ),
     # The plan
     Mutant("chunks end inside blocks", PLAN, "left < whole ? left : whole", "left < room ? left : room", (*NATIVE,)),
-    Mutant("chunks overlap", PLAN, "? plan->chunk_start[chunk + 1] :", "? plan->entries[e].n :", NATIVE),
+    Mutant("chunks overlap", PLAN, "? plan->chunk_start[chunk + 1] :", "? plan->params[e].n :", NATIVE),
     Mutant(
         "chunk borders one element late",
         PLAN,
