@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..rules.codecs import LOW
+
 Array = np.ndarray
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -67,8 +69,8 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 def check_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
     """TypeError unless `dtype` is native float32 or float64."""
     if dtype not in DTYPES:
-        small = dtype.name in ("bfloat16", "float16")
-        classes = ": arrays of 16 bits are for the optimizers' classes alone, such as fo.Adam(p)" if small else ""
+        low = dtype.name in LOW
+        classes = ": arrays of 16 bits are for the optimizers' classes alone, such as fo.Adam(p)" if low else ""
         raise TypeError(
             f"{role} {name!r}: expected native float32 or float64, got {dtype_name(dtype)}{_as_list(dtype)}{classes}"
         )

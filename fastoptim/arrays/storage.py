@@ -10,11 +10,11 @@ import numpy as np
 
 from ..common.validation import choice, count, flag
 from ..rules import codecs
-from ..rules.codecs import BLOCK, ROUNDINGS, Stored
+from ..rules.codecs import BLOCK, LOW, ROUNDINGS, Stored
 from ..rules.table import Rule
 
 STATE_DTYPES = ("float32", "bfloat16", "float8")
-MASTER = "master"
+MASTER, _SCALE = "master", "_scale"
 
 
 @cache
@@ -85,7 +85,7 @@ class Storage(NamedTuple):
         self, states: Sequence[str], squares: Sequence[str], dtype: np.dtype[Any], number: int, first: int = 0
     ) -> Stored | None:
         """How a parameter of this dtype with these states is stored; None if in nothing less than it computes in."""
-        low = dtype.name in ("bfloat16", "float16")
+        low = dtype.name in LOW
         state = self.state_dtype or "float32"
         if not low and (dtype == np.float64 or state == "float32" or not states):
             return None
@@ -126,13 +126,13 @@ def template(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
 
 def scale_name(name: str) -> str:
     """What the scales of a float8 state are called."""
-    return name + "_scale"
+    return name + _SCALE
 
 
 def is_scales(name: str, entry: Mapping[str, Any]) -> bool:
     """Whether an array of an entry of a state dict holds the scales of another."""
-    codes = entry.get(name.removesuffix("_scale"))
-    return name.endswith("_scale") and isinstance(codes, np.ndarray) and storage_of(codes.dtype) == "float8"
+    codes = entry.get(name.removesuffix(_SCALE))
+    return name.endswith(_SCALE) and isinstance(codes, np.ndarray) and storage_of(codes.dtype) == "float8"
 
 
 def storage_of(dtype: np.dtype[Any]) -> str | None:

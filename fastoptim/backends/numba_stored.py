@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..rules import codecs
-from ..rules.codecs import BLOCK, Stored
+from ..rules.codecs import BLOCK, LOW, Stored
 from ..rules.norm import NORM_BLOCK
 from ..rules.table import MAX_STATES
 from ..rules.typed import TypedNumba
@@ -144,11 +144,7 @@ def stored_step(row, k, first, count):
 def sources() -> list[str]:
     """The functions of the codecs and the loops over arrays."""
     functions = [f"@exact\n{TypedNumba(function).text()}" for function in codecs.ELEMENTWISE]
-    plain = [
-        _ENCODE.format(storage=storage, rounding=rounding)
-        for storage in ("bfloat16", "float16")
-        for rounding in codecs.ROUNDINGS
-    ]
+    plain = [_ENCODE.format(storage=storage, rounding=rounding) for storage in LOW for rounding in codecs.ROUNDINGS]
     blocks = [_ENCODE_8.format(rounding=rounding) for rounding in codecs.ROUNDINGS]
     return [BITS, *functions, _DECODE, *plain, *blocks, _STEP]
 

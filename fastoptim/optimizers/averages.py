@@ -16,6 +16,7 @@ from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
 from ..common.trees import Structure
 from ..common.validation import count, real
+from ..rules.codecs import LOW
 from ..rules.coefficients import average_coefficients
 from ..rules.table import RULES, Kernel
 from .groups import listed
@@ -197,7 +198,7 @@ def _checked_decay(value: Any) -> float | None:
 
 
 def _is_averaged(name: str, leaf: Any) -> bool:
-    if str(getattr(leaf, "dtype", "")).removeprefix("torch.") in ("bfloat16", "float16"):
+    if str(getattr(leaf, "dtype", "")).removeprefix("torch.") in LOW:
         raise TypeError(
             f"array {name!r}: 16 bits are too few for an average; give the optimizer master=True and average its "
             "float32 copies: Average({name: entry['master'] for name, entry in opt.state.items()})"

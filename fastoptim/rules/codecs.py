@@ -28,6 +28,7 @@ U64: TypeAlias = Any
 F32: TypeAlias = Any
 
 BLOCK = 128  # elements of a float8 array that share a scale
+LOW = ("bfloat16", "float16")  # what parameters and gradients may be that are computed in float32
 ROUNDINGS = ("stochastic", "nearest")
 
 
@@ -267,7 +268,7 @@ def decoded(codes: np.ndarray, scales: np.ndarray | None, storage: str, square: 
 
 def widened(g: np.ndarray) -> np.ndarray:
     """A flat gradient as it is computed with: bfloat16 and float16 in float32, others as they are."""
-    return decoded(g, None, g.dtype.name, False) if g.dtype.name in ("bfloat16", "float16") else g
+    return decoded(g, None, g.dtype.name, False) if g.dtype.name in LOW else g
 
 
 def encode(x: np.ndarray, codes: np.ndarray, scales: np.ndarray | None, by: Coding) -> None:

@@ -54,16 +54,16 @@ class Validation:
         patience: int | None,
         min_delta: float,
         restore_best: bool,
-        validated: Callable[[], Any] | None = None,
-        averaged: bool = False,
-        deciding: Deciding | None = None,
+        validated: Callable[[], Any],
+        averaged: bool,
+        deciding: Deciding | None,
     ):
         if mode is None and monitor != "loss":
             raise ValueError(f"monitor={monitor!r}: say whether less or more of it is better, mode='min' or mode='max'")
         self.monitor, self.mode = monitor, choice("mode", mode or "min", ("min", "max"))
         self._evaluate, self._params, self._every = evaluate, params, every
         self._patience, self._min_delta, self._restore_best = patience, min_delta, restore_best
-        self._validated, self._averaged, self._deciding = validated or (lambda: params), averaged, deciding
+        self._validated, self._averaged, self._deciding = validated, averaged, deciding
         self.improved = self.additional = False
         self._sign = 1.0 if self.mode == "min" else -1.0
         self._best = _Best(None, math.inf, self._sign * math.inf, None, {})
