@@ -270,9 +270,10 @@ def fall_of_means(x: Array, period: int) -> float:
     return float(np.mean(means[:third]) - np.mean(means[-third:]))
 
 
-def straight(z: Array, start: float) -> bool:
-    """Whether the second half drops by more than 0.6 of what the first does."""
+def kept_pace(z: Array, start: float) -> float:
+    """Fall of the second half in units of that of the first; infinite if there was none before."""
     half = len(z) // 2
     reach = max(1, len(z) // 10)
     at_half = float(np.median(z[max(0, half - reach) : half + reach]))
-    return at_half - float(np.median(z[-reach:])) > 0.6 * (start - at_half)
+    first, second = start - at_half, at_half - float(np.median(z[-reach:]))
+    return second / first if first > 0.0 else math.copysign(math.inf, second)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..common.public import public
 from ..common.validation import flag, real
-from .curves import Curve, autocorrelation, blocks, detrended, fall_of_means, kendall_tau, spread, straight
+from .curves import Curve, autocorrelation, blocks, detrended, fall_of_means, kendall_tau, kept_pace, spread
 
 VERDICTS = ("healthy", "diverged", "oscillating", "too slow", "plateau", "unclear", "too short")
 MINIMUM = 10  # a shorter curve shows nothing but non-finite values
@@ -33,6 +33,7 @@ _TREND = -0.3  # Kendall's tau of the second half above which its drop is chance
 _SURE = 5.0  # standard errors that make a rise or a slow fall certain
 _THROUGHOUT = -0.7  # Kendall's tau of a curve that falls from beginning to end
 _BENT = 0.6  # fall of the second half, in units of that of the first, below which a curve is no straight line
+_ENDED = 0.1  # ... and below which a loss has come to its floor
 _RISEN = 1.1  # largest rate of the last quarter, in units of the median one, from which on rates count as rising
 _PACE = 0.7  # pace of the outer thirds, in units of the middle one's, below which a curve is no straight line
 
@@ -308,11 +309,14 @@ def _judge_fixed(c: Curve) -> Judgement:
         return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
     if drop < _SLOW and float(c.z.max()) > c.start + _SLOW:  # a rate that is too slow never raises the loss
         return "diverged", 0.1, "The loss has jumped up and is no better than at its start"
-    if drop < _SLOW and drop > 0.0 and c.tail_trend < _TREND:
-        return "too slow", 10.0, f"The loss has only {_changed(c)}"
-    if drop < _STRAIGHT and straight(c.z, c.start) and not flat:
+    pace = kept_pace(c.z, c.start)
+    if drop < _SLOW and drop > 0.0 and c.tail_trend < _TREND:  # too small a fall for `flat` to tell
+        if pace > _BENT:
+            return "too slow", 10.0, f"The loss has only {_changed(c)}"
+        flat = pace < _ENDED
+    elif drop < _STRAIGHT and pace > _BENT and not flat:
         return "too slow", 2.0, f"The loss has only {_changed(c)}, along a straight line"
-    if drop < _SLOW:
+    elif drop < max(_AMPLITUDE, doubt):
         return "plateau", 1.0, "The loss has not moved"
     if flat:
         return "plateau", 1.0, f"The loss has {_changed(c)} and is flat now"

@@ -10,13 +10,24 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)(?![\w.]*[A-Za-z_])"
-# `loss: 0.25`, `train_loss=0.25`, `"loss": 0.25`, `Loss 0.25`, `loss (avg) 0.25`; no val_loss, no box_loss.
-_IN_TEXT = re.compile(rf"""(?<![A-Za-z_\-./])(?:tr(?:ai)?n(?:ing)?[ _/-]?)?loss["']?\s*[:=]?\s*({_NUMBER})""", re.I)
+# A comma may part thousands where a point follows. `2,5` and `2,345` are not read: nobody knows which is meant.
+_THOUSANDS = r"\d{1,3}(?:,\d{3})+\.\d*"
+_DIGITS = rf"(?:{_THOUSANDS}|\d+\.\d*|\d+(?![\d.]|,\d)|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = rf"[-+]?(?:{_DIGITS}|nan|inf(?:inity)?)(?![\w.]*[A-Za-z_])"
+# `loss: 0.25`, `train_loss=0.25`, `"loss": 0.25`, `Loss 0.25`; no val_loss, no box_loss.
+_IN_TEXT = re.compile(
+    rf"""(?<![A-Za-z_\-./])(?:tr(?:ai)?n(?:ing)?[ _/-]?)?loss(?!\d)["']?\s*[:=]?\s*({_NUMBER})""", re.I
+)
+# The words before a loss that say of which data it is; the last of them counts.
+_OF_WHAT = re.compile(
+    r"(?<![a-z_])(?:(tr(?:ai)?n(?:ing)?)|val|valid(?:ation)?|eval(?:uation)?|test(?:ing)?|dev)(?![a-z_])", re.I
+)
 _VALIDATION = re.compile(r"val|eval|test|dev", re.I)
 _RATES = ("lr", "learning_rate", "learningrate", "train/lr", "lr/pg0", "lr-adam", "lr-adamw", "lr-sgd")
 _STEPS = ("step", "global_step", "iter", "iteration", "iterations", "trainer/global_step", "_step", "batch", "epoch")
@@ -66,7 +77,11 @@ def make_out(text: str, column: str | None, pattern: str | None) -> Curve:
         return _from_lines(text, pattern)
     columns = _from_json(text) or _from_table(text)
     if columns is not None:
-        return _chosen(columns, column)
+        try:
+            return _chosen(columns, column)
+        except ValueError:  # lines of text may look like a table
+            if column is not None or not any(map(_IN_TEXT.search, text.splitlines())):
+                raise
     if column is not None:
         raise ValueError(f"no table with a column {column!r} can be made out")
     return _from_lines(text, None)
@@ -98,7 +113,9 @@ def _chosen(columns: _Columns, column: str | None) -> Curve:
     candidates = [name for _, name in sorted(ranked, key=lambda pair: pair[0])]
     if column is None:
         if not candidates:
-            raise ValueError(f"no column looks like a loss; choose one by --column: {_listed(filled)}")
+            empty = [name for name in columns if rank(name) is not None]
+            told = f"column {empty[0]!r} holds no numbers like 0.25" if empty else "no column looks like a loss"
+            raise ValueError(f"{told}; choose one by --column: {_listed(filled)}")
         column = _most_likely(filled, candidates)
     elif column not in filled:
         state = "is blank" if column in columns else "is missing"
@@ -107,6 +124,8 @@ def _chosen(columns: _Columns, column: str | None) -> Curve:
     order = steps if steps is not None else list(range(len(filled[column])))
     rates, checks = _of_name(filled, _RATES), _validation_of(filled, column)
     where = [i for i, value in enumerate(filled[column]) if value is not None]
+    if all(later is not None and earlier is not None and later < earlier for earlier, later in pairwise(order)):
+        where.reverse()  # the newest comes first
     known = [math.nan if order[i] is None else order[i] for i in where]
     there = [i for i, value in enumerate(checks or ()) if value is not None and order[i] is not None]
     return Curve(
@@ -196,7 +215,7 @@ def _is_column(values: Any) -> bool:
 
 def _of_records(rows: list[dict[str, Any]]) -> _Columns | None:
     """Columns from records; where they say of what they are (mode, split), only those of training."""
-    for key in _MODES:
+    for key in dict.fromkeys(name for row in rows for name in row if name.lower() in _MODES):
         said = [str(row[key]).lower() for row in rows if isinstance(row.get(key), str)]
         if any(mode.startswith("train") for mode in said):
             rows = [row for row in rows if str(row.get(key, "train")).lower().startswith("train")]
@@ -226,7 +245,8 @@ def _number(value: Any) -> float | None:
     try:
         return float(value)
     except (TypeError, ValueError):
-        return None
+        parted = isinstance(value, str) and re.fullmatch(rf"[-+]?{_THOUSANDS}", value)
+        return float(value.replace(",", "")) if parted else None
     except OverflowError:
         return math.inf if value > 0 else -math.inf
 
@@ -248,6 +268,8 @@ def _from_table(text: str) -> _Columns | None:
         return _bare(rows, split(comments[-1].lstrip("# ")) if comments else [])
     if len(first) == 1 and rank(first[0]) is None:
         return None
+    if split is str.split and any(_number(cell) is not None for cell in first):  # words and numbers: lines of text
+        return None
     body = rows[1:]
     width = len(first)
     fitting = [row for row in body if len(row) in (width, width + 1)]
@@ -255,7 +277,7 @@ def _from_table(text: str) -> _Columns | None:
     if not body or numbers < 0.5 * len(body) or len(fitting) < 0.5 * len(body):
         return None
     names = _distinct(first)
-    return _Columns({name: [_number(row[i]) for row in fitting] for i, name in enumerate(names)})
+    return _of_records([dict(zip(names, row, strict=False)) for row in fitting])
 
 
 def _by_mark(mark: str, line: str) -> list[str]:
@@ -308,6 +330,17 @@ def _distinct(names: Sequence[str]) -> list[str]:
 # --- Lines of text --------------------------------------------------------------------------------------------------
 
 
+def _is_of_other_data(words: str) -> bool:
+    """Whether what stands before a loss says last that it is one of validation."""
+    said = _OF_WHAT.findall(words)
+    return bool(said) and not said[-1]
+
+
+def _parted(text: str) -> str:
+    """What a pattern has found, without commas between thousands."""
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+
+
 def _from_lines(text: str, pattern: str | None) -> Curve:
     """The first loss of every line: of the training, or whatever the pattern's first group is."""
     try:
@@ -316,12 +349,15 @@ def _from_lines(text: str, pattern: str | None) -> Curve:
         raise ValueError(f"--pattern is no regular expression: {error}") from error
     if wanted.groups < 1:
         raise ValueError("--pattern needs a group in round brackets around the loss")
-    losses = []
+    taken: list[tuple[bool, float]] = []  # whether it is said to be of other data, and the loss
     for line in re.split(r"[\r\n]+", text):  # progress bars overwrite their line
-        found = wanted.search(line)
-        value = _number((found.group(1) or "").replace(",", "")) if found else None
-        if value is not None:
-            losses.append(value)
+        found = [
+            (pattern is None and _is_of_other_data(line[: match.start(1)]), value)
+            for match in wanted.finditer(line)
+            if (value := _number(_parted(match.group(1) or "") if pattern else match.group(1))) is not None
+        ]
+        taken += sorted(found, key=itemgetter(0))[:1]
+    losses = [loss for other, loss in taken if not other] or [loss for _, loss in taken]
     if not losses:
         hint = "no line matches --pattern" if pattern else "no loss is found; name its --column, or give a --pattern"
         raise ValueError(hint)

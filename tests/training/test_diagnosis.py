@@ -307,6 +307,31 @@ def test_the_remedy_is_the_chapters():
     assert (risen.verdict, risen.lr_factor) == ("diverged", 0.1)
 
 
+def test_a_fixed_batch_whose_loss_has_come_to_a_floor_is_not_called_slow():
+    t = np.arange(300)
+    for fall in (0.005, 0.05, 0.09):  # of the loss, as where most of it is noise that no model explains
+        for steps, verdict, factor in ((1, "plateau", 1.0), (5, "plateau", 1.0), (20, "plateau", 1.0),
+                                       (100, "healthy", 1.0), (1000, "too slow", 10.0)):  # fmt: skip
+            found = fo.diagnose(1 - fall * (1 - np.exp(-t / steps)), fixed_batch=True)
+            assert (found.verdict, found.lr_factor) == (verdict, factor), (fall, steps)
+            assert f"dropped by {found.evidence['drop']:.1%}" in found.remedy
+    assert "has not moved" in fo.diagnose(np.where(t % 7, 1.0, 1.0 - 1e-12), fixed_batch=True).remedy
+
+
+def test_a_whole_data_set_of_mostly_noise_trains_without_a_warning():
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((500, 3))
+    y = x @ [0.1, 0.2, 0.0] + rng.standard_normal(500)
+
+    def loss_and_grad(p, batch):
+        error = batch[0] @ p - batch[1]
+        return np.mean(error**2), 2 * batch[0].T @ error / len(error)
+
+    result = fo.fit(loss_and_grad, np.zeros(3), (x, y), "sgd", lr=0.05, steps=100, batch_size=500)
+    assert 0.02 < result.diagnosis.evidence["drop"] < 0.1
+    assert result.diagnosis.lr_factor == 1.0  # at ten times the rate it would diverge
+
+
 def test_gains_that_are_lost_again_are_called_oscillating():
     losses = np.interp(np.arange(200), [0, 60, 200], [2.3, 0.5, 0.9])  # the peaks do not double, the end is no new high
     for fixed in (False, True):

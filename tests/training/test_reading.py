@@ -68,6 +68,19 @@ LOGS = {
     "nanoGPT": "step 0: train loss 10.1, val loss 9.0\n".replace("10.1", "2.5")
     + "".join(f"iter {i}: loss {loss:.4f}, time 10.00ms, mfu 1.0%\n" for i, loss in enumerate(LOSSES) if i),
     "a progress bar": "".join(f"\r 10%|#   | {i}/4 [00:01, loss={loss}]" for i, loss in enumerate(LOSSES)),
+    "words and numbers": "".join(f"step {i} loss {loss}\n" for i, loss in enumerate(LOSSES)),
+    "words and one number": "".join(f"iter {i} loss={loss}\n" for i, loss in enumerate(LOSSES)),
+    "validation in the same line": "".join(
+        f"epoch {i} val loss: 9.0 train loss: {loss}\n" for i, loss in enumerate(LOSSES)),
+    "validation in lines of its own": "".join(
+        f"Epoch {i} Loss: {loss}\nTest set: Average loss: 9.0, Accuracy: 9/10\n" for i, loss in enumerate(LOSSES)),
+    "fairseq": "".join(f"2026-01-01 | INFO | {what} | epoch {i:03d} | loss {loss} | ppl 7.0\n"
+                       for i, x in enumerate(LOSSES) for what, loss in (("train", x), ("valid", 9.0))),
+    "a machine named dev": "".join(f"[dev] step {i}: loss {loss}\n" for i, loss in enumerate(LOSSES)),
+    "bars and words": "".join(f"{i} | loss {loss} | acc 0.5\n" for i, loss in enumerate(LOSSES)),
+    "a CSV by phase": table(",", ("epoch", "Phase", "loss"),
+                            *(row for i, loss in enumerate(LOSSES) for row in ((i, "train", loss), (i, "val", 77.0)))),
+    "the newest row first": table(",", ("epoch", "loss"), *reversed(list(enumerate(LOSSES)))),
     "records as Python prints them": "".join(f"{{'loss': {loss}, 'epoch': {i}}}\n" for i, loss in enumerate(LOSSES)),
 }  # fmt: skip
 
@@ -121,6 +134,18 @@ def test_a_column_or_a_pattern_can_be_chosen():
     for pattern, text in (("(", "no regular expression"), ("E=", "needs a group"), ("x(.)", "no line matches")):
         with pytest.raises(ValueError, match=text):
             curve("E=1.5\n", pattern=pattern)
+
+
+def test_a_comma_in_a_number_is_read_only_where_it_can_mean_one_thing():
+    assert curve("iter 0 loss: 3,000.50\niter 1 loss: 900.5\n").losses.tolist() == [3000.5, 900.5]
+    assert curve('step,loss\n0,"1,234,567.0"\n1,"1,000.5"\n2,9.5\n').losses.tolist() == [1234567.0, 1000.5, 9.5]
+    assert curve("E=1,500 now\nE=2,5 now\n", pattern=r"E=([\d.,]+)").losses.tolist() == [1500.0]
+    assert curve("loss 0.5,acc 1\nloss:0.25,0.5\n").losses.tolist() == [0.5, 0.25]
+    for text in ("epoch 1, loss: 0,6931\n", "epoch 1, loss: 3,000\n", "epoch 1, loss1: 0.5\n"):
+        with pytest.raises(ValueError, match="no loss is found"):
+            curve(text)
+    with pytest.raises(ValueError, match=r"column 'loss' holds no numbers like 0.25; choose one by --column: 'epoch'"):
+        curve("epoch;loss\n0;2,5\n1;2,4\n")
 
 
 def test_blanks_are_left_out_and_what_is_no_number_stays():
