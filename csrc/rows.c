@@ -69,7 +69,8 @@ int fo_rows_suit(const fo_param *param, const fo_run *run, int lazy)
     if (lazy || run->lazy)
         return 1;
     double sum = 0;
-    int still = run->still && !scales && run->scalars[0] >= 0; /* zero times a scale below zero, or NaN, is -0 or NaN */
+    double scale = run->scalars[0];
+    int still = run->still && !scales && scale >= 0 && !signbit(scale); /* 0 times another is -0 or NaN */
     for (int i = 0; still && i < FO_COEFFICIENTS; i++) {
         still = !(run->ones >> i & 1) || run->scalars[2 + i] == 1;
         sum += run->above >> i & 1 ? run->scalars[2 + i] : 0;

@@ -53,9 +53,9 @@ def check_rule(member: Described, name: str, given: Rows, kernel: Kernel, scalar
 def touches_rows_alone(given: Rows, scale: float, lazy: bool) -> bool:
     """Whether a step leaves other rows as they are.
 
-    Zero times a scale below zero, or NaN, is -0 or NaN, which an exact step carries into every row.
+    Zero times a scale below zero, that is -0.0, or NaN is -0 or NaN, which an exact step carries into every row.
     """
-    return given.lazy or lazy or scale >= 0.0
+    return given.lazy or lazy or (scale >= 0.0 and math.copysign(1.0, scale) > 0.0)
 
 
 class SparseStep:

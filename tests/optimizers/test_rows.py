@@ -62,6 +62,15 @@ def test_exact_steps_have_the_bits_of_dense_ones(kind, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{"grad_scale": 0.0}, {"max_norm": 0.0}], ids=["scale", "norm"])
+def test_zero_times_a_scale_of_minus_zero_reaches_every_row(options, backend):
+    p, q, rows = np.full((3, 2), -0.0), np.full((3, 2), -0.0), fo.Rows(np.array([1]), np.ones((1, 2)))
+    fo.SGD(p, lr=0.5, maximize=True, backend=backend).step(rows, **options)
+    fo.SGD(q, lr=0.5, maximize=True, backend=backend).step(dense(rows, p.shape), **options)
+    assert same_bits(p, q)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_lazy_steps_touch_their_rows_alone(backend):
     rng = np.random.default_rng(5)
     kinds = [
