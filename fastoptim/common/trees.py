@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from operator import itemgetter
@@ -167,6 +167,35 @@ class Structure:
             raise ValueError(f"{where}: {', '.join(told)}{hint}")
         for key, child in zip(keys, self._children, strict=True):
             yield from child._walk(tree[key], what, f"{path}{key}.")
+
+
+class Entries:
+    """The entries of the lists and dictionaries of a nesting, to be put back where a model has replaced them."""
+
+    def __init__(self, tree: Tree):
+        self._held = [
+            (container, dict(container) if isinstance(container, MutableMapping) else list(container))
+            for container in _containers(tree)
+        ]
+
+    def put_back(self) -> None:
+        """Let every list and dictionary have the very entries that it had."""
+        for container, entries in self._held:
+            if isinstance(entries, list):
+                if list(map(id, container)) != list(map(id, entries)):
+                    container[:] = entries
+                continue
+            for key in [key for key in container if key not in entries]:
+                del container[key]
+            for key, item in entries.items():
+                if container.get(key) is not item:
+                    container[key] = item
+
+
+def _containers(tree: Tree) -> list[Any]:
+    items = tree.values() if isinstance(tree, Mapping) else tree if _is_sequence(tree) else ()
+    own = [tree] if isinstance(tree, (MutableMapping, MutableSequence)) else []
+    return own + [container for item in items for container in _containers(item)]
 
 
 def picker(keys: tuple[Any, ...]) -> Callable[[Tree], tuple[Any, ...]]:

@@ -21,11 +21,11 @@ from .deciding import deciding_states
 from .ending import Interrupts
 from .history import FitResult
 from .log import Log, path_of
-from .loop import Callback, Loop, LossAndGrad, Rate, named_arrays, strange_arrays
+from .loop import Callback, Loop, LossAndGrad, Rate, frozen_arrays, named_arrays, strange_arrays
 from .progress import Progress, bar_class
 from .ranks import Ranks
 from .rates import Rates
-from .resuming import CALLBACK, Checkpoints, frozen_arrays
+from .resuming import CALLBACK, Checkpoints
 from .resuming import resume as go_on
 from .settings import Settings
 from .together import StayTogether, share
@@ -96,7 +96,8 @@ def fit(
         When to end: after so many epochs, after so many optimizer steps, or whichever comes first. Counted from the
         very beginning, also where a run is resumed.
     batch_size, shuffle, drop_last, rng
-        As for `fastoptim.minibatches`, with its defaults; not to be given where `data` is a `Minibatches` already.
+        As for `fastoptim.minibatches`, whose defaults None stands for, in `batch_size` too: for one batch of everything
+        give ``batch_size=len(x)``. Not to be given where `data` is a `Minibatches` already.
     accumulate : int
         Minibatches per optimizer step. Gradients are summed in float64, each weighted by the examples of its minibatch,
         divided by the examples of all and rounded once: the gradient of the mean loss over all of them. Clipping and
@@ -106,7 +107,8 @@ def fit(
     validation : callable or data
         ``validation(params)`` returns a loss or a mapping of figures with "loss" among them; arrays or `Minibatches`
         instead are evaluated with `loss_and_grad` in batches, every example once, in order, from a position of their
-        own, and averaged over examples.
+        own, and averaged over examples; arrays that are not stepped (running means) and the generator of `data` are
+        then put back, so that no validation moves the training.
     average : Average
         Made of these `params`; updated after every step that was applied. Validation is given its arrays in place of
         `params`, and `restore_best` puts the best averages back. It is part of checkpoints, and restored by `resume`.
@@ -242,6 +244,7 @@ def fit(
             validated = parts["validation"] = Validation(
                 evaluator(validation, loss_and_grad, batches.batch_size),
                 params,
+                by_data=not callable(validation),
                 every=_optional_count("validate_every", validate_every),
                 monitor=monitor,
                 mode=mode,
@@ -351,10 +354,11 @@ def _check(loss_and_grad: Any, epochs: Any, steps: Any, batches: Any) -> None:
 
 
 def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    if callable(callbacks):
-        return (callbacks,)
-    every = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
+    several = isinstance(callbacks, Iterable) and not callable(callbacks)
+    every = tuple(callbacks) if several else (callbacks,)
     for callback in every:
+        if isinstance(callback, type):
+            raise TypeError(f"callbacks: got a class: make one, {callback.__name__}()")
         if not callable(callback):
             raise TypeError(f"callbacks must be callable, got {type(callback).__name__}")
     return every

@@ -96,7 +96,7 @@ class History:
     def _validated(self, step: int, metrics: Mapping[str, float]) -> None:
         if not self._validation:
             self._validation = {"step": array("q")} | {name: array("d") for name in metrics}
-        if list(self._validation)[1:] != list(metrics):
+        if self._validation.keys() - {"step"} != metrics.keys():
             raise ValueError(f"validation returned {list(metrics)}, before it was {list(self._validation)[1:]}")
         self._validation["step"].append(step)
         for name, value in metrics.items():

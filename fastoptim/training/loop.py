@@ -156,13 +156,17 @@ class Loop:
         if all(hasattr(part, "due") for part in every):
             self._waiting = [part.due for part in every]  # type: ignore[attr-defined]
         with contextlib.ExitStack() as stack:
-            for part in self.parts.values():
-                if hasattr(part, "end"):
-                    stack.callback(part.end, self)
-                if hasattr(part, "begin"):
-                    part.begin(self)
-            self._plan_events()
-            self._train()
+            try:
+                for part in self.parts.values():
+                    if hasattr(part, "end"):
+                        stack.callback(part.end, self)
+                    if hasattr(part, "begin"):
+                        part.begin(self)
+                self._plan_events()
+                self._train()
+            except BaseException:  # at the last step there is a reason already
+                self.reason = None
+                raise
 
     def _train(self) -> None:
         # Local names, because each microsecond here is spent at every step; attributes are set when events need them.
@@ -195,7 +199,7 @@ class Loop:
                 try:
                     loss, grads = loss_and_grad(params, next_batch())
                     loss = float(loss)
-                except (TypeError, ValueError) as error:
+                except (TypeError, ValueError, StopIteration) as error:
                     explain(error)
                     raise
             else:
@@ -230,7 +234,7 @@ class Loop:
             try:
                 loss, grads = self._loss_and_grad(self.params, batches.next_batch())
                 total += weight * float(loss)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, StopIteration) as error:
                 explain(error)
                 raise
             accumulator.add(grads, weight)
@@ -301,6 +305,12 @@ def strange_arrays(optimizer: Any, leaves: Sequence[Any]) -> list[str]:
     ]
 
 
+def frozen_arrays(params: Any, optimizer: Any) -> list[tuple[str, Any]]:
+    """Arrays in `params` that the optimizer does not step; `loss_and_grad` may change them (running means)."""
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [(name, p) for name, p in named_arrays(params) if id(p) not in stepped]
+
+
 def check_replaced(structure: Structure, params: Any, optimizer: Any, when: str = "") -> None:
     """ValueError if `params`, whose structure it was, do not hold all arrays that the optimizer steps any more."""
     try:
@@ -322,7 +332,12 @@ def named_arrays(params: Any) -> list[tuple[str, Any]]:
 
 
 def explain(error: Exception) -> None:
-    """Raise what `loss_and_grad` should have returned, unless `error` comes from within it."""
+    """Raise what `loss_and_grad` should have returned, unless `error` comes from within it, or that a stream ended."""
+    if isinstance(error, StopIteration):  # which would silently end whatever iteration `fit` is called in
+        text = (
+            "loss_and_grad raised StopIteration: the stream that it reads has ended, and there are steps left to take"
+        )
+        raise RuntimeError(text) from error
     trace = error.__traceback__
     if trace is not None and trace.tb_next is None:
         text = f"loss_and_grad(params, batch) must return (loss, gradients), the loss a number: {error}"

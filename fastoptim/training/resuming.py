@@ -17,7 +17,7 @@ from ..optimizers.base import Optimizer
 from . import rehearsal
 from .history import History, saved_count
 from .log import Log, naming
-from .loop import Loop, named_arrays
+from .loop import Loop, frozen_arrays
 from .settings import Settings
 from .validation import Validation
 
@@ -205,12 +205,6 @@ def _stateful(loop: Loop, users: bool = False) -> dict[str, Any]:
     found = {n: p for n, p in loop.parts.items() if hasattr(p, "state_dict") and hasattr(p, "load_state_dict")}
     chosen = {name: part for name, part in found.items() if name.startswith(CALLBACK) == users}
     return {f"{i} {type(part).__name__}": part for i, part in enumerate(chosen.values())} if users else chosen
-
-
-def frozen_arrays(params: Any, optimizer: Any) -> list[tuple[str, Any]]:
-    """Arrays in `params` that the optimizer does not step; `loss_and_grad` may change them (running means)."""
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [(name, p) for name, p in named_arrays(params) if id(p) not in stepped]
 
 
 def resume(loop: Loop, settings: Settings, path: str, required: bool) -> None:

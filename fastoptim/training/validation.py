@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,12 @@ import numpy as np
 from ..checkpoint import matching
 from ..checkpoint.files import CheckpointError
 from ..common.signals import deferred_signals
+from ..common.trees import Entries
 from ..common.validation import choice
 from .data import Minibatches
 from .deciding import Deciding
 from .history import saved_count
-from .loop import Loop, LossAndGrad, named_arrays
+from .loop import Loop, LossAndGrad, frozen_arrays, named_arrays
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 
@@ -48,6 +50,7 @@ class Validation:
         evaluate: Evaluate,
         params: Any,
         *,
+        by_data: bool,
         every: int | None,
         monitor: str,
         mode: str | None,
@@ -61,7 +64,7 @@ class Validation:
         if mode is None and monitor != "loss":
             raise ValueError(f"monitor={monitor!r}: say whether less or more of it is better, mode='min' or mode='max'")
         self.monitor, self.mode = monitor, choice("mode", mode or "min", ("min", "max"))
-        self._evaluate, self._params, self._every = evaluate, params, every
+        self._evaluate, self._params, self._every, self._by_data = evaluate, params, every, by_data
         self._patience, self._min_delta, self._restore_best = patience, min_delta, restore_best
         self._validated, self._averaged, self._deciding = validated, averaged, deciding
         self.improved = self.additional = False
@@ -96,15 +99,17 @@ class Validation:
         self.improved = self.additional = False
         if not loop.is_due(self._every):
             return
+        self.additional = not loop.is_regular(self._every)
         evaluated = self._validated()
-        metrics = loop.metrics = loop.ranks.first(dict(self._evaluate(evaluated)))
+        with self._put_back(loop, evaluated):
+            metrics = loop.metrics = loop.ranks.first(dict(self._evaluate(evaluated)))
         if self.monitor not in metrics:
             raise ValueError(f"monitor is {self.monitor!r}, validation returned {list(metrics)}")
         loop.history._validated(loop.steps - 1, metrics)
-        self.additional = not loop.is_regular(self._every)
         self._before = self._best if self.additional else None
         value = metrics[self.monitor]
-        self.improved = self._sign * value < self._sign * self._best.value - self._min_delta
+        better = self._sign * value < self._sign * self._best.value - self._min_delta
+        self.improved = better and math.isfinite(value)
         if self.improved:
             kept = None
             if self._restore_best:
@@ -116,6 +121,30 @@ class Validation:
             self._bad = 0 if self.improved else self._bad + 1
             if self._is_over():
                 loop.stop("early stopping")
+
+    @contextlib.contextmanager
+    def _put_back(self, loop: Loop, evaluated: Any) -> Iterator[None]:
+        """Put back what `loss_and_grad` has moved: arrays that are not stepped, and the generator of the minibatches.
+
+        A function of the user's may move arrays on purpose, and the generator, unless it is called only because
+        training ends.
+        """
+        names = {name for name, _ in frozen_arrays(self._params, loop.optimizer)} if self._by_data else set()
+        trees = (self._params, evaluated) if names else ()
+        entries = Entries(trees)
+        frozen = {id(p): p for tree in trees for name, p in named_arrays(tree) if name in names}
+        written = [p for p in frozen.values() if not isinstance(p, np.ndarray) or p.flags.writeable]
+        kept = [(p, matching.to_host(p).copy()) for p in written]
+        rng = getattr(loop.batches, "rng", None) if self._by_data or self.additional else None
+        state = None if rng is None else rng.bit_generator.state
+        try:
+            yield
+        finally:
+            entries.put_back()
+            for p, values in kept:
+                matching.assign(p, values)
+            if rng is not None:
+                rng.bit_generator.state = state
 
     def _is_over(self) -> bool:
         return self._patience is not None and self._bad >= self._patience

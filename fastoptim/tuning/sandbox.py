@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from ..arrays.rows import Rows
 from ..common.generators import _GENERATORS, _generator_state, _generators_within, _set_generator_state
 from ..common.signals import Interrupts
-from ..common.trees import Structure, leaves_of
+from ..common.trees import Entries, Structure, leaves_of
 from ..optimizers.base import Optimizer
 from ..optimizers.groups import momentum_of
 from ..optimizers.names import maker_of
@@ -66,7 +66,7 @@ class Sandbox:
         self._loss_and_grad, self._stepped = loss_and_grad, params
         self.params = params = params.params if isinstance(params, GroupedParams) else params
         self._structure, self._stepping = Structure(params), None
-        self._containers = [*_containers(params), *_containers(buffers)]
+        self._trees = params, buffers
         leaves = [*self._structure.leaves(params), *leaves_of(buffers)]
         if isinstance(optimizer, Optimizer):
             leaves += [p for group in optimizer.param_groups for p in group["params"]]
@@ -101,7 +101,7 @@ class Sandbox:
         self.momentum = momentum_of(groups[0])
 
     def __enter__(self) -> Sandbox:
-        self._contents = [_entries(container) for container in self._containers]
+        self._entries = Entries(self._trees)
         self._saved = [array.copy(order="K") for array in self._arrays]
         self._states = [_generator_state(generator) for generator in self._generators]
         self._global_states = random.getstate(), np.random.get_state(legacy=False)
@@ -119,8 +119,7 @@ class Sandbox:
 
     def restore(self) -> None:
         """Put everything back to where it was on entering."""
-        for container, entries in zip(self._containers, self._contents, strict=True):
-            _put_back(container, entries)
+        self._entries.put_back()
         for array, saved in zip(self._arrays, self._saved, strict=True):
             if array.flags.writeable:
                 array[...] = saved
@@ -139,7 +138,7 @@ class Sandbox:
             with np.errstate(all="ignore"):
                 loss, grads = self._loss_and_grad(self.params, batch)
             loss = float(loss)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, StopIteration) as error:
             explain(error)
             raise
         finally:
@@ -216,31 +215,6 @@ def _check_kind(optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         kind = type(optimizer).__name__
         raise TypeError(f"optimizer must be a name, a class or an optimizer for one process, got {kind}")
-
-
-def _containers(tree: Any) -> list[Any]:
-    """The lists and dictionaries of a nesting, whose entries a model could replace."""
-    if not isinstance(tree, (Mapping, Sequence)) or isinstance(tree, (str, bytes)):
-        return []
-    own = [tree] if isinstance(tree, (MutableMapping, MutableSequence)) else []
-    return own + [x for item in (tree.values() if isinstance(tree, Mapping) else tree) for x in _containers(item)]
-
-
-def _entries(container: Any) -> dict[Any, Any] | list[Any]:
-    return dict(container) if isinstance(container, MutableMapping) else list(container)
-
-
-def _put_back(container: Any, entries: Any) -> None:
-    """Let a list or dictionary have the very entries that it had."""
-    if isinstance(entries, list):
-        if list(map(id, container)) != list(map(id, entries)):
-            container[:] = entries
-        return
-    for key in [key for key in container if key not in entries]:
-        del container[key]
-    for key, item in entries.items():
-        if container.get(key) is not item:
-            container[key] = item
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

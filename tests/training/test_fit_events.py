@@ -239,13 +239,147 @@ def test_a_validation_is_taken_back_also_where_the_run_ends_at_once(tmp_path, su
     saved |= {"validation": lambda p: 1.0, "validate_every": 10}
     run(3, **saved)
     losses = iter([1.0] if crash else [math.nan])
-    with pytest.raises(StopIteration) if crash else pytest.warns(fo.TrainingWarning, match="not taken"):
+    with pytest.raises(RuntimeError, match="stream") if crash else pytest.warns(fo.TrainingWarning, match="not taken"):
         result = run(9, lambda p, batch: (next(losses), np.ones(2)), **saved)
         assert result.history.validation == {}
     assert log.read_text().splitlines() == lines_of_a_run_without_validation(3 + crash)
     run(5, **saved)  # the checkpoint and the log that was cut belong together
     lines = [line for line in log.read_text().splitlines() if 'validation"' not in line]
     assert lines[:-1] == lines_of_a_run_without_validation(5)[:-1] and len(lines) == 6
+
+
+# --- What validation leaves as it was ---------------------------------------------------------------------------------
+
+INPUTS = np.random.default_rng(0).standard_normal((40, 3))
+DATA = INPUTS, INPUTS @ [1.0, 2.0, 3.0]
+
+
+def normalized(params, rng):
+    """A model with running means, which it writes into or replaces, and with dropout."""
+
+    def loss_and_grad(p, batch):
+        x = batch[0] * (rng.random(batch[0].shape) < 0.8)
+        params["mean"][...] = 0.9 * params["mean"] + 0.1 * x.mean(axis=0)
+        params["last"] = x.mean(axis=0)
+        p["own"][...] = x.mean(axis=0)
+        error = x @ p["w"] - batch[1]
+        return np.mean(error**2), {"w": 2 * x.T @ error / len(x)}
+
+    return loss_and_grad
+
+
+def trained(averaged=False, **options):
+    params = {"w": np.zeros(3), **{name: np.zeros(3) for name in ("mean", "last", "own")}, "table": np.ones(9)}
+    params["table"].flags.writeable = False
+    rng = np.random.default_rng(1)
+    optimizer = fo.SGD({"w": params["w"]}, lr=0.05)
+    average = fo.Average(params, 0.9) if averaged else None
+    options = {"steps": 12, "batch_size": 8, "rng": rng, "average": average, "diagnose": False} | options
+    result = fo.fit(normalized(params, rng), params, DATA, optimizer, **options)
+    arrays = params | ({} if average is None else {f"average {k}": x for k, x in average.arrays.items()})
+    return {name: x.tobytes() for name, x in arrays.items()}, result
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("every", [1, 5, None])
+def test_validation_by_data_moves_nothing_of_the_training(averaged, every):
+    held_out = INPUTS + 100.0, DATA[1]
+    plain, _ = trained(averaged)
+    validated, result = trained(averaged, validation=held_out, validate_every=every)
+    assert validated == plain and len(result.history.validation["loss"]) > 1
+
+
+@pytest.mark.parametrize("by_data", [False, True])
+def test_an_additional_validation_that_draws_numbers_does_not_show_in_the_resumed_run(tmp_path, by_data):
+    def run(steps, **options):
+        rng = np.random.default_rng(1)
+        validation = DATA if by_data else lambda p: rng.random()
+        w, loss_and_grad = np.zeros(3), lambda w, batch: (1.0, rng.standard_normal(3))
+        options |= {"validation": validation, "validate_every": 4, "batch_size": 8, "rng": rng}
+        result = fo.fit(loss_and_grad, w, DATA, "sgd", steps=steps, **options)
+        return w.tobytes(), result.history.validation["loss"].tolist()
+
+    saved = {"checkpoint": tmp_path / "a.ckpt", "resume": True}
+    run(6, **saved)
+    assert run(12, **saved) == run(12)
+
+
+def test_validation_that_raises_has_put_everything_back():
+    params = {"w": np.zeros(3), "mean": np.zeros(3)}
+
+    def loss_and_grad(p, batch):
+        p["mean"] += 1.0
+        if len(batch) == 7:
+            raise ArithmeticError
+        return 1.0, {"w": np.ones(3)}
+
+    with pytest.raises(ArithmeticError):
+        fo.fit(loss_and_grad, params, np.ones(8), fo.SGD({"w": params["w"]}), epochs=1, validation=np.ones(7))
+    assert params["mean"].tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("mode, infinite", [("min", -math.inf), ("max", math.inf)])
+def test_a_figure_that_is_infinite_is_never_the_best(mode, infinite):
+    sign = -1.0 if mode == "max" else 1.0
+    w, result = monitored([sign * 3.0, infinite, sign * 2.0, infinite], monitor="accuracy", mode=mode,
+                          restore_best=True)  # fmt: skip
+    assert result.best_step == 2 and result.best_value == sign * 2.0 and w.tolist() == [-3.0]
+
+
+def test_figures_may_come_in_another_order():
+    given = iter([{"loss": 1.0, "a": 2.0, "b": 3.0}, {"b": 5.0, "a": 4.0, "loss": 1.0}, {"loss": 1.0, "c": 1.0}])
+    seen = {}
+    options = {"callbacks": lambda loop: seen.update(loop.history.validation), "validation": lambda p: next(given)}
+    with pytest.raises(ValueError, match=r"\['loss', 'c'\], before it was \['loss', 'a', 'b'\]"):
+        fo.fit(constant_gradient, np.zeros(1), None, "sgd", steps=3, validate_every=1, **options)
+    assert seen["a"].tolist() == [2.0, 4.0] and seen["b"].tolist() == [3.0, 5.0]
+
+
+# --- How training ends ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["steps", "stop", "early stopping"])
+def test_an_exception_after_the_last_step_puts_nothing_back_and_gives_no_reason(ending):
+    class Last:
+        def __call__(self, loop):
+            if loop.steps == 4:
+                if ending == "stop":
+                    loop.stop()
+                raise ArithmeticError
+
+        def end(self, loop):
+            reasons.append(loop.reason)
+
+    reasons, curve, w = [], iter([1.0, 2.0, 3.0, 4.0, 5.0]), np.zeros(1)
+    patience, steps = 3 if ending == "early stopping" else None, 4 if ending == "steps" else 9
+    options = {"validation": lambda p: next(curve), "validate_every": 1, "restore_best": True, "callbacks": Last()}
+    with pytest.raises(ArithmeticError):
+        fo.fit(constant_gradient, w, None, "sgd", lr=1.0, steps=steps, early_stopping=patience, **options)
+    assert reasons == [None] and w.tolist() == [-4.0]  # not those of the best, which are -1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_stream_that_ends_too_early_is_an_error_that_ends_no_iteration(accumulate):
+    def train(lr):
+        stream = iter(range(5))
+        return fo.fit(lambda p, batch: (next(stream) + 1.0, np.ones(1)), np.ones(1), None, "sgd", lr=lr, steps=9,
+                      accumulate=accumulate)  # fmt: skip
+
+    with pytest.raises(RuntimeError, match="the stream that it reads has ended"):
+        list(map(train, (0.1, 0.2)))  # StopIteration would end `map` without a word
+    stream = iter(range(5))
+    with pytest.raises(RuntimeError, match="the stream that it reads has ended"):
+        fo.probe_lr(lambda p, batch: (next(stream) + 1.0, np.ones(1)), np.ones(1), None, "sgd")
+
+
+def test_a_callback_is_no_class():
+    class Own:
+        def __call__(self, loop):
+            raise AssertionError
+
+    for callbacks in (Own, [Own]):
+        with pytest.raises(TypeError, match=r"callbacks: got a class: make one, Own\(\)"):
+            fo.fit(constant_gradient, np.ones(1), None, "sgd", steps=1, callbacks=callbacks)
 
 
 # --- What is recorded -------------------------------------------------------------------------------------------------

@@ -147,6 +147,17 @@ MUTANTS = (
         ("additional validation counts", "        if not self.additional:\n", "        if True:\n"),
         ("additional validation not taken back", "            loop.history._forget_validation()\n", ""),
         ("additional validation told to a plateau", "is not None and not self._validation.additional", "is not None"),
+        (
+            "validation moves what is not stepped",
+            "                matching.assign(p, values)\n",
+            "                pass\n",
+        ),
+        ("validation moves the generator", "rng.bit_generator.state = state", "pass"),
+        (
+            "an exception at the last step keeps its reason",
+            "                self.reason = None\n                raise",
+            "                raise",
+        ),
         ("mode ignored", 'self._sign = 1.0 if self.mode == "min" else -1.0', "self._sign = 1.0"),
         ("only the loss monitored", "value = metrics[self.monitor]", 'value = metrics["loss"]'),
     ),

@@ -192,7 +192,7 @@ MUTANTS = (
             "leaves = [*self._structure.leaves(params), *leaves_of(buffers)]",
             "leaves = [*self._structure.leaves(params)]",
         ),
-        ("replaced arrays not put back", "            _put_back(container, entries)\n", "            pass\n"),
+        ("replaced arrays not put back", "        self._entries.put_back()\n", ""),
         ("a stream taken for a fixed batch", "all(map(_same, first, second))", "_same(first[0], second[0])"),
         ("Python's generator not put back", "        random.setstate(python_state)\n", ""),
         ("NumPy's generator not put back", "        np.random.set_state(numpy_state)\n", ""),
