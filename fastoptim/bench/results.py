@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +129,15 @@ def load(path: Path) -> dict[str, Any]:
 # --- texts --------------------------------------------------------------------------------------------------------
 
 
+def _in_units(value: float, units: Mapping[str, float]) -> str:
+    """Three digits in the largest unit in which they are at least 1, else in the last; never an exponent."""
+    counts = [(value / size, unit) for unit, size in units.items()]
+    count, unit = next((pair for pair in counts if float(f"{pair[0]:.3g}") >= 1.0), counts[-1])
+    return f"{count:.0f} {unit}" if count >= 999.5 else f"{count:.3g} {unit}"
+
+
 def seconds_text(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
+    return _in_units(seconds, {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9})
 
 
 def ratio_text(ratio: float) -> str:
@@ -150,10 +154,7 @@ def threads_text(threads: int) -> str:
 
 
 def bytes_text(count: float) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"
+    return _in_units(count, {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1})
 
 
 def case_text(entry: Entry) -> str:

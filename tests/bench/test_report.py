@@ -295,3 +295,18 @@ def test_documentation_names_every_field(document):
     fields |= {field for result in entry["results"].values() for field in result} | {"update_seconds"}
     assert {field for field in fields if f"`{field}`" not in text and f'`{field}"' not in text} == set()
     assert f"`schema_version` is {results.SCHEMA_VERSION}" in text
+
+
+@pytest.mark.parametrize("text_of, sizes", [
+    (results.seconds_text, {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}),
+    (results.bytes_text, {"GiB": 2.0**30, "MiB": 2.0**20, "KiB": 2.0**10, "B": 1.0}),
+])  # fmt: skip
+def test_times_and_sizes_are_three_digits_of_a_unit_that_fits_them(text_of, sizes):
+    step = 1000 if "s" in sizes else 1024
+    borders = [size * near for size in sizes.values() for near in (1.0, 0.9951, 0.9994, 0.9996, 999.6, 1023.0, 1e5)]
+    for value in [*borders, *np.geomspace(min(sizes.values()), 1e3 * max(sizes.values()), 300)]:
+        number, unit = text_of(value).split()
+        assert "e" not in number and float(number) * sizes[unit] == pytest.approx(value, rel=5.1e-3)
+        assert float(number) >= 1.0 or sizes[unit] == min(sizes.values())
+        assert float(number) < step or sizes[unit] == max(sizes.values())
+    assert text_of(0.0) == f"0 {[*sizes][-1]}"
