@@ -14,6 +14,7 @@ Array = np.ndarray
 TAIL_LIMIT = 512  # values of the tail that are looked at one by one
 BLOCKS = 16  # parts whose levels are compared
 _ROUNDOFF = 1e-15  # a loss below this share of its start is round-off
+_JUMP = math.log(4.0)  # how far, at least, all that follow lie above a first loss from which a large rate has gone
 _STRAY = 0.05  # share of values that may be negative in a curve that is positive otherwise
 
 
@@ -77,7 +78,7 @@ class Curve:
     y : float64 array
         At least 10 finite losses.
     exact_start : bool
-        Whether the first loss alone is the start; otherwise the median of the first few.
+        Whether the first loss alone is the start; otherwise the median of the first few, unless the loss jumps there.
     late : int
         Steps before which nothing is judged, as momentum has to build up.
     start : float, optional
@@ -87,7 +88,8 @@ class Curve:
     def __init__(self, y: Array, exact_start: bool, late: int = 0, start: float | None = None):
         n = len(y)
         self.y, self.n, self.late = y, n, late
-        self.first = 1 if exact_start else min(max(1, n // 20), 5)
+        self.jumped = not exact_start and start is None and _jumps(y[:10])
+        self.first = 1 if exact_start or self.jumped else min(max(1, n // 20), 5)
         self.last = max(n // 20, min(5, n // 4), 1)
         y_start = _median(y[: self.first]) if start is None else start
         y_end = _median(y[-self.last :])
@@ -147,9 +149,10 @@ class Curve:
 
     @cached_property
     def _quantum(self) -> float:
-        """Half the distance of neighbouring values: rounded losses know no better."""
+        """Half the distance of neighbouring values: rounded losses know no better. Of equal ones, that of numbers."""
         values = np.unique(self.z)
-        return 0.5 * float(np.min(np.diff(values))) / math.sqrt(self.n / len(self.levels)) if len(values) > 1 else 0.0
+        distance = np.min(np.diff(values)) if len(values) > 1 else 8.0 * np.spacing(values[0])
+        return 0.5 * float(abs(distance)) / math.sqrt(self.n / len(self.levels))
 
     @cached_property
     def doubt(self) -> float:
@@ -206,6 +209,14 @@ class Curve:
 
     def _relative(self, drop: float) -> float:
         return -math.expm1(min(-drop, 700.0)) if self.positive else drop
+
+
+def _jumps(y: Array) -> bool:
+    """Whether the first loss lies further below all others than these lie apart."""
+    if not y.min() > 0.0:
+        return False
+    z = np.log(y)
+    return bool(z[1:].min() - z[0] > max(_JUMP, np.ptp(z[1:])))
 
 
 def _median(y: Array) -> float:

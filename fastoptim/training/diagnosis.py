@@ -102,7 +102,8 @@ def diagnose(
         in the first half, unless the curve ends with them.
     fixed_batch : bool
         Whether every loss was taken on the same data, so that the first one is as good as any, and every rise is real:
-        the whole training set, or one batch. Otherwise the start is the median of the first few.
+        the whole training set, or one batch. Otherwise the start is the median of the first few, or the first
+        alone if the next nine lie further above it than they lie apart.
     momentum : float
         The optimizer's momentum; a longer one is given more steps before the curve is judged.
     lr : float or sequence of float, optional
@@ -234,9 +235,11 @@ _ADVICE = {
     10.0: "multiply the learning rate by 10",
 }
 _RISING = "The loss has fallen slowly, or not at all, while the learning rate was still rising"
+_JUMPED = "The loss has jumped up and is no better than at its start"
 _NOTHING = "The loss has not fallen beyond its noise"
 _ADVICE_OF = {
-    _NOTHING: "probe_lr tells whether the rate is too small or nothing is left to gain",
+    _NOTHING: "probe_lr tells whether another rate is better or nothing is left to gain",
+    _JUMPED: "probe_lr tells whether a smaller rate is better",
     _RISING: "wait until the learning rate has been at its height for a while",
     "slight": "keep the learning rate, or see by probe_lr whether a larger one is faster",
     "plateau": "lower the learning rate by a schedule, or stop here",
@@ -249,7 +252,9 @@ _ADVICE_OF = {
 def _diagnosis(
     verdict: str, evidence: dict[str, float], factor: float, finding: str, lr: float | None, scheduled: bool
 ) -> Diagnosis:
-    advice = _ADVICE_OF.get(finding) or _ADVICE_OF.get(verdict, _ADVICE[factor])
+    advice = _ADVICE[factor]
+    if factor == 1.0:
+        advice = _ADVICE_OF.get(finding) or _ADVICE_OF.get(verdict, advice)
     if scheduled and advice == _ADVICE_OF["plateau"]:
         advice = _ADVICE_OF["scheduled"]
     if verdict == "healthy" and evidence["drop"] < _SLIGHT:
@@ -272,6 +277,8 @@ def _changed(curve: Curve, verb: str = "dropped") -> str:
     if end > start:
         verb = "risen"
     share = abs(curve.evidence()["drop"])
+    if curve.positive and end < start and share >= 0.9995:
+        return f"{verb} to {1.0 - share:.1g} of its start"
     if curve.positive and share < 10.0:
         return f"{verb} by {share:.1%}" if share >= 0.0005 else f"{verb} by {share:.1g} of its start"
     return f"{verb} from {start:.4g} to {end:.4g}"
@@ -308,7 +315,7 @@ def _judge_fixed(c: Curve) -> Judgement:
     if (c.tail_trend > -0.7 * _TREND or jumped) and lost > enough:
         return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
     if drop < _SLOW and float(c.z.max()) > c.start + _SLOW:  # a rate that is too slow never raises the loss
-        return "diverged", 0.1, "The loss has jumped up and is no better than at its start"
+        return "diverged", 0.1, _JUMPED
     pace = kept_pace(c.z, c.start)
     if drop < _SLOW and drop > 0.0 and c.tail_trend < _TREND:  # too small a fall for `flat` to tell
         if pace > _BENT:
@@ -335,13 +342,15 @@ def _judge(c: Curve) -> Judgement:
     enough = max(_REGAINED, 1.5 * _SURE * c.error)
     if not short and min(gained, lost) > enough and lost > 0.3 * gained and tail.sure < 1.0:
         return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
+    if c.jumped and c.drop <= 0.0:
+        return ("diverged", 0.1, _JUMPED) if rise > _SURE * c.scatter else ("unclear", 1.0, _JUMPED)
     if _rises(c):
         return "unclear", 1.0, f"The loss has {_changed(c)}, which need not be the learning rate's doing"
     slow = None if short else _slow(c)
     if slow:
         return slow
     if c.drop > max(_FLAT, c.doubt) or c.whole.sure > _SURE:
-        if tail.fall < max(_FLAT, 0.02 * c.drop, 2.0 * tail.error):
+        if tail.fall < max(min(_FLAT, 0.2 * c.drop), 0.02 * c.drop, 2.0 * tail.error):
             if short:
                 return "too short", 1.0, f"{_so_many(c.n)} to tell whether the loss still falls"
             return "plateau", 1.0, f"The loss has {_changed(c)} and is flat now"

@@ -24,6 +24,7 @@ from .sandbox import LossAndGrad, Sandbox
 SPREAD = 1e3  # ratio of the largest to the smallest typical gradient
 SPARSE = 0.5  # share of zeros among the gradients that are not always zero
 _EXAMPLES = 32  # single examples that are looked at
+_FEWEST = 8  # examples of the smallest batch to recommend: with fewer a step of a small network takes NumPy about as long
 
 
 @public
@@ -231,8 +232,8 @@ def _batch(figures: dict[str, float], reasons: list[str]) -> int | None:
         size = min(1 << round(math.log2(scale)), 16 * present, int(figures["examples"]))
         reasons.append(f"{told}; larger batches, up to about {size}, save steps almost in proportion.")
         return size
-    if share > 0.8:
-        size = 1 << round(math.log2(max(scale, 1.0)))
+    size = max(1 << round(math.log2(max(scale, 1.0))), _FEWEST)
+    if share > 0.8 and size < present:
         reasons.append(f"{told}; smaller batches, down to about {size}, make more of every example.")
         return size
     reasons.append(f"{told}, which is a good batch size.")

@@ -666,6 +666,27 @@ def test_one_negative_loss_changes_no_unit():
     assert fo.diagnose(falling).verdict == "healthy"
 
 
+def test_a_loss_that_was_thrown_up_at_once_is_compared_with_the_first():
+    """The median of the first few is that of the jump: the loss seemed to have fallen by 95 %, and to be healthy."""
+    t = np.arange(300.0)
+    for seed in range(10):
+        noise = np.random.default_rng(seed).uniform(-0.2, 0.2, 300)
+        jump = np.where(t > 0, 60.0 * np.exp(-t / 50) + 3.0 + noise, 1.0)
+        worse, better = fo.diagnose(jump), fo.diagnose(np.where(t > 0, jump - 2.7, 1.0))
+        assert (worse.verdict, worse.lr_factor) == ("diverged", 0.1), worse
+        assert (better.verdict, better.lr_factor) == ("healthy", 1.0), better
+        assert worse.evidence["start"] == better.evidence["start"] == 1.0
+
+
+@pytest.mark.parametrize("constant", [0.0, 100.0, 1e4])
+def test_a_constant_in_the_loss_does_not_make_it_flat(constant):
+    """It was told to lower the rate, or to stop, in the middle of its fall."""
+    t = np.arange(400.0)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 400)
+    falling, done = constant + 5.0 * np.exp(-t / 300) + noise, constant + 5.0 * np.exp(-t / 15) + noise
+    assert [fo.diagnose(losses).verdict for losses in (falling, done)] == ["healthy", "plateau"]
+
+
 def test_a_game_between_networks_is_unclear():
     """The loss of a generator rises and wanders, and that is no divergence."""
     t = np.arange(2000)
@@ -681,6 +702,7 @@ def test_a_game_between_networks_is_unclear():
 def test_words_are_true():
     t = np.arange(100.0)
     assert "dropped from 12.9 to -1.649" in fo.diagnose(np.linspace(13.0, -2.0, 300)).remedy  # no share of its start
+    assert "dropped to 0.0003 of its start" in fo.diagnose(3000.0 * np.exp(-t / 12), fixed_batch=True).remedy  # "100.0%"
     assert "risen by 2" in fo.diagnose(1 + 0.3 * t / 100).remedy
     assert "straight" not in fo.diagnose(3 - 1.2 / (1 + np.exp(-(t - 45) / 8))).remedy  # an S
     assert "a larger one is faster" in fo.diagnose(2.43 - 0.4 * (1 - np.exp(-t / 60)), fixed_batch=False).remedy
