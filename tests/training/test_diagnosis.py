@@ -702,7 +702,7 @@ def test_a_game_between_networks_is_unclear():
 def test_words_are_true():
     t = np.arange(100.0)
     assert "dropped from 12.9 to -1.649" in fo.diagnose(np.linspace(13.0, -2.0, 300)).remedy  # no share of its start
-    assert "dropped to 0.0003 of its start" in fo.diagnose(3000.0 * np.exp(-t / 12), fixed_batch=True).remedy  # "100.0%"
+    assert "dropped to 0.0003 of its start" in fo.diagnose(3e3 * np.exp(-t / 12), fixed_batch=True).remedy  # no 100.0%
     assert "risen by 2" in fo.diagnose(1 + 0.3 * t / 100).remedy
     assert "straight" not in fo.diagnose(3 - 1.2 / (1 + np.exp(-(t - 45) / 8))).remedy  # an S
     assert "a larger one is faster" in fo.diagnose(2.43 - 0.4 * (1 - np.exp(-t / 60)), fixed_batch=False).remedy
