@@ -41,8 +41,9 @@ def check_target(path: Any) -> None:
     target = os.path.realpath(os.fspath(path))
     check_replaceable(target)
     with naming(target), temporary_file(target) as (file, temporary):
-        file.close()
-        os.unlink(temporary)
+        file.close()  # no system then minds that it is removed, and another writer may do so first
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def check_replaceable(target: str) -> None:

@@ -301,3 +301,15 @@ def test_decoding_makes_no_second_tree():
     for text in ('{"$items":5}', '{"$items":[5]}', '{"$items":[[1,2,3]]}', '{"$tuple":"ab"}', '{"$float":[]}'):
         with pytest.raises((CheckpointError, TypeError, ValueError)):
             encoding.decode(text, {})
+
+
+def test_another_writer_may_remove_the_file_of_a_check_first(tmp_path, monkeypatch):
+    remove = os.unlink
+
+    def second(path):
+        remove(path)
+        remove(path)
+
+    monkeypatch.setattr(files.os, "unlink", second)
+    files.check_target(tmp_path / "run.ckpt")
+    assert not list(tmp_path.iterdir())
