@@ -23,7 +23,7 @@ demo: $(VENV)/.ready-examples ## train on handwritten digits with NumPy and with
 QUICK := $(addprefix tests/,common rules arrays optimizers checkpoint backends/test_golden.py backends/test_pace.py \
 	test_house.py test_schedules.py)
 
-check: $(VENV)/.ready-lint $(VENV)/.ready-test ## ruff and the quick tests: about a minute
+check: $(VENV)/.ready-test ## ruff and the quick tests: about a minute
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -k "not test_a_sample_of" $(QUICK)
 
@@ -37,7 +37,7 @@ wheels: $(VENV)/.ready-wheels ## eight wheels and the source archive into dist/,
 	$(BIN)/python wheels/make_wheels.py
 	$(BIN)/python wheels/check_wheels.py
 
-lint: $(VENV)/.ready-lint ## ruff and mypy
+lint: $(VENV)/.ready-test ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

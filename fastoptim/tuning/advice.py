@@ -24,9 +24,7 @@ from .sandbox import LossAndGrad, Sandbox
 SPREAD = 1e3  # ratio of the largest to the smallest typical gradient
 SPARSE = 0.5  # share of zeros among the gradients that are not always zero
 _EXAMPLES = 32  # single examples that are looked at
-_FEWEST = (
-    8  # examples of the smallest batch to recommend: with fewer a step of a small network takes NumPy about as long
-)
+_FEWEST = 8  # examples of the smallest batch to recommend: a step of a small network on fewer takes NumPy about as long
 
 
 @public
