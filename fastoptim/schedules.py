@@ -28,7 +28,7 @@ from operator import index
 from types import CellType
 from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
-from .common.validation import choice, count, flag, real
+from .common.validation import bound, choice, count, flag, real
 
 __all__ = [
     "Plateau",
@@ -147,8 +147,7 @@ def _public(equation: _Equation[P], check: Callable[..., None] | None = None) ->
 
     @wraps(equation)
     def make(*args: P.args, **kwargs: P.kwargs) -> Schedule:
-        given = own.bind(*args, **kwargs)
-        given.apply_defaults()
+        given = bound(make.__name__, own, args, kwargs)
         valid = {name: hints[name].__metadata__[0](name, value) for name, value in given.arguments.items()}
         if check is not None:
             check(**valid)

@@ -6,7 +6,7 @@ anything was changed, by a TypeError or ValueError that names the parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, ItemsView, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,8 @@ def _hint(x: Any, name: str = "", dtype: str = "float32") -> str:
         return f": convert it, x.to_numpy(np.{dtype})"
     if module == "scipy" and hasattr(x, "toarray"):
         return ": convert it, x.toarray()"
+    if isinstance(x, ItemsView) or (isinstance(x, str) and name.endswith(".0")):
+        return ": make the pairs of names and arrays a dict, dict(pairs)"
     if isinstance(x, (list, tuple)):
         return f": make it an array, np.array(x, np.{dtype})"
     if isinstance(x, (bool, int, float)) and name == "0":

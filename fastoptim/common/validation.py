@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
-from inspect import signature
+from inspect import BoundArguments, Signature, signature
 from operator import index
 from typing import Any, TypeVar, cast
 
@@ -31,7 +31,16 @@ def kept_number(name: str, value: Any) -> float:
 
 
 _ELSEWHERE = {  # what other libraries call it, or do
-    "lr": ("learning_rate", "alpha", "eta", "step_size"),
+    "lr": ("learning_rate", "alpha", "eta", "step_size", "init_value", "initial_learning_rate", "max_lr"),
+    "max_lr": ("lr", "learning_rate", "peak_value"),
+    "final_lr": ("eta_min", "min_lr", "end_value", "end_learning_rate"),
+    "steps": ("T_max", "total_steps", "decay_steps", "transition_steps", "total_iters", "warmup_steps"),
+    "gamma": ("decay_rate", "factor"),
+    "period": ("T_0", "first_decay_steps"),
+    "multiplier": ("T_mult", "t_mul"),
+    "early_stopping": ("patience",),
+    "progress": ("verbose",),
+    "rng": ("seed", "random_state", "generator"),
     "betas": ("beta1", "beta2", "beta_1", "beta_2", "b1", "b2", "momentum"),
     "eps": ("epsilon",),
     "weight_decay": ("wd", "decay", "l2", "lambda"),
@@ -39,12 +48,23 @@ _ELSEWHERE = {  # what other libraries call it, or do
     "max_norm": ("clipnorm", "global_clipnorm", "clip_norm", "grad_clip"),
 }
 _ALWAYS = ("foreach", "fused", "capturable", "differentiable")
+_OF_OPTIMIZERS = ("weight_decay", "betas", "momentum", "nesterov", "eps", "amsgrad", "clip", "state_dtype", "master")
+_SCALES = ("grad_scale", "loss_scale", "grad_scaler", "scaler")
 
 
 def unknown_name(owner: str, name: str, known: Iterable[str]) -> str:
     """Say that `owner` has no argument `name`, what may be meant, and which there are."""
     known = list(known)
-    hint = "every step is fused: leave it out; " if name in _ALWAYS else do_you_mean(name, known)
+    if name in _ALWAYS:
+        hint = "every step is fused: leave it out; "
+    elif name in _OF_OPTIMIZERS and "optimizer" in known:
+        hint = f"it is the optimizer's: give optimizer=fo.AdamW(params, {name}=...), for example; "
+    elif name in _SCALES and "loss_and_grad" in known:
+        hint = "let loss_and_grad divide its gradients by the loss scale; "
+    elif (owner, name) == ("Adam", "decoupled_weight_decay"):
+        hint = "that is AdamW; "
+    else:
+        hint = do_you_mean(name, known)
     return f"{owner} has no {name!r}: {hint}it has {', '.join(known)}"
 
 
@@ -68,6 +88,18 @@ def names_arguments(function: Function) -> Function:
         return function(*args, **options)
 
     return cast(Function, checked)
+
+
+def bound(owner: str, own: Signature, args: tuple[Any, ...], options: Mapping[str, Any]) -> BoundArguments:
+    """Return the arguments of a call, defaults among them; a TypeError says what `owner` takes."""
+    if unknown := [name for name in options if name not in own.parameters]:
+        raise TypeError(unknown_name(owner, unknown[0], own.parameters))
+    try:
+        given = own.bind(*args, **options)
+    except TypeError as error:
+        raise TypeError(f"{owner}{own.replace(return_annotation=Signature.empty)}: {error}") from None
+    given.apply_defaults()
+    return given
 
 
 def norm_limit(value: Any, name: str = "max_norm") -> float:

@@ -241,7 +241,9 @@ def read_snapshot(
         version, kind = state_dict["version"], state_dict["optimizer"]
         entries, groups = state_dict["state"], state_dict["param_groups"]
     except (TypeError, KeyError) as error:
-        raise ValueError(f"not a state dict of an optimizer: {error}") from error
+        theirs = isinstance(state_dict, Mapping) and {"state", "param_groups"} == set(state_dict)
+        hint = " is missing; fastoptim.from_torch_state converts those of torch.optim" if theirs else ""
+        raise ValueError(f"not a state dict of an optimizer: {error}{hint}") from error
     if version != 1:
         raise ValueError(f"state dict has version {version!r}; this fastoptim reads version 1")
     listed = isinstance(groups, (list, tuple)) and all(isinstance(x, Mapping) and "params" in x for x in groups)

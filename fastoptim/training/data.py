@@ -283,8 +283,9 @@ def _common_length(columns: list[tuple[str, Any]]) -> int:
     lengths = {}
     for name, column in columns:
         if isinstance(column, (str, bytes, list, tuple, Mapping, set)) or not hasattr(column, "__getitem__"):
+            hint = "make it an array, np.array(x)" if isinstance(column, (list, tuple)) else _INSTEAD
             kind = type(column).__name__
-            raise TypeError(f"{name}: expected an array or something with len() and [], got {kind}; {_INSTEAD}")
+            raise TypeError(f"{name}: expected an array, or an object that arrays index, got {kind}; {hint}")
         try:
             lengths[name] = len(column)
         except TypeError as error:
@@ -340,7 +341,7 @@ def _checked(name: str, column: Any, where: Any) -> Any:
     part = column[where]
     rows = where.stop - where.start if isinstance(where, slice) else len(where)
     if len(part) != rows:
-        raise ValueError(f"{name}: asked for {rows} examples, indexing returned {len(part)}")
+        raise ValueError(f"{name}: asked for {rows} examples at once, x[{type(where).__name__}] returned {len(part)}")
     return part
 
 

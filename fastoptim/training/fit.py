@@ -376,7 +376,8 @@ def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | 
             f"optimizer must be a name or an optimizer, got a class: make one, {optimizer.__name__}(params)"
         )
     if not all(hasattr(optimizer, name) for name in ("step", "param_groups", "save", "load")):
-        raise TypeError(f"optimizer must be a name or an optimizer, got {type(optimizer).__name__}")
+        hint = ": arrays of data are one argument, (x, y)" if hasattr(optimizer, "__array__") else ""
+        raise TypeError(f"optimizer must be a name or an optimizer, got {type(optimizer).__name__}{hint}")
     if isinstance(optimizer, Optimizer):
         strange = strange_arrays(optimizer, [p for _, p in named_arrays(params)])
         if strange:

@@ -141,6 +141,7 @@ def test_what_is_no_count_of_threads(monkeypatch, text):
         ("clipnorm", "do you mean 'max_norm'? it has"),
         ("momentum", "do you mean 'betas' (the first of them is Adam's momentum)? it has"),
         ("weigth_decay", "do you mean 'weight_decay'? it has"),
+        ("decoupled_weight_decay", "Adam has no 'decoupled_weight_decay': that is AdamW; it has"),
         ("fused", "every step is fused: leave it out; it has"),
         ("colour", "Adam has no 'colour': it has lr, "),
     ],
@@ -158,11 +159,35 @@ def test_a_name_of_another_library_is_met_with_ours(name, said):
         (fo.minimize, "max_iter", "maxiter"),
         (fo.probe_lr, "max_probe", "max_probes"),
         (fo.lr_range_test, "step", "steps"),
+        (fo.fit, "patience", "early_stopping"),
+        (fo.minibatches, "seed", "rng"),
+        (fo.schedules.cosine, "T_max", "steps"),
+        (fo.schedules.cosine, "eta_min", "final_lr"),
+        (fo.schedules.cosine_restarts, "T_mult", "multiplier"),
+        (fo.schedules.exponential, "decay_rate", "gamma"),
+        (fo.schedules.one_cycle, "peak_value", "max_lr"),
     ],
 )
 def test_a_misspelt_keyword_of_a_function_is_met_with_the_right_one(function, name, meant):
     with pytest.raises(TypeError, match=f"{function.__name__} has no '{name}': do you mean '{meant}'"):
         function(1, **{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("weight_decay", "optimizer=fo.AdamW(params, weight_decay=...)"),
+        ("grad_scale", "let loss_and_grad divide its gradients"),
+    ],
+)
+def test_fit_says_where_an_argument_of_the_optimizer_or_of_its_step_goes(name, said):
+    with pytest.raises(TypeError, match=f"fit has no '{name}': .*{re.escape(said)}"):
+        fo.fit(print, np.ones(1), None, **{name: 1})
+
+
+def test_a_schedule_without_an_argument_says_which_it_takes():
+    with pytest.raises(TypeError, match=r"cosine\(lr: float, steps: int.*\): missing a required argument: 'steps'"):
+        fo.schedules.cosine(0.1)
 
 
 def test_python_proposes_the_public_name_that_is_nearest():

@@ -312,6 +312,8 @@ def test_a_cut_cache_is_done_without(tmp_path, suffix):
             lambda: fo.Adam([{"params": np.ones(2)}, {"parms": np.ones(2), "lr": 0.1}]),
             r"mapping with the key 'params': one of these has \['parms', 'lr'\]",
         ),
+        (lambda: fo.Adam({"w": np.ones(2)}.items()), r"got dict_items: make the pairs .* a dict, dict\(pairs\)"),
+        (lambda: fo.Adam([("w", np.ones(2))]), r"got str: make the pairs of names and arrays a dict, dict\(pairs\)"),
         (lambda: fo.Adam({"w": 1e-3}), r"'w': expected a NumPy array, got float$"),
         (lambda: fo.Adam(np.ones(2), lr=fo.schedules.cosine(0.1, 10)), r"opt.lr = schedule\(step\)"),
         (lambda: fo.SGD(np.ones(2, ">f4")), "float32 in foreign byte order"),

@@ -370,6 +370,8 @@ def test_what_is_no_state_dict_is_refused_by_name(strict):
         with pytest.raises(ValueError, match="not a state dict of an optimizer: state is a mapping"):
             opt.load_state_dict(opt.state_dict() | {part: bad}, strict=strict)
         assert opt.lr == 0.25
+        with pytest.raises(ValueError, match=r"'version' is missing; fastoptim\.from_torch_state converts"):
+            opt.load_state_dict({"state": {}, "param_groups": []}, strict=strict)
 
 
 def test_what_torch_averages_and_sums_goes_over():

@@ -931,6 +931,7 @@ def test_the_best_checkpoint_is_kept(tmp_path):
         ({"steps": 1.5}, TypeError, "steps"),
         ({"steps": 5, "optimizer": "adamaxx"}, ValueError, "'adamaxx': do you mean 'adamax'"),
         ({"steps": 5, "optimizer": 3}, TypeError, "optimizer"),
+        ({"steps": 5, "optimizer": np.zeros(3)}, TypeError, r"got ndarray: arrays of data are one argument, \(x, y\)"),
         ({"steps": 5, "accumulate": 0}, ValueError, "accumulate"),
         ({"steps": 5, "max_norm": -1.0}, ValueError, "max_norm"),
         ({"steps": 5, "lr": -1.0}, ValueError, "lr"),
