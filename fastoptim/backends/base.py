@@ -301,6 +301,12 @@ class Backend(ABC):
         copy: np.ndarray = x.copy()
         return copy
 
+    def copied(self, x: Any) -> Any:
+        """A new array with the elements of `x`, to be stepped; `x` itself if it is none, which a step refuses by name."""
+        if not isinstance(x, np.ndarray):
+            return x
+        return np.array(x) if isinstance(x, np.memmap) else x.copy("K")
+
     def assign(self, x: Any, value: np.ndarray) -> None:
         """Fill a state from a NumPy array of its shape and dtype."""
         x[...] = value

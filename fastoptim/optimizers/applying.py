@@ -35,16 +35,14 @@ class _Slot:
         return self.array[()] if isinstance(self.given, np.generic) else self.array.item()
 
 
-def _copied(tree: Any, slots: list[_Slot]) -> Any:
+def _copied(tree: Any, slots: list[_Slot], backend: Backend) -> Any:
     """The tree with copies of its arrays, and slots for its numbers."""
-    if isinstance(tree, np.ndarray):
-        return np.array(tree) if isinstance(tree, np.memmap) else tree.copy("K")
     if isinstance(tree, Mapping):
-        return {key: _copied(item, slots) for key, item in tree.items()}
+        return {key: _copied(item, slots, backend) for key, item in tree.items()}
     if isinstance(tree, Sequence) and not isinstance(tree, (str, bytes)):
-        return _like(tree, [_copied(item, slots) for item in tree])
+        return _like(tree, [_copied(item, slots, backend) for item in tree])
     if not isinstance(tree, _NUMBERS) or isinstance(tree, bool):
-        return tree  # which is refused by name
+        return backend.copied(tree)
     slots.append(_Slot(tree))
     return slots[-1]
 
@@ -89,7 +87,7 @@ def applied(
         q, numbers = model.parameters[0], True
         tree, grads = _gathered("parameter", q, params), _gathered(_GRADIENT, q, grads)
     else:
-        tree = _copied(params, slots)
+        tree = _copied(params, slots, backend)
     new, gradients, native = plan.leaves(tree), plan.leaves(grads), plan.native_step
     if slots:
         for q, x in zip(model.parameters, new, strict=True):

@@ -399,7 +399,8 @@ class Optimizer:
         Returns
         -------
         Same structure as `params`
-            New arrays; numbers and lists where `params` has them.
+            New arrays; numbers and lists where `params` has them. On a GPU they are arrays of numba.cuda, made by way of
+            the host.
 
         Raises
         ------

@@ -399,6 +399,13 @@ class CudaBackend(Backend):
     def host_copy(self, x: Any) -> np.ndarray:
         return to_host(x)
 
+    def copied(self, x: Any) -> Any:
+        if not hasattr(x, "__cuda_array_interface__"):
+            return x
+        copy = self.zeros_like(x)
+        self.assign(copy, x)
+        return copy
+
     def assign(self, target: Any, value: Any) -> None:
         host = value if isinstance(value, np.ndarray) else to_host(value)
         assign(target, host.astype(self.describe(target)[1], copy=False))

@@ -250,6 +250,26 @@ def test_state_dict_goes_from_device_to_host_and_back():
     assert same_bits(p, r)
 
 
+def test_apply_writes_to_nothing_that_it_is_given():
+    rng = np.random.default_rng(9)
+    start = {"w": np.asfortranarray(rng.standard_normal((5, 3))), "b": rng.standard_normal(7)}
+    grads = {name: rng.standard_normal(x.shape) for name, x in start.items()}
+    own = {name: cuda.to_device(np.ones(x.shape)) for name, x in start.items()}
+    host = fo.Adam({name: np.ones(x.shape) for name, x in start.items()}, lr=0.1, backend="numpy")
+    opt = fo.Adam(own, lr=0.1, backend="cuda")
+    points = {name: cuda.to_device(x) for name, x in start.items()}
+    for options in ({}, {"max_norm": 0.5}, {"max_norm": 0.1, "skip_nonfinite": True}):
+        found = opt.apply(points, {name: cuda.to_device(g) for name, g in grads.items()}, **options)
+        expected = host.apply(start, grads, **options)
+        for name, x in start.items():
+            assert same_bits(points[name].copy_to_host(), x), "what was handed in was written to"
+            assert same_bits(found[name].copy_to_host(), expected[name])
+            assert np.all(own[name].copy_to_host() == 1)
+        points, start = found, expected
+    with pytest.raises(TypeError, match="parameter 'b': expected an array on the GPU"):
+        opt.apply(points | {"b": start["b"]}, points)
+
+
 def test_functional_and_clipping():
     rng = np.random.default_rng(5)
     host = [rng.standard_normal((4, 3)) for _ in range(4)]
