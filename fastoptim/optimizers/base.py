@@ -33,7 +33,7 @@ from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped
 from .hyperparameters import NotNeeded, PerGroup, UpdateSpec, _rate
 from .saving import IncompatibleKeys
 from .selecting import GroupedParams, Members, select
-from .states import Plan, make_plan, member_of, state_view
+from .states import Plan, check_members, make_plan, member_of, state_view
 from .update import APPLIED, PLAIN, StepOptions
 
 
@@ -192,23 +192,24 @@ class Optimizer:
     def _spec_of(self, group: ParamGroup) -> UpdateSpec:
         """What a group's hyperparameters come to; TypeError or ValueError for what they cannot be."""
         values = self._read(group)
-        self._check_ranges(values, group.dtypes, group.in_range)
-        group.in_range = values
         known, spec = group.spec
         if spec is None or not all(map(is_, known, values)):
-            spec = type(self)._spec(*values)
+            spec = self._checked(values, group.dtypes, known)
             group.spec = values, spec
         return spec
 
-    def _check_ranges(
-        self, values: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]], known: tuple[Any, ...] = ()
-    ) -> None:
-        """ValueError for what is beyond a type; `known` are values that were checked."""
-        for name, value, before in zip(self._names, values, chain(known, repeat(None)), strict=False):
+    @classmethod
+    def _checked(
+        cls, values: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]], known: tuple[Any, ...] = ()
+    ) -> UpdateSpec:
+        """What hyperparameters come to; ValueError for what is beyond a type, too. `known` are some that were checked."""
+        spec = cls._spec(*values)
+        for name, value, before in zip(cls._names, values, chain(known, repeat(None)), strict=False):
             if value is not before:
                 for number in value if isinstance(value, tuple) else (value,):
-                    for dtype in dtypes if isinstance(number, float) else ():
+                    for dtype in dtypes if isinstance(number, (int, float)) else ():
                         check_range(name, number, dtype, may_vanish=name != "eps")
+        return spec
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -235,9 +236,12 @@ class Optimizer:
         specs = []  # all are checked before one is set
         place = self._names.index(name)
         for group, value in zip(groups, values, strict=True):
-            changed = list(self._read(group))
-            changed[place] = fixed(value)
-            specs.append((tuple(changed), type(self)._spec(*changed)))
+            before = self._read(group)
+            changed = (*before[:place], fixed(value), *before[place + 1 :])
+            spec = self._checked(changed, group.dtypes, group.spec[0])
+            if spec.measured is not None:
+                check_members(self._model, group, spec, self._storage)
+            specs.append((changed, spec))
         for group, spec in zip(groups, specs, strict=True):
             group[name] = spec[0][place]
             group.spec = spec

@@ -17,10 +17,12 @@ import numpy as np
 from ..arrays.checks import check_dtype
 from ..arrays.storage import StorageOptions
 from ..backends import choose
-from ..common.validation import check_range, choice, count, flag, kept_number, real
+from ..common.signals import deferred_signals
+from ..common.validation import choice, count, flag, kept_number, real
 from ..rules.measures import Measured
 from ..rules.table import RULES, Kernel
 from .base import Optimizer
+from .groups import fixed
 from .hyperparameters import UpdateSpec, _rate, kind_of_decay
 from .states import begin
 from .update import update_array
@@ -51,10 +53,11 @@ class Family(Optimizer):
     _values: ClassVar[dict[str, Any]]  # name -> default
 
     def __init_subclass__(cls, **checks: tuple[Any, ...]) -> None:
-        cls._checks = checks
-        own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        cls._values = {p.name: p.default for p in own[2:]}
-        cls._names = tuple(cls._values)
+        if "_update" in vars(cls):  # else it has the hyperparameters of its base, whatever its own __init__ takes
+            cls._checks = checks
+            own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
+            cls._values = {p.name: p.default for p in own[2:]}
+            cls._names = tuple(cls._values)
         super().__init_subclass__()
 
     def _begin(self, given: dict[str, Any]) -> None:
@@ -118,12 +121,7 @@ def made(
 
 def _valid(cls: type[Optimizer], dtype: np.dtype[Any], *values: Any) -> UpdateSpec:
     """The update of these hyperparameters, for a parameter of this dtype."""
-    spec = cls._spec(*values)
-    for name, value in zip(cls._names, values, strict=True):
-        for number in value if isinstance(value, (tuple, list)) else (value,):
-            if not isinstance(number, (bool, str)):
-                check_range(name, float(number), dtype, may_vanish=name != "eps")
-    return spec
+    return cls._checked(tuple(map(fixed, values)), (dtype,))
 
 
 _known: Callable[..., UpdateSpec] = lru_cache(maxsize=64, typed=True)(_valid)
@@ -172,7 +170,7 @@ def step_array(
             begin(chosen, arrays[name], p, rule.initial.get(name, 0.0), dict(zip(cls._names, values, strict=True)))
     states = tuple(arrays[name] for name in rule.states)
     scalars = spec.scalars(t, t == 1, kept)
-    after = update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, grad_scale, spec.measured, t, kept)
-    after = after if spec.advance is None else spec.advance(t, *kept)
-    state.update(zip(rule.states, states, strict=True), step=t)
-    state.update(zip(rule.scalars, after, strict=True))
+    with deferred_signals():
+        after = update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, grad_scale, spec.measured, t, kept)
+        after = after if spec.advance is None else spec.advance(t, *kept)
+        state.update(zip((*rule.states, *rule.scalars), (*states, *after), strict=True), step=t)

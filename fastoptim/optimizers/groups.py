@@ -42,7 +42,6 @@ class ParamGroup(dict[str, Any]):
     changes: list[int]  # counts those of all groups of an optimizer, and those of their arrays
     dtypes: frozenset[np.dtype[Any]]  # which its parameters are computed in
     spec: tuple[tuple[Any, ...], UpdateSpec | None] = ((), None)  # what hyperparameters have come to
-    in_range: tuple[Any, ...] = ()  # hyperparameters that the dtypes can hold
 
     @classmethod
     def make(

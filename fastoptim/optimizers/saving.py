@@ -35,10 +35,10 @@ from ..common.trees import Structure
 from ..common.validation import flag, kept_number
 from ..rules.codecs import Stored
 from ..rules.table import Rule, rules_of
-from .groups import Groups, Parameter, ParamGroup, ParamGroups
+from .groups import Groups, Parameter, ParamGroup, ParamGroups, fixed
 from .hyperparameters import UpdateSpec
 from .selecting import Members
-from .states import member_of
+from .states import check_members
 
 
 class Savable(Protocol):
@@ -54,7 +54,7 @@ class Savable(Protocol):
     _names: tuple[str, ...]
     _spec: Callable[..., UpdateSpec]
 
-    def _check_ranges(self, values: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]]) -> None: ...
+    def _checked(self, values: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]]) -> UpdateSpec: ...
 
     @property
     def param_groups(self) -> ParamGroups: ...
@@ -196,7 +196,9 @@ def _named_parameters(optimizer: Savable) -> list[tuple[str, Any]]:
 
 
 def snapshot(optimizer: Savable, copy: Callable[[Any], Any]) -> dict[str, Any]:
-    """What `Optimizer.state_dict` returns, with states passed through `copy`."""
+    """What `Optimizer.state_dict` returns, with states passed through `copy`; an error for what would never be loaded."""
+    for group in optimizer.param_groups:
+        _check_hyperparameters(optimizer, group, group)
     return {
         "version": 1,
         "optimizer": type(optimizer).__name__,
@@ -317,12 +319,8 @@ def _check_groups(optimizer: Savable, entries: Any, groups: Any) -> None:
 
 def _check_hyperparameters(optimizer: Savable, own: ParamGroup, values: Mapping[str, Any]) -> None:
     """TypeError or ValueError unless a group of this optimizer could have these."""
-    given = optimizer._read(values)
-    optimizer._check_ranges(given, own.dtypes)
-    spec = type(optimizer)._spec(*given)
-    for q in optimizer._model.parameters:
-        if q.group is own:
-            member_of(q.name, q.shape, q.dtype, spec, optimizer._storage)
+    spec = optimizer._checked(tuple(map(fixed, optimizer._read(values))), own.dtypes)
+    check_members(optimizer._model, own, spec, optimizer._storage)
 
 
 def _shared_hyperparameters(optimizer: Savable, groups: Any, keys: IncompatibleKeys) -> list[dict[str, Any]]:

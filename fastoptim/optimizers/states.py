@@ -271,6 +271,13 @@ def members_of(model: Groups, specs: Mapping[int, UpdateSpec], storage: Storage)
     ]
 
 
+def check_members(model: Groups, group: ParamGroup, spec: UpdateSpec, storage: Storage) -> None:
+    """TypeError or ValueError if a parameter of a group cannot be stored as it is, with these hyperparameters."""
+    for q in model.parameters:
+        if q.group is group:
+            member_of(q.name, q.shape, q.dtype, spec, storage)
+
+
 def member_of(
     name: str,
     shape: tuple[int, ...],
