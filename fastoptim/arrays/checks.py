@@ -178,7 +178,8 @@ def check_disjoint(
             if low >= high:
                 break
             if (writes or also_writes) and share(first, second):
-                hint = "" if writes and also_writes else ": copy the gradient, g.copy()"
+                gradient = "gradient" in first.label or "gradient" in second.label
+                hint = ": copy the gradient, g.copy()" if gradient and not (writes and also_writes) else ""
                 raise ValueError(f"{first.label} and {second.label} overlap in memory{hint}")
 
 

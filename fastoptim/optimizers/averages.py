@@ -9,6 +9,7 @@ import numpy as np
 
 from ..arrays.checks import DTYPES, check_companion, check_unchanged
 from ..backends import resolve
+from ..backends.base import count_of_steps
 from ..checkpoint import matching
 from ..common.busy import Busy, exclusive
 from ..common.public import public
@@ -74,6 +75,11 @@ class Average:
     {'w': array([3., 3.])}
     """
 
+    __slots__ = (
+        *("_averaged", "_averages", "_backend", "_busy", "_counter", "_decay", "_members", "_names", "_params", "_rest"),
+        *("_start", "_structure", "_threads", "_update"),
+    )
+
     def __init__(
         self,
         params: Any,
@@ -101,8 +107,8 @@ class Average:
         self._averages = tuple(self._backend.zeros_like(p) for p in chosen)
         self._rest = tuple(None if averaged else leaf for leaf, averaged in zip(leaves, self._averaged, strict=True))
         kernels, runs = [Kernel(RULES["average"], "none")], [0] * len(chosen)
-        self._update = Update(self._backend, kernels, runs, self._members, self._threads)
-        self.count = 0
+        self._counter = count_of_steps()
+        self._update = Update(self._backend, kernels, runs, self._members, self._threads, self._counter)
         self._copy(chosen)
 
     def _chosen(self, leaves: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -111,6 +117,11 @@ class Average:
     def _copy(self, leaves: tuple[Any, ...]) -> None:
         for average, p in zip(self._averages, leaves, strict=True):
             self._backend.assign(average, matching.to_host(p))
+
+    @property
+    def count(self) -> int:
+        """How many updates there were."""
+        return self._counter[0]
 
     @property
     def decay(self) -> float | None:
@@ -135,15 +146,26 @@ class Average:
             taken = self.count - self._start
             if taken > 0:
                 scalars = ((1.0, 0.0, *average_coefficients(taken + 1, self._decay)),)
-                self._update.step(self._averages, leaves, (), scalars)
-                self.count += 1
+                try:
+                    self._update.step(self._averages, leaves, (), scalars)  # which counts it, too
+                except (TypeError, ValueError):
+                    self._check(leaves)  # what it calls a gradient is a parameter here
+                    raise
                 return
-            for member, p in zip(self._members, leaves, strict=True):
-                self._backend.check_companion(member.name, "array", p, member.shape, member.dtype)
-                check_unchanged(member.name, self._backend.describe(p), (member.shape, member.dtype))
+            self._check(leaves)
             with deferred_signals():
                 self._copy(leaves)
-                self.count += 1
+                self._counter[0] += 1
+
+    def _check(self, leaves: tuple[Any, ...]) -> None:
+        """TypeError or ValueError unless these are parameters as they were."""
+        for member, p in zip(self._members, leaves, strict=True):
+            self._backend.check_companion(member.name, "array", p, *self._backend.describe(p))
+            check_unchanged(member.name, self._backend.describe(p), (member.shape, member.dtype))
+        self._backend.check_disjoint(self._spans("average of", self._averages), self._spans("parameter", leaves))
+
+    def _spans(self, what: str, arrays: tuple[Any, ...]) -> list[Any]:
+        return [self._backend.span(f"{what} {name!r}", x) for name, x in zip(self._names, arrays, strict=True)]
 
     def copy_to(self, params: Any) -> None:
         """Write the averages into the arrays of `params`, which has the structure of the averaged ones."""
@@ -152,11 +174,7 @@ class Average:
             for member, p in zip(self._members, leaves, strict=True):
                 self._backend.check_parameter(member.name, p)
                 check_unchanged(member.name, self._backend.describe(p), (member.shape, member.dtype))
-            written = [self._backend.span(f"parameter {n!r}", p) for n, p in zip(self._names, leaves, strict=True)]
-            read = [
-                self._backend.span(f"average of {n!r}", x) for n, x in zip(self._names, self._averages, strict=True)
-            ]
-            self._backend.check_disjoint(written, read)
+            self._backend.check_disjoint(self._spans("parameter", leaves), self._spans("average of", self._averages))
             with deferred_signals():
                 for p, average in zip(leaves, self._averages, strict=True):
                     matching.assign(p, matching.to_host(average))
@@ -183,7 +201,7 @@ class Average:
             with deferred_signals():
                 for name, average in zip(self._names, self._averages, strict=True):
                     self._backend.assign(average, arrays[name])
-                self.count, self._start, self._decay = n, start, decay
+                self._counter[0], self._start, self._decay = n, start, decay
 
     def __getstate__(self) -> Any:
         raise TypeError("an Average follows arrays of its params: save its state_dict, or copy average.arrays")

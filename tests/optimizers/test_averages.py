@@ -133,8 +133,13 @@ def test_state_and_refusals():
             other.load_state_dict(bad)
         assert str(other.state_dict()) == str(before)
     params["w"] = np.ones(4)
-    with pytest.raises(ValueError, match="expected shape"):
+    with pytest.raises(ValueError, match="parameter 'w' was replaced: expected shape"):
         average.update()
+    params["w"] = average.arrays["w"]
+    with pytest.raises(ValueError, match="average of 'w' and parameter 'w' overlap in memory$"):
+        average.update()
+    with pytest.raises(AttributeError, match="decy"):
+        average.decy = 0.9
     assert average.count == 2 and average.arrays["b"].tolist() == [0.0, 0.0]
     with pytest.raises(ValueError, match="names missing"):
         average.copy_to({"w": np.ones(3)})

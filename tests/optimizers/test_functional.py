@@ -191,6 +191,20 @@ def test_ctrl_c_waits_until_all_is_written(monkeypatch):
     assert grads[0][0] == grads[1][0] == 0
 
 
+def test_ctrl_c_leaves_no_state_behind_and_no_update_uncounted(monkeypatch):
+    params, p, state = [np.zeros(3)], np.zeros(3), {}
+    average = fo.Average(params, backend="numpy")
+    average.update()
+    params[0][:] = 4.0
+    monkeypatch.setattr(reference, "update", interrupting(reference.update))
+    with pytest.raises(KeyboardInterrupt):
+        average.update()
+    assert (average.count, average.arrays[0][0]) == (2, 2.0)
+    with pytest.raises(KeyboardInterrupt):
+        fo.functional.nadam(p, np.ones(3), state, lr=0.1, backend="numpy")
+    assert p[0] < 0 and state["step"] == 1 and state["exp_avg"][0] > 0 and state["mu_product"] < 1
+
+
 def test_ctrl_c_after_the_arrays_of_one_dtype_waits_for_the_others(monkeypatch):
     """Numba runs one job for each dtype; both run, and the step is counted."""
     numba = get_backend("numba")
