@@ -11,7 +11,8 @@ from functools import lru_cache
 from typing import Any
 
 from .backends.base import Scalars
-from .common.validation import count, flag
+from .common.validation import check_range, count, flag
+from .optimizers.family import chosen_for
 from .optimizers.forms import (
     adabelief,
     adadelta,
@@ -38,7 +39,7 @@ from .optimizers.forms import (
     yogi,
 )
 from .optimizers.hyperparameters import UpdateSpec, adam_spec, sgd_spec
-from .optimizers.update import ArrayStep
+from .optimizers.update import TINY, ArrayStep
 
 __all__ = [
     "adabelief",
@@ -249,5 +250,7 @@ def adam(
     options = (update_clip, cautious, decoupled)
     values = (lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, decay_mode, *options)
     update, spec, _ = _known(adam_spec, backend, threads, *values)
+    if 0.0 < eps < TINY:
+        check_range("eps", float(eps), chosen_for(p, backend, threads)[2])
     states = (m, v) if vmax is None else (m, v, vmax)
     update("p", p, g, states, spec.scalars(count("step", step)), grad_scale, spec.measured)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.signals import deferred_signals
 from ..common.validation import real
 from ._update import adam_coefficients, step_array, velocity_coefficients
 
@@ -24,7 +25,7 @@ Config = MutableMapping[str, Any]
 
 
 def _entries(w: Any, config: Config, defaults: dict[str, Any], *states: str) -> dict[str, Any]:
-    """`config` with what it lacks; it is filled in itself once a step has succeeded."""
+    """`config` with what it lacks."""
     entries = {**defaults, **config}
     for name in states:
         if entries.get(name) is None:
@@ -32,13 +33,21 @@ def _entries(w: Any, config: Config, defaults: dict[str, Any], *states: str) -> 
     return entries
 
 
+def _stepped(
+    rule: str, w: Any, dw: Any, config: Config, entries: dict[str, Any], states: tuple[str, ...], coefficients: Any
+) -> tuple[Any, Config]:
+    """What the functions return; `config` is filled in once the step has succeeded."""
+    with deferred_signals():
+        step_array(rule, w, dw, tuple(entries[name] for name in states), coefficients)
+        config.update(entries)
+    return w, config
+
+
 def sgd(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Config]:
     """``w <- w - learning_rate * dw``; config: learning_rate (1e-2)."""
     config = {} if config is None else config
     entries = _entries(w, config, {"learning_rate": 1e-2})
-    step_array("sgd", w, dw, (), (real("learning_rate", entries["learning_rate"]),))
-    config.update(entries)
-    return w, config
+    return _stepped("sgd", w, dw, config, entries, (), (real("learning_rate", entries["learning_rate"]),))
 
 
 def sgd_momentum(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Config]:
@@ -49,10 +58,7 @@ def sgd_momentum(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Co
     config = {} if config is None else config
     entries = _entries(w, config, {"learning_rate": 1e-2, "momentum": 0.9}, "velocity")
     mu, rate = (real(name, entries[name]) for name in ("momentum", "learning_rate"))
-    coefficients = velocity_coefficients(mu, rate)
-    step_array("momentum", w, dw, (entries["velocity"],), coefficients)
-    config.update(entries)
-    return w, config
+    return _stepped("momentum", w, dw, config, entries, ("velocity",), velocity_coefficients(mu, rate))
 
 
 def adam(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Config]:
@@ -62,6 +68,4 @@ def adam(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Config]:
     entries = _entries(w, config, defaults, "m", "v")
     entries["t"] = entries["t"] + 1
     coefficients = adam_coefficients(*(entries[name] for name in ("t", "learning_rate", "beta1", "beta2", "epsilon")))
-    step_array("adam", w, dw, (entries["m"], entries["v"]), coefficients)
-    config.update(entries)
-    return w, config
+    return _stepped("adam", w, dw, config, entries, ("m", "v"), coefficients)

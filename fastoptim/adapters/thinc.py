@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.signals import deferred_signals
 from ._update import step_array
 
 try:
@@ -59,27 +60,28 @@ class Optimizer(optimizers.Optimizer):
             norm = np.linalg.norm(g)
             if norm >= limit:
                 scale = float(limit / norm)
-        if b1 > 0.0:
-            moments = (self.mom1, self.mom2)
-            states: Any = tuple(m[key] if key in m else np.zeros(w.size, np.float32) for m in moments)
-            hat = self.learn_rate(step, **arguments) * (1.0 - b2**t) ** 0.5 / (1.0 - b1**t) * lr_scale
-            c1, c2 = (float(np.float32(1.0) - np.float32(b)) for b in (b1, b2))  # as thinc's kernel has them
-            coefficients = (b1, c1, b2, c2, hat, 1.0, self.eps(step, **arguments))
-            step_array("adam", w, g, states, coefficients, scale=scale)
-            self.mom1[key], self.mom2[key] = states
-        else:
-            step_array("sgd", w, g, (), (rate,), scale=scale)
-        self.nr_update[key] = t
-        gradient.fill(0.0)
-        if decay and self.L2_is_weight_decay:  # w - c * (0 + 1 * w)
-            step_array("sgd", w, g, (), (rate * decay,), decay="coupled", decay_coefficient=1.0)
-        averages: Any = self.averages
-        if averages is not None:
-            if key not in averages:
-                averages[key] = np.zeros(weights.shape, np.float32)
-            forget = 1 - min((1.0 + t) / (10.0 + t), 0.9999)  # a - forget * (-w + 1 * a)
-            average = averages[key].reshape(-1)
-            step_array("sgd", average, w, (), (forget,), decay="coupled", decay_coefficient=1.0, scale=-1.0)
+        with deferred_signals():
+            if b1 > 0.0:
+                moments = (self.mom1, self.mom2)
+                states: Any = tuple(m[key] if key in m else np.zeros(w.size, np.float32) for m in moments)
+                hat = self.learn_rate(step, **arguments) * (1.0 - b2**t) ** 0.5 / (1.0 - b1**t) * lr_scale
+                c1, c2 = (float(np.float32(1.0) - np.float32(b)) for b in (b1, b2))  # as thinc's kernel has them
+                coefficients = (b1, c1, b2, c2, hat, 1.0, self.eps(step, **arguments))
+                step_array("adam", w, g, states, coefficients, scale=scale)
+                self.mom1[key], self.mom2[key] = states
+            else:
+                step_array("sgd", w, g, (), (rate,), scale=scale)
+            self.nr_update[key] = t
+            gradient.fill(0.0)
+            if decay and self.L2_is_weight_decay:  # w - c * (0 + 1 * w)
+                step_array("sgd", w, g, (), (rate * decay,), decay="coupled", decay_coefficient=1.0)
+            averages: Any = self.averages
+            if averages is not None:
+                if key not in averages:
+                    averages[key] = np.zeros(weights.shape, np.float32)
+                forget = 1 - min((1.0 + t) / (10.0 + t), 0.9999)  # a - forget * (-w + 1 * a)
+                average = averages[key].reshape(-1)
+                step_array("sgd", average, w, (), (forget,), decay="coupled", decay_coefficient=1.0, scale=-1.0)
         return weights, gradient
 
     def _takes(self, key: Any, weights: Any, gradient: Any) -> bool:

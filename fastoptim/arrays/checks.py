@@ -17,7 +17,13 @@ Array = np.ndarray
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def _hint(x: Any, name: str = "", dtype: str = "float32") -> str:
+def _in_code(dtype: Any) -> str:
+    """What a program calls a dtype."""
+    name = np.dtype(dtype).name
+    return f"{'np' if hasattr(np, name) else 'ml_dtypes'}.{name}"
+
+
+def _hint(x: Any, name: str = "", dtype: str = "np.float32") -> str:
     """What to write instead of `x`, which is no NumPy array; empty where nobody can tell."""
     module = type(x).__module__.partition(".")[0]
     if isinstance(x, np.ma.MaskedArray):
@@ -31,13 +37,13 @@ def _hint(x: Any, name: str = "", dtype: str = "float32") -> str:
     if module in ("jax", "jaxlib"):
         return ": convert it, np.array(x)"
     if module in ("pandas", "polars"):
-        return f": convert it, x.to_numpy(np.{dtype})"
+        return f": convert it, x.to_numpy({dtype})"
     if module == "scipy" and hasattr(x, "toarray"):
         return ": convert it, x.toarray()"
     if isinstance(x, ItemsView) or (isinstance(x, str) and name.endswith(".0")):
         return ": make the pairs of names and arrays a dict, dict(pairs)"
     if isinstance(x, (list, tuple)):
-        return f": make it an array, np.array(x, np.{dtype})"
+        return f": make it an array, np.array(x, {dtype})"
     if isinstance(x, (bool, int, float)) and name == "0":
         return f": the first argument of an optimizer is the parameters, as in Adam(params, lr={x})"
     return ""
@@ -97,7 +103,7 @@ def check_companion(name: str, role: str, x: Any, shape: tuple[int, ...], dtype:
         x = np.asarray(x)
     if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
         number = isinstance(x, (bool, int, float, np.generic))
-        hint = f": np.full({shape}, x, np.{dtype.name})" if number else _hint(x, dtype=dtype.name)
+        hint = f": np.full({shape}, x, {_in_code(dtype)})" if number else _hint(x, dtype=_in_code(dtype))
         raise TypeError(f"{role} of parameter {name!r}: expected a NumPy array, got {type(x).__name__}{hint}")
     check_match(name, role, x.shape, x.dtype, shape, dtype)
     return x
@@ -108,10 +114,9 @@ def check_match(
 ) -> None:
     """TypeError or ValueError unless shape and dtype are the expected ones."""
     if dtype != expected_dtype:
-        wanted = np.dtype(expected_dtype).name
         raise TypeError(
-            f"{role} of parameter {name!r}: expected dtype {wanted}, got {dtype_name(dtype)}: "
-            f"convert it, g.astype(np.{wanted})"
+            f"{role} of parameter {name!r}: expected dtype {np.dtype(expected_dtype).name}, got {dtype_name(dtype)}: "
+            f"convert it, g.astype({_in_code(expected_dtype)})"
         )
     if tuple(shape) != tuple(expected_shape):
         raise ValueError(f"{role} of parameter {name!r}: expected shape {expected_shape}, got {tuple(shape)}")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..common.public import public
-from ..common.validation import flag
+from ..common.validation import count, flag
 from ..rules.norm import NORM_BLOCK
 from .checks import DTYPES, check_dtype, check_match, dtype_name
 
@@ -53,10 +53,7 @@ class Rows:
 
     def __init__(self, indices: Any, values: Any, *, lazy: bool = False):
         indices = np.asarray(indices)
-        if indices.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
-            raise TypeError(f"indices of Rows must be int32 or int64, got {dtype_name(indices.dtype)}")
-        if not isinstance(values, np.ndarray) or isinstance(values, np.ma.MaskedArray):
-            raise TypeError(f"values of Rows must be a NumPy array, got {type(values).__name__}")
+        _check_arrays(indices, values)
         if values.dtype not in DTYPES:
             raise TypeError(f"values of Rows must be native float32 or float64, got {dtype_name(values.dtype)}")
         if indices.ndim != 1 or values.ndim < 1 or len(indices) != len(values):
@@ -68,6 +65,7 @@ class Rows:
 
     def to_dense(self, n: int) -> np.ndarray:
         """The gradient of a whole table of `n` rows; ValueError for an index beyond it."""
+        n = count("n", n, 0)
         table = coalesced("0", self, (n, *self.values.shape[1:]), self.values.dtype)
         dense = np.zeros((n, *self.values.shape[1:]), self.values.dtype)
         dense[table.rows] = table.values
@@ -75,6 +73,14 @@ class Rows:
 
     def __repr__(self) -> str:
         return f"Rows({len(self.indices)} of shape {self.values.shape[1:]}, {self.values.dtype}, lazy={self.lazy})"
+
+
+def _check_arrays(indices: Any, values: Any) -> None:
+    for what, x in (("indices", indices), ("values", values)):
+        if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
+            raise TypeError(f"{what} of Rows must be a NumPy array, got {type(x).__name__}")
+    if indices.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
+        raise TypeError(f"indices of Rows must be int32 or int64, got {dtype_name(indices.dtype)}")
 
 
 class TableRows(NamedTuple):
@@ -94,6 +100,7 @@ class TableRows(NamedTuple):
 def coalesced(name: str, given: Rows, shape: tuple[int, ...], dtype: Any) -> TableRows:
     """The rows of a gradient of the parameter `name`, checked; TypeError or ValueError that names what is wrong."""
     values = given.values
+    _check_arrays(given.indices, values)  # which may be others by now
     check_dtype(name, dtype)
     if not shape:
         raise ValueError(f"gradient of parameter {name!r}: Rows needs a parameter of rows, and this has shape ()")

@@ -302,7 +302,7 @@ class Backend(ABC):
         return copy
 
     def copied(self, x: Any) -> Any:
-        """A new array with the elements of `x`, to be stepped; `x` itself if it is none, which a step refuses by name."""
+        """A new array with the elements of `x`; `x` itself if it is none, which a step refuses by name."""
         if not isinstance(x, np.ndarray):
             return x
         return np.array(x) if isinstance(x, np.memmap) else x.copy("K")

@@ -123,7 +123,10 @@ class OffloadBackend(Backend):
             raise ValueError("state_dir and memory_budget are for host arrays, not for backend='cuda'")
         self.inner, self.name = inner, inner.name
         self.budget = DEFAULT_BUDGET if memory_budget is None else budget_in_bytes(memory_budget)
-        self.folder = None if state_dir is None else Path(os.fspath(state_dir))
+        try:
+            self.folder = None if state_dir is None else Path(state_dir)
+        except TypeError:
+            raise TypeError(f"state_dir must be the path of a folder, got {state_dir!r}") from None
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
 

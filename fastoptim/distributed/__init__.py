@@ -167,7 +167,7 @@ class ShardedOptimizer(Steps):
             if name.startswith("_"):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             value = getattr(self._whole, name)
-            if callable(value):  # it would look for states where there are none
+            if callable(value) and self.comm.size > 1:  # it would look for states where there are none
                 raise AttributeError(
                     f"a ShardedOptimizer on several ranks has no {name!r}: each rank keeps a slice of the states alone"
                 )

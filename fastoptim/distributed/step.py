@@ -13,6 +13,7 @@ from .. import rules
 from ..arrays import checks, layout
 from ..arrays.storage import compute_dtype
 from ..backends import StepInfo
+from ..optimizers.update import clipped_scale
 from ..rules.norm import NORM_BLOCK
 from ..rules.reference import tree_sum
 from .agreement import check_updates
@@ -116,8 +117,7 @@ class Steps(States):
                 return StepInfo(False, norm)
         if not any(here):
             return StepInfo(False, norm)
-        if norm is not None:
-            scale *= rules.clip_factor(norm, limit)
+        scale = clipped_scale(scale, norm, limit, {compute_dtype(p.dtype) for p in params})
 
         def apply_gather(b: int, buffers: Any) -> None:
             own, bucket, piece = gradients(b, buffers), self._buckets[b], self._pieces[b]

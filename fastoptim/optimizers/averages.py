@@ -76,8 +76,8 @@ class Average:
     """
 
     __slots__ = (
-        *("_averaged", "_averages", "_backend", "_busy", "_counter", "_decay", "_members", "_names", "_params", "_rest"),
-        *("_start", "_structure", "_threads", "_update"),
+        *("_averaged", "_averages", "_backend", "_busy", "_counter", "_decay", "_members", "_names", "_params"),
+        *("_rest", "_start", "_structure", "_threads", "_update"),
     )
 
     def __init__(

@@ -202,7 +202,7 @@ class Optimizer:
     def _checked(
         cls, values: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]], known: tuple[Any, ...] = ()
     ) -> UpdateSpec:
-        """What hyperparameters come to; ValueError for what is beyond a type, too. `known` are some that were checked."""
+        """What hyperparameters come to; an error for what they cannot be, or is beyond a type. `known` were checked."""
         spec = cls._spec(*values)
         for name, value, before in zip(cls._names, values, chain(known, repeat(None)), strict=False):
             if value is not before:
@@ -242,9 +242,9 @@ class Optimizer:
             if spec.measured is not None:
                 check_members(self._model, group, spec, self._storage)
             specs.append((changed, spec))
-        for group, spec in zip(groups, specs, strict=True):
-            group[name] = spec[0][place]
-            group.spec = spec
+        for group, found in zip(groups, specs, strict=True):
+            group[name] = found[0][place]
+            group.spec = found
 
     @property
     def lr(self) -> float:
@@ -403,8 +403,8 @@ class Optimizer:
         Returns
         -------
         Same structure as `params`
-            New arrays; numbers and lists where `params` has them. On a GPU they are arrays of numba.cuda, made by way of
-            the host.
+            New arrays; numbers and lists where `params` has them. On a GPU they are arrays of numba.cuda, made by way
+            of the host.
 
         Raises
         ------

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .. import rules
 from ..backends import Backend, resolve
 from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
 from ..common.trees import Structure
-from ..common.validation import flag, norm_limit, real
+from ..common.validation import check_range, flag, norm_limit, real
+from .update import clipped_scale
 
 
 def _checked(grads: Any, backend: str, written: bool) -> tuple[Backend, dict[str, Any]]:
@@ -69,7 +69,10 @@ def grad_norm(grads: Any, *, grad_scale: float = 1.0, backend: str = "auto", thr
     5.0
     """
     chosen, checked = _checked(grads, backend, written=False)
-    return chosen.norm(list(checked.values()), real("grad_scale", grad_scale), resolve_threads(threads))
+    scale = real("grad_scale", grad_scale)
+    for g in checked.values():
+        check_range("grad_scale", scale, chosen.describe(g)[1])
+    return chosen.norm(list(checked.values()), scale, resolve_threads(threads))
 
 
 @public
@@ -113,7 +116,7 @@ def clip_grad_norm(
     norm = chosen.norm(list(checked.values()), 1.0, resolve_threads(threads))
     if strict and not math.isfinite(norm):
         raise ValueError(f"the gradient norm is {norm}")
-    factor = rules.clip_factor(norm, limit)
+    factor = clipped_scale(1.0, norm, limit, {chosen.describe(g)[1] for g in checked.values()})
     if factor != 1.0:
         with deferred_signals():
             chosen.multiply(list(checked.values()), factor)

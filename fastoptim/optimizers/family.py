@@ -16,7 +16,7 @@ import numpy as np
 
 from ..arrays.checks import check_dtype
 from ..arrays.storage import StorageOptions
-from ..backends import choose
+from ..backends import Backend, choose
 from ..common.signals import deferred_signals
 from ..common.validation import choice, count, flag, kept_number, real
 from ..rules.measures import Measured
@@ -119,6 +119,15 @@ def made(
 # --- One step of one array, for `forms` ---------------------------------------------------------------------------
 
 
+def chosen_for(p: Any, backend: str, threads: int | None) -> tuple[Backend, int, np.dtype[Any]]:
+    """Backend, number of threads and dtype for a step of `p`; TypeError or ValueError if none can step it."""
+    chosen, number = choose(backend, threads, p)
+    chosen.check_parameter("p", p)
+    dtype = chosen.describe(p)[1]
+    check_dtype("p", dtype)
+    return chosen, number, dtype
+
+
 def _valid(cls: type[Optimizer], dtype: np.dtype[Any], *values: Any) -> UpdateSpec:
     """The update of these hyperparameters, for a parameter of this dtype."""
     return cls._checked(tuple(map(fixed, values)), (dtype,))
@@ -146,10 +155,7 @@ def step_array(
     """
     if not isinstance(state, dict):
         raise TypeError(f"state must be a dict, empty before the first step, got {type(state).__name__}")
-    chosen, number = choose(backend, threads, p)
-    chosen.check_parameter("p", p)
-    dtype = chosen.describe(p)[1]
-    check_dtype("p", dtype)
+    chosen, number, dtype = chosen_for(p, backend, threads)
     try:
         spec = _known(cls, dtype, *values)
     except TypeError:  # not hashable, or not valid, which this says again
@@ -170,7 +176,8 @@ def step_array(
             begin(chosen, arrays[name], p, rule.initial.get(name, 0.0), dict(zip(cls._names, values, strict=True)))
     states = tuple(arrays[name] for name in rule.states)
     scalars = spec.scalars(t, t == 1, kept)
+    rest = (grad_scale, spec.measured, t, kept)
     with deferred_signals():
-        after = update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, grad_scale, spec.measured, t, kept)
+        after = update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, *rest)
         after = after if spec.advance is None else spec.advance(t, *kept)
         state.update(zip((*rule.states, *rule.scalars), (*states, *after), strict=True), step=t)

@@ -112,6 +112,10 @@ class ParamGroups(_FixedList):
 
     _why = "param_groups grows by add_param_group alone; change the entries of its groups instead"
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(index, slice) or value is not self[index]:  # which `param_groups[0] |= {...}` puts back
+            self._refuse()
+
 
 class ParamList(_FixedList):
     """ "params" of a group: each array may be replaced by another; their number and order stay."""

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, cast, overload
 
 from .. import rules
+from ..arrays.checks import check_dtype
 from ..arrays.storage import MASTER, STORAGE_OPTIONS, scale_name
 from ..backends import Backend, available, choose, get_backend, resolve
 from ..common.public import public
@@ -19,6 +20,7 @@ from ..common.validation import choice, count, flag, real, unknown_name
 from ..rules.language import own_rule
 from ..rules.table import Kernel, Rule
 from .base import Optimizer
+from .groups import fixed
 from .hyperparameters import UpdateSpec, _head, _rate
 from .update import update_array
 
@@ -185,13 +187,17 @@ class OwnOptimizer(Optimizer, metaclass=_OwnClass):
         TypeError, ValueError
             Bad array or hyperparameter; nothing was changed.
         """
-        spec = cls._spec(*cls._values(hyperparameters).values())
+        chosen = cls._resolve(backend, (p,))
+        chosen.check_parameter("p", p)
+        dtype = chosen.describe(p)[1]
+        check_dtype("p", dtype)
+        spec = cls._checked(tuple(map(fixed, cls._values(hyperparameters).values())), (dtype,))
         names = spec.kernel.rule.states
         if len(states) != len(names):
             raise TypeError(f"{cls.__name__}.update: expected {len(names)} states {list(names)}, got {len(states)}")
         number = choose("numpy", threads, p)[1]
         scalars = spec.scalars(count("step", step))
-        update_array(cls._resolve(backend, (p,)), spec.kernel, "p", p, g, states, scalars, number, grad_scale)
+        update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, grad_scale)
 
 
 @overload

@@ -196,7 +196,7 @@ def _named_parameters(optimizer: Savable) -> list[tuple[str, Any]]:
 
 
 def snapshot(optimizer: Savable, copy: Callable[[Any], Any]) -> dict[str, Any]:
-    """What `Optimizer.state_dict` returns, with states passed through `copy`; an error for what would never be loaded."""
+    """What `Optimizer.state_dict` returns, with states passed through `copy`; an error if nobody could load it."""
     for group in optimizer.param_groups:
         _check_hyperparameters(optimizer, group, group)
     return {

@@ -7,7 +7,7 @@ is short: `Optimizer.step` -> `Update.step` -> the C extension, or the kernels t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Collection, Iterator, MutableSequence, Sequence
 from functools import cache, lru_cache
 from operator import is_
 from threading import local
@@ -70,6 +70,15 @@ def _options(dtypes: frozenset[np.dtype[Any]], *given: Any) -> StepOptions:
 _known_options = lru_cache(maxsize=256, typed=True)(_options)  # they are mostly those of the step before
 
 SINGLE, TINY = np.dtype(np.float32), 2.0**-149  # the smallest number that it has
+
+
+def clipped_scale(scale: float, norm: float | None, limit: float | None, dtypes: Collection[np.dtype[Any]]) -> float:
+    """`scale` times the clip factor; ValueError if it would drop all gradients of parameters in float32."""
+    if norm is not None:
+        scale *= rules.clip_factor(norm, limit)
+    if 0.0 < abs(scale) < TINY and limit is not None and limit > TINY and SINGLE in dtypes:
+        check_range("grad_scale times the clip factor", scale, SINGLE)
+    return scale
 
 
 class Member(NamedTuple):
@@ -315,7 +324,10 @@ class Update:
             limited = tuple(None if g is None else backend.limited(g, scale, limit) for g in checked)
             return StepInfo(self.step(params, limited, states, scalars, PLAIN, native_scalars).applied, norm)
         each, rows = iter(norms), scalars() if callable(scalars) else scalars
-        factors = [1.0 if g is None else self._scale(options, next(each)) for g in checked]
+        factors = [
+            1.0 if g is None else clipped_scale(scale, next(each), limit, {compute_dtype(member.dtype)})
+            for member, g in zip(self._members, checked, strict=True)
+        ]
         rows = tuple((rows[run][0] * f, *rows[run][1:]) for run, f in zip(self._run_of, factors, strict=True))
         return StepInfo(self._one_run_each().step(params, grads, states, rows).applied, norm)
 
@@ -408,13 +420,7 @@ class Update:
         return scalars if scale == 1.0 else tuple([(row[0] * scale, *row[1:]) for row in scalars])
 
     def _scale(self, options: StepOptions, norm: float | None) -> float:
-        scale = options.grad_scale
-        if norm is not None:
-            scale *= rules.clip_factor(norm, options.max_norm)
-        vanishing = 0.0 < abs(scale) < TINY and options.max_norm is not None and options.max_norm > TINY
-        if vanishing and self._dtypes == {SINGLE}:  # all gradients would be dropped
-            check_range("grad_scale times the clip factor", scale, SINGLE)
-        return scale
+        return clipped_scale(options.grad_scale, norm, options.max_norm, self._dtypes)
 
     # --- checks
 

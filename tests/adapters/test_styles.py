@@ -474,6 +474,18 @@ def test_cs231n_counts_whole_steps():
     assert config["t"] == 4 and count == 3
 
 
+def test_cs231n_keeps_its_states_under_ctrl_c(monkeypatch):
+    def pressed(*arguments, inner=cs231n.step_array):
+        inner(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    w, config = np.ones(2), {}
+    monkeypatch.setattr(cs231n, "step_array", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        cs231n.adam(w, np.ones(2), config)
+    assert w[0] < 1 and config["t"] == 1 and config["m"][0] > 0
+
+
 def test_numpy_ml_refuses_masked_parameters():
     for optimizer in (numpy_ml.SGD(), numpy_ml.Adam()):
         with pytest.raises(TypeError, match="parameter 'w': expected real numbers, got MaskedArray"):

@@ -136,7 +136,7 @@ def test_state_and_refusals():
     with pytest.raises(ValueError, match="parameter 'w' was replaced: expected shape"):
         average.update()
     params["w"] = average.arrays["w"]
-    with pytest.raises(ValueError, match="average of 'w' and parameter 'w' overlap in memory$"):
+    with pytest.raises(ValueError, match=r"average of 'w' and parameter 'w' overlap in memory$"):
         average.update()
     with pytest.raises(AttributeError, match="decy"):
         average.decy = 0.9

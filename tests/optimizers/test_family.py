@@ -333,6 +333,31 @@ def test_bad_input_is_refused_by_name(make, error, told):
     assert same_bits(p, np.ones(2))
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_subclasses_step_as_their_base(name):
+    base = FAMILIES[name]
+    plain = type("Plain", (base,), {})
+
+    class Noted(base):
+        def __init__(self, params, *, note="", **options):
+            super().__init__(params, **options)
+            self._note = note
+
+    found = []
+    for cls, options in ((base, {}), (plain, {}), (Noted, {"note": "mine"})):
+        p = np.ones(3)
+        opt = cls(p, lr=0.25, maximize=True, **options)
+        opt.step(np.arange(3.0))
+        if cls is Noted:
+            assert copy.deepcopy(opt)._note == "mine"
+        opt.lr = 0.125
+        opt.step(np.arange(3.0))
+        found.append(p)
+    assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
+    with pytest.raises(TypeError, match="do you mean 'lr'"):
+        Noted(np.ones(3), learning_rate=0.1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: np.dtype(t).name)
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.label)
 def test_other_libraries_walk_the_same_way(peer, dtype):

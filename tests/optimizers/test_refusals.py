@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -47,7 +49,7 @@ BAD_GRADIENTS = {
 
 
 def snapshot(params, opt):
-    return [p.tobytes() for p in params], repr(opt.state_dict()["state"])
+    return [p.tobytes() for p in params], repr({name: dict(entry) for name, entry in opt.state.items()})
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -323,6 +325,60 @@ def test_bad_hyperparameters(cls, hyper, name):
     with pytest.raises((TypeError, ValueError), match=name):
         opt.step(np.ones(2))
     assert snapshot([p], opt) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "storage"),
+    [
+        ("lr", 1e39, {}),
+        ("lr", 10**39, {}),
+        ("eps", 1e-50, {}),
+        ("betas", (0.9, NAN), {}),
+        ("cautious", True, {"state_dtype": "float8"}),
+    ],
+)
+def test_what_a_class_refuses_no_attribute_takes_and_no_file_holds(name, value, storage, tmp_path):
+    p = np.ones(2, np.float32)
+    with pytest.raises(ValueError) as refused:
+        fo.Adam(p, **{name: value}, **storage)
+    opt = fo.Adam(p, **storage)
+    opt.step(np.ones(2, np.float32))
+    for call in (lambda: setattr(opt, name, value), lambda: setattr(opt, name, [value])):
+        with pytest.raises(ValueError, match=re.escape(str(refused.value))):
+            call()
+    assert opt.param_groups[0][name] == fo.Adam(p).param_groups[0][name]
+    opt.param_groups[0][name] = value
+    for call in (opt.state_dict, lambda: opt.save(tmp_path / "file"), lambda: copy.deepcopy(opt)):
+        with pytest.raises(ValueError, match=re.escape(str(refused.value))):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_class_refuses_no_function_takes():
+    p, g, m, v = (np.zeros(2, np.float32) for _ in range(4))
+    for eps in (1e-50, Fraction(1, 10**50), np.array(1e-50)):
+        with pytest.raises(ValueError, match="eps = 1e-50 is zero in float32"):
+            fo.functional.adam(p, g, m, v, step=1, eps=eps)
+    fo.functional.adam(*(np.zeros(2) for _ in range(4)), step=1, eps=1e-50)
+    assert not (np.isnan(p).any() or m.any() or v.any())
+
+    def root(g, p, v, lr, eps):
+        v = v + g * g
+        return lr * g / (np.sqrt(v) + eps), v
+
+    own = fo.rule(root, states="v", coefficients=lambda lr=0.1, eps=1e-8, pair=(1, 2): (lr, eps))
+    with pytest.raises(ValueError, match="eps = 1e-50 is zero in float32"):
+        own.update(p, g, v, step=1, eps=1e-50, backend="numpy")
+    own.update(p, g, v, step=1, pair=[3, 4], backend="numpy")  # as the class takes it
+
+
+def test_a_group_is_merged_in_place():
+    opt = fo.SGD([np.ones(2)], lr=0.5)
+    opt.param_groups[0] |= {"lr": 0.25}
+    assert opt.lr == 0.25
+    for index, value in ((0, dict(opt.param_groups[0])), (slice(None), opt.param_groups)):
+        with pytest.raises(TypeError, match="grows by add_param_group alone"):
+            opt.param_groups[index] = value
 
 
 @pytest.mark.parametrize(

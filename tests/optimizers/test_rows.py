@@ -211,6 +211,16 @@ def test_what_are_no_rows(arguments, error, message):
         fo.Rows(*arguments)
 
 
+@pytest.mark.parametrize("name, other", [("indices", np.array([1.5])), ("indices", [1]), ("values", [[1.0]])])
+def test_rows_are_checked_again_in_the_step(name, other):
+    p, rows = np.ones((4, 1)), fo.Rows(np.array([1]), np.ones((1, 1)))
+    setattr(rows, name, other)
+    for backend in BACKENDS:
+        with pytest.raises(TypeError, match=f"{name} of Rows must be"):
+            fo.SGD(p, backend=backend).step(rows)
+    assert np.all(p == 1)
+
+
 def test_another_algorithm_is_asked_for_by_name_and_decay_refused():
     table = np.ones((10, 4))
     rows = fo.Rows(np.array([1, 2]), np.ones((2, 4)))

@@ -386,6 +386,8 @@ def alone():
     assert opt.state["w"]["step"] == 3
     opt.add_param_group({"params": np.ones(3)})
     assert len(opt.param_groups) == 2
+    opt.forget("w")
+    assert opt.state["w"] == {"step": 0}
 
 
 def save(path, steps):
