@@ -7,7 +7,7 @@ is short: `Optimizer.step` -> `Update.step` -> the C extension, or the kernels t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence, Set
 from functools import cache, lru_cache
 from operator import is_
 from threading import local
@@ -72,11 +72,11 @@ _known_options = lru_cache(maxsize=256, typed=True)(_options)  # they are mostly
 SINGLE, TINY = np.dtype(np.float32), 2.0**-149  # the smallest number that it has
 
 
-def clipped_scale(scale: float, norm: float | None, limit: float | None, dtypes: Collection[np.dtype[Any]]) -> float:
-    """`scale` times the clip factor; ValueError if it would drop all gradients of parameters in float32."""
+def clipped_scale(scale: float, norm: float | None, limit: float | None, dtypes: Set[np.dtype[Any]]) -> float:
+    """`scale` times the clip factor; ValueError if it would drop all gradients, which are then in float32."""
     if norm is not None:
         scale *= rules.clip_factor(norm, limit)
-    if 0.0 < abs(scale) < TINY and limit is not None and limit > TINY and SINGLE in dtypes:
+    if 0.0 < abs(scale) < TINY and limit is not None and limit > TINY and dtypes == {SINGLE}:
         check_range("grad_scale times the clip factor", scale, SINGLE)
     return scale
 

@@ -215,6 +215,8 @@ def test_budgets():
     assert [offload.budget_in_bytes(x) for x in ("512 MiB", "2GiB", " 4096 K ", "1048576", np.int64(MIB))] == [
         512 * MIB, 2048 * MIB, 4 * MIB, MIB, MIB,
     ]  # fmt: skip
+    with pytest.raises(TypeError, match="state_dir must be the path of a folder, got 5"):
+        fo.SGD(np.ones(3), state_dir=5)
 
 
 RESIDENT = """

@@ -240,6 +240,12 @@ def test_a_refused_step_leaves_everything(storage):
         assert content(params, opt) == before
 
 
+@pytest.mark.parametrize("bad", [np.ones(3), [1.0] * 3, 1.0], ids=["float64", "list", "number"])
+def test_messages_name_dtypes_that_there_are(bad):
+    with pytest.raises(TypeError, match=r"[( ]ml_dtypes\.bfloat16\)$"):
+        fo.SGD(np.ones(3, small_dtype("bfloat16"))).step(bad)
+
+
 def test_fit_resumes_with_the_same_bits(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((64, 5)).astype(np.float32)

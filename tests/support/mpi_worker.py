@@ -236,6 +236,9 @@ def clipping():
             fo.distributed.ShardedOptimizer(fo.NovoGrad, {"w": np.ones(8)})
         with raises(ValueError, "clips by the global norm"):
             opt.step(gradients(params, 0), max_norm=1.0, clip="value")
+        single = sharded({"w": params["w"]}, overwrite_grads=overwrite)
+        with raises(ValueError, "grad_scale times the clip factor", "is zero in float32"):
+            single.step({"w": np.full_like(params["w"], 1e20)}, max_norm=1e-44)
         for t, limit in enumerate(everything):
             grads = gradients(params, t)
             own = {name: odd(2, 0) * g for name, g in grads.items()} if SIZE == 2 else grads  # whose mean is the same
