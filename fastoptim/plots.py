@@ -168,7 +168,7 @@ def compare(runs: Mapping[str, Any], *, smoothing: float = 0.95) -> Any:
     for i, (name, curve) in enumerate(curves.items()):
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
         axis.plot(curve.steps, curve.losses, color=colour, lw=0.6, alpha=0.25)
-        axis.plot(curve.steps, smooth(curve.losses, smoothing), style, color=colour, lw=2, label=_label(name))
+        axis.plot(curve.steps, smooth(curve.losses, smoothing), style, color=colour, lw=2, label=_label(str(name)))
         if len(curve.validation_steps):
             axis.plot(curve.validation_steps, curve.validation_losses, "o--", color=colour, ms=3, lw=1)
     parts = [part for curve in curves.values() for part in (curve.losses, curve.validation_losses)]

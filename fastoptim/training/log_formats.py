@@ -307,13 +307,15 @@ def _splitter(lines: list[str]) -> Callable[[str], list[str]]:
 
 
 def _bare(rows: list[list[str]], names: list[str]) -> _Columns | None:
-    """Columns without a header: one of losses, or steps and losses, or as a comment names them."""
+    """Columns without a header: one of losses, or steps, which rise, and losses, or as a comment names them."""
     width = len(rows[0])
     if sum(len(row) == width for row in rows) < 0.5 * len(rows):
         return None
-    if len(names) != width:
-        names = {1: ["loss"], 2: ["step", "loss"]}.get(width, [str(i + 1) for i in range(width)])
     table = [[_number(cell) for cell in row] for row in rows if len(row) == width]
+    if len(names) != width:
+        rises = [(row[0] or 0.0) <= (later[0] or 0.0) for row, later in pairwise(table)]
+        counted = width == 2 and sum(rises) >= 0.9 * len(rises)
+        names = ["loss"] if width == 1 else ["step", "loss"] if counted else [str(i + 1) for i in range(width)]
     return _Columns({name: [row[i] for row in table] for i, name in enumerate(_distinct(names))})
 
 
