@@ -138,6 +138,8 @@ def diagnose(
     beyond ``lr = 2 / L``, with momentum ``mu`` beyond ``2 (1 + mu) / L``. Losses that grow linearly far away, like the
     logistic loss, do not grow without bound there: they cycle.
 
+    A large constant in the loss makes all falls look small: take it off, where it is known.
+
     Examples
     --------
     >>> import numpy as np, fastoptim as fo
@@ -235,7 +237,7 @@ _ADVICE = {
     10.0: "multiply the learning rate by 10",
 }
 _RISING = "The loss has fallen slowly, or not at all, while the learning rate was still rising"
-_JUMPED = "The loss has jumped up and is no better than at its start"
+_JUMPED = "The loss has jumped up and is not clearly better than at its start"
 _NOTHING = "The loss has not fallen beyond its noise"
 _ADVICE_OF = {
     _NOTHING: "probe_lr tells whether another rate is better or nothing is left to gain",
