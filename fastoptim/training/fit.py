@@ -340,7 +340,8 @@ def _batches(data: Any, batch_size: Any, shuffle: Any, drop_last: Any, rng: Any)
     if data is not None and not isinstance(data, Minibatches):
         return Minibatches(data, **given)
     if given:
-        raise ValueError(f"{list(given)} say how to cut data into minibatches; there is nothing to cut here")
+        why = "there are no data" if data is None else "these data are minibatches already"
+        raise ValueError(f"{', '.join(given)}: how to cut data into minibatches, and {why}: leave it out")
     return _NoData() if data is None else data
 
 

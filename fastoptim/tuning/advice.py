@@ -203,7 +203,7 @@ def _choose(
     if badly_scaled is False and time_to_tune:
         reasons.append(
             "With time to tune, SGD with momentum 0.9 reached on digits what Adam did, with half its states, at a rate "
-            "of 0.1; on a small GPT it stayed behind."
+            "of 0.1; on a small GPT it stayed behind. Let probe_lr find the rate: elsewhere 0.1 may diverge."
         )
         return "momentum", 0.1, (0.01, 0.1)
     if sparse is None and badly_scaled is None:

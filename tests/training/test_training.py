@@ -942,7 +942,8 @@ def test_the_best_checkpoint_is_kept(tmp_path):
         ({"steps": 5, "resume": True}, ValueError, "checkpoint"),
         ({"steps": 5, "callbacks": [3]}, TypeError, "callbacks"),
         ({"steps": 5, "log": "run.txt"}, ValueError, "log"),
-        ({"steps": 5, "data": None, "batch_size": 3}, ValueError, "batch_size"),
+        ({"steps": 5, "data": None, "batch_size": 3}, ValueError, "batch_size: .* there are no data"),
+        ({"steps": 5, "data": fo.minibatches(np.ones(3)), "rng": 3}, ValueError, "rng: .* are minibatches already"),
         (
             {"steps": 5, "data": None, "validation": lambda p: 1.0, "early_stopping": 2},
             ValueError,
