@@ -124,6 +124,7 @@ class States(Slices):
 
     def _write_slice(self, path: str, token: str, target: str, extra: Any) -> None:
         format.check_tree(extra_part(extra), kind="slices")
+        snapshot(self._whole, lambda x: x)  # refuses hyperparameters that nobody could load
         params, names = [layout.flat(np.asarray(p)) for _, p in self._parameters()], self._names
         parts = []
         for part, entry in self._entries():
@@ -179,13 +180,14 @@ class States(Slices):
 
     def _own_content(self, path: Any, tree: Any) -> tuple[Mapping[str, Any], Own, Mapping[str, Array] | None]:
         """The optimizer's state dict, this rank's slices of states, and the whole parameters if they are all there."""
+        own = dict(self._parameters())  # what is wrong with them shows before anything is changed
         with format.malformed(f"{os.fspath(path)}: the optimizer's part"):
             state_dict = tree["optimizer"]
             if "slices" in tree:
                 wanted = {self._names[i]: span for i, span in ranges(self._buckets, self._channel.rank).items()}
                 slices.check_slices(tree, {q.name: (q.shape, q.dtype) for q in self._whole._model.parameters})
                 return state_dict, slices.read_slices(path, tree, wanted), None
-            matching.check_arrays(dict(self._parameters()), tree["params"])
+            matching.check_arrays(own, tree["params"])
             return state_dict, self._cut_states(state_dict), tree["params"]
 
     def _fill_parameters(self, own: Own) -> None:

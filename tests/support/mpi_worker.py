@@ -420,6 +420,13 @@ def load(path, *sources):
         train(opt, params, 2, first=50)
         train(plain, twins, 2, first=50)
         assert same(params, twins)
+    before = opt.state_dict()
+    if RANK == SIZE - 1:
+        opt.param_groups[0]["params"][0] = frozen = params["w"].copy()
+        frozen.flags.writeable = False
+    with raises(Exception, "'w' is read-only"):
+        opt.load(path)
+    assert same_states(opt.state_dict(), before)
 
 
 def numbers(path):
