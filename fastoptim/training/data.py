@@ -102,6 +102,7 @@ class Minibatches:
         rng: int | np.random.Generator = 0,
         drop_last: bool = False,
     ):
+        self._data = data
         self._columns, self.assemble = _columns(data)
         self._several = isinstance(data, (Mapping, tuple, list))
         self._varies = not all(isinstance(column, np.ndarray) for _, column in self._columns)
@@ -122,7 +123,18 @@ class Minibatches:
         _check_share(end, size, self._share[1])
         self.examples, self.batch_size, self._end = examples, size, end
         self._shuffled = self.shuffle and size < examples
-        self._readers = [_reader(name, column, size, self._shuffled) for name, column in self._columns]
+        self._make_readers()
+
+    def _make_readers(self) -> None:
+        self._readers = [_reader(name, column, self.batch_size, self._shuffled) for name, column in self._columns]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_columns", "assemble", "_readers")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._columns, self.assemble = _columns(self._data)
+        self._make_readers()
 
     def _begin_epoch(self) -> None:
         """Take the data as long as they are now; within an epoch they stay as long as they were."""

@@ -16,6 +16,7 @@ from .loop import Loop
 # Steps before the first diagnosis, and the factor to the next: a diagnosis costs about as much as ten small steps.
 # Floats, so that a checkpoint has the same bytes whether training was resumed before it or not.
 _FIRST, _FACTOR = 300.0, 4.0
+_IDLE = "idle"
 _SEEMS = {
     "diverged": "to have diverged",
     "oscillating": "to oscillate",
@@ -25,7 +26,10 @@ _SEEMS = {
 
 
 class Watch:
-    """Diagnose the losses after 300, 1200, 4800, ... steps, and warn once of each verdict; part of `Loop`."""
+    """Diagnose the losses after 300, 1200, 4800, ... steps, and warn once of each verdict; part of `Loop`.
+
+    Warn as well, then or at the end, if nothing is trained any more.
+    """
 
     def __init__(self) -> None:
         self._next = _FIRST
@@ -44,10 +48,26 @@ class Watch:
         if loop.steps < self._next:
             return
         self._next = _FACTOR * loop.steps
+        self._look_for_steps(loop)
         diagnosis = _diagnosed(loop)
         if diagnosis is not None and diagnosis.verdict in _SEEMS.keys() - self._warned:
             self._warned.append(diagnosis.verdict)
             loop.warn(f"after {loop.steps} steps training seems {_SEEMS[diagnosis.verdict]}. {diagnosis.remedy}")
+
+    def end(self, loop: Loop) -> None:
+        if loop.reason is not None:
+            self._look_for_steps(loop)
+
+    def _look_for_steps(self, loop: Loop) -> None:
+        """Warn if none of the later steps was applied: nothing is trained any more, which no loss may show."""
+        applied = np.flatnonzero(loop.history.applied)
+        idle = loop.steps - (int(applied[-1]) + 1 if len(applied) else 0)
+        if idle >= max(MINIMUM, loop.steps // 2) and _IDLE not in self._warned:
+            self._warned.append(_IDLE)
+            loop.warn(
+                f"none of the last {idle} of {loop.steps} steps was applied, as the loss or a gradient was not finite "
+                "or there was none: nothing is trained any more. Lower the learning rate, or look at model and data"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"next": self._next, "warned": list(self._warned)}

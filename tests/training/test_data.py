@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import tracemalloc
 from itertools import chain
 from typing import NamedTuple
@@ -480,3 +482,19 @@ def test_fit_sees_data_that_grow(tmp_path):
     options = {"epochs": 3, "batch_size": 4, "checkpoint": tmp_path / "a.ckpt"}
     fo.fit(f, w, data, "sgd", lr=0.1, callbacks=grow, resume=True, **options)
     assert w.tobytes() == whole[0]
+
+
+@pytest.mark.parametrize("again", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy], ids=["pickle", "deepcopy"])
+@pytest.mark.parametrize("make", [Pair, lambda x, y: {"x": x, "y": y}, lambda x, y: [x, y], lambda x, y: x])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_copy_goes_on_from_the_same_position_with_data_of_its_own(again, make, shuffle):
+    x, y = columns()
+    x = np.repeat(x, 2000, axis=1)  # large enough for buffers that are used again
+    batches = fo.minibatches(make(x, y), 5, shuffle=shuffle)
+    batches.next_batch()
+    other, first = again(batches), copy.deepcopy([*map(batches.parts, batches)])
+    x[...] = -1.0
+    found = [*map(other.parts, other)]
+    assert type(other.next_batch()) is type(batches.next_batch())
+    assert len(found) == len(first) == 7
+    assert all(np.array_equal(*pair) for both in zip(found, first, strict=True) for pair in zip(*both, strict=True))

@@ -372,6 +372,23 @@ def test_a_stream_that_ends_too_early_is_an_error_that_ends_no_iteration(accumul
         fo.probe_lr(lambda p, batch: (next(stream) + 1.0, np.ones(1)), np.ones(1), None, "sgd")
 
 
+def test_a_run_that_trains_nothing_any_more_says_so_once(tmp_path):
+    def run(steps, good, grads=np.ones(1), **options):  # noqa: B008
+        losses = iter([1.0] * good + [math.nan] * steps)
+        f = lambda p, batch: (next(losses), grads)  # noqa: E731
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fo.fit(f, np.ones(1), None, "sgd", steps=steps, skip_nonfinite=True, **options)
+        return [str(w.message) for w in caught if "applied" in str(w.message)]
+
+    (said,) = run(20, 0)
+    assert "none of the last 20 of 20 steps was applied" in said
+    assert len(run(20, 20, None)) == len(run(400, 100)) == 1  # at step 300, and not again at the end
+    saved = {"checkpoint": tmp_path / "a.ckpt", "resume": True}
+    assert len(run(350, 100, **saved)) == 1 and run(400, 0, **saved) == []
+    assert run(20, 15) == run(9, 0) == run(20, 0, diagnose=False) == []
+
+
 def test_a_callback_is_no_class():
     class Own:
         def __call__(self, loop):
