@@ -7,7 +7,7 @@ counter as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, repeat
 from operator import is_
 from threading import get_ident
@@ -242,9 +242,10 @@ class Optimizer:
             if spec.measured is not None:
                 check_members(self._model, group, spec, self._storage)
             specs.append((changed, spec))
-        for group, found in zip(groups, specs, strict=True):
-            group[name] = found[0][place]
-            group.spec = found
+        with deferred_signals() if len(groups) > 1 else nullcontext():
+            for group, found in zip(groups, specs, strict=True):
+                group[name] = found[0][place]
+                group.spec = found
 
     @property
     def lr(self) -> float:

@@ -59,15 +59,13 @@ class ParamGroup(dict[str, Any]):
         self.changes = self["params"].changes = changes
 
     def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, self._kept(key, value))
-        self.changes[0] += 1
-        self.changes[1] += key == "params"
+        self.update({key: value})
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         new = {key: self._kept(key, value) for key, value in dict(*args, **kwargs).items()}
+        _count(self.changes, "params" in new)
         super().update(new)
-        self.changes[0] += 1
-        self.changes[1] += "params" in new
+        _count(self.changes, "params" in new)
 
     def _kept(self, key: str, value: Any) -> Any:
         """What the group keeps of a value; KeyError or ValueError if it can keep nothing of it."""
@@ -92,6 +90,12 @@ class ParamGroup(dict[str, Any]):
 
     def __reduce__(self) -> Any:  # copies are plain dicts: only an optimizer's own groups are watched
         return dict, (dict(self),)
+
+
+def _count(changes: list[int], of_arrays: bool) -> None:
+    """Count a change: before it, as a signal's handler may raise right behind it; and after it, for other threads."""
+    changes[1] += of_arrays
+    changes[0] += 1
 
 
 class _FixedList(list[Any]):
@@ -131,9 +135,9 @@ class ParamList(_FixedList):
             value = list(value)
             if len(value) != len(self[index]):
                 self._refuse()
+        _count(self.changes, True)
         list.__setitem__(self, index, value)
-        self.changes[0] += 1
-        self.changes[1] += 1
+        _count(self.changes, True)
 
 
 Places = Sequence[Sequence[int]]

@@ -11,7 +11,7 @@ import pytest
 import fastoptim as fo
 from fastoptim.common.busy import exclusive
 from tests.proofs import races
-from tests.support.interrupts import Interrupt
+from tests.support.interrupts import Interrupt, interrupted_at
 
 COUNTS = {"forks": 20, "loads": 40, "groups": 100, "reads": 4}
 
@@ -49,3 +49,37 @@ def test_a_block_that_was_cut_off_before_its_end_is_over(monkeypatch, call):
         assert opt.state_dict()["state"]
         assert opt._busy
     assert not opt._busy
+
+
+@pytest.mark.parametrize("key", ["lr", "params"])
+def test_what_a_group_says_is_what_the_next_step_does_wherever_a_change_was_cut_off(key):
+    ended = n = 0
+    while not ended:
+        n += 1
+        opt = fo.SGD([np.zeros(2)], lr=0.5, backend="numpy")
+        opt.step([np.ones(2)])
+        group, new = opt.param_groups[0], np.zeros(2)
+        change = (group["params"], 0, new) if key == "params" else (group, "lr", 0.25)
+        ended = interrupted_at(n, lambda change=change: change[0].__setitem__(*change[1:]), "optimizers")
+        before, lr = group["params"][0].copy(), opt.lr
+        opt.step([np.ones(2)])
+        assert np.all(group["params"][0] == before - lr), f"instruction {n}"
+
+
+def test_ctrl_c_changes_a_hyperparameter_of_all_groups_or_of_none():
+    class Pressed(list):
+        """Counts of changes that have Ctrl-C pressed when they are looked at."""
+
+        def __setitem__(self, index, value):
+            list.__setitem__(self, index, value)
+            signal.raise_signal(signal.SIGINT)
+
+    opt = fo.SGD([{"params": np.ones(2)}, {"params": np.ones(2)}], lr=0.5)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    opt.param_groups[0].changes = Pressed(opt.param_groups[0].changes)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            opt.lr = 0.25
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [group["lr"] for group in opt.param_groups] == [0.25, 0.25]
