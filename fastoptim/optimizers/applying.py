@@ -96,13 +96,15 @@ def applied(
         new = tuple([x.array if type(x) is _Slot else x for x in new])
         gradients = tuple(map(_gathered, repeat(_GRADIENT), model.parameters, gradients))
     rows = plan.native_rows or plan.kept_rows or plan.rows()
-    if options is not PLAIN or native is None or not native(new, gradients, plan.states, rows):
+    stepped = options is PLAIN and native is not None and native(new, gradients, plan.states, rows)
+    if not stepped:
         for q, x in zip(model.parameters, new, strict=True):
             backend.check_parameter(q.name, x)
             check_match(q.name, "value", *backend.describe(x), q.shape, q.dtype)
         gradients = tuple(map(_gathered, repeat(_GRADIENT), model.parameters, gradients))
-        plan.update.step(new, gradients, plan.states, plan.kept_rows or plan.rows, options, plan.native_rows)
-    model.elsewhere = True
+        fixed = plan.kept_rows or plan.rows
+        stepped = plan.update.step(new, gradients, plan.states, fixed, options, plan.native_rows).applied
+    model.elsewhere = model.elsewhere or stepped
     if numbers:
-        return type(params)(tree.tolist())
+        return _like(params, tree.tolist())
     return _filled(tree) if slots else tree

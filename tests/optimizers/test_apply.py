@@ -53,6 +53,11 @@ def test_apply_has_the_bits_of_step(which, backend):
         assert applying.state["w" if "w" in applying.state else "0"]["step"] == 4
 
 
+def test_a_named_tuple_of_numbers_comes_back_as_such():
+    opt = fo.SGD(np.zeros(2), lr=0.5)
+    assert opt.apply(Pair(1.0, 2.0), Pair(1.0, 1.0)) == Pair(0.5, 1.5) and opt.state["0"]["step"] == 1
+
+
 def test_numbers_and_lists_come_back_as_such():
     values, grads = [0.1 * i for i in range(20)], [1.0 - 0.1 * i for i in range(20)]
     p = np.array(values)
