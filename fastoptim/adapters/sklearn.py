@@ -35,6 +35,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from ..common.signals import deferred_signals
 from ..common.threads import fork_safe_lock
 from ._update import RuleUpdate, plain_floats, velocity_coefficients
 
@@ -129,15 +130,15 @@ def _update_adam(self: AdamOptimizer, params: Any, grads: Any) -> None:
     t = self.t + 1
     rate = self.learning_rate_init * np.sqrt(1 - self.beta_2**t) / (1 - self.beta_1**t)
     coefficients = (self.beta_1, 1 - self.beta_1, self.beta_2, 1 - self.beta_2, rate)
-    if params[0].dtype == np.float32 and _mode.float32 == "exact":
-        for p, g, m, v in zip(params, grads, ms, vs, strict=True):
-            _adam_rounded_once(p, g, m, v, *coefficients, self.epsilon)
-    else:
-        states = tuple(x for pair in zip(ms, vs, strict=True) for x in pair)
-        books.updater("adam")(
-            tuple(params), tuple(grads), states, (*map(float, coefficients), 1.0, float(self.epsilon))
-        )
-    self.t, self.learning_rate = t, rate
+    with deferred_signals():  # scikit-learn goes on with what Ctrl-C leaves
+        if params[0].dtype == np.float32 and _mode.float32 == "exact":
+            for p, g, m, v in zip(params, grads, ms, vs, strict=True):
+                _adam_rounded_once(p, g, m, v, *coefficients, self.epsilon)
+        else:
+            states = tuple(x for pair in zip(ms, vs, strict=True) for x in pair)
+            numbers = (*map(float, coefficients), 1.0, float(self.epsilon))
+            books.updater("adam")(tuple(params), tuple(grads), states, numbers)
+        self.t, self.learning_rate = t, rate
 
 
 def _adam_rounded_once(

@@ -7,6 +7,7 @@ import doctest
 import itertools
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import warnings
@@ -251,6 +252,28 @@ def test_blocks_may_end_in_any_order(order):
         del left[i]
         assert adapter._mode.float32 == (left[max(left)] if left else "exact")
     assert (SGDOptimizer.update_params, AdamOptimizer.update_params) == own
+
+
+@pytest.mark.parametrize(
+    ("dtype", "owner", "name"), [(np.float32, adapter, "_adam_rounded_once"), (float, adapter.RuleUpdate, "__call__")]
+)
+def test_ctrl_c_waits_for_the_whole_step(monkeypatch, dtype, owner, name):
+    inner = getattr(owner, name)
+
+    def pressed(*arguments):
+        inner(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    params = [np.zeros(3, dtype), np.zeros(2, dtype)]
+    optimizer = AdamOptimizer(params)
+    monkeypatch.setattr(owner, name, pressed)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with adapter.accelerate(), pytest.raises(KeyboardInterrupt):
+            optimizer.update_params(params, [np.ones_like(p) for p in params])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert optimizer.t == 1 and all(np.all(p < 0) for p in params)
 
 
 def test_no_signal_leaves_a_block_open():

@@ -251,7 +251,7 @@ def test_averages_follow_groups_by_name_and_points_of_the_callers(cls):
     x = one.averaged()
     assert same_bits(two.averaged()["w"], x["w"]) and two.averaged()["h"] is None
     assert two.averaged(named)["h"] is named["h"] and not same_bits(two.averaged()["b"], x["b"])
-    two.apply(named, {name: None for name in named})  # which is no step
+    two.apply(named, dict.fromkeys(named))  # which is no step
     assert same_bits(two.averaged()["w"], x["w"])
     with pytest.raises(ValueError, match=r"averaged\(params\), with what it returned"):
         far.averaged()
