@@ -344,7 +344,7 @@ def _judge(c: Curve) -> Judgement:
     enough = max(_REGAINED, 1.5 * _SURE * c.error)
     if not short and min(gained, lost) > enough and lost > 0.3 * gained and tail.sure < 1.0:
         return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
-    if c.jumped and c.drop <= 0.0:
+    if c.jumped and (c.drop <= 0.0 or c.y[-(c.n // 10) :].mean() >= c.y[0]):  # typical losses may hide rare large ones
         return ("diverged", 0.1, _JUMPED) if rise > _SURE * c.scatter else ("unclear", 1.0, _JUMPED)
     if _rises(c):
         return "unclear", 1.0, f"The loss has {_changed(c)}, which need not be the learning rate's doing"

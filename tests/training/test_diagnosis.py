@@ -676,6 +676,9 @@ def test_a_loss_that_was_thrown_up_at_once_is_compared_with_the_first():
         assert (worse.verdict, worse.lr_factor) == ("diverged", 0.1), worse
         assert (better.verdict, better.lr_factor) == ("healthy", 1.0), better
         assert worse.evidence["start"] == better.evidence["start"] == 1.0
+        rare = np.where(np.arange(300) % 5 == 1, 100.0, 0.5)  # the mean is far above the start
+        rare[:10] = [1.0, *[50.0] * 9]
+        assert fo.diagnose(rare * np.exp(noise)).verdict == "unclear"
 
 
 @pytest.mark.parametrize("constant", [0.0, 100.0, 1e4])

@@ -42,9 +42,11 @@ MUTANTS = (
         ),
         (
             "straight line called healthy",
-            "at_half - float(np.median(z[-reach:])) > 0.6 * (start - at_half)",
-            "at_half - float(np.median(z[-reach:])) > 60.0 * (start - at_half)",
+            "return second / first if first > 0.0",
+            "return 0.01 * second / first if first > 0.0",
         ),
+        ("low first losses of noise taken for a jump", "max(_JUMP, np.ptp(z[1:]))", "0.0"),
+        ("jump taken for the start", "exact_start or self.jumped else", "exact_start else"),
         ("medians overflow", "return largest * float(np.median(y / largest)) if", "return float(np.median(y)) if"),
         (
             "a start that is told is not heard",
@@ -55,6 +57,9 @@ MUTANTS = (
     *planted(
         DIAGNOSIS,
         (READING,),
+        ("a constant makes it flat", "max(min(_FLAT, 0.2 * c.drop),", "max(_FLAT,"),
+        ("a jump that may be noise lowers the rate", "if rise > _SURE * c.scatter else", "if True else"),
+        ("rare large losses are not seen", " or c.y[-(c.n // 10) :].mean() >= c.y[0]", ""),
         (
             "halves a rate that has diverged",
             '"diverged", {"first_nonfinite": float(ended)}, 0.1,',
@@ -177,6 +182,7 @@ MUTANTS = (
         ("epochs not told apart", "np.sum(together.astype(float) ** 2)", "np.sum(together.astype(float)) ** 2"),
         ("batches in order looked at again", "(batches.shuffle or seen < len(batches))", "True"),
         ("noise of one batch", "if len(gradients) > 1:", "if True:"),
+        ("batches of a few examples", "(scale, 1.0))), _FEWEST)", "(scale, 1.0))), 1)"),
         ("batches larger than the data", ', int(figures["examples"]))', ")"),
     ),
     *planted(
