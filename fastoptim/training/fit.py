@@ -130,7 +130,7 @@ def fit(
     callbacks : callable or sequence of callables
         Called after every step with the `Loop`, which they may read and may `Loop.stop`. If one has ``state_dict`` and
         ``load_state_dict``, its state is part of the checkpoint. ``begin``, ``due`` and ``end`` are called as well, if
-        there are: `fastoptim.training.Callback` says when.
+        there are: `fastoptim.Callback` says when.
     checkpoint : path
         Where to save the whole state of training; with `validation`, the best so far also goes to
         ``<name>.best<suffix>``. See `fastoptim.checkpoint` for what is guaranteed.
