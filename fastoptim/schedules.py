@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial, wraps
 from inspect import Signature, signature
 from itertools import pairwise
@@ -82,6 +83,9 @@ class Schedule:
 
     def __reduce__(self) -> Any:
         return partial(self._make, **dict(self._arguments)), ()  # a call of a public function
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Schedule:  # with a `Plateau` of its own
+        return self._make(**deepcopy(dict(self._arguments), memo))
 
 
 def _text(value: Any) -> str:
@@ -559,13 +563,9 @@ class Plateau:
             metric = float(metric)
         except (TypeError, ValueError) as error:
             raise TypeError(f"metric must be a number, got {metric!r}") from error
-        if self._better(metric):
-            self.best, self.bad = metric, 0
-        else:
-            self.bad += 1
+        self.best, self.bad = (metric, 0) if self._better(metric) else (self.best, self.bad + 1)
         if self.cooling > 0:
-            self.cooling -= 1
-            self.bad = 0
+            self.cooling, self.bad = self.cooling - 1, 0
         if self.bad > self.patience:
             lower = max(self.lr * self.factor, self.min_lr)
             if self.lr - lower > self.eps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import pickle
@@ -289,6 +290,21 @@ def test_plateau_wants_a_margin_whatever_the_sign_of_the_metric(mode, sign, valu
     assert plateau.best == value
     plateau.update(value - sign * (0.2 * abs(value) + 1e-6))
     assert plateau.bad == 0 and plateau.best != value
+
+
+def test_a_deep_copy_has_a_plateau_of_its_own():
+    plateau = s.Plateau(1.0, patience=0)
+    given = [
+        s.join([s.warmup(plateau, 3), s.constant(0.5)], [9]),
+        s.scale(plateau, 0.5),
+    ]
+    copies = copy.deepcopy(given)
+    plateau.update(2.0), plateau.update(2.0)
+    assert [schedule(5) for schedule in given] == [0.1, 0.05]
+    assert [schedule(5) for schedule in copies] == [1.0, 0.5]
+    (own,) = [part for part in s.parts_of(copies) if isinstance(part, s.Plateau)]  # one for both
+    own.update(2.0), own.update(2.0)
+    assert [schedule(5) for schedule in copies] == [0.1, 0.05]
 
 
 def test_pickles_name_public_things_only():

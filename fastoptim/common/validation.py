@@ -31,7 +31,18 @@ def kept_number(name: str, value: Any) -> float:
 
 
 _ELSEWHERE = {  # what other libraries call it, or do
-    "lr": ("learning_rate", "alpha", "eta", "step_size", "init_value", "initial_learning_rate", "max_lr"),
+    "lr": (
+        "learning_rate",
+        "alpha",
+        "eta",
+        "step_size",
+        "init_value",
+        "initial_learning_rate",
+        "max_lr",
+        "schedule",
+        "scheduler",
+        "lr_scheduler",
+    ),
     "max_lr": ("lr", "learning_rate", "peak_value"),
     "final_lr": ("eta_min", "min_lr", "end_value", "end_learning_rate"),
     "steps": ("T_max", "total_steps", "decay_steps", "transition_steps", "total_iters", "warmup_steps"),
