@@ -1,7 +1,6 @@
-"""Host arrays: what may be handed in, and how odd layouts become plain ones.
+"""Checks host arrays: types, dtypes, shapes, overlaps; and how this thread computes.
 
-*Plain* means one-dimensional, contiguous and aligned: what kernels take. Whatever is refused is refused before
-anything was changed, by a TypeError or ValueError that names the parameter.
+Whatever is refused is refused before anything was changed, by a TypeError or ValueError that names the parameter.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ def check_match(
     if dtype != expected_dtype:
         raise TypeError(
             f"{role} of parameter {name!r}: expected dtype {np.dtype(expected_dtype).name}, got {dtype_name(dtype)}: "
-            f"convert it, g.astype({_in_code(expected_dtype)})"
+            f"convert it, {'g' if role == 'gradient' else 'x'}.astype({_in_code(expected_dtype)})"
         )
     if tuple(shape) != tuple(expected_shape):
         raise ValueError(f"{role} of parameter {name!r}: expected shape {expected_shape}, got {tuple(shape)}")

@@ -122,7 +122,7 @@ class ParamGroups(_FixedList):
 
 
 class ParamList(_FixedList):
-    """ "params" of a group: each array may be replaced by another; their number and order stay."""
+    """The "params" of a group: each array may be replaced by another; their number and order stay."""
 
     _why = "arrays of a group can be replaced, not added, removed or moved; add_param_group adds some"
 

@@ -1,4 +1,4 @@
-"""The optimizers that `fit` and `probe_lr` know by name; those of `FAMILIES` have a functional form so called."""
+"""The optimizers that `fit` and `probe_lr` know by name; those in `FAMILIES` have a functional form of that name."""
 
 from __future__ import annotations
 

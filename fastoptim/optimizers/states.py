@@ -155,12 +155,12 @@ class Plan:
         self._fixed: list[tuple[Scalars, int]] = []
         # What the C extension takes at every step in place of scalars that change.
         own = [row for run in self.runs if (row := run.spec.native_scalars(run.base))]
-        adam = len(own) == len(self.runs)
-        self.native_rows = tuple(own) if adam and self.update.in_c else None
-        # Whether every run's scalars are its head and what a function of t gives.
+        all_native = len(own) == len(self.runs)
+        self.native_rows = tuple(own) if all_native and self.update.in_c else None
         self._measures = any(run.spec.measured is not None for run in self.runs)
+        # Whether every run's scalars are its head and what a function of t gives.
         self._varies = not self._dithers and (
-            adam
+            all_native
             or not (
                 self._measures
                 or any(not callable(run.coefficients) or run.spec.first or run.spec.advance for run in self.runs)

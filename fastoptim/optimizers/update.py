@@ -1,7 +1,8 @@
 """The one place where a step happens: arrays are checked, the norm is taken, kernels run, results are copied back.
 
-`Update` serves the optimizers' classes, the functional forms, the adapters, sharding and offloading. A gradient's way
-is short: `Optimizer.step` -> `Update.step` -> the C extension, or the kernels that a backend has prepared.
+`Update` serves the optimizers' classes, the functional forms, the adapters, sharding and offloading. A step of
+`Optimizer` that asks for no options first calls `Update.native_step`, the C extension's own function, and comes to
+`Update.step` only where that takes no such arrays, or where there is no C extension.
 """
 
 from __future__ import annotations
@@ -243,11 +244,11 @@ class Update:
             In the order of the members.
         states : tuple of arrays
             Those of the first parameter, then those of the second, and so on.
-        scalars : list of tuples
+        scalars : tuple of tuples, or callable
             ``(sign, decay, *coefficients)`` of each run; the sign is multiplied by the scale of the gradients. Behind
             them the number of the step, where a member of the run is stored in fewer bits. Or what returns them.
         options : StepOptions
-        native_scalars : list of tuples, optional
+        native_scalars : tuple of tuples, optional
             What a native plan takes in their place.
 
         Raises
