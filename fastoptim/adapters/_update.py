@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import rules
-from ..arrays.checks import real_array
+from ..arrays.checks import DTYPES, real_array
 from ..arrays.rows import Rows
 from ..backends import resolve
 from ..common.busy import Busy, exclusive
@@ -159,6 +159,4 @@ def adagrad_coefficients(lr: Any, eps: Any, mode: str) -> tuple[float, ...]:
 def plain_floats(*arrays: Any) -> bool:
     """Whether all are NumPy arrays of one dtype, native float32 or float64, and can be updated in place."""
     dtype = getattr(arrays[0], "dtype", None)
-    return dtype in (np.dtype(np.float32), np.dtype(np.float64)) and all(
-        isinstance(x, np.ndarray) and x.dtype == dtype for x in arrays
-    )
+    return dtype in DTYPES and all(isinstance(x, np.ndarray) and x.dtype == dtype for x in arrays)

@@ -117,13 +117,13 @@ def stored_step(row, k, first, count):
         at = u32(u32(row[{FIRST}]) + u32(start))
         for slot in range(slots):
             storage = np.int64(row[{STORAGE} + slot])
-            size = 4 if storage == 0 else 1 if storage == 3 else 2
+            size = 4 if storage == {CODES["float32"]} else 1 if storage == {CODES["float8"]} else 2
             data = row[{DATA} + slot] + np.uint64(start * size)
             scales = row[{SCALES} + slot] + np.uint64(start // {BLOCK} * 4)
             square = (np.int64(row[{SQUARES}]) >> slot) & 1
             if slot == 0 and row[{MASTER}]:
                 inner[0] = row[{MASTER}] + np.uint64(start * 4)
-            elif storage == 0:
+            elif storage == {CODES["float32"]}:
                 inner[slot] = data
             else:
                 decode(storage, square, data, scales, n, room[slot])
@@ -132,7 +132,7 @@ def stored_step(row, k, first, count):
         for slot in range(slots):
             storage = np.int64(row[{STORAGE} + slot])
             if slot != 1 and storage:
-                size = 1 if storage == 3 else 2
+                size = 1 if storage == {CODES["float8"]} else 2
                 data = row[{DATA} + slot] + np.uint64(start * size)
                 scales = row[{SCALES} + slot] + np.uint64(start // {BLOCK} * 4)
                 square = (np.int64(row[{SQUARES}]) >> slot) & 1
@@ -169,5 +169,5 @@ def table_row(kernel: int, arrays: Sequence[Any], stored: Stored, address: Any) 
 def set_keys(row: np.ndarray, stored: Stored, t: int) -> None:
     """Put the keys of step `t` into a row of the table."""
     for slot in (0, *range(2, 2 + len(stored.squares))):
-        if row[STORAGE + slot]:
+        if row[STORAGE + slot] != CODES["float32"]:
             row[KEY + slot] = stored.slot(slot, t).key

@@ -12,6 +12,7 @@ from .. import __version__
 from ..arrays import layout
 from ..common.validation import choice, flag
 from ..optimizers.base import Optimizer
+from ..optimizers.hyperparameters import text_of
 
 REDUCTIONS = ("mean", "sum")
 
@@ -48,7 +49,7 @@ def check_updates(whole: Optimizer) -> None:
         if type(whole)._spec(*whole._read(group)).measured is not None:
             raise ValueError(
                 f"{type(whole).__name__} takes norms of whole parameters, of which several ranks have a slice each: "
-                "leave away update_clip and cautious, or set adapt=False; NovoGrad is for one rank"
+                "leave out update_clip and cautious, or set adapt=False; NovoGrad is for one rank"
             )
 
 
@@ -68,17 +69,7 @@ def description(whole: Optimizer, options: dict[str, Any]) -> dict[str, str]:
 def hyper_texts(whole: Optimizer) -> dict[str, str]:
     """Describe the hyperparameters of all groups, by name."""
     return {
-        f"{name} of group {number}": _text(group[name])
+        f"{name} of group {number}": text_of(group[name])
         for number, group in enumerate(whole.param_groups)
         for name in whole._names
     }
-
-
-def _text(value: Any) -> str:
-    """A hyperparameter, written alike whatever the type of a number is."""
-    if isinstance(value, (str, bool)):
-        return repr(value)
-    try:
-        return repr(float(value))
-    except (TypeError, ValueError):
-        return f"({', '.join(map(_text, value))})" if isinstance(value, (tuple, list)) else repr(value)

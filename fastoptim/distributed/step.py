@@ -30,7 +30,7 @@ class Steps(States):
 
     def _checked(self, grads: Any) -> tuple[list[Array], list[Array | None], list[tuple[Array, Array]]]:
         """Flat parameters and gradients after every check that a step makes, and which parameters are copies."""
-        params, leaves = self._parameters(), self._leaves(grads)
+        params, leaves = self._parameters(), self._whole._model.leaves(grads)
         written: list[checks.Span] = []
         read: list[checks.Span] = []
         checked = []
@@ -51,10 +51,6 @@ class Steps(States):
         flat = [layout.flat(np.asarray(p)) for _, p in params]
         copies = [(p, copy) for (_, p), copy in zip(params, flat, strict=True) if not np.may_share_memory(p, copy)]
         return flat, [None if g is None else layout.flat(np.asarray(g)) for g in checked], copies
-
-    def _leaves(self, grads: Any) -> tuple[Any, ...]:
-        whole = self._whole
-        return whole._model.leaves(grads)
 
     def _prepare(self, params: Sequence[Array]) -> None:
         """Bring the pieces up to date with the groups, and allocate whatever the step needs."""

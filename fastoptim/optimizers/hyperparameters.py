@@ -7,6 +7,8 @@ from functools import partial
 from types import FunctionType
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+import numpy as np
+
 from .. import rules
 from ..common.validation import choice, flag, real
 from ..rules import measures
@@ -183,6 +185,20 @@ def _threshold(update_clip: Any, eps_mode: str) -> float:
     if isinstance(threshold, str) or not (threshold := real("update_clip", threshold, 0.0)):
         raise ValueError(f"update_clip must be None, 'rms' or a number > 0, got {update_clip!r}")
     return threshold
+
+
+def text_of(value: Any) -> str:
+    """A hyperparameter, written alike whatever the type of a number is."""
+    if value is None or isinstance(value, (str, bool)):
+        return repr(value)
+    if isinstance(value, np.bool_):
+        return repr(bool(value))
+    if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim):
+        return f"({', '.join(map(text_of, value))})"
+    try:
+        return repr(float(value))
+    except (TypeError, ValueError):
+        return type(value).__qualname__
 
 
 def with_defaults(**defaults: Any) -> Callable[[Class], Class]:

@@ -7,11 +7,12 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from time import monotonic
 from typing import IO, Any
 
 from .. import __version__
+from ..checkpoint.files import naming
 from ..optimizers.groups import momentum_of
 from .history import History, saved_count
 from .loop import Loop, named_arrays
@@ -20,17 +21,6 @@ from .validation import Validation
 
 _FLUSH = 1.0  # seconds after which lines are written to the file
 _TAIL = 1 << 20  # bytes at the end of a log within which its last two lines stand
-
-
-@contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Give an OSError that names no file, as that of a full disk does, the name `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, path) from error
 
 
 def path_of(name: str, value: Any) -> str:

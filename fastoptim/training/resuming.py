@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checkpoint import files, format, matching, slices
-from ..checkpoint.files import CheckpointError
+from ..checkpoint.files import CheckpointError, naming
 from ..common.signals import deferred_signals
 from ..common.validation import step_options
 from ..optimizers import saving
 from ..optimizers.base import Optimizer
 from . import rehearsal
 from .history import History, saved_count
-from .log import Log, naming
+from .log import Log
 from .loop import Loop, frozen_arrays
 from .settings import Settings
 from .validation import Validation

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ..checkpoint.files import CheckpointError
 from ..optimizers.averages import Average
+from ..optimizers.hyperparameters import text_of
 from .data import Minibatches
 from .rates import Rates
 
@@ -51,7 +50,7 @@ class Settings:
             raise ValueError(f"override: there is no {unknown}; it may name {sorted(self.texts)}")
 
     def _hyper_text(self, name: str) -> str:
-        texts = [_text(group[name]) for group in self._hyper]
+        texts = [text_of(group[name]) for group in self._hyper]
         return texts[0] if len(set(texts)) == 1 else f"[{', '.join(texts)}]"
 
     def overridden(self, saved: Mapping[str, str]) -> set[str]:
@@ -81,17 +80,3 @@ def _names(override: Any) -> tuple[str, ...]:
     if (names and not given) or not all(isinstance(name, str) for name in given):
         raise TypeError(f"override holds names of settings, whose values are given as ever; got {override!r}")
     return given
-
-
-def _text(value: Any) -> str:
-    """A hyperparameter, written alike whatever the type of a number is."""
-    if value is None or isinstance(value, (str, bool)):
-        return repr(value)
-    if isinstance(value, np.bool_):
-        return repr(bool(value))
-    if isinstance(value, (tuple, list, np.ndarray)) and np.ndim(value):
-        return f"({', '.join(map(_text, value))})"
-    try:
-        return repr(float(value))
-    except (TypeError, ValueError):
-        return type(value).__qualname__

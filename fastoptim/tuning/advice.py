@@ -17,8 +17,9 @@ from ..common.validation import count, flag, real
 from ..optimizers.selecting import GroupedParams
 from ..training.data import positional
 from ..training.diagnosis import diagnose
+from ..training.loop import LossAndGrad
 from ..training.watching import sees_all
-from .sandbox import LossAndGrad, Sandbox
+from .sandbox import Sandbox
 
 # What counts as badly scaled and as sparse; docs/guide/choosing.md shows the figures of some models.
 SPREAD = 1e3  # ratio of the largest to the smallest typical gradient

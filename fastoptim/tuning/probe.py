@@ -17,7 +17,8 @@ from ..common.public import public
 from ..common.validation import count, names_arguments, real
 from ..optimizers.base import Optimizer
 from ..training.diagnosis import MINIMUM, Diagnosis, diagnose
-from .sandbox import LossAndGrad, Sandbox
+from ..training.loop import LossAndGrad
+from .sandbox import Sandbox
 
 _SERIES = (1.0, 2.0, 5.0)  # rates are tried on the grid 1, 2, 5, 10, 20, 50, ...
 _DECADE = len(_SERIES)

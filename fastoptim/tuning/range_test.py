@@ -13,7 +13,8 @@ from ..common.public import public
 from ..common.validation import count, names_arguments, real
 from ..optimizers.base import Optimizer
 from ..training.diagnosis import MINIMUM
-from .sandbox import LossAndGrad, Sandbox
+from ..training.loop import LossAndGrad
+from .sandbox import Sandbox
 
 
 @public

@@ -19,10 +19,9 @@ from ..optimizers.groups import momentum_of
 from ..optimizers.names import maker_of
 from ..optimizers.selecting import GroupedParams
 from ..training.data import Minibatches
-from ..training.loop import check_replaced, explain, strange_arrays
+from ..training.loop import LossAndGrad, check_replaced, explain, strange_arrays
 from ..training.watching import sees_all
 
-LossAndGrad = Callable[[Any, Any], tuple[Any, Any]]
 FIXED_EXAMPLES = 256  # the fixed batch has at least as many, if there are as many
 
 
