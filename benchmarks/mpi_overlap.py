@@ -138,7 +138,7 @@ def timeline(opt: Any, grads: list[np.ndarray]) -> Row:
         setattr(channel, name, watch(name, 0 if name.endswith("reduce") else 2))
     for c, piece in enumerate(opt._pieces):
         piece.optimizer._step_checked = watch_kernel(c, piece.optimizer._step_checked)
-    channel.barrier()
+    channel.comm.Barrier()
     start = time.perf_counter()
     opt.step(grads)
     seconds = time.perf_counter() - start

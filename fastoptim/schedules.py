@@ -166,8 +166,8 @@ def _checked(check: Callable[..., None]) -> Callable[[_Equation[P]], Callable[P,
     return partial(_public, check=check)
 
 
-def _real(low: float, below: float = math.inf) -> _Check:
-    return lambda name, value: real(name, value, low, below)
+def _real(low: float) -> _Check:
+    return lambda name, value: real(name, value, low)
 
 
 def _count(low: int) -> _Check:

@@ -204,10 +204,6 @@ class Channel:
         self.comm.Bcast(raw)
         return raw.tobytes().decode()
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        self.comm.Barrier()
-
     def share_of_cores(self) -> int:
         """Count the cores of this host that are left for this rank, the others that run on it counted in."""
         local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)

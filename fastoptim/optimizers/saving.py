@@ -491,7 +491,7 @@ def unpickle(optimizer: Savable, state: dict[str, Any]) -> None:
     """Make an optimizer of what `picklable` returned."""
     vars(optimizer).update(state["attributes"])
     optimizer._start(state["defaults"])
-    optimizer._storage = Storage.checked(**state.get("storage", {}))
+    optimizer._storage = Storage.checked(**state["storage"])
     optimizer._threads, optimizer._backend = state["threads"], resolve(state["backend"], ())
     optimizer.max_norm, optimizer.clip = state["clipping"]
     groups = iter(state["snapshot"]["param_groups"])
@@ -502,5 +502,5 @@ def unpickle(optimizer: Savable, state: dict[str, Any]) -> None:
             for position, name in zip(positions, group["params"], strict=True):
                 names[position] = name
         optimizer._add_groups(params, members, names=names)
-    optimizer._model.grouped, optimizer._model.elsewhere = state["grouped"], state.get("elsewhere", False)
+    optimizer._model.grouped, optimizer._model.elsewhere = state["grouped"], state["elsewhere"]
     load_snapshot(optimizer, state["snapshot"])

@@ -220,11 +220,11 @@ class Stored(NamedTuple):
         """How many states have scales."""
         return len(self.squares) if self.state == "float8" else 0
 
-    def slot(self, i: int, t: int, start: int = 0) -> Coding:
-        """How the parameter (0) or state i - 2 is encoded in step `t`, from element `start` on."""
+    def slot(self, i: int, t: int) -> Coding:
+        """How the parameter (0) or state i - 2 is encoded in step `t`."""
         storage, square = (self.state, self.squares[i - 2]) if i else (self.parameter, False)
         key = key_of(self.seed, self.number, i, t)
-        return Coding(storage, square and storage == "float8", self.nearest, key, self.first + start)
+        return Coding(storage, square and storage == "float8", self.nearest, key, self.first)
 
     def after(self, start: int) -> Stored:
         """That of the elements from `start` on."""
