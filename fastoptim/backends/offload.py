@@ -72,9 +72,9 @@ def check_file(label: str, x: Any) -> None:
         raise ValueError(f"{label}: {x.filename} was truncated: it has {size} bytes, the array ends at byte {end}")
 
 
-def _advise(arrays_: Iterable[Any], advice: int) -> None:
+def _advise(arrays: Iterable[Any], advice: int) -> None:
     """Give advice about the pages of memmap arrays that share them with their files."""
-    for x in arrays_:
+    for x in arrays:
         mapping = mapping_of(x)
         if mapping is None or not x.size or x.mode == "c":  # letting go of a private page would lose its changes
             continue

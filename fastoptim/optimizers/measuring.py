@@ -18,7 +18,7 @@ from ..rules.measures import Measured
 from ..rules.reference import tree_sum
 from ..rules.table import Kernel
 
-Rows = tuple[Scalars, ...]
+ScalarRows = tuple[Scalars, ...]  # of each run
 Arrays = tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]  # parameters, gradients, states
 
 
@@ -86,8 +86,8 @@ class Measuring:
         return () if measured is None else measured.measures
 
     def natively(
-        self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], rows: Rows
-    ) -> Rows | None:
+        self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], rows: ScalarRows
+    ) -> ScalarRows | None:
         """`rows` with what the norms make of them, by native calls; None if the arrays need another way."""
         norms: list[Scalars] = [()] * len(rows)
         for k, (chosen, native) in enumerate(self._rounds):
@@ -108,7 +108,7 @@ class Measuring:
             self._add(norms, k, chosen, rules.norms_from_squares(sums, self._single))
         return self._finished(range(len(rows)), rows, norms)
 
-    def prepare(self, arrays: Sequence[tuple[Any, ...]], present: Sequence[int]) -> Callable[[Rows], Rows]:
+    def prepare(self, arrays: Sequence[tuple[Any, ...]], present: Sequence[int]) -> Callable[[ScalarRows], ScalarRows]:
         """The same for arrays as kernels take them, of the parameters that are `present`; a row for each."""
         rounds: list[tuple[int, list[int], BlockMeasures]] = []
         places = {i: place for place, i in enumerate(present)}
@@ -117,7 +117,7 @@ class Measuring:
             calls = [KernelCall(self._measures(i)[k].kernel, [arrays[places[i]]]) for i in here]
             rounds.append((k, here, self._backend.prepare_measures(calls, self._threads)))
 
-        def run(rows: Rows) -> Rows:
+        def run(rows: ScalarRows) -> ScalarRows:
             norms: list[Scalars] = [()] * len(self._runs)
             for k, here, measure in rounds:
                 asked = tuple(self._measures(i)[k].scalars(rows[places[i]]) for i in here)
@@ -133,19 +133,19 @@ class Measuring:
         for i in chosen:
             norms[i] += tuple(next(rest) for _ in range(self._measures(i)[k].kernel.rule.terms))
 
-    def _finished(self, present: Sequence[int], rows: Rows, norms: list[Scalars]) -> Rows:
+    def _finished(self, present: Sequence[int], rows: ScalarRows, norms: list[Scalars]) -> ScalarRows:
         return tuple(
             row if self._runs[i].measured is None else self._runs[i].finish(row, norms[i])
             for i, row in zip(present, rows, strict=True)
         )
 
 
-def _again(native: NativeMeasure, arrays: Arrays, rows: Rows, first: list[float], k: float) -> list[float]:
+def _again(native: NativeMeasure, arrays: Arrays, rows: ScalarRows, first: list[float], k: float) -> list[float]:
     """The sums for a factor; those for 1 are there."""
     found = first if k == 1.0 else native(*arrays, rows, k)
     assert found is not None
     return found
 
 
-def _totals(measure: BlockMeasures, rows: Rows, k: float) -> list[float]:
+def _totals(measure: BlockMeasures, rows: ScalarRows, k: float) -> list[float]:
     return [tree_sum(blocks) for blocks in measure(rows, k)]

@@ -67,7 +67,7 @@ def line(levels: Array, error: float) -> Line:
     return Line(float(levels.mean()) + 0.5 * fall, fall, error / math.sqrt(power) * len(levels))
 
 
-class Curve:
+class MeasuredCurve:
     """A curve of finite losses on the scale on which it is judged, and its figures.
 
     `z` is the logarithm of the loss where it is positive, apart from a few stray values, so that 0.1 is about ten per

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..common.public import public
 from ..common.validation import flag, real
-from .curves import Curve, autocorrelation, blocks, detrended, fall_of_means, kendall_tau, kept_pace, spread
+from .curves import MeasuredCurve, autocorrelation, blocks, detrended, fall_of_means, kendall_tau, kept_pace, spread
 
 VERDICTS = ("healthy", "diverged", "oscillating", "too slow", "plateau", "unclear", "too short")
 MINIMUM = 10  # a shorter curve shows nothing but non-finite values
@@ -172,7 +172,7 @@ def diagnose(
         return advise("too short", figures | missing, 1.0, f"{_so_many(len(y))} to tell anything")
     with np.errstate(all="ignore"):
         late = math.ceil(min(2.0 / (1.0 - momentum), len(y)))
-        curve = Curve(y, fixed_batch, late, start)
+        curve = MeasuredCurve(y, fixed_batch, late, start)
         verdict, factor, finding = _judge_fixed(curve) if fixed_batch else _judge(curve)
         if rises and verdict in ("too slow", "plateau"):
             verdict, factor, finding = "unclear", 1.0, _RISING
@@ -273,11 +273,10 @@ def _so_many(count: int) -> str:
     return f"{count} loss is too few" if count == 1 else f"{count} losses are too few"
 
 
-def _changed(curve: Curve, verb: str = "dropped") -> str:
+def _changed(curve: MeasuredCurve) -> str:
     """How far the loss has come, in true words."""
     start, end = curve.levels_of_loss
-    if end > start:
-        verb = "risen"
+    verb = "risen" if end > start else "dropped"
     share = abs(curve.evidence()["drop"])
     if curve.positive and end < start and share >= 0.9995:
         return f"{verb} to {1.0 - share:.1g} of its start"
@@ -289,7 +288,7 @@ def _changed(curve: Curve, verb: str = "dropped") -> str:
 Judgement = tuple[str, float, str]
 
 
-def _judge_fixed(c: Curve) -> Judgement:
+def _judge_fixed(c: MeasuredCurve) -> Judgement:
     """Judge losses of one batch: the first is the start, and every rise is real."""
     drop = c.drop
     doubt = 3.0 * c.noise * math.sqrt(1.0 / c.first + 1.0 / c.last)
@@ -332,7 +331,7 @@ def _judge_fixed(c: Curve) -> Judgement:
     return "healthy", 1.0, f"The loss has {_changed(c)} and is still falling"
 
 
-def _judge(c: Curve) -> Judgement:
+def _judge(c: MeasuredCurve) -> Judgement:
     """Judge losses of different minibatches: only what stands out of the noise counts."""
     rise, short, tail = -c.drop, c.n < _SHORT, c.halves[1]
     far = rise > max(_GROWTH, _SURE * c.doubt / 3.0) or (rise > _GROWTH and c.risen > 1.5 * _SURE * c.error)
@@ -362,7 +361,7 @@ def _judge(c: Curve) -> Judgement:
     return "plateau", 1.0, _NOTHING
 
 
-def _rises(c: Curve) -> bool:
+def _rises(c: MeasuredCurve) -> bool:
     """Whether the loss has risen for certain, however little: above its start, or from level to level."""
     rise = -c.drop
     above = rise > max(_ABOVE_START, c.doubt) and c.risen > 2.0 * c.error
@@ -370,12 +369,12 @@ def _rises(c: Curve) -> bool:
     return above or rise > max(_ABOVE_START, _SURE * c.doubt / 3.0) or (rise > 0.0 and c.whole.sure < -_SURE)
 
 
-def _grows(c: Curve) -> bool:
+def _grows(c: MeasuredCurve) -> bool:
     """Whether the peaks of the second half rise, and by much."""
     return c.envelope_trend >= 0.6 and c.envelope_rise > _GROWTH
 
 
-def _slow(c: Curve) -> Judgement | None:
+def _slow(c: MeasuredCurve) -> Judgement | None:
     """Whether the curve falls from beginning to end, for certain, along a straight line, and by little."""
     first, second = c.halves
     throughout = kendall_tau(c.levels) <= _THROUGHOUT and min(c.whole.sure, first.sure, second.sure) > 2.5
@@ -394,7 +393,7 @@ def _slow(c: Curve) -> Judgement | None:
     return None
 
 
-def _alternates(c: Curve) -> bool:
+def _alternates(c: MeasuredCurve) -> bool:
     """Whether the second half goes up and down at every other step, by more than it falls.
 
     Other rhythms may be those of minibatches that always come in the same order.

@@ -15,7 +15,7 @@ from .loop import Loop
 _DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
-class Interrupts:
+class StopOnSignals:
     """End training after the step in which Ctrl-C or SIGTERM comes, at once if another follows; part of `Loop`.
 
     It stands after the users' callbacks and validation, so that they see a step like any other, and before checkpoints.

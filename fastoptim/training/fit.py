@@ -18,7 +18,7 @@ from ..optimizers.selecting import GroupedParams
 from .averaging import Averaging, validated_params
 from .data import Minibatches, _NoData
 from .deciding import deciding_states
-from .ending import Interrupts
+from .ending import StopOnSignals
 from .history import FitResult
 from .log import Log, path_of
 from .loop import Callback, Loop, LossAndGrad, Rate, frozen_arrays, named_arrays, strange_arrays
@@ -278,7 +278,7 @@ def fit(
         if log is not None:
             parts["log"] = Log(log, rates, validated, ranks.rank == 0)
         parts |= {f"{CALLBACK}{i}": callback for i, callback in enumerate(callbacks)}
-        parts["interrupts"] = Interrupts()
+        parts["interrupts"] = StopOnSignals()
         if ranks.size > 1:
             parts["together"] = StayTogether(bool(callbacks))
         if flag("diagnose", diagnose):
