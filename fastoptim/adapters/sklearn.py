@@ -171,7 +171,7 @@ def _adam_rounded_once(
 
 
 class _Block:
-    """A `accelerate` block."""
+    """An `accelerate` block."""
 
     def __init__(self, float32: str) -> None:
         self.float32 = float32

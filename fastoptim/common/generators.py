@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 
-def _generator(rng: Any) -> np.random.Generator:
+def generator_of(rng: Any) -> np.random.Generator:
     if isinstance(rng, np.random.Generator):
         return rng
     if rng is not None and not isinstance(rng, bool):
@@ -33,7 +33,7 @@ def _generator(rng: Any) -> np.random.Generator:
     raise TypeError(f"rng must be a seed or a numpy.random.Generator, got {rng!r}")
 
 
-def _set_generator(rng: np.random.Generator, state: Any) -> None:
+def set_checked_state(rng: np.random.Generator, state: Any) -> None:
     """Set the state of `rng`; ValueError, with nothing changed, if it is not one of its kind."""
     before = rng.bit_generator.state
     try:
@@ -55,16 +55,16 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
+GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 
 
-def _generator_state(generator: Any) -> Any:
+def state_of(generator: Any) -> Any:
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
     return generator.get_state(legacy=False) if isinstance(generator, np.random.RandomState) else generator.getstate()
 
 
-def _set_generator_state(generator: Any, state: Any) -> None:
+def set_state(generator: Any, state: Any) -> None:
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
     elif isinstance(generator, np.random.RandomState):
@@ -82,7 +82,7 @@ _PLAIN = (str, bytes, bytearray, int, float, complex, type(None), CodeType)
 _DEPTH = 10
 
 
-def _generators_within(*roots: Any) -> list[Any]:
+def generators_within(*roots: Any) -> list[Any]:
     """Return the random generators that functions and objects refer to.
 
     They are followed by closure, default, global name, `partial`, attribute (also of a class or module, and in slots),
@@ -96,7 +96,7 @@ def _generators_within(*roots: Any) -> list[Any]:
         if id(item) in seen or depth > _DEPTH or isinstance(item, _PLAIN):
             continue
         seen[id(item)] = item
-        if isinstance(item, _GENERATORS):
+        if isinstance(item, GENERATORS):
             found.append(item)
         else:
             queue += [(thing, depth + 1) for thing in _referred(item) if not isinstance(thing, _PLAIN)]

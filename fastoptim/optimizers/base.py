@@ -30,7 +30,7 @@ from ..rules.table import Rule
 from . import saving
 from .applying import applied
 from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
-from .hyperparameters import NotNeeded, PerGroup, UpdateSpec, _rate
+from .hyperparameters import NotNeeded, PerGroup, UpdateSpec, checked_rate
 from .saving import IncompatibleKeys
 from .selecting import GroupedParams, Members, select
 from .states import Plan, check_members, make_plan, member_of, state_view
@@ -258,7 +258,7 @@ class Optimizer:
     @lr.setter
     def lr(self, value: Any) -> None:
         values = list(value) if isinstance(value, (list, tuple)) else [value] * len(self._model.groups)
-        self._set("lr", [_rate(v) for v in values])
+        self._set("lr", [checked_rate(v) for v in values])
 
     @property
     def max_norm(self) -> float | None:

@@ -23,7 +23,7 @@ from ..rules.measures import Measured
 from ..rules.table import RULES, Kernel
 from .base import Optimizer
 from .groups import fixed
-from .hyperparameters import UpdateSpec, _rate, kind_of_decay
+from .hyperparameters import UpdateSpec, checked_rate, kind_of_decay
 from .states import begin
 from .update import update_array
 
@@ -75,12 +75,12 @@ class Family(Optimizer):
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
         """What the hyperparameters come to, which are attributes of `o`, already checked."""
-        raise AssertionError("a subclass says")
+        raise NotImplementedError("a class of the family says what its hyperparameters come to")
 
 
 def _checked(name: str, value: Any, default: Any, allowed: tuple[Any, ...] | None) -> Any:
     if name == "lr":
-        return _rate(value)
+        return checked_rate(value)
     if isinstance(default, bool):
         return flag(name, value)
     if isinstance(default, str):

@@ -91,11 +91,11 @@ class NotNeeded:
         raise AttributeError(f"{type(optimizer).__name__} has no attribute {self.name!r}: {self.why}")
 
 
-def _head(maximize: Any, decay: float) -> tuple[float, float]:
+def head_of(maximize: Any, decay: float) -> tuple[float, float]:
     return -1.0 if flag("maximize", maximize) else 1.0, decay
 
 
-def _rate(lr: Any) -> float:
+def checked_rate(lr: Any) -> float:
     if callable(lr):
         raise TypeError(
             "lr must be a number: set opt.lr = schedule(step) before each step, or let fit(..., lr=schedule) do it"
@@ -124,7 +124,7 @@ def sgd_spec(
     decay_mode: Any = "lr",
 ) -> UpdateSpec:
     """What validated hyperparameters of SGD come to."""
-    lr = _rate(lr)
+    lr = checked_rate(lr)
     momentum = real("momentum", momentum, 0.0, 1.0)
     dampening = real("dampening", dampening)
     weight_decay = real("weight_decay", weight_decay, 0.0)
@@ -133,7 +133,7 @@ def sgd_spec(
         raise ValueError(f"momentum_mode={mode!r} has no dampening of its own; got dampening={dampening}")
     apart = flag("decoupled_weight_decay", decoupled_weight_decay)
     decay, coefficient = kind_of_decay(lr, weight_decay, apart, decay_mode)
-    head = _head(maximize, coefficient)
+    head = head_of(maximize, coefficient)
     if flag("nesterov", nesterov):
         if momentum == 0 or dampening != 0 or mode == "damped":
             raise ValueError("nesterov needs momentum > 0, dampening = 0 and a momentum_mode other than 'damped'")
@@ -158,7 +158,7 @@ def adam_spec(
     decoupled: bool = False,
 ) -> UpdateSpec:
     """What validated hyperparameters of Adam (`decoupled`: AdamW) come to."""
-    lr = _rate(lr)
+    lr = checked_rate(lr)
     try:
         beta1, beta2 = betas
     except (TypeError, ValueError) as error:
@@ -174,7 +174,7 @@ def adam_spec(
     if flag("cautious", cautious):
         rule, measured = f"cautious_{rule}", measures.both(clipped, measures.cautious(decay))
         coefficients = partial(cautious_adam_coefficients, lr, beta1, beta2, eps, mode, 1.0)
-    return UpdateSpec(Kernel(RULES[rule], decay), _head(maximize, coefficient), coefficients, measured=measured)
+    return UpdateSpec(Kernel(RULES[rule], decay), head_of(maximize, coefficient), coefficients, measured=measured)
 
 
 def _threshold(update_clip: Any, eps_mode: str) -> float:

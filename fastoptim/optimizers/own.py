@@ -21,7 +21,7 @@ from ..rules.language import own_rule
 from ..rules.table import Kernel, Rule
 from .base import Optimizer
 from .groups import fixed
-from .hyperparameters import UpdateSpec, _head, _rate
+from .hyperparameters import UpdateSpec, checked_rate, head_of
 from .update import update_array
 
 GIVES = ("step", "parameter")
@@ -69,13 +69,13 @@ class _Own:
             coefficient = rules.decoupled_coefficient(given["lr"], weight_decay) if decoupled else weight_decay
         first = self.numbers(given, 1)  # what is wrong with them shows before a step
         numbers = partial(self.numbers, given) if self.counts else first
-        return UpdateSpec(Kernel(self.rule, decay), _head(rest[-1], coefficient), numbers)
+        return UpdateSpec(Kernel(self.rule, decay), head_of(rest[-1], coefficient), numbers)
 
 
 def _like(name: str, value: Any, default: Any) -> Any:
     """A hyperparameter, checked for being of the kind of its default."""
     if name == "lr":
-        return _rate(value)
+        return checked_rate(value)
     if isinstance(default, bool):
         return flag(name, value)
     if isinstance(default, str):

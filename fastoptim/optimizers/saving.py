@@ -251,7 +251,7 @@ def read_snapshot(
     listed = isinstance(groups, (list, tuple)) and all(isinstance(x, Mapping) and "params" in x for x in groups)
     if not listed or not isinstance(entries, Mapping):
         raise ValueError(
-            "not a state dict of an optimizer: state is a mapping, param_groups a list of those with params"
+            "not a state dict of an optimizer: state must be a mapping, param_groups a list of mappings with params"
         )
     own_kind = type(optimizer).__name__
     if strict and kind != own_kind:

@@ -144,7 +144,7 @@ class ScheduleFree(Family):
 
     @staticmethod
     def _beta(group: Any) -> float:
-        raise AssertionError("a subclass says")
+        raise NotImplementedError("each of the two knows its own")
 
 
 def _positive(name: str, value: float) -> None:

@@ -11,7 +11,7 @@ from ..arrays.storage import compute_dtype
 from ..common.trees import Structure
 
 
-class _Accumulator:
+class Accumulator:
     """The weighted mean of several gradients: summed in float64, rounded once, 16-bit ones to float32."""
 
     def __init__(self, count: int):

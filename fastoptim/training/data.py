@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.generators import _generator, _set_generator
+from ..common.generators import generator_of, set_checked_state
 from ..common.public import public
 from ..common.validation import count, flag, names_arguments
 
@@ -109,7 +109,7 @@ class Minibatches:
         self.asked_size = None if batch_size is None else count("batch_size", batch_size)
         self.drop_last = flag("drop_last", drop_last)
         self.shuffle = flag("shuffle", shuffle)
-        self.rng = _generator(rng)
+        self.rng = generator_of(rng)
         self._share = (0, 1)
         self._lay_out(_common_length(self._columns))
         self._order: Array | None = None
@@ -247,7 +247,7 @@ class Minibatches:
             raise ValueError("position of minibatches: a permutation is there or missing against expectation")
         if order is not None:
             order = _permutation(order, self.examples)
-        _set_generator(self.rng, state["rng"])
+        set_checked_state(self.rng, state["rng"])
         self.epoch, self.cursor, self._order = epoch, cursor, order
 
     def recut(self, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -384,7 +384,7 @@ def _permutation(order: Any, examples: int) -> Array:
     return order.copy()
 
 
-class _NoData:
+class NoData:
     """Stands for the minibatches of a problem that has no data."""
 
     epoch = 0

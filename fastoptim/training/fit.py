@@ -16,7 +16,7 @@ from ..optimizers.base import Optimizer
 from ..optimizers.names import maker_of
 from ..optimizers.selecting import GroupedParams
 from .averaging import Averaging, validated_params
-from .data import Minibatches, _NoData
+from .data import Minibatches, NoData
 from .deciding import deciding_states
 from .ending import StopOnSignals
 from .history import FitResult
@@ -227,7 +227,7 @@ def fit(
         for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep)):
             if checkpoint is None and value is not None:
                 raise ValueError(f"{name} needs checkpoint")
-        if isinstance(batches, _NoData) and early_stopping is not None and validate_every is None:
+        if isinstance(batches, NoData) and early_stopping is not None and validate_every is None:
             raise ValueError(
                 "early_stopping: without data there are no epochs, after which validation runs by default: give "
                 "validate_every, the steps in between"
@@ -256,7 +256,7 @@ def fit(
                 deciding=deciding_states(optimizer, ranks, average is not None) if restore_best else None,
             )
         rates = parts["rates"] = Rates(lr, optimizer, validated)
-        if rates.waits_for_epochs and isinstance(batches, _NoData) and not callbacks:
+        if rates.waits_for_epochs and isinstance(batches, NoData) and not callbacks:
             raise ValueError(
                 "lr: a Plateau is told the mean loss of each epoch, and without data there are none: give validation "
                 "and validate_every, or call its update in a callback"
@@ -342,7 +342,7 @@ def _batches(data: Any, batch_size: Any, shuffle: Any, drop_last: Any, rng: Any)
     if given:
         why = "there are no data" if data is None else "these data are minibatches already"
         raise ValueError(f"{', '.join(given)}: how to cut data into minibatches, and {why}: leave it out")
-    return _NoData() if data is None else data
+    return NoData() if data is None else data
 
 
 def _check(loss_and_grad: Any, epochs: Any, steps: Any, batches: Any) -> None:
@@ -350,7 +350,7 @@ def _check(loss_and_grad: Any, epochs: Any, steps: Any, batches: Any) -> None:
         raise TypeError(f"loss_and_grad must be callable, got {type(loss_and_grad).__name__}")
     if epochs is None and steps is None:
         raise ValueError("give epochs or steps: how long to train")
-    if isinstance(batches, _NoData) and (steps is None or epochs is not None):
+    if isinstance(batches, NoData) and (steps is None or epochs is not None):
         raise ValueError("without data there are no epochs: give steps alone")
 
 

@@ -124,9 +124,9 @@ class History:
             _fill(column, columns.pop(name), lengths.get(name))
         ends = np.array([0, *history._columns["epoch_ends"], steps])
         if columns or np.any(np.diff(ends) < 0) or any(len(c) > max(steps, epoch) for c in history._columns.values()):
-            raise CheckpointError("its history is not one")
+            raise CheckpointError("its history has a column that is unknown or too long, or epochs out of order")
         if validation and list(validation)[:2] != ["step", "loss"]:
-            raise CheckpointError("its history of validations is not one")
+            raise CheckpointError("its history of validations does not begin with step and loss")
         for name, values in validation.items():
             history._validation[name] = array("q" if name == "step" else "d")
             _fill(history._validation[name], values, len(validation["step"]))

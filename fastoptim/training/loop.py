@@ -18,7 +18,7 @@ from ..backends import StepInfo
 from ..common.public import public
 from ..common.trees import Structure, leaves_of
 from ..common.validation import real
-from .accumulate import _Accumulator
+from .accumulate import Accumulator
 from .history import History, TrainingWarning
 from .ranks import Ranks
 
@@ -176,7 +176,7 @@ class Loop:
         schedules, group = self._schedules, optimizer.param_groups[0]
         groups = optimizer.param_groups
         schedule = schedules[0] if schedules is not None and len(schedules) == len(groups) == 1 else None
-        accumulator = _Accumulator(self.accumulate) if self.accumulate > 1 else None
+        accumulator = Accumulator(self.accumulate) if self.accumulate > 1 else None
         common_loss = self.ranks.common_loss if self.ranks.size > 1 else None
         max_norm, skip = self._step_options
         recorded = max_norm is not None or skip or getattr(optimizer, "max_norm", None) is not None
@@ -226,7 +226,7 @@ class Loop:
                 self._events()
                 epoch, due, going = self._seen_epoch, self._next_event, self.reason is None
 
-    def _accumulated(self, accumulator: _Accumulator) -> tuple[float, Any]:
+    def _accumulated(self, accumulator: Accumulator) -> tuple[float, Any]:
         batches, epoch = self.batches, self.batches.epoch
         total = 0.0
         for _ in range(accumulator.count):

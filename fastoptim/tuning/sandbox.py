@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.rows import Rows
-from ..common.generators import _GENERATORS, _generator_state, _generators_within, _set_generator_state
+from ..common.generators import GENERATORS, generators_within, set_state, state_of
 from ..common.signals import Interrupts
 from ..common.trees import Entries, Structure, leaves_of
 from ..optimizers.base import Optimizer
@@ -76,9 +76,9 @@ class Sandbox:
         self._optimizer = optimizer
         found = list(generators)
         for generator in found:
-            if not isinstance(generator, _GENERATORS):
+            if not isinstance(generator, GENERATORS):
                 raise TypeError(f"generators: expected random generators, got {type(generator).__name__}")
-        found += _generators_within(loss_and_grad, data, self.batches)
+        found += generators_within(loss_and_grad, data, self.batches)
         self._generators = list({id(generator): generator for generator in found}.values())
         self._interrupts = Interrupts()
         self.slope_seen = False
@@ -102,7 +102,7 @@ class Sandbox:
     def __enter__(self) -> Sandbox:
         self._entries = Entries(self._trees)
         self._saved = [array.copy(order="K") for array in self._arrays]
-        self._states = [_generator_state(generator) for generator in self._generators]
+        self._states = [state_of(generator) for generator in self._generators]
         self._global_states = random.getstate(), np.random.get_state(legacy=False)
         self._position = None if self.batches is None else self.batches.state_dict()
         self._interrupts.__enter__()
@@ -125,7 +125,7 @@ class Sandbox:
         if self.batches is not None:
             self.batches.load_state_dict(self._position)  # type: ignore[arg-type]
         for generator, state in zip(self._generators, self._states, strict=True):
-            _set_generator_state(generator, state)
+            set_state(generator, state)
         python_state, numpy_state = self._global_states
         random.setstate(python_state)
         np.random.set_state(numpy_state)

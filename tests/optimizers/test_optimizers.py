@@ -312,7 +312,7 @@ def test_state_dict_that_does_not_fit_is_refused_and_changes_nothing():
         ),
         r"lacks \['exp_avg'\]": broken(lambda d: d["state"]["1"].pop("exp_avg")),
         "parameter '0': step must be": broken(lambda d: d["state"]["0"].update(step=10**400)),
-        "param_groups a list of those with params": broken(lambda d: d["param_groups"][0].pop("params")),
+        "param_groups a list of mappings with params": broken(lambda d: d["param_groups"][0].pop("params")),
         "lr": broken(lambda d: d["param_groups"][0].update(lr=-1.0)),
     }
     for message, bad in cases.items():

@@ -276,7 +276,7 @@ def test_generators_are_found_wherever_the_loss_keeps_them():
     def helper():
         return inner.random() + PYTHON_RANDOM.random()
 
-    found = generators._generators_within(functools.partial(Model(), extra=default))
+    found = generators.generators_within(functools.partial(Model(), extra=default))
     assert {id(g) for g in found} == {id(g) for g in (closure, default, attribute, inner, keyword, PYTHON_RANDOM)}
 
 
@@ -334,12 +334,12 @@ def test_generators_are_found_where_attributes_are_not_in_a_dictionary():
         total = slotted.inner.random() + shared.draw() + shared.global_draw() + held.rng.random() + module.rng.random()
         return total + long[-1].rng.random() + next(drawn) + array[0].rng.random(), x
 
-    found = {id(g) for g in generators._generators_within(loss_and_grad)}
+    found = {id(g) for g in generators.generators_within(loss_and_grad)}
     expected = [*slots, noise, many, suspended, objects, module.rng, Shared.rng, IN_STATIC]
     assert found == {id(g) for g in expected}
     data = Augmented()
     inside = data.options["noise"].rng
-    assert [id(g) for g in generators._generators_within(data)] == [id(inside)]
+    assert [id(g) for g in generators.generators_within(data)] == [id(inside)]
 
     before = [repr(g.bit_generator.state) for g in (*expected, inside)]
     fo.probe_lr(

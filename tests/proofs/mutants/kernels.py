@@ -534,7 +534,7 @@ MUTANTS = (
         ("overlaps not looked at", "        backend.check_disjoint(written, read)\n", ""),
         ("limits of elements that vanish taken", "        for dtype in dtypes:\n", "        for dtype in ():\n", 0),
         ("scales that vanish taken", "        for dtype in dtypes:\n", "        for dtype in ():\n", 1),
-        ("clip factors that vanish taken", "self._dtypes == {SINGLE}", "False"),
+        ("clip factors that vanish taken", "dtypes == {SINGLE}", "False"),
     ),
     *planted(
         "fastoptim/optimizers/states.py",

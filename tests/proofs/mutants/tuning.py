@@ -244,8 +244,8 @@ MUTANTS = (
         ("modules not searched for generators", "            inner += attributes\n", ""),
         (
             "data not searched for generators",
-            "_generators_within(loss_and_grad, data, self.batches)",
-            "_generators_within(loss_and_grad, self.batches.rng if self.batches else None)",
+            "generators_within(loss_and_grad, data, self.batches)",
+            "generators_within(loss_and_grad, self.batches.rng if self.batches else None)",
         ),
         ("functions within not searched for generators", "if isinstance(constant, CodeType):", "if False:"),
     ),
