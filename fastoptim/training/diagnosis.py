@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..common.public import public
-from ..common.validation import flag, real
+from ..common.validation import flag, names_arguments, real
 from .curves import MeasuredCurve, autocorrelation, blocks, detrended, fall_of_means, kendall_tau, kept_pace, spread
 
 VERDICTS = ("healthy", "diverged", "oscillating", "too slow", "plateau", "unclear", "too short")
@@ -67,6 +67,7 @@ class Diagnosis:
 
 
 @public
+@names_arguments
 def diagnose(
     losses: Sequence[float] | np.ndarray,
     *,
@@ -179,10 +180,18 @@ def diagnose(
         return advise(verdict, curve.evidence() | missing, factor, finding)
 
 
+_HINTS = {
+    "FitResult": ": give its history.loss",
+    "History": ": give its loss",
+    "str": ": fastoptim.plots.read_curve reads those of a file",
+}
+
+
 def numbers(losses: Any) -> np.ndarray:
     """Losses as float64, NaN where one is missing; TypeError or ValueError if they are no sequence of real numbers."""
-    if isinstance(losses, (Mapping, Set)) or not (isinstance(losses, Iterable) or hasattr(losses, "__array__")):
-        raise TypeError(f"losses must be a sequence of numbers, got {type(losses).__name__}")
+    if isinstance(losses, (Mapping, Set, str)) or not (isinstance(losses, Iterable) or hasattr(losses, "__array__")):
+        kind = type(losses).__name__
+        raise TypeError(f"losses must be a sequence of numbers, got {kind}{_HINTS.get(kind, '')}")
     y = np.asarray(losses)
     if y.dtype == object:  # logs have null where a loss is missing
         y = np.array([math.nan if loss is None else loss for loss in losses])

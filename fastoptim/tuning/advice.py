@@ -13,7 +13,7 @@ from ..arrays.checks import real_array
 from ..arrays.rows import Rows
 from ..common.public import public
 from ..common.trees import Structure
-from ..common.validation import count, flag, real
+from ..common.validation import count, flag, names_arguments, real
 from ..optimizers.selecting import GroupedParams
 from ..training.data import positional
 from ..training.diagnosis import diagnose
@@ -62,6 +62,7 @@ class Recommendation:
 
 
 @public
+@names_arguments
 def recommend(
     loss_and_grad: LossAndGrad | None = None,
     params: Any = None,

@@ -411,6 +411,13 @@ def test_what_is_no_sequence_is_refused(losses):
         fo.diagnose(losses)
 
 
+def test_what_holds_losses_is_met_with_their_place():
+    result = fo.fit(lambda w, batch: (1.0, w.copy()), np.ones(2), None, "sgd", steps=3, diagnose=False)
+    for given, place in ((result, "its history.loss"), (result.history, "its loss"), ("run.jsonl", "read_curve")):
+        with pytest.raises(TypeError, match=f"got {type(given).__name__}: .*{place}"):
+            fo.diagnose(given)
+
+
 def test_masked_losses_are_missing():
     y = 2.3 * 0.9 ** np.arange(100)
     masked = np.ma.masked_array(np.where(np.arange(100) % 7 == 3, 1e9, y), np.arange(100) % 7 == 3)
