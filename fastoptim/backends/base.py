@@ -325,7 +325,7 @@ class Backend(ABC):
                 reference.multiply(np.asarray(x), factor)  # asarray: no method of a subclass runs
 
     def limited(self, g: Any, factor: float, limit: float | None) -> Any:
-        """A new array: ``factor * g``, of which no element is beyond `limit` in size; NaN stays NaN."""
+        """A new array: ``factor * g``, no element beyond `limit` in size; NaN stays NaN. 16 bits become float32."""
         with self.arithmetic():
             return reference.limited(np.asarray(g), factor, math.inf if limit is None else limit)
 

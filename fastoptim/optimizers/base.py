@@ -326,8 +326,8 @@ class Optimizer:
             them all is beyond float64.
         clip : {"norm", "value", "norm_per_array"}, optional
             What `max_norm` bounds: "value": each element, to -max_norm .. max_norm, after `grad_scale`; NaN stays NaN.
-            The gradients are copied first. "norm_per_array": the norm of each array by itself. Default: that of the
-            optimizer, ``opt.clip``.
+            The gradients are copied first, in float32 where they have 16 bits. "norm_per_array": the norm of each array
+            by itself. Default: that of the optimizer, ``opt.clip``.
 
         Returns
         -------

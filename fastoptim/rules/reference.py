@@ -92,6 +92,7 @@ def multiply(x: Array, factor: float) -> None:
 
 def limited(g: Array, factor: float, limit: float) -> Array:
     """``where(x < -limit, -limit, where(x > limit, limit, x))`` with ``x = factor * g``, a new array."""
+    g = codecs.widened(g)
     T = g.dtype.type
     with _quiet():
         x = np.empty_like(g)

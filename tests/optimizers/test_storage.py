@@ -190,6 +190,19 @@ def test_every_way_to_clip_has_the_same_bits(storage, clip):
     assert content(free, opt)["w"] != found[0]["w"], "nothing was clipped"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bound_that_binds_nothing_leaves_scaled_gradients_as_they_are(dtype, backend):
+    """Also what 16 bits do not have: gradients of a scaled loss come out of float16's range."""
+    found = []
+    for options in ({}, {"max_norm": 1.0, "clip": "value"}, {"max_norm": 1.0, "clip": "norm_per_array"}):
+        p = np.ones(300, small_dtype(dtype))
+        opt = fo.Adam(p, lr=0.25, eps=1e-12, backend=backend)
+        opt.step(np.linspace(-1e-3, 1e-3, 300).astype(p.dtype), grad_scale=2.0**-16 / 3, **options)
+        found.append(content({"p": p}, opt))
+    assert found[0] == found[1] == found[2] and opt.state["0"]["exp_avg"].all()
+
+
 @each_storage
 def test_what_fits_is_loaded_if_asked(storage):
     params, opt = trained(storage)

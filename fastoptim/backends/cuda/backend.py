@@ -25,6 +25,7 @@ from ... import rules
 from ...arrays import checks
 from ...arrays.autograd import tell_autograd
 from ...arrays.device import assign, device_dtype, to_host
+from ...arrays.storage import compute_dtype
 from ...common.threads import fork_safe_lock
 from ...rules import lowering
 from ...rules.table import Kernel, Rule
@@ -271,14 +272,14 @@ class CudaBackend(Backend):
         dense = layout.flags.c_contiguous or layout.flags.f_contiguous
         vector = self.vector(g, layout, stream) if dense else self.flat(g)
         high = np.inf if limit is None else limit
-        if vector.dtype.itemsize == 2:  # computed in float32, with numbers of its own dtype
-            factor, high = (float(np.float64(x).astype(vector.dtype)) for x in (factor, high))
+        dtype = compute_dtype(vector.dtype)
+        strides = [stride // layout.itemsize * dtype.itemsize for stride in layout.strides]
         with self._placed(vector) as place:
-            copy = self._scratch(vector, place)
+            copy = self._scratch(vector._replace(dtype=dtype), place)
             launcher = self.launcher("limit", vector.dtype)
             arguments = (vector.address, copy.address, vector.size, factor, -high, high)
             launcher(self._elements(vector.size), place, *arguments)
-        return Lent(copy, layout.shape, layout.strides if dense else None)
+        return Lent(copy, layout.shape, tuple(strides) if dense else None)
 
     def move(self, place: Place, address: int, strides: Sequence[int], layout: np.ndarray, back: bool = False) -> None:
         """Copy the elements of an array of any layout to dense memory at `address`, or `back` from there."""

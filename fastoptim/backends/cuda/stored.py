@@ -119,11 +119,9 @@ def _codecs(simulated: bool) -> list[str]:
 
 
 def norm_source(dtype: np.dtype, threads: int, simulated: bool) -> str:
-    """The sums of squares and the limits of bfloat16 or float16."""
-    code = f"u16({dtype.name}_nearest(x, u32(0)))"
+    """The sums of squares of bfloat16 or float16, and their limits, which are float32."""
     functions = (
         f"def load(address, i):\n    return {_load(dtype.name, 'address', 'i')}\n",
-        f"def store(address, i, x):\n    store_uint16(address, i, {code})\n",
         lowering.scalar(updates.scale, calls=True),
     )
     access = [f"@inlined\n{text}\n" for text in functions]
