@@ -259,6 +259,12 @@ def _read_verified_header(file: IO[bytes]) -> tuple[bytes, int]:
     return header, size
 
 
+def checksum_stated_in(path: Any) -> str:
+    """Read the checksum that a checkpoint file begins with; nothing is compared with it."""
+    with open(path, "rb") as file:
+        return _stated_checksum(file.read(8 + len(PREFIX) + DIGITS)[8:])
+
+
 def _stated_checksum(header: bytes) -> str:
     return header[len(PREFIX) : len(PREFIX) + DIGITS].decode("ascii", "replace")
 

@@ -19,6 +19,7 @@ from .loop import Loop, named_arrays
 from .rates import Rates
 from .validation import Validation
 
+CSV_HEADER = "step,epoch,loss,lr,grad_norm,applied,validation_loss"
 _FLUSH = 1.0  # seconds after which lines are written to the file
 _TAIL = 1 << 20  # bytes at the end of a log within which its last two lines stand
 
@@ -77,8 +78,7 @@ class Log:
     def _open(self, loop: Loop) -> None:
         self._file = open(self.path, "wb" if self._offset is None else "r+b")  # noqa: SIM115 (`end` closes it)
         if self._offset is None:
-            head = "step,epoch,loss,lr,grad_norm,applied,validation_loss"
-            self._write(head if self._csv else json.dumps(_described(loop, self._rates.text())))
+            self._write(CSV_HEADER if self._csv else json.dumps(_described(loop, self._rates.text())))
             return
         offset, *line = self._plain or (self._offset,)  # a validation at an end that was none is taken back
         self._file.truncate(offset)

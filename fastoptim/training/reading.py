@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .diagnosis import numbers
+from .log import CSV_HEADER
 from .log_formats import Curve, make_out
 from .watching import sees_all
 
@@ -73,7 +74,7 @@ def curve_of_text(name: str, data: bytes, *, column: str | None = None, pattern:
         first = text.partition("\n")[0].strip()
         if first.startswith('{"kind": "run"'):
             return _own(name, text, False)
-        if first == ",".join(("step", "epoch", "loss", "lr", "grad_norm", "applied", "validation_loss")):
+        if first == CSV_HEADER:
             return _own(name, text, True)
     try:
         return make_out(text, column, pattern)

@@ -13,8 +13,6 @@ import numpy as np
 
 from ..checkpoint import format
 
-_BEGIN = b'{"__metadata__":'  # of a checkpoint's header, which follows eight bytes with its length
-
 
 def rehearse(paths: Sequence[str], state: Mapping[str, Any], optimizer: Any, apart: bool) -> None:
     """Write a file with the names but not the numbers of a checkpoint, where those will go, and remove it.
@@ -67,8 +65,8 @@ def is_kept(path: str, file: str) -> bool:
 
 
 def _is_checkpoint(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(8 + len(_BEGIN))[8:] == _BEGIN
+    with open(path, "rb") as file:  # the header follows eight bytes with its length
+        return file.read(8 + len(format.PREFIX))[8:] == format.PREFIX
 
 
 def _expected_arrays(optimizer: Any) -> dict[str, Any]:

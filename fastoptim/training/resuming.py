@@ -137,7 +137,7 @@ class Checkpoints:
         own = loop.ranks.gathered(_own_state(loop))
         with loop.ranks.together("saving a checkpoint"):
             if loop.ranks.rank == 0:
-                file = {"optimizer_file": os.path.basename(name), "optimizer_checksum": _checksum(name)}
+                file = {"optimizer_file": os.path.basename(name), "optimizer_checksum": format.checksum_stated_in(name)}
                 _write(path, {"loop": _state(loop, self._settings) | {"own": own} | file}, keep_previous)
                 folder = os.path.dirname(os.path.realpath(path))
                 slices.remove_checkpoints(folder, set(before.values()) - set(after.values()))
@@ -307,7 +307,7 @@ def _check_optimizer(optimizer: Any, state: Any, tree: Any, path: str) -> None:
         file = _beside(path, state["optimizer_file"])
         if not os.path.exists(file):
             raise CheckpointError(f"the optimizer's part is missing, {file}: do all processes share the folder?")
-        if _checksum(file) != state["optimizer_checksum"]:
+        if format.checksum_stated_in(file) != state["optimizer_checksum"]:
             raise CheckpointError(f"the optimizer's part, {file}, is of another checkpoint")
 
 
@@ -338,12 +338,6 @@ def best_path(path: str) -> str:
 
 def _beside(path: str, name: str) -> str:
     return os.path.join(os.path.dirname(path), os.path.basename(name))
-
-
-def _checksum(path: str) -> str:
-    """The checksum that a checkpoint file begins with."""
-    with open(path, "rb") as file:
-        return file.read(8 + 128)[8:].partition(b'"sha256":"')[2][:64].decode("ascii", "replace")
 
 
 def _files_of(loop: Loop, path: str) -> dict[str, str]:
