@@ -24,7 +24,7 @@ from fastoptim.checkpoint import format
 from fastoptim.checkpoint.files import CheckpointError
 from fastoptim.optimizers.saving import optimizer_tree
 from fastoptim.rules.codecs import decoded
-from fastoptim.training.accumulate import _Accumulator
+from fastoptim.training.accumulate import Accumulator
 from tests.support.cases import same_bits
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test bfloat16 and float8")
@@ -288,7 +288,7 @@ def test_gradients_in_16_bits_are_accumulated_in_float64_and_rounded_to_float32(
     fo.SGD(by_hand, lr=1.0).step(seen.astype(np.float64).mean(0).astype(np.float32))
     assert same_bits(found, by_hand) and found.all()
     with pytest.raises(TypeError, match="gradient '0': dtype float32 in one minibatch, bfloat16 in another"):
-        accumulator = _Accumulator(2)
+        accumulator = Accumulator(2)
         accumulator.add(np.ones(3, np.float32), 1.0)
         accumulator.add(np.ones(3, ml_dtypes.bfloat16), 1.0)
 
