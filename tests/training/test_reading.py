@@ -132,6 +132,8 @@ def test_a_column_or_a_pattern_can_be_chosen():
         curve("a,b\n1,2\n3,4\n")
     with pytest.raises(ValueError, match=r"no column looks like a loss; choose one by --column: '1', '2'"):
         curve("2.5 0.1\n2.25 0.2\n2 0.3\n")  # losses and accuracies: no steps
+    with pytest.raises(ValueError, match="no loss is found; name its --column, or give a --pattern"):
+        curve("Cost after iteration 0: 2.5\nCost after iteration 1: 2.25\n")  # no table
     assert curve("E=1.5 now\nE=1.0 now\n", pattern=r"E=([\d.]+)").losses.tolist() == [1.5, 1.0]
     for pattern, text in (("(", "no regular expression"), ("E=", "needs a group"), ("x(.)", "no line matches")):
         with pytest.raises(ValueError, match=text):

@@ -88,6 +88,7 @@ MUTANTS = (
             "drop < _SLOW and drop > 0.0 and c.tail_trend < _TREND",
             "drop < _SLOW",
         ),
+        ("a floor is too slow", "        if pace > _BENT:\n", "        if True:\n"),
         ("S-shapes are straight", "c.ends_keep_pace(_PACE) < 1.0", "False"),
         ("a late log is too slow", "bend < 2.0 * math.hypot(1.0, _BENT) * second.error", "False"),
         ("a flat curve is too slow", "    if not throughout or c.whole.sure < _SURE or bend", "    if bend"),
@@ -106,6 +107,10 @@ MUTANTS = (
         ),
         ("a summary taken for the curve", "if counts[name] >= enough)", "if True)"),
         ("deep JSON ends the command", "except (ValueError, RecursionError):", "except ValueError:"),
+        ("lines of text taken for a table", "    if split is str.split and any(", "    if False and any("),
+        ("validation in lines taken for training", "return bool(said) and not said[-1]", "return False"),
+        ("half a number with commas read", "(?![\\d.]|,\\d)", ""),
+        ("the newest row first read backwards", "        where.reverse()", "        pass"),
         ("a bar that overwrites its line is one line", r're.split(r"[\r\n]+", text)', r'text.split("\n")'),
     ),
     *planted(
