@@ -367,7 +367,7 @@ def test_states_of_torch_are_taken_whole_or_refused():
 def test_what_is_no_state_dict_is_refused_by_name(strict):
     for part, bad in (("param_groups", None), ("param_groups", [{"lr": 1.0}]), ("param_groups", [3]), ("state", None)):
         opt = fo.Adam({"w": np.ones(2)}, lr=0.25)
-        with pytest.raises(ValueError, match="not a state dict of an optimizer: state is a mapping"):
+        with pytest.raises(ValueError, match="not a state dict of an optimizer: state must be a mapping"):
             opt.load_state_dict(opt.state_dict() | {part: bad}, strict=strict)
         assert opt.lr == 0.25
         with pytest.raises(ValueError, match=r"'version' is missing; fastoptim\.from_torch_state converts"):
