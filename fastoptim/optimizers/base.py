@@ -484,7 +484,11 @@ class Optimizer:
         return state_view(self._model, self._plan)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the parameters, as copies: step counts, states in their exact dtypes, hyperparameters."""
+        """Step counts, states in their exact dtypes, and hyperparameters, as copies.
+
+        Not the parameters, nor what is no hyperparameter: `max_norm`, `clip`, backend and threads. ValueError for
+        hyperparameters that nobody could load.
+        """
         with self._locked(reading=True):
             return saving.snapshot(self, self._backend.host_copy)
 
