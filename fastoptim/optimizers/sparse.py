@@ -34,7 +34,7 @@ def check_rule(member: Described, name: str, given: Rows, kernel: Kernel, scalar
     if kernel.decay != "none":
         raise ValueError(f"{what}: weight decay acts on every row, and Rows has but some: set weight_decay=0")
     scaled = stored is not None and stored.scales > 0
-    if scaled and math.prod(member.shape[1:]) % BLOCK:
+    if scaled and math.prod(member.shape) and math.prod(member.shape[1:]) % BLOCK:
         raise ValueError(
             f"{what}: float8 states have one scale for {BLOCK} elements, which rows of {math.prod(member.shape[1:])} "
             f"would share: pad rows to a multiple of {BLOCK}, or use state_dtype='bfloat16'"

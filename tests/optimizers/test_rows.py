@@ -211,6 +211,12 @@ def test_what_are_no_rows(arguments, error, message):
         fo.Rows(*arguments)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_table_without_rows_shares_no_scales(backend):
+    opt = fo.SparseAdam(np.zeros((0, 3), np.float32), state_dtype="float8", backend=backend)
+    assert opt.step(fo.Rows(np.zeros(0, int), np.zeros((0, 3), np.float32))).applied
+
+
 @pytest.mark.parametrize("name, other", [("indices", np.array([1.5])), ("indices", [1]), ("values", [[1.0]])])
 def test_rows_are_checked_again_in_the_step(name, other):
     p, rows = np.ones((4, 1)), fo.Rows(np.array([1]), np.ones((1, 1)))
