@@ -62,7 +62,18 @@ _ELSEWHERE = {  # what other libraries call it, or do
     "max_norm": ("clipnorm", "global_clipnorm", "clip_norm", "grad_clip"),
 }
 _ALWAYS = ("foreach", "fused", "capturable", "differentiable")
-_OF_OPTIMIZERS = ("weight_decay", "betas", "momentum", "nesterov", "eps", "amsgrad", "clip", "state_dtype", "master")
+_OF_OPTIMIZERS = (
+    "lr",
+    "weight_decay",
+    "betas",
+    "momentum",
+    "nesterov",
+    "eps",
+    "amsgrad",
+    "clip",
+    "state_dtype",
+    "master",
+)
 _SCALES = ("grad_scale", "loss_scale", "grad_scaler", "scaler")
 
 
@@ -72,7 +83,8 @@ def unknown_name(owner: str, name: str, known: Iterable[str]) -> str:
     if name in _ALWAYS:
         hint = "every step is fused: leave it out; "
     elif name in _OF_OPTIMIZERS and "optimizer" in known:
-        hint = f"it is the optimizer's: give optimizer=fo.AdamW(params, {name}=...), for example; "
+        made = "lambda x: fo.AdamW(x" if "x0" in known else "fo.AdamW(params"
+        hint = f"it is the optimizer's: give optimizer={made}, {name}=...), for example; "
     elif name in _SCALES and "loss_and_grad" in known:
         hint = "let loss_and_grad divide its gradients by the loss scale; "
     elif (owner, name) == ("Adam", "decoupled_weight_decay"):

@@ -187,6 +187,8 @@ def test_a_misspelt_keyword_of_a_function_is_met_with_the_right_one(function, na
 def test_fit_says_where_an_argument_of_the_optimizer_or_of_its_step_goes(name, said):
     with pytest.raises(TypeError, match=f"fit has no '{name}': .*{re.escape(said)}"):
         fo.fit(print, np.ones(1), None, **{name: 1})
+    with pytest.raises(TypeError, match=r"minimize has no 'lr': .* optimizer=lambda x: fo\.AdamW\(x, lr=\.\.\.\)"):
+        fo.minimize(print, np.ones(1), jac=True, lr=0.1)
 
 
 def test_a_schedule_without_an_argument_says_which_it_takes():
