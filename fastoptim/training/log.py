@@ -25,9 +25,9 @@ _TAIL = 1 << 20  # bytes at the end of a log within which its last two lines sta
 
 
 def path_of(name: str, value: Any) -> str:
-    """The path that an argument holds, as a string; TypeError that names the argument."""
+    """The absolute path that an argument holds, wherever the program goes; TypeError that names the argument."""
     try:
-        return os.fsdecode(value)
+        return os.path.abspath(os.fsdecode(value))
     except TypeError as error:
         raise TypeError(f"{name} must be a path, got {value!r}") from error
 
@@ -72,6 +72,8 @@ class Log:
         if self._cuts and self._file is None and loop.reason is not None:  # no step was taken: the loss is not finite
             self._open(loop)
         if self._file is not None:
+            if not os.path.exists(self.path):
+                loop.warn(f"{self.path} was removed or renamed while it was written: what it held is not there")
             with naming(self.path):
                 self._file.close()
 

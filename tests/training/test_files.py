@@ -166,6 +166,14 @@ def test_a_log_can_be_read_while_training_goes_on(tmp_path, monkeypatch):
     assert max(k - lines for k, lines in enumerate(seen)) <= 3 and seen[-1] >= 9
 
 
+@pytest.mark.skipif(os.name == "nt", reason="NOT TESTED: an open file cannot be removed on Windows")
+def test_a_log_that_is_removed_while_it_is_written_is_said(tmp_path):
+    log = tmp_path / "a.jsonl"
+    with pytest.warns(fo.TrainingWarning, match=r"a\.jsonl was removed or renamed"):
+        fit(log=log, callbacks=lambda loop: log.unlink() if loop.steps == 2 else None)
+    assert not log.exists() and fit(log=log).steps == 3 and log.exists()
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="NOT TESTED: a full disk; there is no /dev/full")
 def test_a_full_disk_is_told_with_the_file(tmp_path):
     link = tmp_path / "run.csv"
@@ -339,6 +347,16 @@ def test_checkpoints_of_another_run_stay_where_this_one_goes_on_elsewhere(tmp_pa
         warnings.simplefilter("error")
         fit(steps=7, resume=tmp_path / "b-5.ckpt", checkpoint=tmp_path / "b.ckpt", **options)  # one of its own
     assert [name for name in names(tmp_path) if name[:2] == "b-"] == [f"b-{step}.ckpt" for step in (3, 4, 6, 7)]
+
+
+def test_files_stay_where_they_were_when_the_program_goes_elsewhere(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = {"checkpoint": "a.ckpt", "checkpoint_every": 1, "keep": 1, "log": "a.jsonl", "validation": lambda p: 1.0}
+    fit(callbacks=lambda loop: os.chdir(elsewhere), **options)
+    names = {"a.ckpt", "a.ckpt.previous", "a.best.ckpt", "a-3.ckpt", "a.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"elsewhere"} and not [*elsewhere.iterdir()]
 
 
 def test_paths_may_be_bytes(tmp_path):
