@@ -31,49 +31,27 @@ def kept_number(name: str, value: Any) -> float:
 
 
 _ELSEWHERE = {  # what other libraries call it, or do
-    "lr": (
-        "learning_rate",
-        "alpha",
-        "eta",
-        "step_size",
-        "init_value",
-        "initial_learning_rate",
-        "max_lr",
-        "schedule",
-        "scheduler",
-        "lr_scheduler",
-    ),
-    "max_lr": ("lr", "learning_rate", "peak_value"),
-    "final_lr": ("eta_min", "min_lr", "end_value", "end_learning_rate"),
-    "steps": ("T_max", "total_steps", "decay_steps", "transition_steps", "total_iters", "warmup_steps"),
-    "gamma": ("decay_rate", "factor"),
-    "period": ("T_0", "first_decay_steps"),
-    "multiplier": ("T_mult", "t_mul"),
-    "early_stopping": ("patience",),
-    "progress": ("verbose",),
-    "low": ("min_lr", "start_lr", "init_value"),
-    "high": ("max_lr", "end_lr", "final_value"),
-    "optimizer": ("method",),
-    "rng": ("seed", "random_state", "generator"),
-    "betas": ("beta1", "beta2", "beta_1", "beta_2", "b1", "b2", "momentum"),
-    "eps": ("epsilon",),
-    "weight_decay": ("wd", "decay", "l2", "lambda"),
-    "momentum": ("mu",),
-    "max_norm": ("clipnorm", "global_clipnorm", "clip_norm", "grad_clip"),
+    "lr": "learning_rate alpha eta step_size init_value initial_learning_rate max_lr schedule scheduler lr_scheduler",
+    "max_lr": "lr learning_rate peak_value",
+    "final_lr": "eta_min min_lr end_value end_learning_rate",
+    "steps": "T_max total_steps decay_steps transition_steps total_iters warmup_steps",
+    "gamma": "decay_rate factor",
+    "period": "T_0 first_decay_steps",
+    "multiplier": "T_mult t_mul",
+    "early_stopping": "patience",
+    "progress": "verbose",
+    "low": "min_lr start_lr init_value",
+    "high": "max_lr end_lr final_value",
+    "optimizer": "method",
+    "rng": "seed random_state generator",
+    "betas": "beta1 beta2 beta_1 beta_2 b1 b2 momentum",
+    "eps": "epsilon",
+    "weight_decay": "wd decay l2 lambda",
+    "momentum": "mu",
+    "max_norm": "clipnorm global_clipnorm clip_norm grad_clip",
 }
 _ALWAYS = ("foreach", "fused", "capturable", "differentiable")
-_OF_OPTIMIZERS = (
-    "lr",
-    "weight_decay",
-    "betas",
-    "momentum",
-    "nesterov",
-    "eps",
-    "amsgrad",
-    "clip",
-    "state_dtype",
-    "master",
-)
+_OF_OPTIMIZERS = "lr weight_decay betas momentum nesterov eps amsgrad clip state_dtype master"
 _SCALES = ("grad_scale", "loss_scale", "grad_scaler", "scaler")
 
 
@@ -82,7 +60,7 @@ def unknown_name(owner: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     if name in _ALWAYS:
         hint = "every step is fused: leave it out; "
-    elif name in _OF_OPTIMIZERS and "optimizer" in known:
+    elif name in _OF_OPTIMIZERS.split() and "optimizer" in known:
         made = "lambda x: fo.AdamW(x" if "x0" in known else "fo.AdamW(params"
         hint = f"it is the optimizer's: give optimizer={made}, {name}=...), for example; "
     elif name in _SCALES and "loss_and_grad" in known:
@@ -97,7 +75,7 @@ def unknown_name(owner: str, name: str, known: Iterable[str]) -> str:
 def do_you_mean(name: str, known: Iterable[str]) -> str:
     """Ask whether one of the names `known` is meant; nothing if none is like `name`."""
     known = list(known)
-    meant = next((ours for ours, theirs in _ELSEWHERE.items() if name in theirs and ours in known), None)
+    meant = next((ours for ours, theirs in _ELSEWHERE.items() if name in theirs.split() and ours in known), None)
     meant = meant or next(iter(get_close_matches(name, known, 1)), None)
     first = " (the first of them is Adam's momentum)" if (name, meant) == ("momentum", "betas") else ""
     return f"do you mean {meant!r}{first}? " if meant else ""
