@@ -90,7 +90,6 @@ class deferred_signals:
             for number in self._left:
                 set_handler(number, self._collect, self._actions[number])
         except BaseException:  # a handler that was not replaced yet has raised, and may at once do so again
-            self._over = True
             self._restore()
             raise
 

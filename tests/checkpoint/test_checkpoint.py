@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
 import os
 import pickle
-import resource
 import shutil
 import signal
 import subprocess
@@ -413,6 +411,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     format.write(path, 1, kind="test")
 
     def fill():
+        import resource
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, resource.RLIM_INFINITY))
         with contextlib.suppress(OSError):
             format.write(path, np.zeros(100_000), kind="test")
@@ -431,7 +431,7 @@ def test_what_dead_writers_left_is_removed_what_live_ones_write_is_not(tmp_path)
     for path in (dead, live, other):
         path.write_bytes(b"half")
     with open(live, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        files.fcntl.flock(file, files.fcntl.LOCK_EX)
         format.write(tmp_path / "a.ckpt", 1, kind="test")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [live.name, other.name, "a.ckpt"]
 
@@ -444,7 +444,7 @@ def test_a_writer_locks_its_file_as_long_as_it_lives(tmp_path):
 
 
 def test_a_file_that_was_removed_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
-    flock, removed = fcntl.flock, []
+    flock, removed = files.fcntl.flock, []
 
     def late(file, operation):
         if not removed:

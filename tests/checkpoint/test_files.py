@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import resource
 import signal
 import stat
 import subprocess
@@ -182,6 +181,8 @@ def test_a_full_disk_names_the_file(tmp_path):
     path = tmp_path / "a.ckpt"
 
     def fill():
+        import resource
+
         os.chmod(tmp_path, 0o777)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, resource.RLIM_INFINITY))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 
 import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim.checkpoint import format, slices
+from fastoptim.checkpoint import files, format, slices
 from fastoptim.checkpoint.files import CheckpointError
 from tests.proofs.fuzz_checkpoint import save_slices
 
@@ -74,7 +73,7 @@ def test_old_slices_are_removed_by_what_they_are(tmp_path):
     for name in (half, live):
         (tmp_path / name).write_bytes(b"{")
     with open(tmp_path / live, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        files.fcntl.flock(file, files.fcntl.LOCK_EX)
         slices.remove_old_slices(str(path))
     assert names(tmp_path) == named | {foreign, live}
     slices.remove_old_slices(str(path))

@@ -195,11 +195,6 @@ MUTANTS = (
             "        handler(",
         ),
         (
-            "entering that fails leaves a dead collector",
-            "            self._over = True\n            self._restore()",
-            "            self._restore()",
-        ),
-        (
             "interrupts undo the system's dispositions",
             "self._action = disposition(signal.SIGINT)",
             "self._action = None",
