@@ -64,7 +64,9 @@ def test_a_folder_that_cannot_be_written_to(closed):
     refused(PermissionError, "closed", checkpoint=closed / "run.ckpt", resume=True, validation=lambda p: 1.0)
 
 
-@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="NOT TESTED: read-only folders; root may write everywhere")
+@pytest.mark.skipif(
+    os.name == "posix" and os.geteuid() == 0, reason="NOT TESTED: read-only folders; root writes everywhere"
+)
 def test_a_read_only_folder(tmp_path):
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o500)
