@@ -5,7 +5,7 @@ Whatever is refused is refused before anything was changed, by a TypeError or Va
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterable
+from collections.abc import ItemsView, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -168,9 +168,7 @@ def _share_memory(a: Span, b: Span) -> bool:
         return True
 
 
-def check_disjoint(
-    written: Iterable[Span], read: Iterable[Span], share: Callable[[Span, Span], bool] = _share_memory
-) -> None:
+def check_disjoint(written: Iterable[Span], read: Iterable[Span]) -> None:
     """ValueError if something that is written overlaps anything else."""
     spans = sorted(
         [(s.low, s.high, True, s) for s in written if s.low < s.high]
@@ -181,7 +179,7 @@ def check_disjoint(
         for low, _, also_writes, second in spans[i + 1 :]:
             if low >= high:
                 break
-            if (writes or also_writes) and share(first, second):
+            if (writes or also_writes) and _share_memory(first, second):
                 gradient = "gradient" in first.label or "gradient" in second.label
                 hint = ": copy the gradient, g.copy()" if gradient and not (writes and also_writes) else ""
                 raise ValueError(f"{first.label} and {second.label} overlap in memory{hint}")
