@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.checks import check_match, real_array
+from ..arrays.storage import compute_dtype
 from ..backends.base import Backend
 from .groups import Groups, Parameter
 from .states import Plan
@@ -67,7 +68,8 @@ def _gathered(what: str, q: Parameter, numbers: Any) -> Any:
     if not isinstance(numbers, _GATHERED):
         return numbers
     array = np.asarray(numbers)
-    return array if array.dtype == q.dtype else real_array(f"{what} {q.name!r}", numbers).astype(q.dtype)
+    dtype = compute_dtype(q.dtype) if what is _GRADIENT else q.dtype  # 16 bits may have nothing of a gradient
+    return array if array.dtype == q.dtype else real_array(f"{what} {q.name!r}", numbers).astype(dtype)
 
 
 def applied(

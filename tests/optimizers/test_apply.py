@@ -58,6 +58,12 @@ def test_a_named_tuple_of_numbers_comes_back_as_such():
     assert opt.apply(Pair(1.0, 2.0), Pair(1.0, 1.0)) == Pair(0.5, 1.5) and opt.state["0"]["step"] == 1
 
 
+def test_numbers_are_gradients_of_16_bit_parameters_in_float32():
+    opt = fo.SGD({"a": np.zeros((), np.float16), "b": np.zeros((), np.float16)}, lr=1e9)
+    assert opt.apply({"a": 1.0, "b": 2.0}, {"a": 1e-9, "b": None}) == {"a": 0.0, "b": 2.0}
+    assert fo.SGD(np.zeros(2, np.float16), lr=1e9).apply([1.0, 2.0], (1e-9, 1e-9)) == [0.0, 1.0]
+
+
 def test_numbers_and_lists_come_back_as_such():
     values, grads = [0.1 * i for i in range(20)], [1.0 - 0.1 * i for i in range(20)]
     p = np.array(values)
