@@ -61,7 +61,7 @@ class Settings:
             differences = "; ".join(f"{name} is {self.texts[name]} here, {saved[name]} there" for name in refused)
             raise CheckpointError(
                 f"the checkpoint was written with other settings: {differences}. Use the same, or pass "
-                f"override={refused} to continue with the values given here"
+                f"override={different} to continue with the values given here"
             )
         return set(different)
 

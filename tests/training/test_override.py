@@ -85,7 +85,7 @@ def test_several_are_named_at_once_and_all_must_be_overridden(tmp_path):
     fit(path, 3, "sgd", lr=0.1)
     with pytest.raises(CheckpointError, match=r"lr is.*momentum is 0.9.*override=\['lr', 'momentum'\]"):
         fit(path, 5, "momentum", lr=0.2, resume=True)
-    with pytest.raises(CheckpointError, match=r"override=\['momentum'\]"):
+    with pytest.raises(CheckpointError, match=r"settings: momentum is 0.9.*override=\['lr', 'momentum'\]"):
         fit(path, 5, "momentum", lr=0.2, resume=True, override=["lr"])
     _, result = fit(path, 5, "momentum", lr=0.2, resume=True, override=["momentum", "lr"])
     assert result.history.lr.tolist() == [0.1] * 3 + [0.2] * 2
