@@ -285,8 +285,8 @@ def _columns(data: Any) -> tuple[list[tuple[str, Any]], Callable[[list[Any]], An
 def _check_share(end: int, batch_size: int, processes: int) -> None:
     shortest = (end % batch_size) or batch_size
     if shortest < processes:
-        text = f"a batch of {shortest} examples cannot be shared by {processes} processes; set drop_last=True"
-        raise ValueError(text)
+        hint = "set drop_last=True" if batch_size >= processes else "give larger batches"
+        raise ValueError(f"a batch of {shortest} examples cannot be shared by {processes} processes; {hint}")
 
 
 def _common_length(columns: list[tuple[str, Any]]) -> int:

@@ -342,8 +342,10 @@ def test_shares_are_equal_parts_of_the_same_batches():
         assert list(chain(*shares)) == batch[: len(batch) // 3 * 3]
     with pytest.raises(ValueError, match="rank"):
         batches.share(3, 3)
-    with pytest.raises(ValueError, match="cannot be shared"):
+    with pytest.raises(ValueError, match="a batch of 5 examples cannot be shared by 6 processes; set drop_last=True"):
         batches.share(0, 6)  # 37 % 8 = 5 examples in the last batch
+    with pytest.raises(ValueError, match="a batch of 5 examples cannot be shared by 9 processes; give larger batches"):
+        batches.share(0, 9)
 
 
 class Short(Own):
