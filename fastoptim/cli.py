@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from . import __version__
-from .environment import printable, problems
+from .common.text import printable
+from .environment import problems
 
 # command -> (module with ``main(arguments) -> exit status``, what it does)
 COMMANDS = {

@@ -17,6 +17,7 @@ from typing import Any
 
 from . import __version__, backends
 from .common.public import public
+from .common.text import printable
 from .common.threads import resolve_threads, usable_cores
 
 # What fastoptim can make use of, and what its benchmark compares it with.
@@ -35,11 +36,6 @@ VARIABLES = (
 def without_paths(text: str) -> str:
     """Cut every absolute path in a text down to its last part, so that a report can be forwarded."""
     return re.sub(r"(?<![\w.:/])/(?:[\w.+@~-]+/)+([\w.+@~-]+)", r"\1", text)
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal might act on: control characters, bidirectional marks, lone surrogates."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # --- facts --------------------------------------------------------------------------------------------------------

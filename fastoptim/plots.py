@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from .common.text import printable
 from .common.trees import Structure
 from .common.validation import count, real
 from .optimizers.adam import Adam, AdamW
 from .optimizers.base import Optimizer
 from .optimizers.sgd import SGD
-from .training.command import STANDARD_INPUT, add_reading_options, failed, printable, read
+from .training.command import STANDARD_INPUT, add_reading_options, failed, read
 from .training.diagnosis import numbers
 from .training.log_formats import Curve
 from .training.reading import of_losses, read_curve, read_log
@@ -182,7 +183,7 @@ def compare(runs: Mapping[str, Any], *, smoothing: float = 0.95) -> Any:
 
 def _label(text: str) -> str:
     """A text of the user's as matplotlib shows it as it is: no formula, no control characters, not hidden."""
-    return ("\u200b" if text.startswith("_") else "") + printable(text).replace("$", r"\$")
+    return ("\u200b" if text.startswith("_") else "") + printable(text, keep="\n").replace("$", r"\$")
 
 
 def probe(result: ProbeResult) -> Any:
@@ -422,7 +423,7 @@ def main(arguments: Sequence[str]) -> int:
         figure.savefig(out)
     except (OSError, ValueError, ImportError) as error:
         return failed("plot", error)
-    print(printable(str(out)))
+    print(printable(str(out), keep="\n"))
     return 0
 
 

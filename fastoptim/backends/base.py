@@ -20,10 +20,10 @@ from ..common.validation import limit_of
 from ..rules import reference
 from ..rules.codecs import Stored, part
 from ..rules.table import Kernel
+from ..rules.table import Scalars as Scalars
 
 TILE = 1 << 15  # elements, whole blocks of the norm: the temporaries of one tile fit a level-2 cache
 
-Scalars = tuple[float, ...]  # (scale, decay, *coefficients) of a kernel
 Launch = Callable[[Sequence[Scalars]], None]
 Norm = Callable[[Sequence[Any], float], float]
 # (scalars of each call, k) -> for each array and each of its terms, sums of (k * term)**2, one for each block.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..environment import printable
+from ..common.text import printable
 from .statistics import NOISY, Summary, Values, summarise
 
 SCHEMA, SCHEMA_VERSION = "fastoptim-bench", 2

@@ -14,9 +14,7 @@ from collections.abc import Callable
 from math import sqrt
 from typing import NamedTuple
 
-from .table import MEASURES, Kernel
-
-Scalars = tuple[float, ...]
+from .table import MEASURES, Kernel, Scalars
 
 
 class Measure(NamedTuple):

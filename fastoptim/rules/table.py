@@ -161,6 +161,9 @@ def rules_of(optimizer: Any) -> list[Rule]:
     return [RULES[rule] if isinstance(rule, str) else rule for rule in optimizer._rules]
 
 
+Scalars = tuple[float, ...]  # (scale, decay, *coefficients) of a kernel
+
+
 class Kernel(NamedTuple):
     """What is compiled: a rule with one kind of weight decay.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.text import printable
 from ..common.validation import real
 from .diagnosis import diagnose
 from .log_formats import Curve
@@ -17,11 +18,6 @@ from .reading import curve_of_text, read_curve
 
 STANDARD_INPUT = "-"
 _LATE = 0.05  # share of all steps that are missing at the beginning of a log that begins late
-
-
-def printable(text: str) -> str:
-    """A text from a file without what could command a terminal: control characters are written as escapes."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +35,7 @@ def read(name: str, column: str | None, pattern: str | None) -> Curve:
 
 def failed(command: str, error: Exception) -> int:
     """Report an error in one line without what could command a terminal; returns the exit status, 2."""
-    print(printable(f"fastoptim {command}: {error}").replace("\n", " "), file=sys.stderr)
+    print(printable(f"fastoptim {command}: {error}".replace("\n", " ")), file=sys.stderr)
     return 2
 
 
@@ -65,7 +61,7 @@ def report(name: str, curve: Curve, **options: Any) -> str:
     if late and found.lr_factor > 1.0:
         said = "unclear. It falls slowly, as a good run does later on: nothing tells that the rate is too small."
     lines += [f"  {said}", f"  ({figures})"]
-    return printable("\n".join(lines))
+    return printable("\n".join(lines), keep="\n")
 
 
 def begins_late(curve: Curve) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim import cli
-from fastoptim.training import command
+from fastoptim.common.text import printable
 from fastoptim.training.log_formats import rank
 from fastoptim.training.reading import curve_of_text, read_curve, read_log
 
@@ -260,7 +260,7 @@ def test_standard_input_is_read(monkeypatch, capsys):
 
 
 def test_control_characters_are_written_as_escapes():
-    assert command.printable("a\x1b[31m\u202e\nß") == "a\\x1b[31m\\u202e\nß"
+    assert printable("a\x1b[31m\u202e\nß", keep="\n") == "a\\x1b[31m\\u202e\nß"
 
 
 def test_the_module_answers_on_the_command_line(tmp_path):

@@ -131,9 +131,13 @@ MUTANTS = (
         ("mark of UTF-8 not passed over", '"utf-8-sig"', '"utf-8"'),
     ),
     *planted(
-        COMMAND,
+        "fastoptim/common/text.py",
         (LOGS,),
         ("terminal escapes printed", "c if c.isprintable() or", "c if True or"),
+    ),
+    *planted(
+        COMMAND,
+        (LOGS,),
         ("late logs not noticed", "first > _LATE * last and", "False and"),
         ("late logs advised to raise the rate", "if late and found.lr_factor > 1.0:", "if False:"),
         ("a bad log ends the command", "            continue\n", "            return status\n"),
