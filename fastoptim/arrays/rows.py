@@ -52,7 +52,8 @@ class Rows:
     __slots__ = ("indices", "lazy", "values")
 
     def __init__(self, indices: Any, values: Any, *, lazy: bool = False):
-        indices = np.asarray(indices)
+        if not isinstance(indices, np.ma.MaskedArray):  # of which nothing would be left of the mask
+            indices = np.asarray(indices)
         _check_arrays(indices, values)
         if values.dtype not in DTYPES:
             raise TypeError(f"values of Rows must be native float32 or float64, got {dtype_name(values.dtype)}")

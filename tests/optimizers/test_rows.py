@@ -202,6 +202,7 @@ def test_bad_rows_change_nothing(index, values, error, message, backend):
         ((np.array([[1, 2]]), np.ones((1, 2, 3))), ValueError, r"one index for each .* flatten, indices\.ravel\(\)"),
         ((np.array([1, 2]), np.ones((1, 2))), ValueError, "one index for each of its values"),
         (([1], [[1.0]]), TypeError, "must be a NumPy array"),
+        ((np.ma.array([1], mask=[True]), np.ones((1, 2))), TypeError, "must be a NumPy array, got MaskedArray"),
         (([1], np.ones((1, 2), np.int64)), TypeError, "must be native float32 or float64"),
         (([1], np.ones((1, 2), ">f4")), TypeError, "foreign byte order"),
     ],
