@@ -4,80 +4,79 @@
 and runs the jobs of `golden` under qemu's user-mode emulator, in threads that flush subnormal numbers to zero and
 round upward.
 
-Most of the time goes into compiling. Here the programs are barely optimized, and every fifth hash is run;
-``tests/proofs/golden_elsewhere.py`` runs all of them, as optimized as what is installed.
+Most of the time goes into compiling. Here the programs have one rule of each number of states and kind of result, and
+those for x86-64 are barely optimized; ``tests/proofs/golden_elsewhere.py`` runs all, as optimized as what is installed.
 """
 
 from __future__ import annotations
 
 import platform
 import runpy
-import shutil
 import signal
 import struct
 import subprocess
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastoptim.backends.c import RULE_NAMES
-from fastoptim.rules.table import DECAYS
+from fastoptim.rules.table import DECAYS, RULES
 from tests.support import ROOT, golden
+from tests.support.cases import EVERY_CASE, VARIANTS
+from tests.support.csrc import sources_with
+
+from .test_objects import check, functions, tool
 
 BUILD = runpy.run_path(str(ROOT / "csrc" / "build_ffi.py")) if (ROOT / "csrc").is_dir() else {}
 SOURCES = [name for name in BUILD.get("SOURCES", ()) if name != "bind.c"]
 GOLDEN = golden.load()
-SAMPLE = list(GOLDEN["hashes"])[::5]
+_KINDS = {(len(rule.states), rule.gives): name for name, rule in reversed(RULES.items())}
+SAMPLE = [name for name in RULES if EVERY_CASE or name in _KINDS.values()]
+_LABELS = {variant.label for variant in VARIANTS if variant.rule.name in SAMPLE}
+HASHES = {name: x for name, x in GOLDEN["hashes"].items() if name.split()[0] in _LABELS}
+FEWER = {name: x for i, (name, x) in enumerate(HASHES.items()) if EVERY_CASE or i % 3 == 0}  # emulators are slow
 ISAS = ["baseline", "avx2", "avx512"]
 
 if not (ROOT / "csrc").is_dir():
     pytest.skip("LOUD: no C sources beside the tests", allow_module_level=True)
 
 
-def tool(name: str, package: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"LOUD: {name} is missing; apt-get install {package}")
-    return path
-
-
-def build(compiler: str, target: Path, *flags: str) -> Path:
-    sources = [ROOT / "csrc" / name for name in SOURCES]
-    command = [compiler, *BUILD["FLAGS"], *flags, f"-I{ROOT / 'csrc'}"]
-    command += [
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-o",
-        target,
-        ROOT / "tests/support/emulated/steps.c",
-        *sources,
-        "-pthread",
-        "-lm",
-    ]
+def build(compiler: str, target: Path, *flags: str, csrc: Path = ROOT / "csrc") -> Path:
+    command = [compiler, *BUILD["FLAGS"], *flags, f"-I{csrc}", "-Wall", "-Wextra", "-Werror", "-o", target]
+    command += [ROOT / "tests/support/emulated/steps.c", *(csrc / name for name in SOURCES), "-pthread", "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return target
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory):
+def sample(tmp_path_factory):
+    """The sources with the rules of the sample."""
+    return sources_with(SAMPLE, tmp_path_factory.mktemp("sample") / "csrc")
+
+
+@pytest.fixture(scope="module")
+def native(sample):
     """The program built for this machine, statically, so that emulating an old processor starts no newer libc code."""
     if platform.machine() != "x86_64":
         pytest.skip("LOUD: this machine is not x86-64")
-    return build(tool("gcc", "gcc"), tmp_path_factory.mktemp("native") / "steps", "-static", "-O1")
+    return build(tool("gcc", "gcc"), sample.parent / "native", "-static", "-O1", csrc=sample)
 
 
 @pytest.fixture(scope="module")
 def aarch64(tmp_path_factory):
+    """The program in a folder of its own, with the objects that it was linked of."""
     compiler = tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross")
-    return build(compiler, tmp_path_factory.mktemp("aarch64") / "steps", "-static", "-O1")
+    folder = tmp_path_factory.mktemp("aarch64")
+    csrc = sources_with(SAMPLE, folder / "csrc", more=True)
+    return build(compiler, folder / "steps", "-static", "-save-temps=obj", csrc=csrc)
 
 
-def request(jobs: list[golden.Job], order: str = "=") -> bytes:
-    """What `steps` reads, in the byte order of its machine: "=", "<" or ">"."""
+def request(jobs: list[golden.Job], order: str, rules: list[str]) -> bytes:
+    """What `steps` with these rules reads, in the byte order of its machine: "=", "<" or ">"."""
 
     def raw(x: np.ndarray) -> bytes:
         return x.astype(x.dtype.newbyteorder(order)).tobytes()
@@ -89,7 +88,7 @@ def request(jobs: list[golden.Job], order: str = "=") -> bytes:
         parts.append(
             struct.pack(
                 f"{order}6iqd",
-                RULE_NAMES.index(variant.rule.name),
+                rules.index(variant.rule.name),
                 DECAYS.index(variant.decay),
                 storage,
                 job.threads,
@@ -127,18 +126,25 @@ def started(command: list, data: bytes = b"") -> tuple[int, str, bytes]:
     return done.returncode, "\n".join(line for line in lines if not line.startswith(("qemu-", "wine"))), done.stdout
 
 
-def run(command: list, order: str = "=", names: Collection[str] = GOLDEN["hashes"]) -> tuple[str, dict[str, str]]:
-    """The instruction set that the program chose, and the hash for every name."""
-    named = [(name, jobs) for name, jobs in golden.jobs(GOLDEN) if name in names]
+@cache
+def golden_jobs() -> list[tuple[str, list[golden.Job]]]:
+    return list(golden.jobs(GOLDEN))
+
+
+def run(
+    command: list, order: str = "=", names: Collection[str] = GOLDEN["hashes"], rules: list[str] = RULE_NAMES
+) -> tuple[str, dict[str, str]]:
+    """The instruction set that the program with these rules chose, and the hash for every name."""
+    named = [(name, jobs) for name, jobs in golden_jobs() if name in names]
     every = [job for _, jobs in named for job in jobs]
-    status, chosen, output = started(command, request(every, order))
+    status, chosen, output = started(command, request(every, order, rules))
     assert status == 0, (status, chosen)
     remaining = iter(answers(every, output, order))
     return chosen, {name: golden.hash_of([next(remaining) for _ in jobs]) for name, jobs in named}
 
 
-def sample_is_equal(command: list, isa: str) -> None:
-    assert run(command, names=SAMPLE) == (isa, {name: GOLDEN["hashes"][name] for name in SAMPLE})
+def sample_is_equal(command: list, isa: str, hashes: dict[str, str] = HASHES) -> None:
+    assert run(command, names=hashes, rules=SAMPLE) == (isa, hashes)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +153,7 @@ def sample_is_equal(command: list, isa: str) -> None:
     [("address,undefined", [1]), ("thread", [1, 3])],
     ids=["address,undefined", "thread, one caller and three"],
 )
-def test_sanitizers_find_nothing(tmp_path, sanitizers, callers):
+def test_sanitizers_find_nothing(tmp_path, sample, sanitizers, callers):
     compiler = tool("gcc", "gcc")
     # The loops of other instruction sets are the same source, which takes three times as long to compile.
     flags = ["-O1", "-DFO_BASELINE", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
@@ -155,10 +161,9 @@ def test_sanitizers_find_nothing(tmp_path, sanitizers, callers):
     probe = [compiler, *flags, "-o", tmp_path / "probe", tmp_path / "probe.c"]
     if subprocess.run(probe, capture_output=True, check=False).returncode or started([tmp_path / "probe"])[0]:
         pytest.skip(f"LOUD: this compiler or machine has no -fsanitize={sanitizers}; apt-get install gcc libc6-dev")
-    program = build(compiler, tmp_path / "steps", *flags)
+    program = build(compiler, tmp_path / "steps", *flags, csrc=sample)
     for count in callers:
-        _, hashes = run([program, f"-{count}"])
-        assert hashes == GOLDEN["hashes"]
+        sample_is_equal([program, f"-{count}"], "baseline")
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -172,7 +177,14 @@ def test_native_build_gives_the_golden_hashes(native, isa):
 
 
 def test_aarch64_gives_the_golden_hashes(aarch64):
-    sample_is_equal([tool("qemu-aarch64", "qemu-user"), aarch64], "neon")
+    sample_is_equal([tool("qemu-aarch64", "qemu-user"), aarch64], "neon", FEWER)
+
+
+def test_objects_for_aarch64(aarch64):
+    objdump, found = tool("aarch64-linux-gnu-objdump", "binutils-aarch64-linux-gnu"), {}
+    for path in aarch64.parent.glob("*.o"):
+        found |= functions(path, objdump)
+    check(found, ("only",), SAMPLE)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +205,7 @@ def test_dispatcher_stays_within_the_emulated_processor(native, processor, isa):
         pytest.skip("LOUD: this qemu does not emulate AVX2; apt-get install qemu-user, version 7.2 or newer")
     assert (status, chosen) == (0, isa)
     if processor in ("Nehalem", "Haswell"):
-        sample_is_equal(command, isa)
+        sample_is_equal(command, isa, FEWER)
     for better in ISAS[ISAS.index(isa) + 1 :]:
         status, message, _ = started([*command, better])
         assert status == 1 and "lacks" in message

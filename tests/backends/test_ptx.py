@@ -91,22 +91,35 @@ def operations(ptx):
     return Counter(operation[0] for operation in found)
 
 
-def compiled(function, signature):
+@cache
+def library(function, signature):
+    """What numba-cuda makes of a kernel, which takes most of the time: PTX and intermediate code come from it."""
     from numba import cuda
+    from numba.cuda.codegen import CUDACodeLibrary
 
-    ptx, _ = cuda.compile_ptx(function, signature, cc=CAPABILITY)
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CUDACodeLibrary, "get_asm_strs", lambda self, cc: made.append(self) or [""])
+        cuda.compile_ptx(function, signature, cc=ARCHITECTURE)
+    return made[0]
+
+
+@cache
+def compiled(function, signature):
+    (ptx,) = library(function, signature).get_asm_strs(cc=CAPABILITY)
     return ptx
 
 
 @cache
-def kernel_ptx(name, dtype):
+def loaded(name, dtype):
+    """The function and its signature."""
     module = lowering.load(f"cuda_{dtype.name}", kernels.source(dtype))
-    return compiled(getattr(module, name), kernels.signatures(dtype)[name])
+    return getattr(module, name), kernels.signatures(dtype)[name]
 
 
 @pytest.mark.parametrize(("name", "dtype"), EVERY, ids=label)
 def test_every_kernel_rounds_each_operation_by_itself(name, dtype):
-    ptx = kernel_ptx(name, dtype)
+    ptx = compiled(*loaded(name, dtype))
     assert ".target sm_90" in ptx
     assert ".visible .entry" in ptx
     assert faults(ptx) == []
@@ -124,8 +137,7 @@ def test_updates_hold_the_operations_of_the_rule_and_wide_loads(kernel, dtype):
     suffix = {4: "f32", 8: "f64"}[dtype.itemsize]
     text = lowering.scalar(rule.function, calls=True)
     extra = int(decay != "none")
-    name = kernel.name
-    ptx = kernel_ptx(name, dtype)
+    ptx = compiled(*loaded(kernel.name, dtype))
     counts = operations(ptx)
     end = "" if rule.gives == "parameter" else lowering.scalar(getattr(updates, ENDS[decay]), calls=True)
     copies, rest = divmod(counts["mul"], text.count("mul(") + 1 + extra)
@@ -158,13 +170,8 @@ def stored_kernel(request):
     return getattr(module, stored.name_of(kernel, form)), stored.signature(kernel)
 
 
-@cache
-def stored_ptx(kernel):
-    return compiled(*kernel)
-
-
 def test_kernels_over_fewer_bits_round_each_operation_by_itself(stored_kernel):
-    ptx = stored_ptx(stored_kernel)
+    ptx = compiled(*stored_kernel)
     assert ".visible .entry" in ptx
     assert ".local" not in ptx, "what threads keep is not in registers"
     assert faults(ptx) == []
@@ -200,7 +207,7 @@ def test_a_rule_of_somebody_else_rounds_each_operation_by_itself():
 
 def test_norm_adds_in_float64_whatever_the_dtype():
     for dtype in DTYPES:
-        names = INSTRUCTION.findall(kernel_ptx("sum_squares_1", dtype))
+        names = INSTRUCTION.findall(compiled(*loaded("sum_squares_1", dtype)))
         assert "add.rn.f64" in names
         assert "add.rn.f32" not in names
         assert "st.shared.f64" in names
@@ -220,9 +227,8 @@ needs_nvdisasm = pytest.mark.skipif(
 def machine_code(function, signature, folder):
     """How often each instruction occurs in what a GPU runs: numba-cuda links intermediate code for its architecture."""
     from cuda.bindings import nvjitlink
-    from numba import cuda
 
-    text, _ = cuda.compile(function, signature, cc=ARCHITECTURE, device=False, abi="numba", output="ltoir")
+    text = library(function, signature).get_ltoir(cc=ARCHITECTURE)
     link = nvjitlink.create(2, ["-lto", "-arch=sm_{}{}{}".format(*ARCHITECTURE)])
     nvjitlink.add_data(link, nvjitlink.InputType.LTOIR, text, len(text), "kernel")
     nvjitlink.complete(link)
@@ -239,9 +245,8 @@ def machine_code(function, signature, folder):
 @needs_nvdisasm
 @pytest.mark.parametrize(("kernel", "dtype"), COMPILED, ids=label)
 def test_machine_code_has_every_multiply_and_add_of_its_own(kernel, dtype, tmp_path):
-    counts = operations(kernel_ptx(kernel.name, dtype))
-    module = lowering.load(f"cuda_{dtype.name}", kernels.source(dtype))
-    code = machine_code(getattr(module, kernel.name), kernels.signatures(dtype)[kernel.name], tmp_path)
+    function, signature = loaded(kernel.name, dtype)
+    counts, code = operations(compiled(function, signature)), machine_code(function, signature, tmp_path)
     letter = {4: "F", 8: "D"}[dtype.itemsize]
     iterates = counts["div"] + counts["sqrt"] > 0  # these become sequences of instructions, fused ones among them
     assert code[f"{letter}MUL"] > 0
@@ -253,7 +258,7 @@ def test_machine_code_has_every_multiply_and_add_of_its_own(kernel, dtype, tmp_p
 
 @needs_nvdisasm
 def test_machine_code_over_fewer_bits_has_every_multiply_and_add_of_its_own(stored_kernel, tmp_path):
-    counts, code = operations(stored_ptx(stored_kernel)), machine_code(*stored_kernel, tmp_path)
+    counts, code = operations(compiled(*stored_kernel)), machine_code(*stored_kernel, tmp_path)
     assert code["FMUL"] > 0
     assert code["FMUL"] * (counts["add"] + counts["sub"]) == code["FADD"] * counts["mul"], "one was fused or lost"
 

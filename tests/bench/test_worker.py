@@ -22,7 +22,7 @@ SIZES = (1, 1000)
 
 @pytest.fixture(autouse=True)
 def quick_to_collect():
-    """A worker collects garbage before every case: not among all that other tests have loaded, as in its own process."""
+    """A worker collects garbage before every case; what other tests have loaded is not looked through."""
     gc.freeze()
 
 
