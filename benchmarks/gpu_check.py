@@ -72,6 +72,7 @@ from fastoptim.rules.table import MEASURES, kernels  # noqa: E402
 from tests.support import stored  # noqa: E402
 from tests.support.cases import (  # noqa: E402
     DTYPES,
+    SAMPLE,
     SIZES,
     VARIANTS,
     Variant,
@@ -231,8 +232,8 @@ def check_classes(wrap: Callable[[np.ndarray], Any], unwrap: Callable[[Any], np.
 
 def check_bits(backend: Any, quick: bool) -> Iterator[tuple]:
     plans: list[tuple[Any, ...]]
-    if SIMULATED:
-        plans = [((0, 1, 5, 65), raw_bits, 0), ((3, 67), ordinary, 1)]
+    if SIMULATED:  # where all kernels go through tests/support/simulator
+        plans = [((0, 1, 5, 65), raw_bits, 0, SAMPLE[::4]), ((3, 67), ordinary, 1, SAMPLE[2::8])]
         norm_sizes: Sequence[int] = (1, 17)
     else:
         large, huge = (65537, 1_000_003), () if quick else (20_000_001,)

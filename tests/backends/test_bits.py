@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 
@@ -34,14 +36,23 @@ def c(request):
         yield backend
 
 
-def check_step(backend, variant, dtype, sizes, make, rng, threads, offset=0, s=0.77, steps=1):
+@lru_cache(maxsize=4)  # what instruction sets and threads share: tests of one variant follow each other
+def stepped(variant, dtype, sizes, make, seed, s, steps):
+    """Arrays of each size, and what the reference makes of parameter and states in some steps."""
+    rng = np.random.default_rng(seed)
     arrays = []
     for n in sizes:
         p, g = make(rng, n, dtype), make(rng, n, dtype)
-        arrays.append([at_offset(x, offset) for x in (p, g, *states_for(rng, variant.rule, n, dtype, make))])
+        arrays.append([p, g, *states_for(rng, variant.rule, n, dtype, make)])
     wanted = [[p, *states] for p, _, *states in arrays]
     for _ in range(steps):
         wanted = [expected(variant, p, g, states, s) for (p, *states), (_, g, *_) in zip(wanted, arrays, strict=True)]
+    return arrays, wanted
+
+
+def check_step(backend, variant, dtype, sizes, make, seed, threads, offset=0, s=0.77, steps=1):
+    arrays, wanted = stepped(variant, dtype, sizes, make, seed, s, steps)
+    arrays = [[at_offset(x, offset) for x in row] for row in arrays]
     before = [g.copy() for _, g, *_ in arrays]
     params, grads = tuple(p for p, *_ in arrays), tuple(g for _, g, *_ in arrays)
     states = tuple(x for _, _, *states in arrays for x in states)
@@ -54,28 +65,25 @@ def check_step(backend, variant, dtype, sizes, make, rng, threads, offset=0, s=0
             assert same_bits(x, w), (variant.label, np.dtype(dtype).name, p.size, threads, offset, name)
 
 
-@pytest.mark.parametrize("variant", SAMPLE, ids=lambda v: v.label)
+@pytest.mark.parametrize("variant", SAMPLE, ids=lambda v: v.label, scope="module")
 def test_step_equals_reference_on_raw_bits(c, variant):
-    rng = np.random.default_rng(1)
     for dtype in DTYPES:
-        check_step(c, variant, dtype, SIZES, raw_bits, rng, threads=1)
-        check_step(c, variant, dtype, SIZES, ordinary, rng, threads=1, s=1.0)
+        check_step(c, variant, dtype, SIZES, raw_bits, 1, threads=1)
+        check_step(c, variant, dtype, SIZES, ordinary, 1, threads=1, s=1.0)
 
 
-@pytest.mark.parametrize("variant", SAMPLE[::2], ids=lambda v: v.label)
+@pytest.mark.parametrize("variant", SAMPLE[::2], ids=lambda v: v.label, scope="module")
 def test_threads_and_chunks_do_not_change_bits(c, variant):
-    rng = np.random.default_rng(2)
     for dtype in DTYPES:
         for threads in THREADS:
-            check_step(c, variant, dtype, (*LARGE_SIZES, *SIZES), ordinary, rng, threads, steps=2)
+            check_step(c, variant, dtype, (*LARGE_SIZES, *SIZES), ordinary, 2, threads, steps=2)
 
 
 @pytest.mark.parametrize("offset", range(16))
 def test_offset_in_the_cache_line_does_not_change_bits(c, offset):
-    rng = np.random.default_rng(offset)
     for variant in SAMPLE[offset % 4 :: 4]:
         for dtype in DTYPES:
-            check_step(c, variant, dtype, (1, 15, 16, 17, 100, 4097), ordinary, rng, threads=2, offset=offset)
+            check_step(c, variant, dtype, (1, 15, 16, 17, 100, 4097), ordinary, offset, threads=2, offset=offset)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: np.dtype(t).name)
