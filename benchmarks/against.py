@@ -142,11 +142,15 @@ def work(folder: str) -> None:
     """Serve requests, lines of JSON on standard input, until it is closed."""
     replies, sys.stdout = sys.stdout, sys.stderr
     import fastoptim as fo
+    from fastoptim.backends import get_backend
 
     found = Path(fo.__file__).resolve().parent.parent
     error = None if found == Path(folder).resolve() else "this folder holds no fastoptim; another one was imported"
-    info = {} if error else fo.info()
-    hello = {"error": error, "version": fo.__version__, "isa": info.get("backends", {}).get("c", {}).get("isa")}
+    try:
+        isa = get_backend("c").isa
+    except ImportError:
+        isa = None
+    hello = {"error": error, "version": fo.__version__, "isa": isa}
     print(json.dumps(hello), file=replies, flush=True)
     gc.disable()
     loops: Loops = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from functools import cache
 
 import numpy as np
 import pytest
@@ -15,10 +16,17 @@ PLAIN = {"root": np.sqrt}
 CALLS = PLAIN | {"mul": operator.mul, "add": operator.add, "sub": operator.sub, "div": operator.truediv}
 
 
-def run_source(variant, calls):
+@cache
+def rules_as(calls):
     names = dict(CALLS if calls else PLAIN)
-    for text in [*lowering.rule_sources(calls), lowering.element(variant.kernel)]:
+    for text in lowering.rule_sources(calls):
         exec(text, names)
+    return names
+
+
+def run_source(variant, calls):
+    names = rules_as(calls).copy()
+    exec(lowering.element(variant.kernel), names)
     return names[variant.kernel.name]
 
 
