@@ -28,7 +28,7 @@ check: $(VENV)/.ready-test ## ruff and the quick tests: about a minute
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -k "not test_a_sample_of" $(QUICK)
 
 test: $(VENV)/.ready-test ## run all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.ready-bench ## time this machine and write a report
 	$(BIN)/fastoptim bench --out bench_out

@@ -1,4 +1,4 @@
-"""Ctrl-C as a terminal has it, and tests that ask more of the operating system than this one has are skipped."""
+"""Ctrl-C as a terminal has it, the order of files, and skipped tests that ask for another operating system."""
 
 from __future__ import annotations
 
@@ -24,3 +24,27 @@ def pytest_runtest_call():
         if os.name == "posix" or not by_a_test:
             raise
         pytest.skip(f"NOT TESTED: the test needs a POSIX system: {error}")
+
+
+# A process takes one file after the other: of those that begin last, the longest leaves the others without work.
+LONGEST_FIRST = (
+    "test_cuda_simulator",
+    "test_emulated",
+    "test_cuda_host",
+    "test_ptx",
+    "test_numba",
+    "test_worker",
+    "test_hostile",
+    "test_packaging",
+    "test_distributed",
+    "test_bits",
+    "test_probe",
+    "test_objects",
+    "test_gpu_mlp",
+    "test_runner",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
