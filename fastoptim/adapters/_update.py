@@ -28,23 +28,14 @@ class RuleUpdate:
     ----------
     rule : str
         A name in `fastoptim.rules.RULES`.
-    backend, threads
-        As for `fastoptim.SGD`.
     counter : array of one 64-bit integer, optional
         Its only item grows by one with each step, within the step.
     """
 
-    def __init__(
-        self,
-        rule: str,
-        *,
-        backend: str = "auto",
-        threads: int | None = None,
-        counter: MutableSequence[int] | None = None,
-    ):
+    def __init__(self, rule: str, *, counter: MutableSequence[int] | None = None):
         self._kernel = Kernel(RULES[rule], "none")
-        self._backend = resolve(backend, ())
-        self._threads = resolve_threads(threads)
+        self._backend = resolve("auto", ())
+        self._threads = resolve_threads(None)
         self._counter = counter
         self._busy: Busy = []
         self._names: Sequence[Any] = ()

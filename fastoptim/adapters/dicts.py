@@ -35,12 +35,14 @@ Grads = Mapping[Any, Any]
 class _Optimizer:
     _rule: str
     _states: tuple[str, ...] = ()  # names of the attributes that hold them
-    partial: bool
 
-    def _collect(self) -> None:
+    def __init__(self, partial: bool) -> None:
+        self.partial = flag("partial", partial)
         self._collection = Collection(self._rule)
 
-    def _step(self, params: Params, grads: Grads, coefficients: tuple[float, ...]) -> None:
+    def update(self, params: Params, grads: Grads) -> None:
+        """Update every entry of `params` by that of `grads`."""
+        coefficients = self._coefficients()
         keys = list(grads if self.partial else params)
         there = params if self.partial else grads
         missing = [key for key in keys if key not in there]
@@ -68,8 +70,11 @@ class _Optimizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         steps = vars(self).pop("iter")
-        self._collect()
+        self._collection = Collection(self._rule)
         self._collection.count[0] = steps
+
+    def _coefficients(self) -> tuple[float, ...]:
+        raise TypeError("use SGD, Momentum, Nesterov, AdaGrad, RMSprop or Adam")
 
 
 class SGD(_Optimizer):
@@ -78,12 +83,11 @@ class SGD(_Optimizer):
     _rule = "sgd"
 
     def __init__(self, lr: float = 0.01, *, partial: bool = False):
-        self.lr, self.partial = lr, flag("partial", partial)
-        self._collect()
+        super().__init__(partial)
+        self.lr = lr
 
-    def update(self, params: Params, grads: Grads) -> None:
-        """Update every entry of `params` by that of `grads`."""
-        self._step(params, grads, (real("lr", self.lr),))
+    def _coefficients(self) -> tuple[float, ...]:
+        return (real("lr", self.lr),)
 
 
 class Momentum(_Optimizer):
@@ -95,24 +99,18 @@ class Momentum(_Optimizer):
     def __init__(
         self, lr: float = 0.01, momentum: float = 0.9, *, momentum_mode: str = "lr_inside", partial: bool = False
     ):
-        self.lr, self.momentum, self.momentum_mode, self.partial = lr, momentum, momentum_mode, flag("partial", partial)
-        self._collect()
+        super().__init__(partial)
+        self.lr, self.momentum, self.momentum_mode = lr, momentum, momentum_mode
 
-    def update(self, params: Params, grads: Grads) -> None:
-        """Update every entry of `params` by that of `grads`."""
+    def _coefficients(self) -> tuple[float, ...]:
         mu, lr = real("momentum", self.momentum), real("lr", self.lr)
-        self._step(params, grads, velocity_coefficients(mu, lr, mode=self.momentum_mode))
+        return velocity_coefficients(mu, lr, self._rule == "nesterov", self.momentum_mode)
 
 
 class Nesterov(Momentum):
     """``v <- momentum * v - lr * g; p <- p + momentum * v - lr * g``."""
 
     _rule = "nesterov"
-
-    def update(self, params: Params, grads: Grads) -> None:
-        """Update every entry of `params` by that of `grads`."""
-        mu, lr = real("momentum", self.momentum), real("lr", self.lr)
-        self._step(params, grads, velocity_coefficients(mu, lr, True, self.momentum_mode))
 
 
 class Adam(_Optimizer):
@@ -131,16 +129,11 @@ class Adam(_Optimizer):
         eps_mode: str = "hat",
         partial: bool = False,
     ):
+        super().__init__(partial)
         self.lr, self.beta1, self.beta2, self.eps, self.eps_mode = lr, beta1, beta2, eps, eps_mode
-        self.partial = flag("partial", partial)
-        self._collect()
 
-    def update(self, params: Params, grads: Grads) -> None:
-        """Update every entry of `params` by that of `grads`."""
-        coefficients = adam_coefficients(
-            self._collection.count[0] + 1, self.lr, self.beta1, self.beta2, self.eps, self.eps_mode
-        )
-        self._step(params, grads, coefficients)
+    def _coefficients(self) -> tuple[float, ...]:
+        return adam_coefficients(self.iter + 1, self.lr, self.beta1, self.beta2, self.eps, self.eps_mode)
 
     @property
     def iter(self) -> int:
@@ -159,12 +152,11 @@ class AdaGrad(_Optimizer):
     h = States()
 
     def __init__(self, lr: float = 0.01, *, eps: float = 1e-7, eps_mode: str = "torch", partial: bool = False):
-        self.lr, self.eps, self.eps_mode, self.partial = lr, eps, eps_mode, flag("partial", partial)
-        self._collect()
+        super().__init__(partial)
+        self.lr, self.eps, self.eps_mode = lr, eps, eps_mode
 
-    def update(self, params: Params, grads: Grads) -> None:
-        """Update every entry of `params` by that of `grads`."""
-        self._step(params, grads, adagrad_coefficients(self.lr, self.eps, self.eps_mode))
+    def _coefficients(self) -> tuple[float, ...]:
+        return adagrad_coefficients(self.lr, self.eps, self.eps_mode)
 
 
 class RMSprop(_Optimizer):
@@ -182,11 +174,8 @@ class RMSprop(_Optimizer):
         eps_mode: str = "torch",
         partial: bool = False,
     ):
+        super().__init__(partial)
         self.lr, self.decay_rate, self.eps, self.eps_mode = lr, decay_rate, eps, eps_mode
-        self.partial = flag("partial", partial)
-        self._collect()
 
-    def update(self, params: Params, grads: Grads) -> None:
-        """Update every entry of `params` by that of `grads`."""
-        coefficients = rmsprop_coefficients(self.lr, "decay_rate", self.decay_rate, self.eps, self.eps_mode)
-        self._step(params, grads, coefficients)
+    def _coefficients(self) -> tuple[float, ...]:
+        return rmsprop_coefficients(self.lr, "decay_rate", self.decay_rate, self.eps, self.eps_mode)

@@ -202,9 +202,9 @@ class Results:
             if entry["section"] == section and all(entry[key] == value for key, value in wanted.items())
         ]
 
-    def sizes(self, rule: str, threads: int, dtype: str = "float32") -> list[Entry]:
-        """One array, smallest first."""
-        return sorted(self.select("size", rule=rule, threads=threads, dtype=dtype), key=lambda e: e["elements"])
+    def sizes(self, rule: str, threads: int) -> list[Entry]:
+        """One array of float32, smallest first."""
+        return sorted(self.select("size", rule=rule, threads=threads, dtype="float32"), key=lambda e: e["elements"])
 
     def seconds(self, entry: Entry, key: str) -> Summary | None:
         result = entry["results"].get(key)

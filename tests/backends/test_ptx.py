@@ -111,10 +111,14 @@ def compiled(function, signature):
 
 
 @cache
+def module_of(dtype):
+    return lowering.load(f"cuda_{dtype.name}", kernels.source(dtype))
+
+
+@cache
 def loaded(name, dtype):
     """The function and its signature."""
-    module = lowering.load(f"cuda_{dtype.name}", kernels.source(dtype))
-    return getattr(module, name), kernels.signatures(dtype)[name]
+    return getattr(module_of(dtype), name), kernels.signatures(dtype)[name]
 
 
 @pytest.mark.parametrize(("name", "dtype"), EVERY, ids=label)
