@@ -25,6 +25,8 @@ class Contiguous(NamedTuple):
 
 def _base_array(x: Array) -> Array:
     """`x` without the methods of a subclass; memmaps know their file, and kernels take them."""
+    if x.dtype.char == "g":  # on Windows another name of float64, with a number that kernels do not know
+        x = x.view(np.float64)
     return x if type(x) is np.memmap else np.asarray(x)
 
 
