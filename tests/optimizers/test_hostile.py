@@ -330,7 +330,7 @@ def test_longdouble_is_refused_or_another_name_of_float64(backend):
     """The latter on Windows."""
     w, g = np.ones(3, np.longdouble), np.ones(3, np.longdouble)
     if w.dtype != np.float64:
-        with pytest.raises(TypeError, match="got (longdouble|float128)"):
+        with pytest.raises(TypeError, match=r"got (longdouble|float128)"):
             fo.SGD(w, backend=backend)
         return
     opt = fo.SGD(w, lr=0.5, momentum=0.9, backend=backend)
