@@ -97,7 +97,8 @@ def main() -> int:
     environment = os.environ | {"WINEDEBUG": "-all", "PYTHONPATH": "", "FASTOPTIM_REQUIRE_C": "1"}
     counted, unknown = dict.fromkeys(("passed", "skipped", "failed", "error"), 0), 0
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(ROOT / "tests", Path(folder, "tests"), ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("tests", "benchmarks", "docs"):  # of which tests read some
+            shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__", "_build"))
         shutil.copy2(ROOT / "pyproject.toml", folder)
         for tests in [rest] if rest else [["-k", "not test_a_sample_of", f"tests/{name}"] for name in TESTS]:
             command = ["wine", str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
