@@ -51,7 +51,6 @@ if TYPE_CHECKING:  # what type checkers see; at run time every name is loaded on
     from .optimizers.moments import RAdam as RAdam
     from .optimizers.moments import Yogi as Yogi
     from .optimizers.own import rule as rule
-    from .optimizers.saving import IncompatibleKeys as IncompatibleKeys
     from .optimizers.schedule_free import ASGD as ASGD
     from .optimizers.schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
     from .optimizers.schedule_free import ScheduleFreeSGD as ScheduleFreeSGD
@@ -61,6 +60,7 @@ if TYPE_CHECKING:  # what type checkers see; at run time every name is loaded on
     from .optimizers.sign import Rprop as Rprop
     from .optimizers.sign import SignSGD as SignSGD
     from .optimizers.sign import Signum as Signum
+    from .optimizers.state_dicts import IncompatibleKeys as IncompatibleKeys
     from .optimizers.torch_states import from_torch_state as from_torch_state
     from .optimizers.torch_states import to_torch_state as to_torch_state
     from .training import Callback as Callback
@@ -121,7 +121,7 @@ _EXPORTS = {
     "minimize": "optimizers.minimize",
     "MinimizeResult": "optimizers.minimize",
     "rule": "optimizers.own",
-    "IncompatibleKeys": "optimizers.saving",
+    "IncompatibleKeys": "optimizers.state_dicts",
     "GroupedParams": "optimizers.selecting",
     "groups": "optimizers.selecting",
     "from_torch_state": "optimizers.torch_states",

@@ -16,7 +16,8 @@ from ..arrays.storage import convertible, is_scales, state_arrays
 from ..checkpoint import format, matching, slices
 from ..common.signals import deferred_signals
 from ..optimizers.groups import Parameter
-from ..optimizers.saving import extra_part, load_snapshot, read_snapshot, snapshot
+from ..optimizers.saving import extra_part
+from ..optimizers.state_dicts import load_snapshot, read_snapshot, snapshot
 from ..rules.codecs import BLOCK
 from ..rules.table import rules_of
 from .agreement import hyper_texts

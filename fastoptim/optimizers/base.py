@@ -27,12 +27,12 @@ from ..common.threads import resolve_threads
 from ..common.trees import Structure, leaves_of, picker
 from ..common.validation import check_range, flag, step_options, unknown_name
 from ..rules.table import Rule
-from . import saving
+from . import pickling, saving, state_dicts
 from .applying import applied
 from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
 from .hyperparameters import NotNeeded, PerGroup, UpdateSpec, checked_rate
-from .saving import IncompatibleKeys
 from .selecting import GroupedParams, Members, select
+from .state_dicts import IncompatibleKeys
 from .states import Plan, check_members, make_plan, member_of, state_view
 from .update import APPLIED, PLAIN, StepOptions
 
@@ -490,7 +490,7 @@ class Optimizer:
         hyperparameters that nobody could load.
         """
         with self._locked(reading=True):
-            return saving.snapshot(self, self._backend.host_copy)
+            return state_dicts.snapshot(self, self._backend.host_copy)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Restore what `state_dict` returned; names, shapes and dtypes must match, or nothing changes.
@@ -510,7 +510,7 @@ class Optimizer:
             ``missing_keys`` and ``unexpected_keys``, both empty if `strict`.
         """
         with self._locked():
-            return saving.load_snapshot(self, state_dict, flag("strict", strict))
+            return state_dicts.load_snapshot(self, state_dict, flag("strict", strict))
 
     def save(self, path: Any, extra: Any = None) -> None:
         """Write parameters, states, step counts and hyperparameters to a checkpoint file.
@@ -557,10 +557,10 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         with self._locked(reading=True):
-            return saving.picklable(self)
+            return pickling.picklable(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        saving.unpickle(self, state)
+        pickling.unpickle(self, state)
 
     def __repr__(self) -> str:
         groups = "; ".join(

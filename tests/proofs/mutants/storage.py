@@ -46,7 +46,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("scales of any shape are converted", " and scales.shape == (-(-x.size // BLOCK),)", ""),
     ),
     *planted(
-        "fastoptim/optimizers/saving.py",
+        "fastoptim/optimizers/state_dicts.py",
         (STORED,),
         ("a missing scale is not missed", "            if key not in entry:\n", "            if False:\n"),
         ("the seed of a checkpoint is not taken", "_replace(seed=seed)", "_replace()"),
