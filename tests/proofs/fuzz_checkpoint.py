@@ -18,7 +18,6 @@ import hashlib
 import json
 import math
 import random
-import resource
 import sys
 import tempfile
 import warnings
@@ -352,6 +351,8 @@ def sign(data):
 
 
 def main() -> int:
+    import resource  # which is not on Windows, where tests take other functions from here
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
