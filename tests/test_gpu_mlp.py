@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "gpu_mlp.py"
-SLICE = ("--data=sklearn", "--train=16", "--test=8", "--batch=8", "--hidden=8", "--epochs=2", "--lr=0.02")
+SLICE = ("--data=sklearn", "--train=8", "--test=8", "--batch=8", "--hidden=8", "--epochs=2", "--lr=0.02")
 needs = [
     pytest.mark.skipif(find_spec("numba_cuda") is None, reason='LOUD: pip install ".[cuda]"'),
     pytest.mark.skipif(find_spec("sklearn") is None, reason='LOUD: pip install ".[examples]"'),
@@ -34,7 +34,7 @@ def run(*arguments, **environment):
 def test_a_slice_in_the_simulator():
     done = run(*SLICE, NUMBA_ENABLE_CUDASIM="1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "scikit-learn digits: 16 images to learn from, 8 to test on; simulator, products by tiles" in done.stdout
+    assert "scikit-learn digits: 8 images to learn from, 8 to test on; simulator, products by tiles" in done.stdout
     rows = [
         [float(x) for x in line.split()]
         for line in done.stdout.splitlines()

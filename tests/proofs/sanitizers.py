@@ -3,7 +3,7 @@
     python -m tests.proofs.sanitizers [compiler, clang] [sanitizers, thread] [callers, 3]
     python -m tests.proofs.sanitizers clang address,undefined 1
 
-A report of the sanitizer ends the program. `tests/backends/test_emulated.py` does the same with gcc.
+A report of the sanitizer ends the program. `tests/backends/test_emulated.py` does so with gcc, for a few rules.
 """
 
 from __future__ import annotations
