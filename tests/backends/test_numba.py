@@ -47,7 +47,7 @@ def small_pieces(monkeypatch):
 def test_step_equals_reference_on_raw_bits(backend, variant, small_pieces):
     for dtype in DTYPES:
         assert differing(backend, variant, dtype, SIZES, raw_bits, threads=1) == []
-        assert differing(backend, variant, dtype, BORDERS, raw_bits, threads=2) == []
+        assert differing(backend, variant, dtype, (*SIZES, LARGE_SIZES[0]), raw_bits, threads=2) == []
         assert differing(backend, variant, dtype, SIZES, ordinary, threads=2, offset=3) == []
 
 
