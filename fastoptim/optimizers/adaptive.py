@@ -351,6 +351,7 @@ class FTRL(Family):
     Notes
     -----
     TensorFlow's and Keras' with ``learning_rate_power=-0.5``. p is computed from z and n alone: start at p = 0.
+    A step with ``Rows(..., lazy=True)`` then has the bits of the dense one, as long as hyperparameters stay.
 
     References
     ----------

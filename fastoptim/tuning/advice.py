@@ -25,6 +25,23 @@ from .sandbox import Sandbox
 SPREAD = 1e3  # ratio of the largest to the smallest typical gradient
 SPARSE = 0.5  # share of zeros among the gradients that are not always zero
 _EXAMPLES = 32  # single examples that are looked at
+# What else came out well on such a problem, its rate there, and the figures (benchmarks/which_optimizer.py).
+_BESIDE: dict[str, tuple[dict[str, float], str]] = {
+    "attention": (
+        {"schedule_free_adamw": 0.0032, "lamb": 0.01},
+        "Beside it, by the held-out loss of a small GPT: schedule_free_adamw 2.26, lamb 2.34, adamw 2.48; after 120 "
+        "steps, which favours those that are quick at the start.",
+    ),
+    "sparse": (
+        {"adagrad": 3.2, "ftrl": 1.0},
+        "Beside it, by right answers on sparse words: adagrad 87.1 % with half the states, adam 86.8 %, ftrl 86.2 % "
+        "and exact zeros by l1. Gradients of a few rows are fastoptim.Rows, which adagrad takes as they are.",
+    ),
+    "": (
+        {"yogi": 0.01, "nadam": 0.01},
+        "Other rules rarely pay, by the test accuracy on digits: yogi 97.3 %, nadam 97.1 %, adam 96.7 %.",
+    ),
+}
 _FEWEST = 8  # examples of the smallest batch to recommend: a step of a small network on fewer takes NumPy about as long
 
 
@@ -47,6 +64,8 @@ class Recommendation:
         One sentence for each consideration, with the figure that it rests on.
     figures : dict
         What was measured; empty if it was answers only.
+    beside : dict
+        Names of other optimizers worth a try, with the rates that were best for them on such a problem.
     """
 
     optimizer: str
@@ -55,6 +74,7 @@ class Recommendation:
     batch_size: int | None
     reasons: tuple[str, ...]
     figures: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         batch = "" if self.batch_size is None else f", batch size {self.batch_size}"
@@ -144,6 +164,9 @@ def recommend(
     >>> print(fo.recommend())
     adam, lr 0.001
     - Nothing is known that speaks against it, and Adam's default rate works for most models.
+    - Other rules rarely pay, by the test accuracy on digits: yogi 97.3 %, nadam 97.1 %, adam 96.7 %.
+    >>> fo.recommend(attention=True).beside
+    {'schedule_free_adamw': 0.0032, 'lamb': 0.01}
     """
     answers = {
         "sparse": sparse,
@@ -164,13 +187,13 @@ def recommend(
     elif params is not None or data is not None:
         raise TypeError("to measure, all of loss_and_grad, params and data are needed")
     reasons: list[str] = []
-    optimizer, rate, rates = _choose(sparse, badly_scaled, attention, time_to_tune, figures, reasons)
+    optimizer, rate, rates, beside = _choose(sparse, badly_scaled, attention, time_to_tune, figures, reasons)
     size = _batch(figures, reasons)
     factor = _calm(unstable, losses, lr, reasons)
     if factor < 1.0:
         rate = (rate if lr is None else lr) * factor
         rates = (min(rate, rates[0]), max(rate, rates[0]))
-    return Recommendation(optimizer, rate, rates, size, tuple(reasons), figures)
+    return Recommendation(optimizer, rate, rates, size, tuple(reasons), figures, beside)
 
 
 def _choose(
@@ -180,8 +203,8 @@ def _choose(
     time_to_tune: bool,
     figures: dict[str, float],
     reasons: list[str],
-) -> tuple[str, float, tuple[float, float]]:
-    """Optimizer, rate to start from and range of rates; the reasons are appended."""
+) -> tuple[str, float, tuple[float, float], dict[str, float]]:
+    """Optimizer, rate to start from, range of rates, and what else to try; the reasons are appended."""
     if attention:
         reasons.append("Attention-style models are trained with AdamW, whose weight decay is apart from the gradient.")
     if sparse is None and "sparsity" in figures:
@@ -198,21 +221,23 @@ def _choose(
         told = f"Gradients are said to be {'badly' if badly_scaled else 'well'} scaled"
     if badly_scaled is not None:
         reasons.append(f"{told}: {'no single rate of SGD suits all' if badly_scaled else 'one rate can suit all'}.")
-    if attention:
-        return "adamw", 1e-3, (1e-4, 3e-3)
-    if sparse or badly_scaled:
-        return "adam", 1e-3, (1e-4, 1e-2)
+    others, told = _BESIDE["attention" if attention else "sparse" if sparse else ""]
+    beside = dict(others)
+    if attention or sparse or badly_scaled:
+        reasons.append(told)
+        return ("adamw", 1e-3, (1e-4, 3e-3), beside) if attention else ("adam", 1e-3, (1e-4, 1e-2), beside)
     if badly_scaled is False and time_to_tune:
         reasons.append(
             "With time to tune, SGD with momentum 0.9 reached on digits what Adam did, with half its states, at a rate "
             "of 0.1; on a small GPT it stayed behind. Let probe_lr find the rate: elsewhere 0.1 may diverge."
         )
-        return "momentum", 0.1, (0.01, 0.1)
+        return "momentum", 0.1, (0.01, 0.1), {"adam": 0.01}
     if sparse is None and badly_scaled is None:
         reasons.append("Nothing is known that speaks against it, and Adam's default rate works for most models.")
     else:
         reasons.append("Without time to tune, Adam's default rate of 0.001 is the safer start.")
-    return "adam", 1e-3, (1e-4, 1e-2)
+    reasons.append(told)
+    return "adam", 1e-3, (1e-4, 1e-2), beside
 
 
 def _batch(figures: dict[str, float], reasons: list[str]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import NamedTuple
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
+from tests.support import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results" / "which_optimizer.json"
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,25 @@ def test_the_rule_from_answers(answers, optimizer, lr):
     assert str(advice).startswith(f"{optimizer}, lr {advice.lr:g}\n- ")
     needs_adam = any(answers.get(name) for name in ("sparse", "badly_scaled", "attention"))
     assert not (needs_adam and any("time to tune" in reason for reason in advice.reasons))
+
+
+@pytest.mark.parametrize(
+    ("answers", "task", "score", "ours"),
+    [
+        ({"attention": True}, "GPT", "score", "adamw"),
+        ({"sparse": True}, "words", "score", "adam"),
+        ({}, "optimizers", "accuracy", "adam"),
+    ],
+)
+def test_what_else_to_try_is_what_came_out_in_the_runs(answers, task, score, ours):
+    if not RESULTS.exists():
+        pytest.skip("LOUD: no benchmarks beside the tests")
+    advice, measured = fo.recommend(**answers), json.loads(RESULTS.read_text())[task]
+    assert advice.optimizer == ours and len(advice.beside) == 2
+    assert {name: measured[name]["lr"] for name in advice.beside} == advice.beside
+    for name in (ours, *advice.beside):
+        shown = f"{-measured[name]['score']:.2f}" if task == "GPT" else f"{100 * measured[name][score]:.1f} %"
+        assert sum(f"{name} {shown}" in reason for reason in advice.reasons) == 1, (name, shown)
 
 
 def test_an_unstable_run_is_read_from_its_losses():
