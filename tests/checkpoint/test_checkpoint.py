@@ -28,6 +28,7 @@ from fastoptim.checkpoint.files import CheckpointError
 from tests.proofs.fuzz_checkpoint import save_slices
 from tests.support import PROOFS
 from tests.support.forks import in_child
+from tests.support.platforms import needs_posix
 
 BACKENDS = [name for name in ("numpy", "c", "numba") if available(name) is None]
 
@@ -294,6 +295,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path, name):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@needs_posix
 def test_links_modes_and_relative_paths(tmp_path, monkeypatch):
     (tmp_path / "real").mkdir()
     (tmp_path / "link.ckpt").symlink_to(tmp_path / "real" / "a.ckpt")
@@ -379,6 +381,7 @@ def test_killed_before_any_system_call_a_checkpoint_is_there(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.ckpt", "a.ckpt.previous"]
 
 
+@needs_posix
 def test_everything_is_synced_in_this_order(tmp_path, monkeypatch):
     path = tmp_path / "a.ckpt"
     format.write(path, 0, kind="test")

@@ -20,6 +20,7 @@ import fastoptim as fo
 from fastoptim.checkpoint import encoding, files, format
 from fastoptim.checkpoint.files import CheckpointError
 from tests.support.forks import in_child
+from tests.support.platforms import needs_posix
 
 
 @contextlib.contextmanager
@@ -66,6 +67,7 @@ def test_a_pipe_that_is_named_like_a_temporary_file_holds_nobody_up(tmp_path, sa
     assert all(stat.S_ISFIFO((tmp_path / name).stat().st_mode) for name in names)
 
 
+@needs_posix
 def test_only_regular_files_are_taken_for_temporary_ones(tmp_path):
     precious = tmp_path / "precious"
     precious.write_text("x")
@@ -149,6 +151,7 @@ def test_many_parameters_fit_if_they_are_arrays_rather_than_numbers(tmp_path, mo
 # --- Modes and errors
 
 
+@needs_posix
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o400])
 def test_a_file_that_is_replaced_hands_down_its_mode(tmp_path, mode):
     path = tmp_path / "a.ckpt"
@@ -259,6 +262,7 @@ def hostile_file(path, unit, header_bytes, size):
         format.write_file(file, header, [np.zeros(data, np.uint8)])
 
 
+@needs_posix
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="NOT TESTED: no /proc to read the memory from")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_costs_a_small_multiple_of_its_size(tmp_path, name):

@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "development" / "verification.md"
 TABLES = ("kernels", "checkpoint", "training", "tuning")
 PLATFORMS = ("golden_elsewhere", "free_threads", "versions", "windows")
 PROOFS = ("million_steps", *PLATFORMS, "cuda_bits", "cuda_versions", "gpu_rehearsal")
-PARITY = ("parity_torch", "parity_keras")
+PARITY = ("parity_torch", "parity_keras", "parity_optax")
 NAMES = ("random_cases", "random_measures", *PARITY, *(f"mutants_{table}" for table in TABLES), *PROOFS)
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->"
 

@@ -37,7 +37,9 @@ BACKENDS = ("golden", "bits", "threads", "stored_bits", "measures")
 TESTS = (*(f"backends/test_{x}.py" for x in BACKENDS), "common", "arrays", "checkpoint", "optimizers", "training")
 # Words of a failure -> why it is none of fastoptim's.
 EXPECTED = {
-    "test_signals_reach_the_main_thread_only": "wine shows the /proc of Linux, where its threads have other numbers"
+    "test_signals_reach_the_main_thread_only": "wine shows the /proc of Linux, where its threads have other numbers",
+    "test_the_safetensors_library_reads_the_same": "wine cannot load the library of safetensors",
+    "test_other_files_are_refused": "wine cannot load the library of safetensors",
 }
 # Equally long, as one stands in place of the other in NumPy's libraries.
 THEIRS, OURS = b"api-ms-win-crt-math-l1-1-0.dll", b"fastoptim-crt-math-of-wine.dll"
