@@ -127,15 +127,15 @@ def started(command: list, data: bytes = b"") -> tuple[int, str, bytes]:
 
 
 @cache
-def golden_jobs() -> list[tuple[str, list[golden.Job]]]:
-    return list(golden.jobs(GOLDEN))
+def jobs_of(names: frozenset[str]) -> list[tuple[str, list[golden.Job]]]:
+    return [(name, jobs) for name, jobs in golden.jobs(GOLDEN) if name in names]
 
 
 def run(
     command: list, order: str = "=", names: Collection[str] = GOLDEN["hashes"], rules: list[str] = RULE_NAMES
 ) -> tuple[str, dict[str, str]]:
     """The instruction set that the program with these rules chose, and the hash for every name."""
-    named = [(name, jobs) for name, jobs in golden_jobs() if name in names]
+    named = jobs_of(frozenset(names))
     every = [job for _, jobs in named for job in jobs]
     status, chosen, output = started(command, request(every, order, rules))
     assert status == 0, (status, chosen)
