@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..arrays.checks import DTYPES
+import numpy as np
+
+from ..arrays.checks import DTYPES, check_companion
 from ..arrays.storage import MASTER
 from ..checkpoint.files import CheckpointError
 from ..optimizers.base import Optimizer
+from ..optimizers.state_dicts import read_snapshot
 from ..rules.table import rules_of
 from .ranks import Ranks
 
@@ -32,20 +35,29 @@ class Deciding:
 
     def put_back(self, kept: Mapping[str, Mapping[str, Any]]) -> None:
         """Put back what `kept` returned; a parameter that had no states then begins anew."""
+        self._optimizer.load_state_dict(self._with(kept))
+
+    def _with(self, kept: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The optimizer's state dict with these states in it."""
         state = self._optimizer.state_dict()
         for name, entry in state["state"].items():
             if self._all or MASTER in entry:
                 own = kept.get(name, {})
                 state["state"][name] = (own if self._all else entry | own) if own else {"step": 0}
-        self._optimizer.load_state_dict(state)
+        return state
 
     def checked(self, saved: Any) -> dict[str, dict[str, Any]]:
-        """What a checkpoint has of them."""
-        shapes = {q.name: q.shape for q in self._optimizer._model.parameters}
-        for name, entry in saved.items():
-            if name not in shapes or (MASTER in entry and entry[MASTER].shape != shapes[name]):
+        """What a checkpoint has of them; an error if they could not be put back when training ends."""
+        own = {q.name: q.shape for q in self._optimizer._model.parameters}
+        kept = {name: dict(entry) for name, entry in saved.items()}
+        for name, entry in kept.items():
+            if name not in own or not (self._all or entry.keys() == {MASTER}):
                 raise CheckpointError(f"the best states of {name!s:.80} are not of this model")
-        return {name: dict(entry) for name, entry in saved.items()}
+            if not self._all:
+                check_companion(name, MASTER, entry[MASTER], own[name], np.dtype(np.float32))
+        if self._all:
+            read_snapshot(self._optimizer, self._with(kept))
+        return kept
 
 
 def deciding_states(optimizer: Any, ranks: Ranks, averaged: bool) -> Deciding | None:

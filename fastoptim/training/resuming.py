@@ -238,7 +238,7 @@ def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
         overridden = settings.overridden(state["settings"])
         history = History.restored(state["history"], steps, epoch)
         clipping = dict(zip(_CLIPPING, state["clipping"], strict=True))
-        step_options(1.0, clipping["max_norm"], False, clipping["clip"] or "norm")
+        step_options(1.0, clipping["max_norm"], False, "norm" if clipping["clip"] is None else clipping["clip"])
         own, saved = _own_of(loop, state["own"]), dict(state["parts"])
         parts, users = _stateful(loop), _stateful(loop, users=True)
         if set(own["callbacks"]) != set(users):

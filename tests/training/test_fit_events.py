@@ -15,6 +15,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim import schedules
+from fastoptim.checkpoint import format
 from fastoptim.training.deciding import deciding_states
 
 
@@ -625,3 +626,24 @@ def test_what_due_must_return_is_said_before_the_first_step(value):
     with pytest.raises(TypeError, match=r"Odd\.due\(loop\) must return a number of steps, or infinity, got"):
         fo.fit(constant_gradient, w, None, "sgd", steps=2, callbacks=Odd())
     assert not w.any()
+
+
+@pytest.mark.parametrize(
+    "kind, dtype, change",
+    [
+        (fo.FTRL, np.float64, {"more": 1.0}),
+        (fo.FTRL, np.float64, {"step": "1"}),
+        (fo.SGD, np.float16, {"more": 1.0}),
+        (fo.SGD, np.float16, {"master": np.zeros(2)}),
+    ],
+)
+def test_best_states_that_could_not_be_put_back_at_the_end_are_refused_when_resuming(tmp_path, kind, dtype, change):
+    w, again = np.zeros(2, dtype), np.ones(2, dtype)
+    options = {"master": True} if dtype == np.float16 else {}
+    best_of(kind(w, lr=0.1, **options), w, 5, checkpoint=tmp_path / "a")
+    tree = format.read(tmp_path / "a", kind="training")
+    tree["loop"]["parts"]["validation"]["best"]["states"]["0"] |= change
+    format.write(tmp_path / "a", tree, kind="training")
+    with pytest.raises(fo.CheckpointError, match="state"):
+        best_of(kind(again, lr=0.1, **options), again, 10, checkpoint=tmp_path / "a", resume=True)
+    assert again.tolist() == [1.0, 1.0]
