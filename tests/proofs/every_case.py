@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 
-FILES = [f"tests/backends/test_{name}.py" for name in ("bits", "numba", "ptx", "cuda_simulator", "golden")]
+FILES = [f"tests/backends/test_{name}.py" for name in ("bits", "numba", "ptx", "cuda_simulator", "golden", "emulated")]
 
 if __name__ == "__main__":
     command = [sys.executable, "-m", "pytest", "-q", *FILES, *sys.argv[1:]]
