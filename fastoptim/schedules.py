@@ -563,15 +563,16 @@ class Plateau:
             metric = float(metric)
         except (TypeError, ValueError) as error:
             raise TypeError(f"metric must be a number, got {metric!r}") from error
-        self.best, self.bad = (metric, 0) if self._better(metric) else (self.best, self.bad + 1)
-        if self.cooling > 0:
-            self.cooling, self.bad = self.cooling - 1, 0
-        if self.bad > self.patience:
-            lower = max(self.lr * self.factor, self.min_lr)
-            if self.lr - lower > self.eps:
-                self.lr = lower
-            self.cooling, self.bad = self.cooldown, 0
-        return self.lr
+        lr, cooling = self.lr, self.cooling
+        best, bad = (metric, 0) if self._better(metric) else (self.best, self.bad + 1)
+        if cooling > 0:
+            cooling, bad = cooling - 1, 0
+        if bad > self.patience:
+            lower = max(lr * self.factor, self.min_lr)
+            lr = lower if lr - lower > self.eps else lr
+            cooling, bad = self.cooldown, 0
+        self.lr, self.best, self.bad, self.cooling = lr, best, bad, cooling  # at once, whatever Ctrl-C cuts off
+        return lr
 
     def _better(self, metric: float) -> bool:
         sign = 1.0 if self.mode == "min" else -1.0

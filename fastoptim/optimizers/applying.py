@@ -11,6 +11,7 @@ import numpy as np
 from ..arrays.checks import check_match, real_array
 from ..arrays.storage import compute_dtype
 from ..backends.base import Backend
+from ..common.signals import deferred_signals
 from .groups import Groups, Parameter
 from .states import Plan
 from .update import PLAIN, StepOptions
@@ -97,16 +98,20 @@ def applied(
                 x.array = _gathered("parameter", q, x.given)
         new = tuple([x.array if type(x) is _Slot else x for x in new])
         gradients = tuple(map(_gathered, repeat(_GRADIENT), model.parameters, gradients))
-    rows = plan.native_rows or plan.kept_rows or plan.rows()
-    stepped = options is PLAIN and native is not None and native(new, gradients, plan.states, rows)
+    rows, steps = plan.native_rows or plan.kept_rows or plan.rows(), plan.counter[0]
+    try:
+        stepped = options is PLAIN and native is not None and native(new, gradients, plan.states, rows)
+    finally:  # Ctrl-C may come right behind the step
+        model.elsewhere = model.elsewhere or plan.counter[0] != steps
     if not stepped:
         for q, x in zip(model.parameters, new, strict=True):
             backend.check_parameter(q.name, x)
             check_match(q.name, "value", *backend.describe(x), q.shape, q.dtype)
         gradients = tuple(map(_gathered, repeat(_GRADIENT), model.parameters, gradients))
         fixed = plan.kept_rows or plan.rows
-        stepped = plan.update.step(new, gradients, plan.states, fixed, options, plan.native_rows).applied
-    model.elsewhere = model.elsewhere or stepped
+        with deferred_signals():
+            stepped = plan.update.step(new, gradients, plan.states, fixed, options, plan.native_rows).applied
+            model.elsewhere = model.elsewhere or stepped
     if numbers:
         return _like(params, tree.tolist())
     return _filled(tree) if slots else tree

@@ -295,8 +295,9 @@ class Optimizer:
     @threads.setter
     def threads(self, value: int | None) -> None:
         with self._locked():
-            self._threads = resolve_threads(value)
+            threads = resolve_threads(value)
             self._drop_plan()
+            self._threads = threads
 
     # --- the step
 
@@ -391,7 +392,8 @@ class Optimizer:
         """Return new parameters, a step on from `params`; nothing that was handed in is written to.
 
         Step counts and states are this optimizer's, as in `step`. Its own parameters say which shapes and dtypes there
-        are, and where states begin that begin at the parameters. Points that others keep stay what they were.
+        are, and where states begin that begin at the parameters. Points that others keep stay what they were. Ctrl-C
+        that comes between the step and its return leaves the states a step on, and the new parameters are lost.
 
         Parameters
         ----------

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..common.generators import generator_of, set_checked_state
 from ..common.public import public
+from ..common.signals import deferred_signals
 from ..common.validation import count, flag, names_arguments
 
 Array = np.ndarray
@@ -111,8 +112,8 @@ class Minibatches:
         self.shuffle = flag("shuffle", shuffle)
         self.rng = generator_of(rng)
         self._share = (0, 1)
+        self._order: Array | None
         self._lay_out(_common_length(self._columns))
-        self._order: Array | None = None
         self.epoch = 0
         self.cursor = 0
 
@@ -121,12 +122,10 @@ class Minibatches:
         size = min(self.asked_size or examples, examples)
         end = examples - (examples % size if self.drop_last else 0)
         _check_share(end, size, self._share[1])
-        self.examples, self.batch_size, self._end = examples, size, end
-        self._shuffled = self.shuffle and size < examples
-        self._make_readers()
-
-    def _make_readers(self) -> None:
-        self._readers = [_reader(name, column, self.batch_size, self._shuffled) for name, column in self._columns]
+        shuffled = self.shuffle and size < examples
+        self._readers = [_reader(name, column, size, shuffled) for name, column in self._columns]
+        # At once, with nothing called in between, where Ctrl-C could leave half of it.
+        self.examples, self.batch_size, self._end, self._shuffled, self._order = examples, size, end, shuffled, None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_columns", "assemble", "_readers")}
@@ -134,13 +133,12 @@ class Minibatches:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._columns, self.assemble = _columns(self._data)
-        self._make_readers()
+        self._readers = [_reader(name, column, self.batch_size, self._shuffled) for name, column in self._columns]
 
     def _begin_epoch(self) -> None:
         """Take the data as long as they are now; within an epoch they stay as long as they were."""
         if self._varies and (examples := _common_length(self._columns)) != self.examples:
             self._lay_out(examples)
-            self._order = None
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -156,10 +154,9 @@ class Minibatches:
         start = self.cursor
         if start == 0:
             self._begin_epoch()
-        end, order, before = self._end, self._order, None
-        if start == 0 and self._shuffled:
-            before = self.rng.bit_generator.state
-            order = self.rng.permutation(self.examples)
+        end, order = self._end, self._order
+        draws = start == 0 and self._shuffled
+        before = self.rng.bit_generator.state if draws else None
         stop = start + self.batch_size
         if stop < end:
             epoch, cursor = self.epoch, stop
@@ -171,8 +168,10 @@ class Minibatches:
             part = (stop - start) // size
             start += rank * part
             stop = start + part
-        where = slice(start, stop) if order is None else order[start:stop]
         try:
+            if draws:
+                order = self.rng.permutation(self.examples)
+            where = slice(start, stop) if order is None else order[start:stop]
             batch = self.assemble([read(where) for read in self._readers])
         except BaseException:  # the position stays, so that a column that raised once loses no batch
             if before is not None:
@@ -247,8 +246,9 @@ class Minibatches:
             raise ValueError("position of minibatches: a permutation is there or missing against expectation")
         if order is not None:
             order = _permutation(order, self.examples)
-        set_checked_state(self.rng, state["rng"])
-        self.epoch, self.cursor, self._order = epoch, cursor, order
+        with deferred_signals():
+            set_checked_state(self.rng, state["rng"])
+            self.epoch, self.cursor, self._order = epoch, cursor, order
 
     def recut(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The position `state`, of batches of another size, for these: the batch that it is in begins anew."""

@@ -53,8 +53,9 @@ class StopOnSignals:
 
     def _put_back(self) -> None:
         while self._replaced:
-            number = self._replaced.pop()
+            number = self._replaced[-1]
             signal.signal(number, _DEFAULTS[number])
+            self._replaced.pop()
 
     def end(self, loop: Loop) -> None:
         self._put_back()

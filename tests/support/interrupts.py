@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import dis
 import signal
 import sys
+from functools import cache
 
 
 class Interrupt(BaseException):
     pass
 
 
-def interrupted_at(n, call, where):
-    """Whether `call` came to an end before instruction `n` of the files with `where` in their names."""
+_CALLS = ("CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME")
+
+
+@cache
+def handled_before(code):
+    """Offsets of the instructions before which CPython runs handlers: behind calls, and where loops begin again.
+
+    What a handler raises behind a call comes from the call: not from an instruction that has left its block.
+    """
+    blocks = [range(entry.start, entry.end) for entry in dis._parse_exception_table(code)]
+    found, before = set(), None
+    for this in dis.get_instructions(code):
+        if "BACKWARD" in this.opname:
+            found.add(this.argval)
+        elif before is not None and before.opname in _CALLS:
+            found |= {this.offset} if all((before.offset in b) == (this.offset in b) for b in blocks) else set()
+        before = this
+    return found
+
+
+def interrupted_at(n, call, where, pressed=False):
+    """Whether `call` came to an end before instruction `n` of the files with `where` in their names.
+
+    Or, if Ctrl-C is `pressed`, before place `n` of those where its handler can run, which may be deferred.
+    """
     left = n
 
     def trace(frame, event, _):
@@ -19,21 +44,24 @@ def interrupted_at(n, call, where):
         if where not in frame.f_code.co_filename:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
+        if event == "opcode" and (not pressed or frame.f_lasti in handled_before(frame.f_code)):
             left -= 1
             if left == 0:
-                raise Interrupt
+                if not pressed:
+                    raise Interrupt
+                signal.raise_signal(signal.SIGINT)
         return trace
 
-    before = sys.gettrace()
+    before, handler = sys.gettrace(), signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.settrace(trace)
     try:
         call()
-    except Interrupt:
+    except (Interrupt, KeyboardInterrupt):
         return False
     finally:
         sys.settrace(before)
-    return True
+        signal.signal(signal.SIGINT, handler)
+    return left > 0
 
 
 def interrupted_after(seconds, call):
