@@ -15,6 +15,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim import rules
+from tests.proofs.mutants.__main__ import TABLES, place_of
 
 PACKAGE = Path(fo.__file__).parent
 
@@ -211,3 +212,8 @@ def test_update_rules_are_made_of_exact_operations():
                 assert isinstance(node.op, allowed), function.__name__
             if isinstance(node, ast.Call):
                 assert node.func.id in ("sqrt", "where"), function.__name__
+
+
+def test_planted_bugs_find_the_text_that_they_change():
+    gone = [(m.file, m.name) for rows, _ in TABLES.values() for m in rows if place_of(PACKAGE.parent, m) is None]
+    assert gone == []

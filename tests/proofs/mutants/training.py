@@ -212,8 +212,8 @@ MUTANTS = (
         (BATCHES,),
         (
             "one permutation for all epochs",
-            "if start == 0 and self._shuffled:",
-            "if self._order is None and self._shuffled:",
+            "draws = start == 0 and self._shuffled",
+            "draws = self._order is None and self._shuffled",
         ),
         ("full last batch starts another", "if stop < end:", "if stop <= end:"),
         ("buffer used while it is held", "if getrefcount(buffer) == _UNUSED:", "if getrefcount(buffer) >= _UNUSED:"),
@@ -241,8 +241,8 @@ MUTANTS = (
         ("length of the data not looked at again", "if self._varies and (examples", "if False and (examples"),
         (
             "order of the epoch before kept",
-            "            self._lay_out(examples)\n            self._order = None\n",
-            "            self._lay_out(examples)\n",
+            "self._order = examples, size, end, shuffled, None",
+            "self._order = examples, size, end, shuffled, getattr(self, '_order', None)",
         ),
         ("drop_last ignored", "if self.drop_last else 0)", "if False else 0)"),
     ),
@@ -275,8 +275,8 @@ MUTANTS = (
             "return final_lr if step >= steps else lr * (1.0 + math.cos",
         ),
         ("decay by the root backwards", "left = 1.0 - math.sqrt(done)", "left = math.sqrt(1.0 - done)"),
-        ("cooldown ignored", "self.cooling, self.bad = self.cooldown, 0", "self.cooling, self.bad = 0, 0"),
-        ("one call of patience more", "if self.bad > self.patience:", "if self.bad > self.patience + 1:"),
+        ("cooldown ignored", "cooling, bad = self.cooldown, 0", "cooling, bad = 0, 0"),
+        ("one call of patience more", "if bad > self.patience:", "if bad > self.patience + 1:"),
         (
             "count of bad calls not restored",
             "self.best, self.bad, self.cooling = lr, float(best), bad, cooling",
