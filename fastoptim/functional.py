@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from .backends.base import Scalars
 from .common.validation import check_range, count, flag
 from .optimizers.family import chosen_for
 from .optimizers.forms import (
@@ -40,6 +39,7 @@ from .optimizers.forms import (
 )
 from .optimizers.hyperparameters import UpdateSpec, adam_spec, sgd_spec
 from .optimizers.update import TINY, ArrayStep
+from .rules.table import Scalars
 
 __all__ = [
     "adabelief",

@@ -19,8 +19,7 @@ from ..common.public import public
 from ..common.validation import limit_of
 from ..rules import reference
 from ..rules.codecs import Stored, part
-from ..rules.table import Kernel
-from ..rules.table import Scalars as Scalars
+from ..rules.table import Kernel, Scalars
 
 TILE = 1 << 15  # elements, whole blocks of the norm: the temporaries of one tile fit a level-2 cache
 

@@ -20,8 +20,8 @@ from ..arrays import checks
 from ..arrays.rows import Rows
 from ..arrays.storage import small_dtype
 from ..rules.codecs import Stored
-from ..rules.table import DECAYS, MAX_STATES, MEASURES, RULES, Kernel
-from .base import Backend, BlockMeasures, Described, KernelCall, Launch, NativeMeasure, Scalars, count_of_steps
+from ..rules.table import DECAYS, MAX_STATES, MEASURES, RULES, Kernel, Scalars
+from .base import Backend, BlockMeasures, Described, KernelCall, Launch, NativeMeasure, count_of_steps
 
 try:
     from .. import _c

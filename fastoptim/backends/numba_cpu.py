@@ -26,9 +26,9 @@ from ..common.threads import fork_safe_lock
 from ..rules import lowering, reference
 from ..rules.codecs import widened
 from ..rules.norm import NORM_BLOCK
-from ..rules.table import Kernel, Rule
+from ..rules.table import Kernel, Rule, Scalars
 from . import numba_stored
-from .base import Backend, BlockMeasures, KernelCall, Launch, Norm, Scalars
+from .base import Backend, BlockMeasures, KernelCall, Launch, Norm
 from .numba_kernels import own_source, source
 
 PIECE = 1 << 16  # elements that a thread takes at a time

@@ -10,8 +10,8 @@ import numpy as np
 from ..arrays import checks
 from ..rules import reference
 from ..rules.codecs import BLOCK, Stored, part
-from ..rules.table import Kernel
-from .base import TILE, Backend, KernelCall, Launch, Scalars
+from ..rules.table import Kernel, Scalars
+from .base import TILE, Backend, KernelCall, Launch
 
 RESERVE = 1 << 21  # bytes, never touched: room for small tiles when there is none for large ones
 

@@ -27,7 +27,8 @@ import numpy as np
 from .. import rules
 from ..arrays import checks, layout
 from ..rules.codecs import part
-from .base import Backend, BlockMeasures, KernelCall, Launch, Scalars
+from ..rules.table import Scalars
+from .base import Backend, BlockMeasures, KernelCall, Launch
 
 DEFAULT_BUDGET = 256 << 20
 PAGE = mmap.PAGESIZE

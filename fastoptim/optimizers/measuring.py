@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import rules
-from ..backends.base import Backend, BlockMeasures, KernelCall, NativeMeasure, Scalars
+from ..backends.base import Backend, BlockMeasures, KernelCall, NativeMeasure
 from ..rules.measures import Measured
 from ..rules.reference import tree_sum
-from ..rules.table import Kernel
+from ..rules.table import Kernel, Scalars
 
 ScalarRows = tuple[Scalars, ...]  # of each run
 Arrays = tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]  # parameters, gradients, states

@@ -13,11 +13,11 @@ from .. import rules
 from ..arrays import layout
 from ..arrays.rows import Rows, coalesced, touched_blocks
 from ..arrays.storage import compute_dtype
-from ..backends.base import Backend, Described, KernelCall, Scalars
+from ..backends.base import Backend, Described, KernelCall
 from ..rules import reference
 from ..rules.codecs import BLOCK, Stored
 from ..rules.norm import NORM_BLOCK
-from ..rules.table import Kernel, Rule
+from ..rules.table import Kernel, Rule, Scalars
 
 
 def _stays_still(rule: Rule, coefficients: Sequence[float]) -> bool:

@@ -11,8 +11,9 @@ import numpy as np
 
 from ..arrays.autograd import tensors_behind
 from ..arrays.storage import MASTER, Storage, compute_dtype, pack, state_arrays, template
-from ..backends.base import Backend, Scalars, count_of_steps
+from ..backends.base import Backend, count_of_steps
 from ..rules.measures import Measured
+from ..rules.table import Scalars
 from .groups import Groups, Parameter, ParamGroup
 from .hyperparameters import UpdateSpec
 from .measuring import Asked

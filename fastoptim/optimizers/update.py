@@ -28,7 +28,6 @@ from ..backends.base import (
     NativePlan,
     Norm,
     Prepared,
-    Scalars,
     StepInfo,
     count_of_steps,
     in_range,
@@ -38,7 +37,7 @@ from ..common.signals import deferred_signals
 from ..common.validation import check_range, step_options
 from ..rules.codecs import Stored
 from ..rules.measures import Measured
-from ..rules.table import Kernel
+from ..rules.table import Kernel, Scalars
 from .measuring import Asked, Asking, Measuring
 from .sparse import SparseStep, check_rule
 

@@ -28,8 +28,8 @@ from ...arrays.device import assign, device_dtype, to_host
 from ...arrays.storage import compute_dtype
 from ...common.threads import fork_safe_lock
 from ...rules import lowering
-from ...rules.table import Kernel, Rule
-from ..base import Backend, BlockMeasures, Described, KernelCall, Launch, Norm, Scalars
+from ...rules.table import Kernel, Rule, Scalars
+from ..base import Backend, BlockMeasures, Described, KernelCall, Launch, Norm
 from . import driver, stored
 from .device_arrays import (
     ContiguousOnDevice,

@@ -14,8 +14,8 @@ from ...arrays.autograd import tell_autograd
 from ...arrays.storage import state_arrays
 from ...common.signals import deferred_signals
 from ...rules.codecs import Stored
-from ...rules.table import Kernel
-from ..base import Described, KernelCall, Scalars, in_range, limits_of
+from ...rules.table import Kernel, Scalars
+from ..base import Described, KernelCall, in_range, limits_of
 from .device_arrays import Vector, look_of, stays
 from .work import Device, NormWork, UpdateWork, factors
 

@@ -11,8 +11,8 @@ import numpy as np
 from ...arrays import checks
 from ...rules.codecs import BLOCK, Stored
 from ...rules.norm import NORM_BLOCK, NORM_LANES
-from ...rules.table import Kernel, Rule
-from ..base import KernelCall, Scalars
+from ...rules.table import Kernel, Rule, Scalars
+from ..base import KernelCall
 from . import stored
 from .device_arrays import Vector, _streams
 from .driver import Buffer, Launcher, NumbaDriver
