@@ -18,7 +18,7 @@ half done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from itertools import starmap
 from typing import Any
 
@@ -35,6 +35,7 @@ Grads = Mapping[Any, Any]
 class _Optimizer:
     _rule: str
     _states: tuple[str, ...] = ()  # names of the attributes that hold them
+    _coefficients: Callable[[], tuple[float, ...]]  # those of the next step
 
     def __init__(self, partial: bool) -> None:
         self.partial = flag("partial", partial)
@@ -72,9 +73,6 @@ class _Optimizer:
         steps = vars(self).pop("iter")
         self._collection = Collection(self._rule)
         self._collection.count[0] = steps
-
-    def _coefficients(self) -> tuple[float, ...]:
-        raise TypeError("use SGD, Momentum, Nesterov, AdaGrad, RMSprop or Adam")
 
 
 class SGD(_Optimizer):

@@ -51,6 +51,7 @@ class Family(Optimizer):
 
     _checks: ClassVar[Mapping[str, tuple[Any, ...]]]
     _values: ClassVar[dict[str, Any]]  # name -> default
+    _update: Callable[[Any], UpdateSpec]  # what an object whose attributes are checked hyperparameters comes to
 
     def __init_subclass__(cls, **checks: tuple[Any, ...]) -> None:
         if "_update" in vars(cls):  # else it has the hyperparameters of its base, whatever its own __init__ takes
@@ -71,11 +72,6 @@ class Family(Optimizer):
             for (name, default), value in zip(cls._values.items(), values, strict=True)
         }
         return cls._update(SimpleNamespace(**checked))
-
-    @staticmethod
-    def _update(o: Any) -> UpdateSpec:
-        """What the hyperparameters come to, which are attributes of `o`, already checked."""
-        raise NotImplementedError("a class of the family says what its hyperparameters come to")
 
 
 def _checked(name: str, value: Any, default: Any, allowed: tuple[Any, ...] | None) -> Any:
@@ -122,18 +118,23 @@ def made(
 def chosen_for(p: Any, backend: str, threads: int | None) -> tuple[Backend, int, np.dtype[Any]]:
     """Backend, number of threads and dtype for a step of `p`; TypeError or ValueError if none can step it."""
     chosen, number = choose(backend, threads, p)
-    chosen.check_parameter("p", p)
-    dtype = chosen.describe(p)[1]
+    return chosen, number, dtype_of(chosen, p)
+
+
+def dtype_of(backend: Backend, p: Any) -> np.dtype[Any]:
+    """The dtype of an array; TypeError or ValueError if it can take no step by itself."""
+    backend.check_parameter("p", p)
+    dtype: np.dtype[Any] = backend.describe(p)[1]
     check_dtype("p", dtype)
-    return chosen, number, dtype
+    return dtype
 
 
-def _valid(cls: type[Optimizer], dtype: np.dtype[Any], *values: Any) -> UpdateSpec:
+def valid_spec(cls: type[Optimizer], dtype: np.dtype[Any], *values: Any) -> UpdateSpec:
     """The update of these hyperparameters, for a parameter of this dtype."""
     return cls._checked(tuple(map(fixed, values)), (dtype,))
 
 
-_known: Callable[..., UpdateSpec] = lru_cache(maxsize=64, typed=True)(_valid)
+_known: Callable[..., UpdateSpec] = lru_cache(maxsize=64, typed=True)(valid_spec)
 
 
 def step_array(
@@ -159,7 +160,7 @@ def step_array(
     try:
         spec = _known(cls, dtype, *values)
     except TypeError:  # not hashable, or not valid, which this says again
-        spec = _valid(cls, dtype, *values)
+        spec = valid_spec(cls, dtype, *values)
     rule = spec.kernel.rule
     if unknown := sorted(map(str, state.keys() - {"step", *rule.states, *rule.scalars})):
         raise ValueError(f"state holds {unknown}, which is not of {cls.__name__} with these hyperparameters")

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, cast, overload
 
 from .. import rules
-from ..arrays.checks import check_dtype
 from ..arrays.storage import MASTER, STORAGE_OPTIONS, scale_name
 from ..backends import Backend, available, choose, get_backend, resolve
 from ..common.public import public
@@ -20,7 +19,7 @@ from ..common.validation import choice, count, flag, real, unknown_name
 from ..rules.language import own_rule
 from ..rules.table import Kernel, Rule
 from .base import Optimizer
-from .groups import fixed
+from .family import dtype_of, valid_spec
 from .hyperparameters import UpdateSpec, checked_rate, head_of
 from .update import update_array
 
@@ -188,10 +187,7 @@ class OwnOptimizer(Optimizer, metaclass=_OwnClass):
             Bad array or hyperparameter; nothing was changed.
         """
         chosen = cls._resolve(backend, (p,))
-        chosen.check_parameter("p", p)
-        dtype = chosen.describe(p)[1]
-        check_dtype("p", dtype)
-        spec = cls._checked(tuple(map(fixed, cls._values(hyperparameters).values())), (dtype,))
+        spec = valid_spec(cls, dtype_of(chosen, p), *cls._values(hyperparameters).values())
         names = spec.kernel.rule.states
         if len(states) != len(names):
             raise TypeError(f"{cls.__name__}.update: expected {len(names)} states {list(names)}, got {len(states)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Unpack
 
@@ -97,6 +98,8 @@ class ASGD(Family):
 class ScheduleFree(Family):
     """Base of the two: gradients are taken at y (the parameters), z moves, x is the average that is used in the end."""
 
+    _beta: Callable[[Any], float]  # of a group
+
     def averaged(self, params: Any = None) -> Any:
         """Return the averages x as new NumPy arrays, in the structure of the parameters: what to validate and to use.
 
@@ -141,10 +144,6 @@ class ScheduleFree(Family):
                     x = y + compute.type(1.0 - 1.0 / self._beta(q.group)) * (moved - y)
                     averages.append(x.astype(q.dtype))
             return averages
-
-    @staticmethod
-    def _beta(group: Any) -> float:
-        raise NotImplementedError("each of the two knows its own")
 
 
 def _positive(name: str, value: float) -> None:
