@@ -89,7 +89,8 @@ class deferred_signals:
         try:
             for number in self._left:
                 set_handler(number, self._collect, self._actions[number])
-        except BaseException:  # a handler that was not replaced yet has raised, and may at once do so again
+        except BaseException:  # a handler that was not replaced yet has raised, and may at once do so again,
+            self._over = True  # also before `_restore` says so
             self._restore()
             raise
 

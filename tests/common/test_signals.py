@@ -100,6 +100,7 @@ def test_two_handlers_that_raise_while_they_are_put_back(handled, monkeypatch):
     numbers = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM]
     for number in numbers:
         handled(number, raising)
+    handled(signal.SIGINT, signal.getsignal(signal.SIGINT))  # it stays behind, too, until the end of the test
     set_handler, failures = signals.set_handler, []
 
     def failing(number, handler, action):
@@ -129,6 +130,31 @@ def test_two_handlers_that_raise_while_they_are_put_back(handled, monkeypatch):
         with pytest.raises(TimeoutError):
             signal.raise_signal(number)
         assert calls.pop() == number and signal.getsignal(number) is raising
+
+
+def test_a_handler_that_raises_twice_while_others_are_replaced_takes_no_signal_away(handled, monkeypatch):
+    calls, set_handler = [], signals.set_handler
+
+    def raising(self):
+        raise TimeoutError  # as if that of another signal had run before its first statement
+
+    def failing(number, handler, action):
+        set_handler(number, handler, action)
+        if number == signal.SIGUSR1:
+            raise TimeoutError
+
+    def hearing(number, frame):
+        calls.append(number)
+
+    handled(signal.SIGUSR1, hearing)
+    handled(signal.SIGINT, signal.getsignal(signal.SIGINT))
+    monkeypatch.setattr(deferred_signals, "_restore", raising)
+    monkeypatch.setattr(signals, "set_handler", failing)
+    with pytest.raises(TimeoutError):
+        deferred_signals().__enter__()
+    monkeypatch.undo()
+    signal.raise_signal(signal.SIGUSR1)
+    assert calls == [signal.SIGUSR1] and signal.getsignal(signal.SIGUSR1) is hearing
 
 
 def test_all_handlers_run_though_the_first_raises(handled):

@@ -195,6 +195,11 @@ MUTANTS = (
             "        handler(",
         ),
         (
+            "entering that fails leaves a dead collector",
+            "            self._over = True  # also before `_restore` says so\n",
+            "",
+        ),
+        (
             "interrupts undo the system's dispositions",
             "self._action = disposition(signal.SIGINT)",
             "self._action = None",
