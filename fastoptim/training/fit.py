@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -200,129 +201,162 @@ def fit(
     >>> result.steps, result.reason, params["a"].round(1), params["b"].round(1)
     (140, 'epochs', array([3.]), array([-1.]))
     """
-    stepped = params
-    if isinstance(params, GroupedParams):
-        params = params.params
-    optimizer = _optimizer(optimizer, params, backend, threads, stepped)
-    ranks = Ranks(getattr(optimizer, "comm", None))
-    if ranks.size > 1:
-        where = ranks.pooled({"checkpoint": checkpoint, "log": log, "resume": resume})
-        how = ranks.pooled({"checkpoint_every": checkpoint_every, "keep": keep, "override": override})
-        checkpoint, log, resume = where.values()
-        checkpoint_every, keep, override = how.values()
+    given = SimpleNamespace(**locals())  # the arguments by name, in whose place checked ones are put
+    ranks = _ranks(given)
     with ranks.together("fit"):
-        batches = _batches(data, batch_size, shuffle, drop_last, rng)
-        callbacks = _callbacks(callbacks)
-        _check(loss_and_grad, epochs, steps, batches)
-        needing = early_stopping is not None or restore_best or validate_every is not None or mode is not None
-        if validation is None and (needing or monitor != "loss"):
-            raise ValueError("early_stopping, restore_best, validate_every, monitor and mode need validation")
-        if override and not resume:
-            raise ValueError("override says how to resume: it needs resume")
-        if resume is True and checkpoint is None:
-            raise ValueError("resume=True needs checkpoint; or give the path to resume from")
-        given = {"checkpoint": checkpoint, "log": log, "resume": checkpoint if resume is True else resume or None}
-        paths = {name: None if value is None else path_of(name, value) for name, value in given.items()}
-        checkpoint, log, source = paths.values()
-        for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep)):
-            if checkpoint is None and value is not None:
-                raise ValueError(f"{name} needs checkpoint")
-        if isinstance(batches, NoData) and early_stopping is not None and validate_every is None:
-            raise ValueError(
-                "early_stopping: without data there are no epochs, after which validation runs by default: give "
-                "validate_every, the steps in between"
-            )
-        if flag("restore_best", restore_best) or checkpoint is not None:
-            matching.check_holdable(dict(frozen_arrays(params, optimizer)), in_memory=checkpoint is None)
-
-        parts: dict[str, Callback] = {}
-        if average is not None:
-            parts["average"] = Averaging(average, params)
-        validated: Validation | None = None
-        saver: Checkpoints | None = None
-        if validation is not None:
-            validated = parts["validation"] = Validation(
-                evaluator(validation, loss_and_grad, batches.batch_size),
-                params,
-                by_data=not callable(validation),
-                every=_optional_count("validate_every", validate_every),
-                monitor=monitor,
-                mode=mode,
-                patience=_optional_count("early_stopping", early_stopping),
-                min_delta=real("min_delta", min_delta, 0.0),
-                restore_best=restore_best,
-                validated=validated_params(params, optimizer, average),
-                averaged=average is not None,
-                deciding=deciding_states(optimizer, ranks, average is not None) if restore_best else None,
-            )
-        rates = parts["rates"] = Rates(lr, optimizer, validated)
-        if rates.waits_for_epochs and isinstance(batches, NoData) and not callbacks:
-            raise ValueError(
-                "lr: a Plateau is told the mean loss of each epoch, and without data there are none: give validation "
-                "and validate_every, or call its update in a callback"
-            )
-        own_limit, clip = getattr(optimizer, "max_norm", None), getattr(optimizer, "clip", "norm")
-        max_norm, skip_nonfinite = step_options(1.0, max_norm, skip_nonfinite)[1:3]
-        accumulate = count("accumulate", accumulate)
-        settings = Settings(
-            optimizer,
-            batches,
-            rates,
-            accumulate=accumulate,
-            max_norm=own_limit if max_norm is None else max_norm,
-            clip=clip,
-            skip_nonfinite=skip_nonfinite,
-            average=average,
-            override=override,
-        )
-        if log is not None:
-            parts["log"] = Log(log, rates, validated, ranks.rank == 0)
-        parts |= {f"{CALLBACK}{i}": callback for i, callback in enumerate(callbacks)}
-        parts["interrupts"] = StopOnSignals()
-        if ranks.size > 1:
-            parts["together"] = StayTogether(bool(callbacks))
-        if flag("diagnose", diagnose):
-            parts["diagnosis"] = Watch()
-        if checkpoint is not None:
-            every, keep = _optional_count("checkpoint_every", checkpoint_every), _optional_count("keep", keep)
-            saver = Checkpoints(checkpoint, settings, every=every, keep=keep, validation=validated, log=log)
-            parts["checkpoints"] = saver
-        bar = bar_class(progress)
-        if bar is not None and ranks.rank == 0:
-            parts["progress"] = Progress(bar)
+        _check(given)
+        parts, settings = _parts(given, ranks)
         loop = Loop(
             loss_and_grad,
-            params,
-            batches,
-            optimizer,
-            schedules=rates.schedules,
+            given.params,
+            given.batches,
+            given.optimizer,
+            schedules=given.rates.schedules,
             last_step=math.inf if steps is None else count("steps", steps),
             last_epoch=math.inf if epochs is None else count("epochs", epochs),
-            accumulate=accumulate,
-            step_options=(max_norm, skip_nonfinite),
+            accumulate=given.accumulate,
+            step_options=(given.max_norm, given.skip_nonfinite),
             parts=parts,
             ranks=ranks,
         )
+    return _run(given, loop, settings)
+
+
+def _ranks(given: SimpleNamespace) -> Ranks:
+    """Make the optimizer if need be, and return its ranks; what may be given on one of them is then given on all."""
+    params = given.params
+    if isinstance(params, GroupedParams):
+        given.params = params.params
+    given.optimizer = _optimizer(given.optimizer, given.params, given.backend, given.threads, params)
+    ranks = Ranks(getattr(given.optimizer, "comm", None))
     if ranks.size > 1:
-        given = {"steps": steps, "epochs": epochs, "validation": validation is not None}
-        given |= {"validate_every": validate_every, "early_stopping": early_stopping, "min_delta": min_delta}
-        given |= {"monitor": monitor, "mode": mode, "restore_best": restore_best}
-        share(batches, ranks, settings.texts | {name: repr(value) for name, value in given.items()})
+        for names in (("checkpoint", "log", "resume"), ("checkpoint_every", "keep", "override")):
+            vars(given).update(ranks.pooled({name: getattr(given, name) for name in names}))
+    return ranks
+
+
+def _check(given: SimpleNamespace) -> None:
+    """Check the arguments, except those that the parts of the loop check themselves."""
+    given.batches = batches = _batches(given.data, given.batch_size, given.shuffle, given.drop_last, given.rng)
+    given.callbacks = _callbacks(given.callbacks)
+    if not callable(given.loss_and_grad):
+        raise TypeError(f"loss_and_grad must be callable, got {type(given.loss_and_grad).__name__}")
+    if given.epochs is None and given.steps is None:
+        raise ValueError("give epochs or steps: how long to train")
+    if isinstance(batches, NoData) and (given.steps is None or given.epochs is not None):
+        raise ValueError("without data there are no epochs: give steps alone")
+    needing = given.early_stopping is not None or given.restore_best or given.validate_every is not None
+    needing = needing or given.mode is not None or given.monitor != "loss"
+    if given.validation is None and needing:
+        raise ValueError("early_stopping, restore_best, validate_every, monitor and mode need validation")
+    if given.override and not given.resume:
+        raise ValueError("override says how to resume: it needs resume")
+    if given.resume is True and given.checkpoint is None:
+        raise ValueError("resume=True needs checkpoint; or give the path to resume from")
+    given.source = given.checkpoint if given.resume is True else given.resume or None
+    for name, argument in (("checkpoint", "checkpoint"), ("log", "log"), ("source", "resume")):
+        path = getattr(given, name)
+        setattr(given, name, None if path is None else path_of(argument, path))
+    for name in ("checkpoint_every", "keep"):
+        if given.checkpoint is None and getattr(given, name) is not None:
+            raise ValueError(f"{name} needs checkpoint")
+    if isinstance(batches, NoData) and given.early_stopping is not None and given.validate_every is None:
+        raise ValueError(
+            "early_stopping: without data there are no epochs, after which validation runs by default: give "
+            "validate_every, the steps in between"
+        )
+    if flag("restore_best", given.restore_best) or given.checkpoint is not None:
+        frozen = dict(frozen_arrays(given.params, given.optimizer))
+        matching.check_holdable(frozen, in_memory=given.checkpoint is None)
+    given.max_norm, given.skip_nonfinite = step_options(1.0, given.max_norm, given.skip_nonfinite)[1:3]
+    given.accumulate = count("accumulate", given.accumulate)
+
+
+def _parts(given: SimpleNamespace, ranks: Ranks) -> tuple[dict[str, Callback], Settings]:
+    """Return what is done around the steps, in this order, and what a run is resumed with."""
+    optimizer, averaged = given.optimizer, given.average is not None
+    parts: dict[str, Callback] = {}
+    validated: Validation | None = None
+    if averaged:
+        parts["average"] = Averaging(given.average, given.params)
+    if given.validation is not None:
+        validated = parts["validation"] = Validation(
+            evaluator(given.validation, given.loss_and_grad, given.batches.batch_size),
+            given.params,
+            by_data=not callable(given.validation),
+            every=_optional_count("validate_every", given.validate_every),
+            monitor=given.monitor,
+            mode=given.mode,
+            patience=_optional_count("early_stopping", given.early_stopping),
+            min_delta=real("min_delta", given.min_delta, 0.0),
+            restore_best=given.restore_best,
+            validated=validated_params(given.params, optimizer, given.average),
+            averaged=averaged,
+            deciding=deciding_states(optimizer, ranks, averaged) if given.restore_best else None,
+        )
+    given.rates = parts["rates"] = Rates(given.lr, optimizer, validated)
+    if given.rates.waits_for_epochs and isinstance(given.batches, NoData) and not given.callbacks:
+        raise ValueError(
+            "lr: a Plateau is told the mean loss of each epoch, and without data there are none: give validation "
+            "and validate_every, or call its update in a callback"
+        )
+    settings = Settings(
+        optimizer,
+        given.batches,
+        given.rates,
+        accumulate=given.accumulate,
+        max_norm=getattr(optimizer, "max_norm", None) if given.max_norm is None else given.max_norm,
+        clip=getattr(optimizer, "clip", "norm"),
+        skip_nonfinite=given.skip_nonfinite,
+        average=given.average,
+        override=given.override,
+    )
+    if given.log is not None:
+        parts["log"] = Log(given.log, given.rates, validated, ranks.rank == 0)
+    parts |= {f"{CALLBACK}{i}": callback for i, callback in enumerate(given.callbacks)}
+    parts["interrupts"] = StopOnSignals()
+    if ranks.size > 1:
+        parts["together"] = StayTogether(bool(given.callbacks))
+    if flag("diagnose", given.diagnose):
+        parts["diagnosis"] = Watch()
+    if given.checkpoint is not None:
+        every, keep = (_optional_count(name, getattr(given, name)) for name in ("checkpoint_every", "keep"))
+        parts["checkpoints"] = Checkpoints(
+            given.checkpoint, settings, every=every, keep=keep, validation=validated, log=given.log
+        )
+    bar = bar_class(given.progress)
+    if bar is not None and ranks.rank == 0:
+        parts["progress"] = Progress(bar)
+    return parts, settings
+
+
+# What must be the same on all ranks, beside the settings and whether there is validation.
+_ALIKE = "steps", "epochs", "validate_every", "early_stopping", "min_delta", "monitor", "mode", "restore_best"
+
+
+def _run(given: SimpleNamespace, loop: Loop, settings: Settings) -> FitResult:
+    """Try whether a checkpoint can be saved, resume if that is asked for, and train."""
+    ranks = loop.ranks
+    saver: Any = loop.parts.get("checkpoints")
+    validated: Any = loop.parts.get("validation")
+    if ranks.size > 1:
+        alike = {name: repr(getattr(given, name)) for name in _ALIKE} | {"validation": str(validated is not None)}
+        share(given.batches, ranks, settings.texts | alike)
     if saver is not None:
         with ranks.together("trying to save a checkpoint"):
             saver.rehearse(loop, callbacks=False)
-    if source is not None:
-        if saver is not None:
-            saver.go_on_from(source)
-        go_on(loop, settings, source, required=resume is not True)
+        if given.source is not None:
+            saver.go_on_from(given.source)
+    if given.source is not None:
+        go_on(loop, settings, given.source, required=given.resume is not True)
     if saver is not None:
         saver.warn_of_loss(loop)
     loop.run()
     if loop.reason == "non-finite loss":
         say_non_finite(loop)
     return FitResult(
-        params,
-        optimizer,
+        loop.params,
+        loop.optimizer,
         loop.history,
         loop.steps,
         loop.epoch,
@@ -343,15 +377,6 @@ def _batches(data: Any, batch_size: Any, shuffle: Any, drop_last: Any, rng: Any)
         why = "there are no data" if data is None else "these data are minibatches already"
         raise ValueError(f"{', '.join(given)}: how to cut data into minibatches, and {why}: leave it out")
     return NoData() if data is None else data
-
-
-def _check(loss_and_grad: Any, epochs: Any, steps: Any, batches: Any) -> None:
-    if not callable(loss_and_grad):
-        raise TypeError(f"loss_and_grad must be callable, got {type(loss_and_grad).__name__}")
-    if epochs is None and steps is None:
-        raise ValueError("give epochs or steps: how long to train")
-    if isinstance(batches, NoData) and (steps is None or epochs is not None):
-        raise ValueError("without data there are no epochs: give steps alone")
 
 
 def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
