@@ -18,7 +18,7 @@ COMMANDS = {
     "info": ("environment", "backends, instruction set, threads, compiler, versions"),
     "bench": ("bench", "time this machine and write a report; `bench compare A.json B.json`"),
     "demo": ("demo", "a minute's walk through learning rates on real digits; `demo valley`"),
-    "diagnose": ("training.command", "what the curve of a training log shows, and what to do: `diagnose run.jsonl`"),
+    "diagnose": ("training.diagnose_cli", "what the curve of a log shows, and what to do: `diagnose run.jsonl`"),
     "plot": ("plots", "pictures of training logs: `plot run.jsonl`; several are compared"),
 }
 STEPPING = ("bench", "demo")  # these make steps: with invalid settings they are not even begun

@@ -21,10 +21,10 @@ from .common.validation import count, real
 from .optimizers.adam import Adam, AdamW
 from .optimizers.base import Optimizer
 from .optimizers.sgd import SGD
-from .training.command import STANDARD_INPUT, add_reading_options, failed, read
+from .training.diagnose_cli import STANDARD_INPUT, add_reading_options, failed, read
 from .training.diagnosis import numbers
 from .training.log_formats import Curve
-from .training.reading import of_losses, read_curve, read_log
+from .training.log_reading import of_losses, read_curve, read_log
 from .tuning.probe import ProbeResult
 from .tuning.range_test import RangeTest
 

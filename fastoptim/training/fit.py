@@ -17,21 +17,21 @@ from ..optimizers.base import Optimizer
 from ..optimizers.names import maker_of
 from ..optimizers.selecting import GroupedParams
 from .averaging import Averaging, validated_params
+from .best_states import deciding_states
 from .data import Minibatches, NoData
-from .deciding import deciding_states
-from .ending import StopOnSignals
 from .history import FitResult
+from .live_diagnosis import Watch, curve_reader, say_non_finite
 from .log import Log, path_of
 from .loop import Callback, Loop, LossAndGrad, Rate, frozen_arrays, named_arrays, strange_arrays
 from .progress import Progress, bar_class
+from .rank_sync import StayTogether, share
 from .ranks import Ranks
 from .rates import Rates
 from .resuming import CALLBACK, Checkpoints
 from .resuming import resume as go_on
 from .settings import Settings
-from .together import StayTogether, share
+from .stop_on_signals import StopOnSignals
 from .validation import Validation, evaluator
-from .watching import Watch, curve_reader, say_non_finite
 
 
 @public

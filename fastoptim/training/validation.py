@@ -14,8 +14,8 @@ from ..checkpoint.files import CheckpointError
 from ..common.signals import deferred_signals
 from ..common.trees import Entries
 from ..common.validation import choice
+from .best_states import Deciding
 from .data import Minibatches
-from .deciding import Deciding
 from .history import saved_count
 from .loop import Loop, LossAndGrad, frozen_arrays, named_arrays
 

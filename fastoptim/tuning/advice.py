@@ -17,8 +17,8 @@ from ..common.validation import count, flag, names_arguments, real
 from ..optimizers.selecting import GroupedParams
 from ..training.data import positional
 from ..training.diagnosis import diagnose
+from ..training.live_diagnosis import sees_all
 from ..training.loop import LossAndGrad
-from ..training.watching import sees_all
 from .sandbox import Sandbox
 
 # What counts as badly scaled and as sparse; docs/guide/choosing.md shows the figures of some models.

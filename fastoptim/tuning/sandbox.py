@@ -19,8 +19,8 @@ from ..optimizers.groups import momentum_of
 from ..optimizers.names import maker_of
 from ..optimizers.selecting import GroupedParams
 from ..training.data import Minibatches
+from ..training.live_diagnosis import sees_all
 from ..training.loop import LossAndGrad, check_replaced, explain, strange_arrays
-from ..training.watching import sees_all
 
 FIXED_EXAMPLES = 256  # the fixed batch has at least as many, if there are as many
 

@@ -13,7 +13,7 @@ import pytest
 import fastoptim as fo
 from fastoptim import functional, schedules
 from fastoptim.adapters import cs231n
-from fastoptim.training.ending import StopOnSignals
+from fastoptim.training.stop_on_signals import StopOnSignals
 from tests.support.interrupts import interrupted_at
 
 GRADS = [np.random.default_rng(i).standard_normal(3) for i in range(6)]

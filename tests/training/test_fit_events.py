@@ -16,7 +16,7 @@ import pytest
 import fastoptim as fo
 from fastoptim import schedules
 from fastoptim.checkpoint import format
-from fastoptim.training.deciding import deciding_states
+from fastoptim.training.best_states import deciding_states
 
 
 def constant_gradient(p, batch):

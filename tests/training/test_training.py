@@ -18,7 +18,7 @@ from fastoptim.backends import available
 from fastoptim.checkpoint import format, matching
 from fastoptim.checkpoint.files import CheckpointError
 from fastoptim.optimizers import saving
-from fastoptim.training import watching
+from fastoptim.training import live_diagnosis
 from fastoptim.training.diagnosis import Diagnosis
 from fastoptim.training.history import TrainingWarning
 from tests.support import ROOT
@@ -658,7 +658,7 @@ def test_a_resumed_run_is_diagnosed_when_an_uninterrupted_one_is(tmp_path, monke
         fo.fit(lambda p, batch: (1.0, np.ones(2)), np.ones(2), None, "sgd", steps=steps, **options)
         return list(lengths)
 
-    monkeypatch.setattr(watching, "read_curve", record)
+    monkeypatch.setattr(live_diagnosis, "read_curve", record)
     path = tmp_path / "a.ckpt"
     assert run_until(1300) == [300, 1200]
     assert run_until(400, checkpoint=path, checkpoint_every=999) == [300]

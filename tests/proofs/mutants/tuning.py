@@ -11,7 +11,7 @@ READING, PROBING, ADVISING, DRAWING, LOGS = (
         "tuning/test_probe",
         "tuning/test_advice",
         "test_plots",
-        "training/test_reading",
+        "training/test_log_reading",
     )
 )
 
@@ -19,8 +19,8 @@ READING, PROBING, ADVISING, DRAWING, LOGS = (
 CURVES = "fastoptim/training/curves.py"
 DIAGNOSIS = "fastoptim/training/diagnosis.py"
 FORMATS = "fastoptim/training/log_formats.py"
-LOG_READER = "fastoptim/training/reading.py"
-COMMAND = "fastoptim/training/command.py"
+LOG_READER = "fastoptim/training/log_reading.py"
+COMMAND = "fastoptim/training/diagnose_cli.py"
 PROBE = "fastoptim/tuning/probe.py"
 RANGE_TEST = "fastoptim/tuning/range_test.py"
 ADVICE = "fastoptim/tuning/advice.py"
@@ -195,7 +195,7 @@ MUTANTS = (
         ("batches larger than the data", ', int(figures["examples"]))', ")"),
     ),
     *planted(
-        "fastoptim/training/watching.py",
+        "fastoptim/training/live_diagnosis.py",
         (READING,),
         ("no data taken for a fixed batch", "== examples > 1", "== examples"),
     ),

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from .diagnosis import numbers
+from .live_diagnosis import sees_all
 from .log import CSV_HEADER
 from .log_formats import Curve, make_out
-from .watching import sees_all
 
 _LARGEST = 1 << 30  # bytes of a log
 

@@ -14,7 +14,7 @@ from ..common.text import printable
 from ..common.validation import real
 from .diagnosis import diagnose
 from .log_formats import Curve
-from .reading import curve_of_text, read_curve
+from .log_reading import curve_of_text, read_curve
 
 STANDARD_INPUT = "-"
 _LATE = 0.05  # share of all steps that are missing at the beginning of a log that begins late

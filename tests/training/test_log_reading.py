@@ -14,7 +14,7 @@ import fastoptim as fo
 from fastoptim import cli
 from fastoptim.common.text import printable
 from fastoptim.training.log_formats import rank
-from fastoptim.training.reading import curve_of_text, read_curve, read_log
+from fastoptim.training.log_reading import curve_of_text, read_curve, read_log
 
 LOSSES = [2.5, 2.25, 2.0, 1.5]
 
