@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from types import FunctionType
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -205,16 +206,14 @@ def with_defaults(**defaults: Any) -> Callable[[Class], Class]:
     """Give a class an ``__init__`` like that of its base, but for some defaults; type checkers see that of the base."""
 
     def decorate(cls: Class) -> Class:
-        init: Any = cls.__init__  # type: ignore[misc]
-        owner = f"{cls.__qualname__}.__init__"
-        names = init.__code__.co_varnames[: init.__code__.co_argcount]
-        first = len(names) - len(init.__defaults__)
-        code = init.__code__.replace(co_qualname=owner)
-        new = FunctionType(code, init.__globals__, "__init__", None, init.__closure__)
-        new.__defaults__ = tuple(defaults.get(names[first + i], value) for i, value in enumerate(init.__defaults__))
-        new.__kwdefaults__ = init.__kwdefaults__ | {k: v for k, v in defaults.items() if k in init.__kwdefaults__}
-        new.__qualname__, new.__annotations__ = owner, init.__annotations__
-        cls.__init__ = new  # type: ignore[misc]
+        base: Any = cls.__init__  # type: ignore[misc]
+        values = {name: p.default for name, p in signature(base).parameters.items() if p.default is not p.empty}
+        values |= defaults
+        init = FunctionType(base.__code__, base.__globals__, "__init__", None, base.__closure__)
+        init.__kwdefaults__ = {name: values.pop(name) for name in base.__kwdefaults__}
+        init.__defaults__ = tuple(values.values())
+        init.__qualname__, init.__annotations__ = f"{cls.__qualname__}.__init__", base.__annotations__
+        cls.__init__ = init  # type: ignore[misc]
         return cls
 
     return decorate
