@@ -173,16 +173,12 @@ def _default_threads() -> int | str:
 
 def problems() -> list[str]:
     """Say what is wrong with the settings in the environment, whether or not this machine would use them."""
-    allowed = {
-        "FASTOPTIM_BACKEND": ("auto", *backends.BACKENDS),
-        "FASTOPTIM_ISA": backends.INSTRUCTION_SETS,
-        "FASTOPTIM_REQUIRE_C": ("0", "1"),
-    }
-    found = [
-        f"{name} must be one of {', '.join(values)}, got {value!r}"
-        for name, values in allowed.items()
-        if (value := os.environ.get(name, "")) and value not in values
-    ]
+    found = []
+    for name in backends.SETTINGS:
+        try:
+            backends.setting(name)
+        except ValueError as error:
+            found.append(str(error))
     if not found and (auto := _auto()).startswith("error: "):
         found.append(auto.removeprefix("error: "))
     if isinstance(threads := _default_threads(), str):

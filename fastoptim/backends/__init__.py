@@ -43,15 +43,19 @@ def available(name: str) -> str | None:
     return None
 
 
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "neon")
+SETTINGS = {
+    "FASTOPTIM_BACKEND": ("auto", *BACKENDS),
+    "FASTOPTIM_ISA": ("baseline", "avx2", "avx512", "neon"),
+    "FASTOPTIM_REQUIRE_C": ("0", "1"),
+}
 
 
-def requires_c() -> bool:
-    """Whether the environment makes a missing C extension an error; ValueError for a value that says neither."""
-    value = os.environ.get("FASTOPTIM_REQUIRE_C", "")
-    if value not in ("", "0", "1"):
-        raise ValueError(f"FASTOPTIM_REQUIRE_C must be 0 or 1, got {value!r}")
-    return value == "1"
+def setting(name: str) -> str:
+    """A variable of the environment, "" if there is none; ValueError for what is not one of its `SETTINGS`."""
+    value = os.environ.get(name, "")
+    if value and value not in SETTINGS[name]:
+        raise ValueError(f"{name} must be one of {', '.join(SETTINGS[name])}, got {value!r}")
+    return value
 
 
 def best_for_host() -> tuple[str, str | None]:
@@ -60,9 +64,9 @@ def best_for_host() -> tuple[str, str | None]:
         get_backend("c")
         return "c", None
     except ImportError as error:
-        if requires_c():
+        if setting("FASTOPTIM_REQUIRE_C") == "1":
             raise
-        if isa := os.environ.get("FASTOPTIM_ISA"):
+        if isa := setting("FASTOPTIM_ISA"):
             raise ImportError(f"FASTOPTIM_ISA={isa} chooses among kernels in C, but {error}") from error
         return "numba" if available("numba") is None else "numpy", str(error)
 
@@ -79,13 +83,8 @@ def _best_host_backend() -> str:
 def resolve(name: str, leaves: tuple[Any, ...]) -> Backend:
     """The backend that `name` means for these parameters; FASTOPTIM_BACKEND speaks where `name` is "auto"."""
     if name == "auto":
-        name = os.environ.get("FASTOPTIM_BACKEND", "") or "auto"
-        if name not in ("auto", *BACKENDS):
-            raise ValueError(f"FASTOPTIM_BACKEND must be one of {['auto', *BACKENDS]}, got {name!r}")
-    isa = os.environ.get("FASTOPTIM_ISA", "")
-    if isa and isa not in INSTRUCTION_SETS:
-        raise ValueError(f"FASTOPTIM_ISA must be one of {list(INSTRUCTION_SETS)}, got {isa!r}")
-    requires_c()
+        name = setting("FASTOPTIM_BACKEND") or "auto"
+    setting("FASTOPTIM_ISA"), setting("FASTOPTIM_REQUIRE_C")  # wrong ones are refused, whichever backend it is
     if name == "auto":
         on_device = any(hasattr(leaf, "__cuda_array_interface__") for leaf in leaves)
         name = "cuda" if on_device else _best_host_backend()
@@ -95,7 +94,7 @@ def resolve(name: str, leaves: tuple[Any, ...]) -> Backend:
 # --- The choice for one array, at every call of a function --------------------------------------------------------
 
 SMALL = 1 << 16  # bytes; below, a step takes one thread anyway, so that nobody needs to ask how many there are
-_NAMES = ("FASTOPTIM_BACKEND", "FASTOPTIM_ISA", "FASTOPTIM_REQUIRE_C", "FASTOPTIM_NUM_THREADS", "OMP_NUM_THREADS")
+_NAMES = (*SETTINGS, "FASTOPTIM_NUM_THREADS", "OMP_NUM_THREADS")
 # CPython keeps the environment in a dict; asking os.environ itself would take longer than a small step.
 ENVIRONMENT: Any = getattr(os.environ, "_data", None)
 VARIABLES: tuple[Any, ...] = tuple(getattr(os.environ, "encodekey", str)(name) for name in _NAMES)
