@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from ..checkpoint import matching
 from ..checkpoint.files import CheckpointError
 from ..common.trees import Structure
 from ..optimizers.averages import Average
@@ -52,6 +53,11 @@ class Averaging:
     def __call__(self, loop: Loop) -> None:
         if loop.info is None or loop.info.applied:
             self._average.update()
+
+    def own_arrays(self, names: Collection[str]) -> dict[str, Any]:
+        """The averages of arrays that each process has its own of."""
+        arrays = zip(self._average._names, self._average._averages, strict=True)
+        return {name: matching.to_host(x) for name, x in arrays if name in names}
 
     def state_dict(self) -> dict[str, Any]:
         return self._average.state_dict()

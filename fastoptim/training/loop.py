@@ -164,8 +164,11 @@ class Loop:
                         part.begin(self)
                 self._plan_events()
                 self._train()
-            except BaseException:  # at the last step there is a reason already
+                self.ranks.wait()  # for whoever fails after the last step
+            except BaseException as error:  # at the last step there is a reason already
                 self.reason = None
+                if not isinstance(error, KeyboardInterrupt):  # which may come within an exchange: it ends the job
+                    self.ranks.fail(error)
                 raise
 
     def _train(self) -> None:

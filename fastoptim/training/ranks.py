@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,30 +27,48 @@ class Ranks:
         self.rank: int = 0 if comm is None else comm.Get_rank()
         self.size: int = 1 if comm is None else comm.Get_size()
         self._sent, self._received = np.empty(2), np.empty(2)
+        self._failed = False  # whether one has told that it ends by an exception
 
-    def common_loss(self, loss: float, flag: bool) -> tuple[float, bool]:
-        """The mean of all processes' losses, and whether one of them raises its flag."""
+    def common_loss(self, loss: float, flag: float) -> tuple[float, bool]:
+        """The mean of all processes' losses, and whether one of them raises its flag.
+
+        Every exchange begins with this one, so that a process that has failed can tell all others, wherever they are.
+        """
         self._sent[:] = loss, flag
         self._comm.Allreduce(self._sent, self._received)
         total, flags = self._received.tolist()
+        if flags == math.inf:
+            self._failed = True
+            _raise("training", self._comm.allgather(None))
         return total / self.size, flags > 0
+
+    def fail(self, error: BaseException) -> None:
+        """Tell all other processes, which raise at their next exchange, that this one ends by `error`."""
+        if self.size > 1 and not self._failed:
+            self._failed = True
+            self._sent[:] = 0.0, math.inf
+            self._comm.Allreduce(self._sent, self._received)
+            self._comm.allgather(_report(error))
 
     def first(self, value: Any) -> Any:
         """What the first process has."""
+        self.wait()
         return value if self.size == 1 else self._comm.bcast(value)
 
     def every(self, value: Any) -> list[Any]:
         """What each process has."""
+        self.wait()
         return [value] if self.size == 1 else list(self._comm.allgather(value))
 
     def gathered(self, value: Any) -> list[Any]:
         """What each process has, for the first alone; the others get an empty list."""
+        self.wait()
         return [value] if self.size == 1 else list(self._comm.gather(value) or ())
 
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:
-            self._comm.Barrier()
+            self.common_loss(0.0, 0.0)
 
     def agreed(self, reason: str | None) -> str | None:
         """The reason to end of the first process that has one."""
@@ -63,14 +82,10 @@ class Ranks:
             yield
         except Exception as exception:
             error = exception
-        failures = self.every(None if error is None else (type(error).__name__, str(error)))
+        failures = self.every(None if error is None else _report(error))
         if error is not None:
             raise error
-        for rank, failure in enumerate(failures):
-            if failure is not None:
-                name, text = failure
-                kind = CheckpointError if name == "CheckpointError" else RuntimeError
-                raise kind(f"{what} failed on rank {rank}, so on all ranks: {name}: {text}")
+        _raise(what, failures)
 
     def same(self, said: Mapping[str, str]) -> None:
         """ValueError on every process that names what differs, unless all say the same."""
@@ -95,6 +110,19 @@ class Ranks:
                 raise ValueError(f"fit: the ranks differ in {name}: {', '.join(texts)}")
             pooled[name] = values[0][1] if values else own[name]
         return pooled
+
+
+def _report(error: BaseException) -> tuple[str, str]:
+    return type(error).__name__, str(error)
+
+
+def _raise(what: str, reports: Sequence[tuple[str, str] | None]) -> None:
+    """Raise the first failure that another process has reported, if there is one."""
+    for rank, report in enumerate(reports):
+        if report is not None:
+            name, text = report
+            kind = CheckpointError if name == "CheckpointError" else RuntimeError
+            raise kind(f"{what} failed on rank {rank}, so on all ranks: {name}: {text}")
 
 
 def _plain(value: Any) -> Any:

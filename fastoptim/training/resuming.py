@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..checkpoint import files, format, matching, slices
@@ -15,6 +16,7 @@ from ..common.validation import step_options
 from ..optimizers import saving
 from ..optimizers.base import Optimizer
 from . import rehearsal
+from .averaging import Averaging
 from .history import History, saved_count
 from .log import Log
 from .loop import Loop, frozen_arrays
@@ -125,6 +127,7 @@ class Checkpoints:
         """Save with an optimizer that writes files of its own, and remove those that no checkpoint needs any more."""
         before = _files_of(loop, self.path) if self._files is None else self._files
         name = f"{path}.optimizer-{loop.steps}"
+        loop.ranks.wait()  # the optimizer would not hear of one that has failed
         with naming(name):
             loop.optimizer.save(name)
         after = {key: value for key, value in before.items() if key not in map(os.path.basename, outdated)}
@@ -191,12 +194,13 @@ def _state(loop: Loop, settings: Settings) -> dict[str, Any]:
 def _own_state(loop: Loop, callbacks: bool = True) -> dict[str, Any]:
     """What every process has of its own: arrays that no optimizer keeps alike, and users' callbacks."""
     frozen = {name: matching.to_host(p) for name, p in frozen_arrays(loop.params, loop.optimizer)}
-    validation = loop.parts.get("validation")
-    several = loop.ranks.size > 1 and isinstance(validation, Validation)
+    parts = loop.parts if loop.ranks.size > 1 else {}
+    validation, averaging = parts.get("validation"), parts.get("average")
     return {
         "frozen": frozen,
         "callbacks": {name: part.state_dict() for name, part in _stateful(loop, users=True).items() if callbacks},
-        "best": validation.own_arrays(frozen) if several and isinstance(validation, Validation) else None,
+        "best": validation.own_arrays(frozen) if isinstance(validation, Validation) else None,
+        "average": averaging.own_arrays(frozen) if isinstance(averaging, Averaging) else {},
     }
 
 
@@ -253,11 +257,13 @@ def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
         position = loop.batches.recut(state["batches"]) if "batch_size" in overridden else state["batches"]
         if "lr" in overridden:
             del saved["rates"], parts["rates"]
+        if own.get("average"):
+            saved["average"] = saved["average"] | {"arrays": saved["average"]["arrays"] | own["average"]}
         if "average" in overridden:
             saved["average"] = {**saved["average"], **parts["average"].settings}
         states = [(loop.batches, position), *((part, saved.get(name)) for name, part in parts.items())]
         states += [(part, own["callbacks"][name]) for name, part in users.items()]
-        before = [(part, part.state_dict()) for part, _ in states]
+        undo = [put_back for part, _ in states if (put_back := _put_back(part)) is not None]
     with deferred_signals():
         try:
             with ranks.together("resuming"), format.malformed("the state of training"):
@@ -271,8 +277,8 @@ def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
                 with optimizer._locked():
                     saving.restore_optimizer(optimizer, tree)
         except BaseException:
-            for part, its_state in before:
-                part.load_state_dict(its_state)
+            for put_back in undo:
+                put_back()
             raise
         for name, p in frozen:
             matching.assign(p, own["frozen"][name])
@@ -281,6 +287,14 @@ def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
             if hasattr(optimizer, name) and "max_norm" not in overridden:
                 setattr(optimizer, name, value)
     loop.restore(steps, epoch, history)
+
+
+def _put_back(part: Any) -> Callable[[], object] | None:
+    """What puts a part back to the state it has now; None for a callback that has none before it has begun."""
+    try:
+        return partial(part.load_state_dict, part.state_dict())
+    except Exception:
+        return None
 
 
 def _own_of(loop: Loop, saved: Any) -> Any:

@@ -24,7 +24,13 @@ def test_what_differs_is_named_on_every_rank(name):
     run(2, name)
 
 
-@pytest.mark.parametrize("name", ["one_sided", "own_states", "one_checkpoint", "files", "interrupted", "unwritable"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("one_sided", "own_states", "own_averages", "one_checkpoint"),
+        *("files", "failures", "interrupted", "unwritable"),
+    ],
+)
 def test_two_ranks(name, tmp_path):
     run(2, name, tmp_path)
 

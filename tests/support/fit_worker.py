@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -202,6 +203,85 @@ def own_states(folder):
     assert ends[0] == ends[1], ends
     assert len(set(COMM.allgather(ends[0][1]))) == SIZE and len(set(COMM.allgather(ends[0][2]))) == SIZE
     all_equal(ends[0][0])
+
+
+def own_averages(folder):
+    """Averages of running means are each rank's own, too."""
+    ends = []
+    for epochs, resume in ((4, False), (2, False), (4, True)):
+        params, optimizer = fresh()
+        average = fo.Average(params, 0.8)
+        options = {"average": average, "checkpoint": Path(folder) / "run.ckpt", "resume": resume}
+        fo.fit(network, params, DATA, optimizer, batch_size=8, epochs=epochs, progress=False, diagnose=False, **options)
+        ends.append([average.arrays[name].tobytes() for name in ("w", "mean")])
+    assert ends[0] == ends[2] != ends[1]
+    assert len(set(COMM.allgather(ends[0][1]))) == SIZE
+
+
+def failures(folder):
+    """Where one rank fails, in whatever of its own, all others raise what names it, and all can go on."""
+    calls, where = [], ""
+
+    def fail(here):
+        if LAST and here == where:
+            raise KeyError("mine")
+
+    def f(params, batch):
+        calls.append(0)
+        if len(calls) == 4:
+            fail("loss")
+        return network(params, batch)
+
+    class Callback:
+        def begin(self, loop):
+            fail("begin")
+
+        def due(self, loop):
+            if loop.steps == 6:
+                fail("due")
+            return loop.next_due(3)
+
+        def __call__(self, loop):
+            if loop.steps == 3:
+                fail("call")
+            if loop.reason:
+                fail("last call")
+
+        def end(self, loop):
+            fail("end")
+
+    def validate(params):
+        if len(calls) > 7:
+            fail("validation")
+        return 1.0
+
+    class Data:
+        def __len__(self):
+            return len(DATA)
+
+        def __getitem__(self, rows):
+            if len(calls) == 9:
+                fail("data")
+            return DATA[rows]
+
+    for where in ("begin", "loss", "call", "due", "validation", "data", "last call"):
+        for callbacks in ((Callback(),), (Callback(),) if LAST else ()):
+            calls.clear()
+            options = {"validation": validate, "validate_every": 4, "checkpoint": Path(folder) / "run.ckpt"}
+            with refused(KeyError if LAST else RuntimeError, "mine"):
+                fit(f, Data(), callbacks=callbacks, **options)
+    where = "end"  # training is over for the others
+    with refused(KeyError, "mine") if LAST else contextlib.nullcontext():
+        fit(f, callbacks=[Callback()])
+    if not LAST:
+        COMM.Barrier()
+
+    def leave(loop):
+        if LAST and loop.steps == 2:
+            sys.exit("enough")
+
+    with refused(SystemExit if LAST else RuntimeError, "enough"):
+        fit(callbacks=leave)
 
 
 def other_number(path, epochs):

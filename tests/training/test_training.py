@@ -687,6 +687,25 @@ def test_a_resume_that_fails_leaves_data_schedule_and_callbacks_where_they_were(
         assert str([batches.state_dict(), plateau.state_dict(), mean.state_dict()]) == before
 
 
+def test_a_callback_may_have_no_state_before_it_begins(tmp_path):
+    class Late(Mean):
+        def __init__(self):
+            pass
+
+        def begin(self, loop):
+            if loop.steps == 0:
+                self.value = 0.0
+
+    params, data, f = problem()
+    whole, part, rest = Late(), Late(), Late()
+    path = tmp_path / "run.ckpt"
+    fo.fit(f, params, data, steps=9, callbacks=whole)
+    params, data, f = problem()
+    fo.fit(f, params, data, steps=5, callbacks=part, checkpoint=path)
+    fo.fit(f, params, data, steps=9, callbacks=rest, resume=path)
+    assert rest.value == whole.value != part.value
+
+
 def test_checkpoints_come_every_so_many_steps(tmp_path):
     path, seen = tmp_path / "a.ckpt", []
 
