@@ -220,10 +220,10 @@ def own_averages(folder):
 
 def failures(folder):
     """Where one rank fails, in whatever of its own, all others raise what names it, and all can go on."""
-    calls, where = [], ""
+    calls, places = [], []
 
     def fail(here):
-        if LAST and here == where:
+        if LAST and here == places[-1]:
             raise KeyError("mine")
 
     def f(params, batch):
@@ -264,13 +264,14 @@ def failures(folder):
                 fail("data")
             return DATA[rows]
 
-    for where in ("begin", "loss", "call", "due", "validation", "data", "last call"):
+    for place in ("begin", "loss", "call", "due", "validation", "data", "last call"):
+        places.append(place)
         for callbacks in ((Callback(),), (Callback(),) if LAST else ()):
             calls.clear()
             options = {"validation": validate, "validate_every": 4, "checkpoint": Path(folder) / "run.ckpt"}
             with refused(KeyError if LAST else RuntimeError, "mine"):
                 fit(f, Data(), callbacks=callbacks, **options)
-    where = "end"  # training is over for the others
+    places.append("end")  # training is over for the others
     with refused(KeyError, "mine") if LAST else contextlib.nullcontext():
         fit(f, callbacks=[Callback()])
     if not LAST:
