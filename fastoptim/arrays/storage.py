@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple, TypedDict
 
@@ -81,15 +81,13 @@ class Storage(NamedTuple):
                 "float32, bfloat16 and float16"
             )
 
-    def of(
-        self, states: Sequence[str], squares: Sequence[str], dtype: np.dtype[Any], number: int, first: int = 0
-    ) -> Stored | None:
-        """How a parameter of this dtype with these states is stored; None if in nothing less than it computes in."""
+    def of(self, rule: Rule, dtype: np.dtype[Any], number: int, first: int = 0) -> Stored | None:
+        """How a parameter of this dtype with a rule's states is stored; None if in nothing less than it computes in."""
         low = dtype.name in LOW
         state = self.state_dtype or "float32"
-        if not low and (dtype == np.float64 or state == "float32" or not states):
+        if not low and (dtype == np.float64 or state == "float32" or not rule.states):
             return None
-        roots = tuple(name in squares for name in states)
+        roots = tuple(name in rule.squares for name in rule.states)
         nearest = self.rounding == "nearest"
         return Stored(dtype.name, state, roots, self.seed, number, first, nearest, self.master and low)
 

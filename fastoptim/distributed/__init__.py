@@ -23,6 +23,7 @@ from ..optimizers.base import Optimizer
 from ..optimizers.groups import ParamGroups
 from .agreement import description, hyper_texts, options, plain_optimizer
 from .slices import Array
+from .states import States
 from .step import Steps
 
 __all__ = ["ShardedOptimizer"]
@@ -32,7 +33,7 @@ __all__ = ["ShardedOptimizer"]
 _METHODS = ("step", "add_param_group", "state_dict", "load_state_dict", "save", "load")
 
 
-class ShardedOptimizer(Steps):
+class ShardedOptimizer(Steps, States):
     """Divide an optimizer's states among the ranks of an MPI communicator.
 
     Every rank holds all parameters, calls every method together with the others, and hands `step` the gradients of its

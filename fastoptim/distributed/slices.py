@@ -39,6 +39,8 @@ class Slices:
     """What one rank has of the parameters, and how it leads buckets through their stages."""
 
     comm: Any
+    threads: int
+    backend: str
     _whole: Optimizer
     _channel: Channel
     _options: dict[str, Any]

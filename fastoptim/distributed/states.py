@@ -60,7 +60,7 @@ class States(Slices):
         """Shape and dtype of all arrays of states that a parameter may have."""
         found: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         for rule in rules_of(self._whole):
-            stored = self._whole._storage.of(rule.states, rule.squares, q.dtype, q.number)
+            stored = self._whole._storage.of(rule, q.dtype, q.number)
             found |= state_arrays(rule, stored, q.shape, q.dtype)
         return found
 

@@ -18,15 +18,11 @@ from ..rules.norm import NORM_BLOCK
 from ..rules.reference import tree_sum
 from .agreement import check_updates
 from .partition import Part
-from .slices import Array, nothing, step_piece
-from .states import States
+from .slices import Array, Slices, nothing, step_piece
 
 
-class Steps(States):
+class Steps(Slices):
     """Check and take the steps of a `ShardedOptimizer`."""
-
-    threads: int
-    backend: str
 
     def _checked(self, grads: Any) -> tuple[list[Array], list[Array | None], list[tuple[Array, Array]]]:
         """Flat parameters and gradients after every check that a step makes, and which parameters are copies."""

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from ..common.public import public
 from ..rules import coefficients as k
-from .family import BELOW_ONE, Family, Options, made
+from .family import BELOW_ONE, Family, Options, spec_of
 from .hyperparameters import PerGroup, UpdateSpec
 
 
@@ -111,10 +111,10 @@ class RMSprop(
         if o.momentum:
             of = k.rmsprop_centered_momentum_coefficients if o.centered else k.rmsprop_momentum_coefficients
             coefficients = of(o.lr, o.alpha, o.eps, o.momentum, o.eps_mode, o.momentum_mode)
-            return made("rmsprop_centered_momentum" if o.centered else "rmsprop_momentum", o, coefficients)
+            return spec_of("rmsprop_centered_momentum" if o.centered else "rmsprop_momentum", o, coefficients)
         if o.centered:
-            return made("rmsprop_centered", o, k.rmsprop_centered_coefficients(o.lr, o.alpha, o.eps, o.eps_mode))
-        return made("rmsprop", o, k.rmsprop_coefficients(o.lr, o.alpha, o.eps, o.eps_mode))
+            return spec_of("rmsprop_centered", o, k.rmsprop_centered_coefficients(o.lr, o.alpha, o.eps, o.eps_mode))
+        return spec_of("rmsprop", o, k.rmsprop_coefficients(o.lr, o.alpha, o.eps, o.eps_mode))
 
 
 @public
@@ -189,7 +189,7 @@ class Adagrad(Family, eps_mode=k.ROOT_MODES):
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
         coefficients = partial(k.adagrad_coefficients, o.lr, o.lr_decay, o.eps, o.eps_mode)
-        return made("rmsprop", o, coefficients if o.lr_decay else coefficients(1))
+        return spec_of("rmsprop", o, coefficients if o.lr_decay else coefficients(1))
 
 
 @public
@@ -254,7 +254,7 @@ class Adadelta(Family, rho=BELOW_ONE):
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
-        return made("adadelta", o, k.adadelta_coefficients(o.lr, o.rho, o.eps))
+        return spec_of("adadelta", o, k.adadelta_coefficients(o.lr, o.rho, o.eps))
 
 
 @public
@@ -316,7 +316,7 @@ class Adamax(Family, betas=BELOW_ONE, eps_mode=k.ADAMAX_MODES):
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
-        return made("adamax", o, partial(k.adamax_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.eps_mode))
+        return spec_of("adamax", o, partial(k.adamax_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.eps_mode))
 
 
 @public
@@ -392,4 +392,4 @@ class FTRL(Family):
     def _update(o: Any) -> UpdateSpec:
         if o.lr == 0.0:
             raise ValueError("FTRL divides by lr: it must be > 0")
-        return made("ftrl", o, k.ftrl_coefficients(o.lr, o.l1, o.l2, o.beta))
+        return spec_of("ftrl", o, k.ftrl_coefficients(o.lr, o.l1, o.l2, o.beta))

@@ -99,7 +99,7 @@ def _checked(name: str, value: Any, default: Any, allowed: tuple[Any, ...] | Non
     return tuple(real(f"{name}[{i}]", x, *limits) for i, x in enumerate(numbers))
 
 
-def made(
+def spec_of(
     rule: str,
     o: Any,
     coefficients: Callable[..., tuple[float, ...]] | tuple[float, ...],

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from ..common.public import public
 from ..rules import coefficients as k
 from ..rules import measures
-from .family import BELOW_ONE, Family, Options, made
+from .family import BELOW_ONE, Family, Options, spec_of
 from .hyperparameters import PerGroup, UpdateSpec
 
 
@@ -107,7 +107,7 @@ class LAMB(Family, betas=BELOW_ONE):
         coefficients = partial(k.lamb_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.bias_correction)
         measured = measures.lamb(o.lr, o.trust_clip) if o.adapt else None
         o.decoupled_weight_decay = True
-        return made("adam", o, coefficients, measured=measured)
+        return spec_of("adam", o, coefficients, measured=measured)
 
 
 @public
@@ -213,7 +213,7 @@ class LARS(Family, momentum=BELOW_ONE, mode=k.LARS_MODES):
         else:
             rule, rates, coefficients = "sgd", (2,), k.sgd_coefficients(o.lr)
         measured = measures.lars(o.trust_coefficient, o.eps, o.mode, rates) if o.adapt else None
-        return made(rule, o, coefficients, measured=measured)
+        return spec_of(rule, o, coefficients, measured=measured)
 
 
 @public
@@ -297,4 +297,4 @@ class NovoGrad(Family, betas=BELOW_ONE):
         def coefficients(t: int, v: float) -> tuple[float, ...]:
             return k.novograd_coefficients(o.lr, o.betas[0], o.weight_decay, o.grad_averaging, 1.0)
 
-        return made("novograd", o, coefficients, weight_decay=0.0, measured=measures.novograd(o.betas[1], o.eps))
+        return spec_of("novograd", o, coefficients, weight_decay=0.0, measured=measures.novograd(o.betas[1], o.eps))

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from ..common.public import public
 from ..rules import coefficients as k
-from .family import BELOW_ONE, Family, Options, made
+from .family import BELOW_ONE, Family, Options, spec_of
 from .hyperparameters import PerGroup, UpdateSpec
 
 
@@ -96,7 +96,7 @@ class NAdam(_Moments, betas=BELOW_ONE, mode=k.NADAM_MODES, decay_mode=k.DECAY_MO
     def _update(o: Any) -> UpdateSpec:
         coefficients = partial(k.nadam_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.momentum_decay, o.mode)
         product = partial(k.nadam_advance, o.betas[0], o.momentum_decay)
-        return made("nadam", o, coefficients, product)
+        return spec_of("nadam", o, coefficients, product)
 
 
 @public
@@ -166,7 +166,7 @@ class RAdam(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
-        return made("adam", o, partial(k.radam_coefficients, o.lr, o.betas[0], o.betas[1], o.eps))
+        return spec_of("adam", o, partial(k.radam_coefficients, o.lr, o.betas[0], o.betas[1], o.eps))
 
 
 @public
@@ -232,7 +232,9 @@ class AdaBelief(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
-        return made("adabelief", o, partial(k.adabelief_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.eps_root))
+        return spec_of(
+            "adabelief", o, partial(k.adabelief_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.eps_root)
+        )
 
 
 @public
@@ -297,7 +299,7 @@ class ADOPT(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
-        return made("adopt", o, partial(k.adopt_coefficients, o.lr, o.betas[0], o.betas[1], o.eps))
+        return spec_of("adopt", o, partial(k.adopt_coefficients, o.lr, o.betas[0], o.betas[1], o.eps))
 
 
 @public
@@ -361,7 +363,7 @@ class Yogi(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
-        return made("yogi", o, partial(k.yogi_coefficients, o.lr, o.betas[0], o.betas[1], o.eps))
+        return spec_of("yogi", o, partial(k.yogi_coefficients, o.lr, o.betas[0], o.betas[1], o.eps))
 
 
 @public
@@ -427,7 +429,7 @@ class LaProp(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
         coefficients = partial(k.laprop_coefficients, o.lr, o.betas[0], o.betas[1], o.eps)
-        return made("laprop", o, coefficients, partial(k.laprop_advance, o.lr, o.betas[0]))
+        return spec_of("laprop", o, coefficients, partial(k.laprop_advance, o.lr, o.betas[0]))
 
 
 @public
@@ -499,7 +501,7 @@ class AdEMAMix(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
         coefficients = partial(k.ademamix_coefficients, o.lr, o.betas, o.eps, o.alpha, o.warmup_steps)
-        return made("ademamix", o, coefficients)
+        return spec_of("ademamix", o, coefficients)
 
 
 @public
@@ -571,4 +573,4 @@ class Adan(_Moments, betas=BELOW_ONE, mode=k.ADAN_MODES, decay_mode=k.DECAY_MODE
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
-        return made("adan", o, partial(k.adan_coefficients, o.lr, o.betas, o.eps, o.mode))
+        return spec_of("adan", o, partial(k.adan_coefficients, o.lr, o.betas, o.eps, o.mode))

@@ -11,7 +11,7 @@ import numpy as np
 from ..arrays.storage import MASTER, compute_dtype, scale_name, unpack
 from ..common.public import public
 from ..rules import coefficients as k
-from .family import BELOW_ONE, Family, Options, made
+from .family import BELOW_ONE, Family, Options, spec_of
 from .hyperparameters import PerGroup, UpdateSpec
 
 
@@ -92,7 +92,7 @@ class ASGD(Family):
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
-        return made("asgd", o, partial(k.asgd_coefficients, o.lr, o.lambd, o.alpha, o.t0))
+        return spec_of("asgd", o, partial(k.asgd_coefficients, o.lr, o.lambd, o.alpha, o.t0))
 
 
 class ScheduleFree(Family):
@@ -228,7 +228,7 @@ class ScheduleFreeSGD(ScheduleFree, momentum=BELOW_ONE):
         _positive("momentum", o.momentum)
         weights = (o.warmup_steps, o.r, o.weight_lr_power)
         coefficients = partial(k.schedule_free_sgd_coefficients, o.lr, o.momentum, *weights)
-        return made("schedule_free_sgd", o, coefficients, partial(k.schedule_free_advance, o.lr, *weights))
+        return spec_of("schedule_free_sgd", o, coefficients, partial(k.schedule_free_advance, o.lr, *weights))
 
     @staticmethod
     def _beta(group: Any) -> float:
@@ -317,7 +317,7 @@ class ScheduleFreeAdamW(ScheduleFree, betas=BELOW_ONE):
             k.schedule_free_adamw_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.weight_decay, *weights
         )
         advance = partial(k.schedule_free_advance, o.lr, *weights)
-        return made("schedule_free_adamw", o, coefficients, advance, weight_decay=0.0)
+        return spec_of("schedule_free_adamw", o, coefficients, advance, weight_decay=0.0)
 
     @staticmethod
     def _beta(group: Any) -> float:

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 from ..common.public import public
 from ..rules import coefficients as k
 from ..rules import measures
-from .family import BELOW_ONE, Family, Options, made
+from .family import BELOW_ONE, Family, Options, spec_of
 from .hyperparameters import PerGroup, UpdateSpec
 
 
@@ -90,9 +90,9 @@ class Lion(Family, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
         if not o.cautious:
-            return made("lion", o, k.lion_coefficients(o.lr, o.betas[0], o.betas[1]))
+            return spec_of("lion", o, k.lion_coefficients(o.lr, o.betas[0], o.betas[1]))
         coefficients = k.cautious_lion_coefficients(o.lr, o.betas[0], o.betas[1], 1.0)
-        return made("cautious_lion", o, coefficients, measured=measures.cautious("none"))
+        return spec_of("cautious_lion", o, coefficients, measured=measures.cautious("none"))
 
 
 @public
@@ -148,7 +148,7 @@ class SignSGD(Family, decay_mode=k.DECAY_MODES):
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
-        return made("signsgd", o, k.signsgd_coefficients(o.lr))
+        return spec_of("signsgd", o, k.signsgd_coefficients(o.lr))
 
 
 @public
@@ -208,7 +208,7 @@ class Signum(Family, momentum=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
-        return made("signum", o, k.signum_coefficients(o.lr, o.momentum))
+        return spec_of("signum", o, k.signum_coefficients(o.lr, o.momentum))
 
 
 @public
@@ -284,4 +284,4 @@ class Rprop(Family):
             raise ValueError(f"etas must have 0 < etas[0] < 1 < etas[1], got {o.etas}")
         if o.step_sizes[0] > o.step_sizes[1]:
             raise ValueError(f"step_sizes must be the smallest and the largest, got {o.step_sizes}")
-        return made("rprop", o, k.rprop_coefficients(o.etas, o.step_sizes))
+        return spec_of("rprop", o, k.rprop_coefficients(o.etas, o.step_sizes))

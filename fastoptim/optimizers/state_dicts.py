@@ -309,7 +309,7 @@ def _loaded(optimizer: Savable, parameter: Parameter, entry: Mapping[str, Any], 
 
 
 def _stored(optimizer: Savable, parameter: Parameter, rule: Rule) -> Stored | None:
-    return optimizer._storage.of(rule.states, rule.squares, parameter.dtype, parameter.number, parameter.first)
+    return optimizer._storage.of(rule, parameter.dtype, parameter.number, parameter.first)
 
 
 def _loaded_state(

@@ -291,7 +291,7 @@ def member_of(
     """What is expected of a parameter; TypeError or ValueError if it cannot be stored so."""
     storage.check(name, dtype)
     rule = spec.kernel.rule
-    stored = storage.of(rule.states, rule.squares, dtype, number, first)
+    stored = storage.of(rule, dtype, number, first)
     if stored is not None and spec.measured is not None:
         raise ValueError(
             f"parameter {name!r} is stored in fewer bits ({stored.parameter}, states in {stored.state}), and its step "
