@@ -13,17 +13,28 @@
 
 /* The loops of roofline.h, with the columns of rule_table.h. */
 #define FO_ROOFLINES(X)                                                                                                \
-    X(roof0, 0, 0, PARAMETER, NO_DECAY, NARROW)                                                                        \
-    X(roof1, 1, 0, PARAMETER, NO_DECAY, WIDE)                                                                          \
-    X(roof2, 2, 0, PARAMETER, NO_DECAY, WIDE)                                                                          \
-    X(roof3, 3, 0, PARAMETER, NO_DECAY, WIDE)                                                                          \
-    X(roof4, 4, 0, PARAMETER, NO_DECAY, WIDE)                                                                          \
-    X(root_and_divide, 0, 0, PARAMETER, NO_DECAY, WIDE)
+    X(roof0, 0, 0, ROOF, NO_DECAY, NARROW)                                                                             \
+    X(roof1, 1, 0, ROOF, NO_DECAY, WIDE)                                                                               \
+    X(roof2, 2, 0, ROOF, NO_DECAY, WIDE)                                                                               \
+    X(roof3, 3, 0, ROOF, NO_DECAY, WIDE)                                                                               \
+    X(roof4, 4, 0, ROOF, NO_DECAY, WIDE)                                                                               \
+    X(root_and_divide, 0, 0, ROOF, NO_DECAY, WIDE)
 
-enum { STEP, PARAMETER };
+enum { STEP, PARAMETER, ROOF }; /* ROOF gives a parameter, too, and leaves memory to the processor */
 enum { NO_DECAY, INSIDE = 1, APART = 2, ANY_DECAY = INSIDE | APART };
 
 #define INLINE static inline __attribute__((always_inline))
+
+/* Of arrays that lie beyond the second cache, stretches are asked for some way ahead. Left to itself, a Xeon with AVX-512
+ * took 1.15 times as long for a step of Adam; in nearer caches, asking costs a few percent. All in elements. */
+enum { FO_FAR = 16384, FO_STRETCH = 64, FO_AHEAD = 512 };
+
+/* Asks for the stretch ahead of element `i` of an array; where that ends before, nothing comes of it. */
+INLINE void fetch(const void *x, int64_t i, size_t size)
+{
+    for (size_t at = 0; at < FO_STRETCH * size; at += 64)
+        __builtin_prefetch((const void *)((uintptr_t)x + ((size_t)i + FO_AHEAD) * size + at));
+}
 
 typedef double fo_four_doubles __attribute__((vector_size(4 * sizeof(double))));
 
@@ -61,11 +72,13 @@ struct kernels {
 #define WIDE
 #define NARROW
 #define ISA(x) x##_baseline
+#define PREFETCH 0
 #include "kernels.inc"
 
 #define WIDE __attribute__((target("avx2")))
 #define NARROW WIDE
 #define ISA(x) x##_avx2
+#define PREFETCH 0
 #include "kernels.inc"
 
 #if defined(__clang__)
@@ -76,6 +89,7 @@ struct kernels {
 #define WIDE __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")))
 #endif
 #define ISA(x) x##_avx512
+#define PREFETCH 1
 #include "kernels.inc"
 
 static const struct kernels *const kernels_by_isa[] = {&kernels_baseline, &kernels_avx2, &kernels_avx512};
@@ -86,6 +100,7 @@ static const char *const isa_names[] = {"baseline", "avx2", "avx512", 0};
 #define WIDE
 #define NARROW
 #define ISA(x) x##_only
+#define PREFETCH 0
 #include "kernels.inc"
 
 static const struct kernels *const kernels_by_isa[] = {&kernels_only};

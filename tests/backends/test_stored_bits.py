@@ -30,6 +30,8 @@ def test_c_equals_the_reference(c, storages):
         check(c, variant, storages, nearest, raw_bits if i // 2 % 2 else ordinary, threads=1 + i % 3, seed=i)
     for i, (variant, make) in enumerate(product(FUSED, (ordinary, raw_bits))):
         check(c, variant, storages, False, make, threads=1 + i % 3, seed=i)
+        if make is ordinary:  # chunks as long as those of arrays that lie beyond the second cache
+            check(c, variant, storages, False, make, threads=1, seed=i, sizes=(8 * 16384 + 77,))
 
 
 @pytest.mark.parametrize("storages", STORAGES, ids=lambda s: f"{s[0]}-{s[2]}")
