@@ -100,14 +100,36 @@ class Checkpoints:
         return loop.next_due(self._every)
 
     def __call__(self, loop: Loop) -> None:
-        if self._validation is not None and self._validation.improved:
-            self._save(loop, best_path(self.path), keep_previous=False)
+        validation = self._validation
+        if validation is not None and validation.took_best_back:
+            validation.took_best_back = False
+            with loop.ranks.together("taking the best checkpoint back"):
+                self._take_best_back(loop.ranks.rank == 0)
+        if validation is not None and validation.improved:
+            self._save(loop, best_path(self.path), keep_previous=validation.additional)
         if loop.is_due(self._every):
             self._save(loop, self.path)
 
+    def _take_best_back(self, writes: bool) -> None:
+        """Put the best checkpoint of before the last end in its place, once training has gone on from there."""
+        best = os.path.realpath(best_path(self.path))
+        previous = files.previous_path(best)
+        known = self._files or {}
+        outdated = known.pop(os.path.basename(best), None)
+        if os.path.basename(previous) in known:
+            known[os.path.basename(best)] = known.pop(os.path.basename(previous))
+        if writes and self._continues:
+            with contextlib.suppress(FileNotFoundError):  # it was taken back before
+                if self._validation is not None and self._validation.best_step is None:
+                    os.unlink(best)
+                else:
+                    os.replace(previous, best)
+            if outdated is not None:
+                slices.remove_checkpoints(os.path.dirname(best), {outdated})
+
     def _save(self, loop: Loop, path: str, keep_previous: bool = True) -> None:
         kept: list[int] = []
-        if self._keep is not None and keep_previous:
+        if self._keep is not None and path == self.path:
             kept = [*self._kept, loop.steps][-self._keep :]
         outdated = [kept_path(path, step) for step in self._kept if kept and step not in kept]
         self._kept = kept or self._kept
@@ -134,7 +156,7 @@ class Checkpoints:
         if keep_previous and os.path.basename(path) in before:
             after[os.path.basename(files.previous_path(path))] = before[os.path.basename(path)]
         after[os.path.basename(path)] = os.path.basename(name)
-        if self._keep is not None and keep_previous:
+        if self._keep is not None and path == self.path:
             after[os.path.basename(kept_path(path, loop.steps))] = os.path.basename(name)
         self._files = after
         own = loop.ranks.gathered(_own_state(loop))

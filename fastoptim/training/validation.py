@@ -41,6 +41,8 @@ class Validation:
         Whether the validation after this step was the best so far.
     additional : bool
         Whether there was one only because training ends: it is taken back if training is resumed to a later end.
+    took_best_back : bool
+        Whether one that was taken back when this run began had been the best.
     monitor, mode : str, {"min", "max"}
         The figure that counts, and whether less or more of it is better.
     """
@@ -67,7 +69,7 @@ class Validation:
         self._evaluate, self._params, self._every, self._by_data = evaluate, params, every, by_data
         self._patience, self._min_delta, self._restore_best = patience, min_delta, restore_best
         self._validated, self._averaged, self._deciding = validated, averaged, deciding
-        self.improved = self.additional = False
+        self.improved = self.additional = self.took_best_back = False
         self._sign = 1.0 if self.mode == "min" else -1.0
         self._best = _Best(None, math.inf, self._sign * math.inf, None, {})
         self._bad = 0  # validations since the best
@@ -88,6 +90,7 @@ class Validation:
     def begin(self, loop: Loop) -> None:
         if self._before is not None and loop.reason is None:
             loop.history._forget_validation()
+            self.took_best_back = self._best.step != self._before.step
             self._best, self._before = self._before, None
         if self._is_over():
             loop.stop("early stopping")

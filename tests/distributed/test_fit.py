@@ -28,7 +28,7 @@ def test_what_differs_is_named_on_every_rank(name):
     "name",
     [
         *("one_sided", "own_states", "own_averages", "one_checkpoint"),
-        *("files", "failures", "interrupted", "unwritable"),
+        *("files", "best_taken_back", "failures", "interrupted", "unwritable"),
     ],
 )
 def test_two_ranks(name, tmp_path):

@@ -368,6 +368,31 @@ def files(folder):
     assert all((folder / name).read_text() == "mine" for name in mine)
 
 
+def best_taken_back(folder):
+    """The best checkpoint of an end that was none, and its optimizer's file, give way to those of the best before."""
+
+    class Count:
+        def begin(self, loop):
+            self.steps = loop.steps
+
+        __call__ = begin
+
+    def run(name, steps, **options):
+        count = Count()
+        validate = lambda params: {3: 1.0, 5: 0.5}.get(count.steps + 1, 2.0)  # noqa: E731
+        options |= {"validation": validate, "validate_every": 3, "checkpoint_every": 4}
+        fit(checkpoint=Path(folder) / name, steps=steps, epochs=None, callbacks=count, **options)
+        COMM.Barrier()
+        return {".".join(x.name.split(".")[1:3]) for x in Path(folder).glob(f"{name}.best*")}
+
+    whole = run("whole", 8)
+    assert run("cut", 5) == {"best", "best.optimizer-3", "best.optimizer-5", "best.previous"}
+    assert run("cut", 8, resume=True) == whole == {"best", "best.optimizer-3"}
+    results = [fit(epochs=5, resume=Path(folder) / f"{name}.best")[0] for name in ("whole", "cut")]
+    assert results[0]["w"].tobytes() == results[1]["w"].tobytes()
+    assert format.read(Path(folder) / "cut.best", kind="training")["loop"]["steps"] == 3
+
+
 def interrupted(folder):
     """Ctrl-C that only one rank hears ends all after the same step."""
     path = Path(folder) / "run.ckpt"

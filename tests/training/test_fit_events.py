@@ -224,6 +224,39 @@ def test_a_prolonged_run_is_the_one_that_was_planned_longer(tmp_path, suffix, fi
     assert run("cut", 9, resume=True) == whole
 
 
+@pytest.mark.filterwarnings("ignore:validation's loss was NaN")
+@pytest.mark.parametrize("end", [2, 5])  # before there is a best, and after one
+def test_the_best_checkpoint_of_an_end_that_was_none_is_taken_back(tmp_path, end):
+    best = tmp_path / "a.best.ckpt"
+    losses = {end: 0.5} if end == 2 else {3: 1.0, end: 0.5}
+
+    def run(steps, killed_at=None, **options):
+        optimizer = fo.Adam({"w": np.zeros(2)})
+
+        def validate(params):
+            return losses.get(optimizer.state["w"]["step"], math.nan)
+
+        def kill(loop):
+            if loop.steps == killed_at:
+                raise KeyboardInterrupt
+
+        options |= {"checkpoint": tmp_path / "a.ckpt", "checkpoint_every": 20, "validate_every": 3, "diagnose": False}
+        params = {"w": optimizer.param_groups[0]["params"][0]}
+        f = lambda p, batch: (1.0, {"w": np.ones(2)})  # noqa: E731
+        fo.fit(f, params, None, optimizer, steps=steps, validation=validate, callbacks=kill, **options)
+
+    run(9)
+    whole = best.exists() and best.read_bytes()
+    for file in tmp_path.iterdir():
+        file.unlink()
+    run(end)
+    assert best.read_bytes() != whole
+    with pytest.raises(KeyboardInterrupt):
+        run(9, killed_at=7, resume=True)
+    run(9, resume=True)
+    assert (best.exists() and best.read_bytes()) == whole
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 @pytest.mark.parametrize("crash", [False, True])
 def test_a_validation_is_taken_back_also_where_the_run_ends_at_once(tmp_path, suffix, crash):
