@@ -20,6 +20,7 @@ from fastoptim.adapters import cs231n, dicts, numpy_ml, objects, per_array
 from fastoptim.adapters._update import RuleUpdate, step_array
 from fastoptim.backends.numpy_cpu import NumpyBackend
 from fastoptim.common.busy import BUSY
+from tests.support.threads import in_threads
 
 RNG = np.random.default_rng(0)
 P0 = {"W": RNG.normal(size=(13, 7)), "b": RNG.normal(size=7)}
@@ -561,20 +562,13 @@ def test_ctrl_c_waits_for_arrays_that_are_copied_back(monkeypatch):
 
 
 def test_threads_do_not_share_what_is_native():
-    results = {}
-
     def work(seed):
         p, g = np.zeros(5000), np.full(5000, float(seed))
         for _ in range(200):
             step_array("sgd", p, g, (), (1.0,))
-        results[seed] = p
+        return p
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2, 3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all((results[seed] == -200.0 * seed).all() for seed in (1, 2, 3))
+    assert all((p == -200.0 * seed).all() for seed, p in enumerate(in_threads(work, (1, 2, 3)), 1))
 
 
 def test_examples():

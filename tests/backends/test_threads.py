@@ -20,6 +20,7 @@ from fastoptim.rules import reference
 from fastoptim.rules.table import RULES, Kernel
 from tests.support.cases import on_threads, same_bits
 from tests.support.forks import in_child
+from tests.support.threads import in_threads
 
 SIZES = (1_200_000, 3, 8193, 300_001)
 
@@ -137,31 +138,25 @@ def test_multiprocessing_by_fork():
 
 @pytest.mark.parametrize("backend", ["c", "numba", "numpy"])
 def test_two_threads_step_two_optimizers(backend):
-    results, start = {}, threading.Barrier(3)
-
     if backend == "numba":
         pytest.importorskip("numba", reason="LOUD: pip install numba to step it from threads")
+    seeds, start = (0, 10, 20), threading.Barrier(3)
 
     def work(seed):
         start.wait()
-        results[seed] = after(8, seed, backend, threads=2)
+        return after(8, seed, backend, threads=2)
 
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in (0, 10, 20)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    for seed in (0, 10, 20):
-        for p, w in zip(results[seed], after(8, seed), strict=True):
+    for seed, result in zip(seeds, in_threads(work, seeds), strict=True):
+        for p, w in zip(result, after(8, seed), strict=True):
             assert same_bits(p, w)
 
 
 def test_one_optimizer_stepped_by_two_threads_raises():
     params, grads = model(), model(1)
     opt = fo.Adam(params, lr=0.01, weight_decay=0.1, backend="c", threads=2)
-    counts, errors, start, enough = [], [], threading.Barrier(2), threading.Event()
+    errors, start, enough = [], threading.Barrier(2), threading.Event()
 
-    def work():
+    def work(number):
         done = 0
         start.wait()
         end = time.monotonic() + 20
@@ -172,17 +167,13 @@ def test_one_optimizer_stepped_by_two_threads_raises():
             except RuntimeError as error:
                 errors.append(str(error))
                 enough.set()
-        counts.append(done)
+        return done
 
-    workers = [threading.Thread(target=work) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    steps = sum(in_threads(work, range(2)))
     assert errors and "another thread" in errors[0]
     # Whoever was refused changed nothing: as many steps were taken as were counted.
-    assert opt.state["0"]["step"] == sum(counts)
-    for p, w in zip(params, after(sum(counts)), strict=True):
+    assert opt.state["0"]["step"] == steps
+    for p, w in zip(params, after(steps), strict=True):
         assert same_bits(p, w)
 
 
@@ -191,18 +182,14 @@ def test_a_plan_serves_one_thread_at_a_time():
     params, grads = tuple(model()), tuple(model(1))
     counter, threads, tries = count_of_steps(), 3, 60
     plan = get_backend("c").plan([Kernel(RULES["sgd"], "none")], [0] * len(params), params, counter, 1)
-    row, start, applied, norms = ((1.0, 0.0, 0.01),), threading.Barrier(threads), [], []
+    row, start = ((1.0, 0.0, 0.01),), threading.Barrier(threads)
 
-    def work():
+    def work(number):
         start.wait()
-        applied.append(sum(plan.step(params, grads, (), row) for _ in range(tries)))
-        norms.append({plan.sum_squares(grads, 1.0, 1.0) for _ in range(tries)})
+        applied = sum(plan.step(params, grads, (), row) for _ in range(tries))
+        return applied, {plan.sum_squares(grads, 1.0, 1.0) for _ in range(tries)}
 
-    workers = [threading.Thread(target=work) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    applied, norms = zip(*in_threads(work, range(threads)), strict=True)
     steps = sum(applied)
     assert tries <= steps <= threads * tries and counter[0] == steps
     assert len(set.union(*norms) - {None}) == 1

@@ -10,6 +10,7 @@ import pytest
 import fastoptim as fo
 from fastoptim.checkpoint import files, format, slices
 from fastoptim.checkpoint.files import CheckpointError
+from tests.checkpoint.test_checkpoint import altered
 from tests.proofs.fuzz_checkpoint import save_slices
 
 TOKEN = "0123456789abcdef"
@@ -78,12 +79,6 @@ def test_old_slices_are_removed_by_what_they_are(tmp_path):
     assert names(tmp_path) == named | {foreign, live}
     slices.remove_old_slices(str(path))
     assert names(tmp_path) == named | {foreign}
-
-
-def altered(path, kind, change):
-    tree = format.read(path, kind=kind)
-    change(tree)
-    format.write(path, tree, kind=kind, keep_previous=False)
 
 
 def many_states(tree):

@@ -21,6 +21,7 @@ from fastoptim.optimizers import update
 from fastoptim.optimizers.update import Update
 from fastoptim.rules import reference
 from tests.support.cases import DTYPES, native_plan, same_bits
+from tests.support.threads import in_threads
 
 BACKENDS = ("c", "numba", "numpy")
 
@@ -158,14 +159,6 @@ def test_clipping_is_exact_whatever_the_modes_of_floating_point(backend):
         assert same_bits(a, wanted[0]) and same_bits(b, wanted[1])
     else:
         assert a[0] == 3 and b[0] == 4, "refused after something was written"
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c():
-    """As Python handles it when it starts, unless it is started in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def interrupting(function, number=signal.SIGINT):
@@ -377,15 +370,9 @@ def test_threads_share_what_steps_small_arrays():
         p, g = np.zeros(seed * 5), np.full(seed * 5, float(seed))
         for _ in range(3000):
             fo.functional.sgd(p, g, lr=0.5)
-        results[seed] = p
+        return p
 
-    results = {}
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2, 3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(np.all(results[seed] == -1500 * seed) for seed in (1, 2, 3))
+    assert all(np.all(p == -1500 * seed) for seed, p in enumerate(in_threads(work, (1, 2, 3)), 1))
 
 
 def test_nothing_keeps_the_callers_arrays_alive():

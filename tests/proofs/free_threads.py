@@ -8,24 +8,15 @@ and says so. Exit status 1 if anything differs.
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Callable
 
 import numpy as np
 
 import fastoptim as fo
+from tests.support.threads import in_threads
 
 THREADS, STEPS, SIZES = 5, 400, (3, 1000, 8193)
 OPTIONS = {"backend": "c", "threads": 1}
-
-
-def together(work: Callable[[int], None]) -> None:
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def stepped(seed: int) -> list[bytes]:
@@ -42,24 +33,26 @@ def stepped(seed: int) -> list[bytes]:
 
 def shared(seconds: float) -> tuple[int, int, bool]:
     """Steps of one optimizer by all threads, how many were refused, and whether all is as if one had made them."""
-    p, g, done, refused = np.ones(1000, np.float32), np.ones(1000, np.float32), [0] * THREADS, [0] * THREADS
+    p, g = np.ones(1000, np.float32), np.ones(1000, np.float32)
     opt, end = fo.SGD(p, lr=2.0**-20, **OPTIONS), time.monotonic() + seconds
 
-    def work(i: int) -> None:
+    def work(i: int) -> tuple[int, int]:
+        done = refused = 0
         while time.monotonic() < end:
             try:
                 opt.step(g)
-                done[i] += 1
+                done += 1
             except RuntimeError:
-                refused[i] += 1
+                refused += 1
+        return done, refused
 
-    together(work)
+    done, refused = map(sum, zip(*in_threads(work, range(THREADS)), strict=True))
     wanted = np.ones(1000, np.float32)
     alone = fo.SGD(wanted, lr=2.0**-20, **OPTIONS)
-    for _ in range(sum(done)):
+    for _ in range(done):
         alone.step(g)
-    equal = opt.state["0"]["step"] == sum(done) and p.tobytes() == wanted.tobytes()
-    return sum(done), sum(refused), equal
+    equal = opt.state["0"]["step"] == done and p.tobytes() == wanted.tobytes()
+    return done, refused, equal
 
 
 def main() -> int:
@@ -68,9 +61,7 @@ def main() -> int:
         print("SKIPPED without the lock: this interpreter has it (a free-threaded Python with -X gil=0 has not)")
     wanted, end, rounds, wrong = [stepped(i) for i in range(THREADS)], time.monotonic() + seconds, 0, 0
     while time.monotonic() < end:
-        found: dict[int, list[bytes]] = {}
-        together(lambda i, found=found: found.update({i: stepped(i)}))
-        rounds, wrong = rounds + 1, wrong + (found != dict(enumerate(wanted)))
+        rounds, wrong = rounds + 1, wrong + (in_threads(stepped, range(THREADS)) != wanted)
     steps, refused, equal = shared(seconds / 2)
     print(
         f"{rounds} rounds of {THREADS} threads x {2 * STEPS} steps, {wrong} with other bits; one optimizer: "

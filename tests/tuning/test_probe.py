@@ -29,14 +29,6 @@ from tests.support.scripts import benchmark
 TABLE = benchmark("probe_table")
 
 
-@pytest.fixture
-def ctrl_c():
-    """Ctrl-C raises KeyboardInterrupt, also where the tests run in the background, which ignores it."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
 # --- A model that leaves traces everywhere ------------------------------------------------------------------------
 
 PYTHON_RANDOM = random.Random(5)
@@ -158,7 +150,7 @@ def test_everything_is_put_back_when_a_call_raises(run, error):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_everything_is_put_back_on_ctrl_c_at_any_call(run, ctrl_c):
+def test_everything_is_put_back_on_ctrl_c_at_any_call(run):
     handler = signal.getsignal(signal.SIGINT)
     total = World()
     start = total.calls
@@ -177,7 +169,7 @@ def test_everything_is_put_back_on_ctrl_c_at_any_call(run, ctrl_c):
         assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_everything_is_put_back_on_ctrl_c_at_any_line(ctrl_c):
+def test_everything_is_put_back_on_ctrl_c_at_any_line():
     """Signals between any two lines of the probe, many in a row: also while things are being put back."""
     files = {sandbox_module.__file__, sys.modules["fastoptim.tuning.probe"].__file__}
     handler = signal.getsignal(signal.SIGINT)
@@ -219,7 +211,7 @@ def test_everything_is_put_back_on_ctrl_c_at_any_line(ctrl_c):
         pressed_at(range(max(line, 1), line + 15))
 
 
-def test_ctrl_c_between_two_calls_is_heard_before_the_next(ctrl_c):
+def test_ctrl_c_between_two_calls_is_heard_before_the_next():
     calls = []
 
     class Data:
