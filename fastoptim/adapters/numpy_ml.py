@@ -17,6 +17,7 @@ import numpy as np
 
 from ..arrays.checks import real_array
 from ..arrays.rows import Rows
+from ..common.signals import deferred_signals
 from ..common.validation import norm_limit, real
 from ._update import adam_coefficients, step_array
 
@@ -99,10 +100,11 @@ class Adam(_Optimizer):
             entry = {"t": 0, "mean": np.zeros_like(new), "var": np.zeros_like(new)}
         t = entry["t"] + 1
         coefficients = adam_coefficients(t, self._rate(cur_loss), self.decay1, self.decay2, self.eps)
-        states = (entry["mean"], entry["var"])
-        step_array("adam", new, param_grad, states, coefficients, scale=self._scale(param_grad))
-        entry["t"] = t
-        self.cache[param_name] = entry
+        states, scale = (entry["mean"], entry["var"]), self._scale(param_grad)
+        with deferred_signals():
+            step_array("adam", new, param_grad, states, coefficients, scale=scale)
+            entry["t"] = t
+            self.cache[param_name] = entry
         return new
 
     update = __call__

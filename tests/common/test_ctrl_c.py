@@ -12,7 +12,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim import functional, schedules
-from fastoptim.adapters import cs231n
+from fastoptim.adapters import cs231n, numpy_ml
 from fastoptim.training.stop_on_signals import StopOnSignals
 from tests.support.interrupts import interrupted_at
 
@@ -112,6 +112,17 @@ def array(call):
     return lambda: (np.ones(3), {}), lambda x: call(*x), lambda x: x, lambda x: call(*x)
 
 
+def cached():
+    """An optimizer that returns new arrays, of which its cache is all there is to see."""
+    made = numpy_ml.Adam()
+    made(np.ones(3), GRADS[0], "w")
+    return made
+
+
+def again(optimizer):
+    optimizer(np.ones(3), GRADS[1], "w")
+
+
 CASES = {
     "step in C, clipped": optimizer(lambda o: o.step([[g] for g in GRADS[:2]], max_norm=0.5)),
     "lr of all groups": optimizer(lambda o: setattr(o, "lr", 0.25)),
@@ -128,6 +139,7 @@ CASES = {
     "average": (average, fo.Average.update, fo.Average.state_dict, fo.Average.update),
     "functional form": array(lambda p, state: functional.nadam(p, GRADS[0], state, lr=0.1)),
     "adapter": array(lambda p, config: cs231n.adam(p, GRADS[0], config)),
+    "adapter that returns new arrays": (cached, again, lambda optimizer: optimizer.cache, again),
 }
 
 
