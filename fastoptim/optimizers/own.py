@@ -6,7 +6,7 @@ import copyreg
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast, overload
@@ -49,10 +49,9 @@ class _Own:
             if set(found) != set(self.names):
                 raise ValueError(f"coefficients must return {list(self.names)}, got {list(found)}")
             found = [found[name] for name in self.names]
-        try:
-            values = tuple(found)
-        except TypeError:
-            raise TypeError(f"coefficients must return {list(self.names)}, as a dict or tuple, got {found!r}") from None
+        if not isinstance(found, Iterable) or isinstance(found, (Set, bytes)):  # a set has no order
+            raise TypeError(f"coefficients must return {list(self.names)}, as a dict or tuple, got {found!r}")
+        values = tuple(found)
         if len(values) != len(self.names):
             raise ValueError(f"coefficients must return {list(self.names)}, got {len(values)} numbers")
         return tuple(real(f"coefficient {name}", x) for name, x in zip(self.names, values, strict=True))
@@ -378,7 +377,7 @@ def _make(
 
 _INIT = (
     *("params", "backend", "threads", "state_dir", "memory_budget", "max_norm", "clip"),
-    *("p", "g", "step", "grad_scale", *STORAGE_OPTIONS),
+    *("self", "cls", "p", "g", "step", "grad_scale", *STORAGE_OPTIONS),
 )
 
 

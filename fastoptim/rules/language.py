@@ -10,8 +10,8 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from types import CodeType, FunctionType
 from typing import Any, NoReturn
 
@@ -54,21 +54,20 @@ _STATEMENTS = {
     ast.For: "write the steps out",
     ast.While: "write the steps out",
 }
-_STATES = ("w", "x", "y", "z")
 
 
 class _Reader:
     """One function: what its names stand for, and where its lines are."""
 
-    def __init__(self, function: FunctionType, tree: ast.FunctionDef, first_line: int, lines: Sequence[str]):
-        self.function, self.tree, self.first, self.lines = function, tree, first_line, lines
+    def __init__(self, function: FunctionType, tree: ast.FunctionDef, lines: Sequence[str]):
+        self.function, self.tree, self.lines = function, tree, lines  # those of its file
         self.names: dict[str, str] = {}
 
     def refuse(self, node: ast.AST, why: str) -> NoReturn:
         """SyntaxError for a part of the function, with its file and line."""
-        line = getattr(node, "lineno", 1)
-        where = (self.function.__code__.co_filename, self.first + line - 1, None, self.lines[line - 1].rstrip())
-        raise SyntaxError(f"update rule {self.function.__name__}, line {where[1]}: {why}", where)
+        line = getattr(node, "lineno", self.tree.lineno)
+        where = (self.function.__code__.co_filename, line, None, self.lines[line - 1].rstrip())
+        raise SyntaxError(f"update rule {self.function.__name__}, line {line}: {why}", where)
 
     # --- names
 
@@ -93,7 +92,7 @@ class _Reader:
                     "gradient, parameter, states",
                 )
         coefficients = names[2 + len(states) :]
-        standard = ["g", "p", *_STATES[: len(states)], *(f"c{i}" for i in range(len(coefficients)))]
+        standard = ["g", "p", *(f"x{i}" for i in range(len(states))), *(f"c{i}" for i in range(len(coefficients)))]
         self.names = dict(zip(names, standard, strict=False))
         return coefficients
 
@@ -103,11 +102,14 @@ class _Reader:
             return getattr(self.meaning(node.value), node.attr, None)
         if not isinstance(node, ast.Name):
             return None
-        known = inspect.getclosurevars(self.function)
-        for names in (known.nonlocals, self.function.__globals__, vars(builtins)):
-            if node.id in names:
-                return names[node.id]
-        return None
+        code, name = self.function.__code__, node.id
+        if name in code.co_varnames:  # which hides what is called so elsewhere
+            return None
+        if name in code.co_freevars:
+            with suppress(ValueError):  # nothing was assigned to it yet
+                return (self.function.__closure__ or ())[code.co_freevars.index(name)].cell_contents
+            return None
+        return self.function.__globals__.get(name, getattr(builtins, name, None))
 
     # --- expressions
 
@@ -139,8 +141,12 @@ class _Reader:
         callee = ast.unparse(node.func)
         name, count = _EXACT.get(what, ("", 0)) if isinstance(what, (np.ufunc, type(np.where))) else ("", 0)
         if not name:
-            instead = _INSTEAD.get(callee.rpartition(".")[2], "+ - * /, and sqrt and where from NumPy")
-            found = f" (here it is {what.__module__}.{what.__name__})" if callee in ("sqrt", "where") and what else ""
+            last, found = callee.rpartition(".")[2], ""
+            instead = _INSTEAD.get(last, "+ - * /, and sqrt and where from NumPy")
+            if last in ("sqrt", "where") and callee.partition(".")[0] in self.function.__code__.co_varnames:
+                found = " (here it is a variable of the rule)"
+            elif callee in ("sqrt", "where") and what is not None:
+                found = f" (here it is {getattr(what, '__module__', '?')}.{getattr(what, '__name__', what)})"
             self.refuse(node, f"{text}: {callee}{found} may not stand in a rule: use {instead}")
         if len(node.args) != count or node.keywords or any(isinstance(a, ast.Starred) for a in node.args):
             self.refuse(node, f"{text}: {name} takes {count} argument{'s' if count > 1 else ''} and no keywords here")
@@ -195,23 +201,29 @@ class _Reader:
 
 def _source(function: Any) -> _Reader:
     """The function and its source; TypeError or ValueError if there is none, or another than the function's."""
-    if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
+    code: Any = getattr(function, "__code__", None)
+    if not isinstance(function, FunctionType) or code.co_name == "<lambda>" or inspect.iscoroutinefunction(function):
         raise TypeError(f"a rule is a function that was written with def, got {function!r}")
-    name, code = function.__name__, function.__code__
+    name = function.__name__
     try:
-        lines, first = inspect.getsourcelines(function)
-        found = ast.parse(textwrap.dedent("".join(lines))).body[0]
-        whole = compile("".join(inspect.findsource(function)[0]), code.co_filename, "exec", dont_inherit=True)
+        lines, _ = inspect.findsource(code)  # of this function, not of one that it wraps
+        tree = ast.parse(text := "".join(lines))
+        whole = compile(text, code.co_filename, "exec", dont_inherit=True)
     except (OSError, TypeError, SyntaxError) as error:
         raise ValueError(
             f"update rule {name}: its source, from which kernels are made, cannot be found ({error}): write it in a "
             "file or in a cell of a notebook"
         ) from error
-    parts = ("co_firstlineno", "co_code", "co_names", "co_varnames", "co_consts")
+    parts = ("co_firstlineno", "co_code", "co_names", "co_varnames", "co_freevars", "co_consts")
     same = any(all(getattr(other, part) == getattr(code, part) for part in parts) for other in _codes(whole))
-    if not isinstance(found, ast.FunctionDef) or not same:
-        raise ValueError(f"update rule {name}: its file {code.co_filename} has changed since it was loaded")
-    return _Reader(function, found, first, lines)
+    for found in ast.walk(tree):
+        if same and isinstance(found, ast.FunctionDef) and _first_line(found) == code.co_firstlineno:
+            return _Reader(function, found, lines)
+    raise ValueError(f"update rule {name}: its file {code.co_filename} has changed since it was loaded")
+
+
+def _first_line(function: ast.FunctionDef) -> int:
+    return min([function.lineno, *(node.lineno for node in function.decorator_list)])
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -239,10 +251,11 @@ def own_rule(
     body = reader.body(states, gives)
     standard = [reader.names[argument.arg] for argument in reader.tree.args.args]
     arguments = ast.arguments([], [ast.arg(name) for name in standard], None, [], [], None, [])
-    name = f"own_{function.__name__}"
+    called = function.__name__
+    name = f"own_{called}" if called.isascii() else "own_rule"  # files are named after it
     made: Any = ast.FunctionDef(name, arguments, body, [])
     made.type_params = []  # which Python 3.11 does not know
     tree = ast.Module([made], [])
     text = f"from numpy import sqrt, where\n\n\n{ast.unparse(ast.fix_missing_locations(tree))}\n"
-    made = getattr(lowering.load(f"rule_{function.__name__}", text), name)
+    made = getattr(lowering.load(name, text), name)
     return row(made, *states, gives=gives, initial=initial, squares=squares), coefficients

@@ -12,6 +12,7 @@ import ast
 import atexit
 import hashlib
 import inspect
+import linecache
 import os
 import shutil
 import sys
@@ -125,7 +126,7 @@ def cache_directory() -> Path:
     """Where generated modules, and what compilers make of them, are kept."""
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     if chosen:
-        return Path(chosen)
+        return Path(chosen).absolute()
     caches = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/.cache")
     return Path(caches) / "fastoptim"
 
@@ -140,21 +141,21 @@ def _temporary_directory() -> Path:
 
 def _store(text: str, name: str) -> Path:
     """A file that holds `text`, in the user's cache, else (where that cannot be written) in a temporary directory."""
-    directory = cache_directory()
+    directory, source = cache_directory(), text.encode()
     path = directory / name
     try:
-        if path.exists() and path.read_text() == text:
+        if path.exists() and path.read_bytes() == source:
             return path
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=directory, suffix=".tmp")
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(source)
         os.replace(draft, path)
         return path
     except OSError:
         pass
     path = _temporary_directory() / name
-    path.write_text(text)
+    path.write_bytes(source)
     return path
 
 
@@ -165,5 +166,6 @@ def load(name: str, text: str) -> ModuleType:
     module = ModuleType(f"{__package__}.{name}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # compiled code that comes from a cache looks for its module there
+    linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))  # should it be removed
     exec(compile(text, str(path), "exec"), module.__dict__)
     return module

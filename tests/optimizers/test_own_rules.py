@@ -343,6 +343,8 @@ REFUSED = {
     "u = g @ p": "g @ p may not stand in a rule: use no sums",
     "u = g.sum()": "g.sum may not stand in a rule: use no sums or norms",
     "u = ~g": "~g may not stand in a rule",
+    "sqrt = p\n    u = sqrt(g)": r"sqrt\(g\): sqrt \(here it is a variable of the rule\) may not stand in a rule",
+    "np = p\n    u = np.where(g > c, g, p)": r"np.where \(here it is a variable of the rule\) may not stand in a rule",
     "u = p\n    u += g": r"u \+= g: not allowed in a rule: write it out",
     "u, v = g, p": "assign one name at a time",
     "if g > c:\n        u = g": r"if g > c: not allowed in a rule: choose between two values with where",
@@ -402,7 +404,16 @@ def test_signatures_and_results_are_checked():
         fo.rule(one, states="m", coefficients=lambda lr: (lr,))
     with pytest.raises(SyntaxError, match=r"expected to return the step; got \(c \* g, m\): .*states=\['m'\]"):
         fo.rule(undeclared, coefficients=lambda lr: (lr,))
-    for function in (lambda g, p, c: (c * g,), 3, np.sqrt):
+
+    async def later(g, p, m, c):
+        return c * g, m
+
+    def five(g, p, q, r, s, t, u, c):
+        return c * g, q, r, s, t, u
+
+    with pytest.raises(ValueError, match="at most 4 states"):
+        fo.rule(five, states=list("qrstu"), coefficients=lambda lr: (lr,))
+    for function in (lambda g, p, c: (c * g,), later, 3, np.sqrt):
         with pytest.raises(TypeError, match="written with def"):
             fo.rule(function, coefficients=lambda lr: (lr,))
 
@@ -417,6 +428,7 @@ def test_signatures_and_results_are_checked():
         ({"coefficients": 3}, TypeError, "must be a function"),
         ({"coefficients": lambda lr=0.1: (lr, 1)}, ValueError, r"must return \['c'\], got 2 numbers"),
         ({"coefficients": lambda lr=0.1: {"d": lr}}, ValueError, r"must return \['c'\], got \['d'\]"),
+        ({"coefficients": lambda lr=0.1: {lr}}, TypeError, r"must return \['c'\], as a dict or tuple"),
         ({"coefficients": lambda lr=0.1: lr}, TypeError, r"must return \['c'\], as a dict or tuple"),
         ({"coefficients": lambda lr=0.1: (math.inf,)}, ValueError, "coefficient c must be finite"),
         ({"gives": "steps"}, ValueError, "gives must be one of"),
@@ -481,6 +493,45 @@ def test_hyperparameters_are_checked_and_attributes():
     with pytest.raises(ValueError, match=r"t=3\): ZeroDivisionError"):  # in the user's function: nothing is written yet
         opt.step(np.ones(2))
     assert same_bits(p, before) and opt.state["0"]["step"] == 2
+
+
+def test_decorators_are_not_passed_over(tmp_path):
+    """What `functools.wraps` marks would otherwise count for its wrapper."""
+    text = """
+import functools
+def doubled(function):
+    @functools.wraps(function)
+    def wrapper(g, p, c):
+        return function(g, p, c) * c
+    return wrapper
+@doubled
+def own(g, p, c):
+    return c * g
+"""
+    with pytest.raises(SyntaxError, match=r"line 6: function\(g, p, c\): function may not stand in a rule"):
+        fo.rule(load(tmp_path / "wrapped.py", text).own, coefficients=lambda lr: (lr,))
+
+
+def test_a_rule_in_a_closure_or_a_class_has_its_source(tmp_path):
+    text = """
+import numpy as np
+class Rules:
+    def unassigned():
+        def own(g, p, c):
+            return later.sqrt(g)
+        return own
+        later = np
+    def own(ĝ, p, c):
+        '''A text that begins
+further left.'''
+        return c * ĝ
+"""
+    rules = load(tmp_path / "closed.py", text).Rules
+    with pytest.raises(SyntaxError, match=r"later.sqrt may not stand in a rule"):
+        fo.rule(rules.unassigned(), coefficients=lambda lr: (lr,))
+    p = np.ones(2)
+    fo.rule(rules.own, coefficients=lambda lr=0.5: (lr,))(p, backend="numpy").step(np.ones(2))
+    assert p.tolist() == [0.5, 0.5]
 
 
 def test_a_rule_without_source_or_with_another_is_refused(tmp_path):

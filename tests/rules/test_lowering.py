@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +106,16 @@ def test_generated_modules_are_files_named_after_their_content(tmp_path, monkeyp
     assert lowering.load("sample", "x = 1\n").x == 1
     with open(one.__file__) as file:
         assert file.read() == "x = 1\n", "a damaged file was left in place"
+
+
+def test_the_source_outlives_its_file(tmp_path, monkeypatch):
+    """The folder may be cleared, and a relative name mean another after chdir."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "cache")
+    module = lowering.load("sample", "def own(ĝ):\n    return (ĝ,)\n")
+    assert Path(module.__file__).is_absolute()
+    Path(module.__file__).unlink()
+    assert lowering.scalar(module.own) == "def own(ĝ):\n    return (ĝ,)"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
