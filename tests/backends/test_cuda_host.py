@@ -84,6 +84,21 @@ def test_a_numba_cuda_that_does_not_fit_numba_is_named():
     assert "CUDA_ENABLE_PYNVJITLINK" in done.stdout
 
 
+NUMBAS_OWN = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "NumbaCudaFinder"]
+from fastoptim.backends import available
+print(available("cuda"))
+"""
+
+
+def test_numba_cuda_that_does_not_take_its_place_is_named():
+    """As where it lies in a folder on PYTHONPATH."""
+    done = fake_cuda.run("-c", NUMBAS_OWN)
+    assert "numba.cuda is numba's own" in done.stdout, done.stderr[-2000:]
+    assert "pip install -U" in done.stdout
+
+
 REHEARSED = "environment,smoke,ordering,users,sizes,device,lists,first_use"
 
 

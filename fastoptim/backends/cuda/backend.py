@@ -56,13 +56,20 @@ class CudaBackend(Backend):
     name = "cuda"
 
     def __init__(self) -> None:
-        if find_spec("numba_cuda") is None:
+        package = find_spec("numba_cuda")
+        if package is None:
             raise ImportError("backend 'cuda' needs numba-cuda: pip install \"numba-cuda[cu13]\"")
         try:
             from numba import config, cuda
 
+            if not str(cuda.__file__).startswith(str(package.origin).removesuffix("__init__.py")):
+                raise ImportError(
+                    f"numba.cuda is numba's own, in {cuda.__file__}: numba-cuda takes its place where it was installed "
+                    "by pip, and not from a folder on PYTHONPATH, whose .pth files Python does not run"
+                )
+
             load_overloads()
-        except (ImportError, AttributeError) as error:  # numba-cuda before 0.30.4 fails so beside numba from 0.66 on
+        except (ImportError, AttributeError) as error:  # numba-cuda before 0.30.4 fails beside numba from 0.66 on
             raise ImportError(
                 "backend 'cuda' needs a numba-cuda that fits the installed numba: "
                 f'pip install -U "numba-cuda[cu13]>=0.30.4" ({type(error).__name__}: {error})'

@@ -126,7 +126,7 @@ class RawDriver(NumbaDriver):
 
     def device_of(self, address: int) -> int | None:
         status, device = self._attribute(self._ordinal, address)
-        return None if status else int(device)
+        return None if status or device < 0 else int(device)  # negative: memory of the host, which a GPU may share
 
     def raw_stream(self, handle: int) -> Any:
         return self._raw.CUstream(handle)
@@ -153,19 +153,24 @@ class RawDriver(NumbaDriver):
     def launcher(self, kernel: Any, signature: Sequence[Any], threads: int) -> Launcher:
         try:
             return self._packed(kernel, signature, threads)
-        except (AttributeError, TypeError, ValueError, LookupError):  # numba-cuda keeps its functions in another way
-            return super().launcher(kernel, signature, threads)
+        except (AttributeError, TypeError, ValueError, LookupError):  # numba-cuda keeps its functions in another way,
+            return super().launcher(kernel, signature, threads)  # or a driver before CUDA 12.4 cannot be asked
 
     def _packed(self, kernel: Any, signature: Sequence[Any], threads: int) -> Launcher:
         raw = self._raw
         (compiled,) = kernel.overloads.values()
-        function = raw.CUfunction(int(compiled._codelibrary.get_cufunc().handle))
+        handle = compiled._codelibrary.get_cufunc().handle
+        # Both kinds are launched by one call; asked they are by two, which refuse each other's.
+        of_kernel = isinstance(handle, raw.CUkernel)
+        function, ask = raw.CUfunction(int(handle)), raw.cuKernelGetParamInfo if of_kernel else raw.cuFuncGetParamInfo
         forms, sizes = _forms(signature)
-        for i, size in enumerate(sizes):
-            status, _, found = raw.cuFuncGetParamInfo(function, i)
-            if status or found != size:
-                raise ValueError(f"argument {i} of {kernel} has another size than is packed")
-        if not raw.cuFuncGetParamInfo(function, len(sizes))[0]:
+        try:
+            asked = [ask(handle, i) for i in range(len(sizes) + 1)]
+        except RuntimeError as error:  # of cuda-bindings, for a call that the driver does not have
+            raise LookupError(error) from error
+        if any(status or found != size for (status, _, found), size in zip(asked[:-1], sizes, strict=True)):
+            raise ValueError(f"an argument of {kernel} has another size than is packed")
+        if not asked[-1][0]:
             raise ValueError(f"{kernel} has more arguments than are packed")
         form = struct.Struct("=" + "".join(forms))
         memory = np.zeros(len(sizes), np.int64)  # one word for each argument

@@ -8,6 +8,7 @@ import types
 
 import numpy as np
 import pytest
+from cuda.bindings import driver as bindings
 from numba import cuda
 
 import fastoptim as fo
@@ -303,11 +304,19 @@ def test_launches_are_packed_and_sent_by_the_drivers_own_call(backend):
     assert all("keeps" in vars(launch) for launch in backend._launchers.values())
 
 
-def test_the_compilers_launcher_takes_over_where_arguments_cannot_be_packed(monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (cuda_driver.RawDriver, "_packed", AttributeError("get_cufunc")),
+        (bindings, "cuKernelGetParamInfo", RuntimeError('Function "cuKernelGetParamInfo" not found')),
+    ],
+    ids=["compiler", "driver before CUDA 12.4"],
+)
+def test_the_compilers_launcher_takes_over_where_arguments_cannot_be_packed(monkeypatch, owner, name, error):
     def unknown(*_):
-        raise AttributeError("get_cufunc")
+        raise error
 
-    monkeypatch.setattr(cuda_driver.RawDriver, "_packed", unknown)
+    monkeypatch.setattr(owner, name, unknown)
     backend = CudaBackend()
     ours, theirs, params, grads = twins((300, 5), 4)
     ours._backend = backend
@@ -374,6 +383,13 @@ def test_arrays_of_another_device_are_refused():
         ours.step(cuda.to_device(np.ones(3, np.float32)))
     with cuda.gpus[1], pytest.raises((ValueError, RuntimeError), match="GPU 0"):
         ours.step(p)
+
+
+def test_memory_that_host_and_gpu_share_belongs_to_no_other_gpu(monkeypatch):
+    driver = get_backend("cuda").driver
+    monkeypatch.setattr(driver, "_attribute", lambda *_: (bindings.CUresult.CUDA_SUCCESS, -2))
+    p = cuda.to_device(np.ones(3, np.float32))
+    assert fo.SGD(p, lr=0.5).step(cuda.to_device(np.ones(3, np.float32))).applied
 
 
 def test_immutable_arrays_of_jax_are_refused():

@@ -49,6 +49,7 @@ struct Event {
 
 struct Kernel {
     std::string name;
+    bool bound = false;  // to a context: a CUfunction, which launches take as well as a CUkernel
 };
 
 typedef void (*Code)(unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, const char *);
@@ -466,21 +467,28 @@ CUresult cuLibraryGetKernel(CUkernel *kernel, CUlibrary, const char *name) {
 }
 CUresult cuLibraryGetModule(CUmodule *module, CUlibrary) { *module = (CUmodule)1; DONE; }
 CUresult cuKernelGetLibrary(CUlibrary *library, CUkernel) { *library = (CUlibrary)1; DONE; }
-CUresult cuKernelGetFunction(CUfunction *function, CUkernel kernel) { *function = (CUfunction)kernel; DONE; }
+CUresult cuKernelGetFunction(CUfunction *function, CUkernel kernel) {
+    *function = (CUfunction) new Kernel{((Kernel *)kernel)->name, true};
+    DONE;
+}
 CUresult cuKernelGetAttribute(int *value, CUfunction_attribute attribute, CUkernel, CUdevice) {
     *value = attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : 0;
     DONE;
 }
-CUresult cuKernelGetParamInfo(CUkernel kernel, size_t i, size_t *offset, size_t *size) {
+static CUresult parameter(const Kernel *kernel, bool bound, size_t i, size_t *offset, size_t *size) {
     Locked lock(everything);
-    auto found = kernels.find(((Kernel *)kernel)->name);
+    if (kernel->bound != bound) return CUDA_ERROR_INVALID_HANDLE;
+    auto found = kernels.find(kernel->name);
     if (found == kernels.end() || i >= found->second.offsets.size()) return CUDA_ERROR_INVALID_VALUE;
     *offset = found->second.offsets[i];
     if (size) *size = found->second.sizes[i];
     DONE;
 }
+CUresult cuKernelGetParamInfo(CUkernel kernel, size_t i, size_t *offset, size_t *size) {
+    return parameter((Kernel *)kernel, false, i, offset, size);
+}
 CUresult cuFuncGetParamInfo(CUfunction function, size_t i, size_t *offset, size_t *size) {
-    return cuKernelGetParamInfo((CUkernel)function, i, offset, size);
+    return parameter((Kernel *)function, true, i, offset, size);
 }
 CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                         unsigned, CUstream stream, void **parameters, void **) {
