@@ -115,16 +115,43 @@ def test_rehearsal_of_a_run_on_a_gpu(tmp_path):
     assert len(result["sizes"]) == 3
 
 
-def test_a_stage_that_fails_or_comes_too_late_costs_no_other(tmp_path):
-    path = tmp_path / "gpu.json"
-    planted = "import gpu_check as g; g.check_smoke = lambda b: 1 / 0; raise SystemExit(g.main())"
-    for minutes, late in (("10", False), ("0", True)):
-        arguments = ["--stages", "smoke,environment", "--json", str(path), "--minutes", minutes]
-        script = f"import sys; sys.path.insert(0, 'benchmarks'); sys.argv[1:] = {arguments}; {planted}"
-        assert fake_cuda.run("-c", script).returncode == 1
-        result = json.loads(path.read_text())
-        assert "the time was up" in result["errors"]["environment"] if late else "backend" in result["environment"]
-        assert late or "ZeroDivisionError" in result["errors"]["smoke"]
+PLANTED = """
+import os, sys, time
+sys.path.insert(0, "benchmarks")
+import gpu_check
+
+def dies(*_):
+    yield from (("check", 1, 0) for _ in range(15))
+    os._exit(9)
+
+def perform(stage, *rest, original=gpu_check.perform_apart):
+    gpu_check.SILENCE = 1.0 if stage == "ordering" else 100.0
+    return original(stage, *rest)
+
+gpu_check.__file__ = __file__
+gpu_check.perform_apart = perform
+gpu_check.check_ordering = lambda _: time.sleep(100)
+gpu_check.check_bits = dies
+gpu_check.check_smoke = lambda _: 1 / 0
+sys.exit(gpu_check.main())
+"""
+
+
+def test_a_stage_that_hangs_dies_fails_or_comes_too_late_costs_no_other(tmp_path):
+    script, path = tmp_path / "planted.py", tmp_path / "gpu.json"
+    script.write_text(PLANTED)
+    for minutes, stages in (("10", "ordering,bits,smoke"), ("0", "smoke,environment")):
+        done = fake_cuda.run(str(script), "--apart", "--stages", stages, "--json", str(path), "--minutes", minutes)
+        assert done.returncode == 1, done.stderr[-2000:]
+        errors = (result := json.loads(path.read_text()))["errors"]
+        if minutes == "0":
+            assert "the time was up" in errors["environment"]
+            continue
+        assert "ended after 1 s" in errors["ordering"]
+        assert "status 9" in errors["bits"]
+        assert result["bits"]["elements"] == 10, "what it had written is lost"
+        assert "ZeroDivisionError" in errors["smoke"]
+        assert set(tmp_path.iterdir()) == {script, path}
 
 
 SMALL_NETWORK = "--train 64 --test 32 --batch 16 --hidden 16 --epochs 2 --data made --matmul tiles"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -58,6 +59,32 @@ def test_gpu_check_runs_through_its_logic(tmp_path):
     assert len(result["tune"]) == 2
     assert result["bars"] == {"0 differing bits": True}
     assert "simulated: the times mean nothing" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="LOUD: the page's commands were not run: install bash")
+def test_the_page_of_a_run_finds_the_toolkit_or_names_none(tmp_path):
+    """A script called nvcc, which some machines have, lies in no toolkit."""
+    setup = (ROOT / "docs/development/gpu_run.md").read_text().partition("```sh\n")[2].partition("```")[0]
+    setup = setup.replace("/usr/local/", f"{tmp_path}/local/")
+    homes = []
+    for folder in ("script/bin", "toolkit/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "nvcc").write_text("#!/bin/sh\n")
+        (tmp_path / folder / "nvcc").chmod(0o755)
+    library = tmp_path / "toolkit/nvvm/libdevice/libdevice.10.bc"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    (tmp_path / "local").mkdir()
+    for folder, local in (("toolkit", False), ("script", False), ("script", True)):
+        if local:
+            (tmp_path / "local/cuda").symlink_to(tmp_path / "toolkit")
+        command = f"unset CUDA_HOME; {setup}\necho ${{CUDA_HOME-none}}"
+        path = os.pathsep.join([str(tmp_path / folder / "bin"), os.environ["PATH"]])
+        done = subprocess.run(
+            ["bash", "-c", command], env=os.environ | {"PATH": path}, cwd=tmp_path, capture_output=True, text=True
+        )
+        homes.append(done.stdout.strip())
+    assert homes == [str(tmp_path / "toolkit"), "none", str(tmp_path / "local/cuda")]
 
 
 PLANTED = """

@@ -25,7 +25,7 @@ from tests.support import ROOT, fake_cuda
 
 PAGE = ROOT / "docs" / "development" / "gpu_run.md"
 BLOCK = re.compile(r"\*\*(\d)\. .*?\((\d+) minutes\).*?```sh\n(.*?)```", re.DOTALL)
-STAND_IN = '#!/bin/sh\nwhile [ "$1" != python ]; do shift; done\nexec "$@"\n'
+STAND_IN = '#!/bin/sh\nwhile [ "$1" != python3 ]; do shift; done\nexec "$@"\n'
 LATE = "the time was up"
 
 
@@ -66,7 +66,7 @@ def main() -> int:
     for where, environment in (("fake driver", fake_cuda.environment()), ("simulator", simulator)):
         with tempfile.TemporaryDirectory() as temporary:
             programs = dict.fromkeys(("nvcc", "ncu", "compute-sanitizer"), STAND_IN)
-            programs["python"] = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+            programs["python3"] = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
             for name, text in programs.items():
                 (Path(temporary) / name).write_text(text)
                 (Path(temporary) / name).chmod(0o755)
