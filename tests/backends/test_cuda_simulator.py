@@ -80,10 +80,10 @@ def test_the_page_of_a_run_finds_the_toolkit_or_names_none(tmp_path):
             (tmp_path / "local/cuda").symlink_to(tmp_path / "toolkit")
         command = f"unset CUDA_HOME; {setup}\necho ${{CUDA_HOME-none}}"
         path = os.pathsep.join([str(tmp_path / folder / "bin"), os.environ["PATH"]])
-        done = subprocess.run(
-            ["bash", "-c", command], env=os.environ | {"PATH": path}, cwd=tmp_path, capture_output=True, text=True
+        found = subprocess.check_output(
+            ["bash", "-c", command], env=os.environ | {"PATH": path}, cwd=tmp_path, text=True
         )
-        homes.append(done.stdout.strip())
+        homes.append(found.strip())
     assert homes == [str(tmp_path / "toolkit"), "none", str(tmp_path / "local/cuda")]
 
 
