@@ -26,28 +26,8 @@ from fastoptim.rules.table import Kernel, Rule, kernels
 DTYPES = (np.float32, np.float64)
 
 # Around every border there is: vectors, cache lines, blocks of the norm, chunks of the native kernels.
-SIZES = (
-    0,
-    1,
-    2,
-    3,
-    7,
-    8,
-    15,
-    16,
-    17,
-    31,
-    33,
-    63,
-    65,
-    127,
-    1000,
-    NORM_BLOCK - 1,
-    NORM_BLOCK,
-    NORM_BLOCK + 1,
-    8191,
-    8193,
-)
+_AROUND_A_BLOCK = (NORM_BLOCK - 1, NORM_BLOCK, NORM_BLOCK + 1)
+SIZES = (*range(4), 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 1000, *_AROUND_A_BLOCK, 8191, 8193)
 LARGE_SIZES = (3 * 8192 + 5, 65536 - 1, 65536 * 2 + 17)
 
 # Values for the hyperparameters that a rule's coefficient function asks for: none is neutral.
