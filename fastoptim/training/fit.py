@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +43,7 @@ def fit(
     optimizer: str | Optimizer = "adam",
     *,
     lr: float | Rate | Sequence[float | Rate] | None = None,
+    schedules: Mapping[str, Any] | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -93,6 +94,9 @@ def fit(
     lr : float, schedule or Plateau, or one of these per parameter group
         Schedules are called with the number of the optimizer step, from zero. A number is set before the first step;
         callbacks may change it (``loop.optimizer.lr = ...``). Default: the optimizer's own rate.
+    schedules : mapping of str to schedule, or to one per parameter group
+        Of other hyperparameters, ``{"weight_decay": fastoptim.schedules.cosine(0.1, 10_000)}``: functions of the number
+        of the optimizer step. In a sequence, None leaves a group's value as it is.
     epochs, steps : int
         When to end: after so many epochs, after so many optimizer steps, or whichever comes first. Counted from the
         very beginning, also where a run is resumed.
@@ -146,9 +150,10 @@ def fit(
         has the same bits as if training had not been interrupted, on any backend.
     override : str or iterable of str
         Names of settings in which this program may differ from the checkpoint that it resumes: "lr" (rates, schedules,
-        `Plateau`), "batch_size" (the batch that the checkpoint is in begins anew), "accumulate", "max_norm",
-        "skip_nonfinite", and the optimizer's hyperparameters ("momentum", "weight_decay", ...). Training goes on with
-        those that are given here. A difference in any other is a CheckpointError that names both values.
+        `Plateau`), "schedules" (and all hyperparameters), "batch_size" (the batch that the checkpoint is in begins
+        anew), "accumulate", "max_norm", "skip_nonfinite", and the optimizer's hyperparameters ("momentum",
+        "weight_decay", ...). Training goes on with those that are given here. A difference in any other is a
+        CheckpointError that names both values.
     log : path
         ``.jsonl`` (JSON lines) or ``.csv``: one line per step and validation, in a new file. A resumed run continues
         the log where its checkpoint was taken, and refuses the log of another run.
@@ -294,7 +299,7 @@ def _parts(given: SimpleNamespace, ranks: Ranks) -> tuple[dict[str, Callback], S
             averaged=averaged,
             deciding=deciding_states(optimizer, ranks, averaged) if given.restore_best else None,
         )
-    given.rates = parts["rates"] = Rates(given.lr, optimizer, validated)
+    given.rates = parts["rates"] = Rates(given.lr, optimizer, validated, given.schedules)
     if given.rates.waits_for_epochs and isinstance(given.batches, NoData) and not given.callbacks:
         raise ValueError(
             "lr: a Plateau is told the mean loss of each epoch, and without data there are none: give validation "

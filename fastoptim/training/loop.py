@@ -84,7 +84,7 @@ class Loop:
         batches: Any,
         optimizer: Any,
         *,
-        schedules: Sequence[Rate | None] | None,
+        schedules: Mapping[str, Sequence[Any]],
         last_step: float,
         last_epoch: float,
         accumulate: int,
@@ -130,7 +130,7 @@ class Loop:
     @property
     def scheduled(self) -> bool:
         """Whether a schedule sets a learning rate."""
-        return self._schedules is not None
+        return "lr" in self._schedules
 
     def is_due(self, every: int | None) -> bool:
         """Whether something is due that is done every so many steps (None: after every epoch) and at the end."""
@@ -176,9 +176,10 @@ class Loop:
         params, optimizer, batches, history = self.params, self.optimizer, self.batches, self.history
         loss_and_grad, next_batch, take_step = self._loss_and_grad, batches.next_batch, optimizer.step
         add_loss, add_rate = history._columns["loss"].append, history._columns["lr"].append
-        schedules, group = self._schedules, optimizer.param_groups[0]
+        others = [item for item in self._schedules.items() if item[0] != "lr"]
+        rates, group = self._schedules.get("lr"), optimizer.param_groups[0]
         groups = optimizer.param_groups
-        schedule = schedules[0] if schedules is not None and len(schedules) == len(groups) == 1 else None
+        schedule = rates[0] if rates is not None and len(rates) == len(groups) == 1 else None
         accumulator = Accumulator(self.accumulate) if self.accumulate > 1 else None
         common_loss = self.ranks.common_loss if self.ranks.size > 1 else None
         max_norm, skip = self._step_options
@@ -195,9 +196,11 @@ class Loop:
                 if type(rate) is not float or rate != group["lr"]:
                     group["lr"] = rate = real("lr", rate, 0.0)  # as `optimizer.lr = rate`, in a third of the time
             else:
-                if schedules is not None:
-                    _set_rates(optimizer, schedules, steps)
+                if rates is not None:
+                    _set(optimizer, "lr", rates, steps)
                 rate = group["lr"]
+            for name, parts in others:
+                _set(optimizer, name, parts, steps)
             if accumulator is None:
                 try:
                     loss, grads = loss_and_grad(params, next_batch())
@@ -287,13 +290,18 @@ class Loop:
         raise TypeError(f"{name}(loop) must return a number of steps, or infinity, got {value!r}")
 
 
-def _set_rates(optimizer: Any, schedules: Sequence[Rate | None], step: int) -> None:
-    """Set the rates of all groups by one schedule, or each by its own; a group without one keeps its rate."""
+def _set(optimizer: Any, name: str, schedules: Sequence[Any], step: int) -> None:
+    """Set a hyperparameter of all groups by one schedule, or each by its own; a group without one keeps its value."""
     if len(schedules) == 1 and schedules[0] is not None:
-        optimizer.lr = schedules[0](step)
+        setattr(optimizer, name, schedules[0](step))
     else:
-        pairs = zip_longest(schedules, optimizer.param_groups)  # callbacks may add groups
-        optimizer.lr = [group["lr"] if schedule is None else schedule(step) for schedule, group in pairs]
+        pairs = list(zip_longest(schedules, optimizer.param_groups))  # callbacks may add groups
+        values = [group[name] if schedule is None else schedule(step) for schedule, group in pairs]
+        if name == "lr":
+            optimizer.lr = values
+        else:
+            for (_, group), value in zip(pairs, values, strict=True):
+                group[name] = value
 
 
 def strange_arrays(optimizer: Any, leaves: Sequence[Any]) -> list[str]:

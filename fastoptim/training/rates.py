@@ -1,4 +1,4 @@
-"""The learning rates of a run: a schedule for all parameter groups or one for each, and what `Plateau` is told."""
+"""The learning rates of a run, schedules of other hyperparameters, and what `Plateau` is told."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ class Rates:
 
     Attributes
     ----------
-    schedules : tuple of callables or None
-        One for all groups or one for each, None for a group whose rate stays what it is; None if all stay.
+    schedules : dict of str to tuple of callables or None
+        Of "lr" and other hyperparameters, where there are any: one for all groups or one for each, None for a group
+        whose value stays what it is.
     """
 
-    def __init__(self, lr: Any, optimizer: Any, validation: Validation | None):
+    def __init__(self, lr: Any, optimizer: Any, validation: Validation | None, schedules: Any = None):
         self._optimizer, self._validation = optimizer, validation
         self._given = given = _given(lr, optimizer)
-        self.schedules = tuple(x if callable(x) else None for x in given) if any(map(callable, given)) else None
-        parts = parts_of(given)
+        self._others = _others(schedules, optimizer)
+        self.schedules = dict(self._others)
+        if any(map(callable, given)):
+            self.schedules["lr"] = tuple(x if callable(x) else None for x in given)
+        parts = parts_of((*given, *self._others.values()))
         self._plateaus = [part for part in parts if hasattr(part, "update")]
         self._stateful = [part for part in parts if hasattr(part, "state_dict") and hasattr(part, "load_state_dict")]
         self._resumed = False
@@ -78,6 +82,10 @@ class Rates:
         """The rates as logs and checkpoints describe them, alike in every process."""
         return described(self._given or [float(group["lr"]) for group in self._optimizer.param_groups])
 
+    def other_text(self) -> str:
+        """The other schedules, likewise."""
+        return ", ".join(f"{name}: {described(self._others[name])}" for name in sorted(self._others)) or "none"
+
     def state_dict(self) -> dict[str, Any]:
         return {"states": [part.state_dict() for part in self._stateful]}
 
@@ -109,3 +117,33 @@ def _given(lr: Any, optimizer: Any) -> tuple[Any, ...]:
         if isinstance(part, str):
             raise TypeError(f"lr must be a number or a schedule, such as fastoptim.schedules.cosine(...), got {part!r}")
     return tuple(part if callable(part) else real("lr", part, 0.0) for part in parts)
+
+
+def _others(schedules: Any, optimizer: Any) -> dict[str, tuple[Any, ...]]:
+    """Schedules by name of the hyperparameter, one for all groups or one for each."""
+    if schedules is None:
+        return {}
+    if not isinstance(schedules, Mapping):
+        raise TypeError(
+            f'schedules must be a mapping such as {{"weight_decay": schedule}}, got {type(schedules).__name__}; '
+            "schedules of the learning rate are given as lr"
+        )
+    groups = optimizer.param_groups
+    names = sorted(set(groups[0]) - {"params", "names", "lr"})
+    found = {}
+    for name, given in schedules.items():
+        if name == "lr":
+            raise ValueError("schedules: the learning rate's is given as lr")
+        if name not in names:
+            raise ValueError(f"schedules: the optimizer has no hyperparameter {name!r}; it has {names}")
+        parts = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+        if len(parts) not in (1, len(groups)):
+            raise ValueError(f"schedules: {name}: expected one or {len(groups)} (one per group), got {len(parts)}")
+        for part in parts:
+            if not callable(part) and (part is not None or len(parts) == 1):
+                raise TypeError(
+                    f"schedules: {name} must be a schedule, a function of the step's number, got {part!r}; what does "
+                    "not change is given to the optimizer"
+                )
+        found[name] = parts
+    return found

@@ -277,7 +277,7 @@ def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
         matching.check_arrays(dict(frozen), own["frozen"])
         matching.check_assignable(dict(frozen), own["frozen"])
         position = loop.batches.recut(state["batches"]) if "batch_size" in overridden else state["batches"]
-        if "lr" in overridden:
+        if overridden & {"lr", "schedules"}:
             del saved["rates"], parts["rates"]
         if own.get("average"):
             saved["average"] = saved["average"] | {"arrays": saved["average"]["arrays"] | own["average"]}

@@ -38,7 +38,12 @@ class Settings:
         self._hyper = [{k: v for k, v in group.items() if k not in _ARRAYS} for group in optimizer.param_groups]
         self.texts = {name: self._hyper_text(name) for group in self._hyper for name in group}
         how = "" if clip == "norm" else f" by {clip}"
-        self.texts |= {"lr": rates.text(), "max_norm": f"{max_norm!r}{how}", "skip_nonfinite": repr(skip_nonfinite)}
+        self.texts |= {
+            "schedules": rates.other_text(),
+            "lr": rates.text(),
+            "max_norm": f"{max_norm!r}{how}",
+            "skip_nonfinite": repr(skip_nonfinite),
+        }
         self.texts["accumulate"] = str(accumulate)
         if isinstance(batches, Minibatches):
             self.texts["batch_size"] = str(batches.asked_size)
@@ -67,6 +72,8 @@ class Settings:
 
     def apply(self, names: set[str]) -> None:
         """Put hyperparameters that the checkpoint has replaced back to what is asked for."""
+        if "schedules" in names:  # what they have made of others
+            names = names | self._hyper[0].keys() - {"lr"}
         for group, own in zip(self._optimizer.param_groups, self._hyper, strict=True):
             group.update({name: own[name] for name in names if name in own})
 

@@ -17,8 +17,9 @@ SAVING, FITTING, BATCHES, RATES, READING, PROBING, DRAWING = (
     )
 )
 
-EVENTS, INTERRUPTS, OVERRIDE, FILES = (
-    f"tests/training/test_{name}.py" for name in ("fit_events", "interrupts", "override", "files")
+EVENTS, INTERRUPTS, OVERRIDE, FILES, OTHERS = (
+    f"tests/training/test_{name}.py"
+    for name in ("fit_events", "interrupts", "override", "files", "schedules_of_others")
 )
 
 # A folder stands for whichever file in it holds the text.
@@ -172,6 +173,18 @@ MUTANTS = (
             "    def end(self, loop: Loop) -> None:\n",
         ),
         ("handler of the user's replaced", "if signal.getsignal(number) == default:", "if True:"),
+    ),
+    *planted(
+        TRAINING,
+        (OTHERS,),
+        ("schedules not compared", '"schedules": rates.other_text(),', '"schedules": "none",'),
+        ("what schedules have made stays", 'if "schedules" in names:', "if False:"),
+        (
+            "schedules a step late",
+            "_set(optimizer, name, parts, steps)",
+            "_set(optimizer, name, parts, max(0, steps - 1))",
+        ),
+        ("a schedule for all groups", "zip_longest(schedules, opt", "zip_longest(schedules[:1] * 2, opt"),
     ),
     *planted(
         TRAINING,
