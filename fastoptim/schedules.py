@@ -180,7 +180,8 @@ def _choice(*choices: str) -> _Check:
 
 def _function(name: str, value: Any) -> Callable[[int], float]:
     if not callable(value):
-        raise TypeError(f"{name} must be a schedule (a callable from step to rate), got {value!r}")
+        hint = f": constant({value!r})" if isinstance(value, (int, float)) else ""
+        raise TypeError(f"{name} must be a schedule (a callable from step to rate), got {value!r}{hint}")
     function: Callable[[int], float] = value
     return function
 

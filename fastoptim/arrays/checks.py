@@ -22,7 +22,7 @@ def _in_code(dtype: Any) -> str:
     return f"{'np' if hasattr(np, name) else 'ml_dtypes'}.{name}"
 
 
-def _hint(x: Any, name: str = "", dtype: str = "np.float32") -> str:
+def instead_of(x: Any, name: str = "", dtype: str = "np.float32") -> str:
     """What to write instead of `x`, which is no NumPy array; empty where nobody can tell."""
     module = type(x).__module__.partition(".")[0]
     if isinstance(x, np.ma.MaskedArray):
@@ -41,17 +41,16 @@ def _hint(x: Any, name: str = "", dtype: str = "np.float32") -> str:
         return ": convert it, x.toarray()"
     if isinstance(x, ItemsView) or (isinstance(x, str) and name.endswith(".0")):
         return ": make the pairs of names and arrays a dict, dict(pairs)"
-    if isinstance(x, (list, tuple)):
-        return f": make it an array, np.array(x, {dtype})"
-    if isinstance(x, (bool, int, float)) and name == "0":
-        return f": the first argument of an optimizer is the parameters, as in Adam(params, lr={x})"
+    if isinstance(x, (bool, int, float, list, tuple, np.generic)):
+        rate = f"; if it is the rate, parameters come first, as in Adam(params, lr={x})" if name == "0" else ""
+        return f": make it an array, np.array(x, {dtype}){rate}"
     return ""
 
 
 def check_parameter(name: str, p: Any, role: str = "parameter") -> None:
     """TypeError or ValueError unless `p` is an array that a step can update in place."""
     if not isinstance(p, np.ndarray) or isinstance(p, np.ma.MaskedArray):
-        raise TypeError(f"{role} {name!r}: expected a NumPy array, got {type(p).__name__}{_hint(p, name)}")
+        raise TypeError(f"{role} {name!r}: expected a NumPy array, got {type(p).__name__}{instead_of(p, name)}")
     check_stored_dtype(name, p.dtype, role)
     if not p.flags.writeable:
         raise ValueError(f"{role} {name!r} is read-only: make a copy, x.copy()")
@@ -103,7 +102,7 @@ def check_companion(name: str, role: str, x: Any, shape: tuple[int, ...], dtype:
         x = np.asarray(x)
     if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
         number = isinstance(x, (bool, int, float, np.generic))
-        hint = f": np.full({shape}, x, {_in_code(dtype)})" if number else _hint(x, dtype=_in_code(dtype))
+        hint = f": np.full({shape}, x, {_in_code(dtype)})" if number else instead_of(x, dtype=_in_code(dtype))
         raise TypeError(f"{role} of parameter {name!r}: expected a NumPy array, got {type(x).__name__}{hint}")
     check_match(name, role, x.shape, x.dtype, shape, dtype)
     return x

@@ -72,7 +72,8 @@ def encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
         if keys:
             raise TypeError(f"{path}: a checkpoint cannot hold a mapping whose keys are NumPy scalars")
         return encoded
-    raise TypeError(f"{path}: a checkpoint cannot hold a {type(value).__name__}")
+    hint = ": give its state, rng.bit_generator.state" if isinstance(value, np.random.Generator) else ""
+    raise TypeError(f"{path}: a checkpoint cannot hold a {type(value).__name__}{hint}")
 
 
 def decode(text: str, arrays: dict[str, np.ndarray]) -> Any:

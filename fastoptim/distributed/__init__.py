@@ -43,7 +43,7 @@ class ShardedOptimizer(Steps, States):
     Parameters
     ----------
     kind : type
-        `fastoptim.SGD`, `Adam` or `AdamW`.
+        The class of the optimizer, such as `fastoptim.Adam`.
     params : array, sequence, mapping, nesting of these, or list of group dicts
         As for `kind`, NumPy arrays; the same on every rank, values included.
     comm : mpi4py.MPI.Intracomm, optional

@@ -22,7 +22,7 @@ def plain_optimizer(
 ) -> Optimizer:
     """Make the plain optimizer over the whole parameters: it knows structures and groups, and allocates no state."""
     if not isinstance(kind, type) or not issubclass(kind, Optimizer) or kind is Optimizer:
-        raise TypeError(f"kind must be fastoptim.SGD, Adam or AdamW, got {kind!r}")
+        raise TypeError(f"kind must be a class of optimizers, such as fastoptim.Adam, got {kind!r}")
     whole = kind(params, backend=backend, threads=threads, **hyper)
     if whole.backend == "cuda":
         raise TypeError("ShardedOptimizer takes NumPy arrays; its kernels run on the host")

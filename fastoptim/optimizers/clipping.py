@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..arrays.checks import instead_of
 from ..backends import Backend, resolve
 from ..common.public import public
 from ..common.signals import deferred_signals
@@ -36,7 +37,7 @@ def _described(backend: Backend, name: str, g: Any) -> tuple[tuple[int, ...], An
     try:
         shape, dtype = backend.describe(g)
     except AttributeError:
-        raise TypeError(f"gradient {name!r}: expected an array, got {type(g).__name__}") from None
+        raise TypeError(f"gradient {name!r}: expected an array, got {type(g).__name__}{instead_of(g)}") from None
     backend.check_dtype(name, dtype, "gradient")
     return shape, dtype
 

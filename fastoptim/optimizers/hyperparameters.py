@@ -101,6 +101,11 @@ def checked_rate(lr: Any) -> float:
         raise TypeError(
             "lr must be a number: set opt.lr = schedule(step) before each step, or let fit(..., lr=schedule) do it"
         )
+    if isinstance(lr, (list, tuple)):
+        raise TypeError(
+            f"lr must be a number, got {lr!r}: groups take rates of their own, [{{'params': a, 'lr': 0.1}}, ...]; "
+            "opt.lr = [...] sets them anew"
+        )
     return real("lr", lr, 0.0)
 
 

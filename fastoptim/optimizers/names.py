@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..common.validation import do_you_mean
-from .adam import Adam, AdamW
+from .adam import Adam, AdamW, SparseAdam
 from .adaptive import FTRL, Adadelta, Adagrad, Adamax, RMSprop
 from .base import Optimizer
 from .family import Family
@@ -48,6 +48,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "momentum": partial(SGD, momentum=0.9),
     "adam": Adam,
     "adamw": AdamW,
+    "sparse_adam": SparseAdam,
     **FAMILIES,
 }
 

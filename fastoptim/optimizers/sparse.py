@@ -32,7 +32,10 @@ def check_rule(member: Described, name: str, given: Rows, kernel: Kernel, scalar
     """ValueError unless a step of `kernel` with Rows means something."""
     rule, what, stored = kernel.rule, f"gradient of parameter {name!r}", getattr(member, "stored", None)
     if kernel.decay != "none":
-        raise ValueError(f"{what}: weight decay acts on every row, and Rows has but some: set weight_decay=0")
+        raise ValueError(
+            f"{what}: weight decay acts on every row, and Rows hold only some: set weight_decay=0 for this parameter, by "
+            f"fo.groups(params, {{{name!r}: {{'weight_decay': 0.0}}}}) if others decay"
+        )
     scaled = stored is not None and stored.scales > 0
     if scaled and math.prod(member.shape) and math.prod(member.shape[1:]) % BLOCK:
         raise ValueError(

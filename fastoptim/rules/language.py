@@ -28,7 +28,7 @@ _INSTEAD = {
     "min": "where(x > high, high, x), which hands on a NaN of x",
     "sign": "where(x > zero, one, where(x < zero, minus_one, x)), with coefficients",
     "square": "x * x",
-    "pow": "products, such as x * x, or compute the power in the function of the coefficients",
+    "pow": "products, such as x * x, or sqrt; a power of the step or a hyperparameter belongs to the coefficients",
 }
 _INSTEAD |= {"absolute": _INSTEAD["abs"], "fabs": _INSTEAD["abs"], "power": _INSTEAD["pow"]}
 _INSTEAD |= {
@@ -41,7 +41,7 @@ _BESIDE = (
     "no function that other libraries round otherwise; what depends on hyperparameters or the step alone can be "
     "computed in the function of the coefficients"
 )
-_INSTEAD |= dict.fromkeys(("exp", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "tanh", "arctan"), _BESIDE)
+_INSTEAD |= dict.fromkeys(("cbrt", "exp", "exp2", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "tanh", "arctan"), _BESIDE)
 _INSTEAD |= dict.fromkeys(("sum", "mean", "norm", "dot", "std", "var", "prod", "any", "all"), _OVER_ARRAYS)
 _OPERATORS = {
     ast.Pow: _INSTEAD["pow"],

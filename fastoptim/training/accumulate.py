@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import check_stored_dtype
+from ..arrays.checks import check_stored_dtype, instead_of
 from ..arrays.storage import compute_dtype
 from ..common.trees import Structure
 
@@ -35,7 +35,7 @@ class Accumulator:
             if g is None:
                 continue
             if not isinstance(g, (np.ndarray, np.generic)) or isinstance(g, np.ma.MaskedArray):
-                raise TypeError(f"gradient {name!r}: accumulate needs NumPy arrays, got {type(g).__name__}")
+                raise TypeError(f"gradient {name!r}: accumulate needs NumPy arrays, got {type(g).__name__}{instead_of(g)}")
             total, mean = self._sums[i], self._means[i]
             if total is None:
                 check_stored_dtype(name, g.dtype, "gradient")

@@ -235,8 +235,9 @@ class Minibatches:
             raise ValueError(f"position of minibatches: expected a mapping with {list(own)}")
         for name in ("examples", "batch_size", "shuffle", "drop_last"):
             if type(state[name]) is not type(own[name]) or state[name] != own[name]:
-                what = "a position in other data, whose" if name == "examples" else "a position of minibatches whose"
-                raise ValueError(f"{what} {name} is {state[name]!r}, not {own[name]!r} as here")
+                if name == "examples":
+                    raise ValueError(f"a position in other data, of {state[name]!r} examples; here are {own[name]!r}")
+                raise ValueError(f"a position of minibatches with {name}={state[name]!r}; here it is {own[name]!r}")
         epoch, cursor, order = state["epoch"], state["cursor"], state["permutation"]
         if type(epoch) is not int or not 0 <= epoch < 2**63:
             raise ValueError(f"position of minibatches: epoch must be an int from 0, got {epoch!r}")

@@ -307,7 +307,7 @@ def test_a_cut_cache_is_done_without(tmp_path):
         (lambda: fo.SGD(np.ones(2)).step(np.ma.array([1.0, 2.0], mask=[0, 1])), r"fill it, x.filled\(0\)"),
         (
             lambda: fo.Adam(1e-3),
-            r"first argument of an optimizer is the parameters, as in Adam\(params, lr=0.001\)",
+            r"'0': expected a NumPy array, got float: .*parameters come first, as in Adam\(params, lr=0.001\)$",
         ),
         (
             lambda: fo.Adam([{"params": np.ones(2)}, {"parms": np.ones(2), "lr": 0.1}]),
@@ -315,7 +315,10 @@ def test_a_cut_cache_is_done_without(tmp_path):
         ),
         (lambda: fo.Adam({"w": np.ones(2)}.items()), r"got dict_items: make the pairs .* a dict, dict\(pairs\)"),
         (lambda: fo.Adam([("w", np.ones(2))]), r"got str: make the pairs of names and arrays a dict, dict\(pairs\)"),
-        (lambda: fo.Adam({"w": 1e-3}), r"'w': expected a NumPy array, got float$"),
+        (lambda: fo.Adam({"w": 1e-3}), r"'w': expected a NumPy array, got float: make it an array, np.array\(x, np.float32\)$"),
+        (lambda: fo.SGD(np.ones(2), lr=[0.1, 0.2]), r"got \(0.1, 0.2\): groups take rates of their own, \[{'params'"),
+        (lambda: fo.grad_norm({"t": fo.Rows(np.array([0]), np.ones(1))}), r"'t': expected an array, got Rows: .*to_dense"),
+        (lambda: fo.schedules.warmup(0.1, 3), r"got 0.1: constant\(0.1\)"),
         (lambda: fo.Adam(np.ones(2), lr=fo.schedules.cosine(0.1, 10)), r"opt.lr = schedule\(step\)"),
         (lambda: fo.SGD(np.ones(2, ">f4")), "float32 in foreign byte order"),
     ],

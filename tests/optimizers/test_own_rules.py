@@ -328,7 +328,7 @@ REFUSED = {
     "u = np.maximum(g, p)": r"use where\(x < low, low, x\), which hands on a NaN",
     "u = np.clip(g, p, c)": r"np.clip may not stand in a rule: use x = where\(x < low, low, x\), then where",
     "u = g / np.linalg.norm(g)": "np.linalg.norm may not stand in a rule: use no sums or norms",
-    "u = np.cbrt(g)": r"line 9: np.cbrt\(g\): np.cbrt may not stand in a rule",
+    "u = np.cbrt(g)": r"line 9: np.cbrt\(g\): np.cbrt may not stand in a rule: use no function that",
     "u = g[0]": "a rule sees one element, which has no parts",
     "u = np.where((g > c) & (p > c), p, c)": "must be one comparison: put one where into another",
     "u = math.sqrt(g)": "math.sqrt may not stand in a rule: use .* sqrt and where from NumPy",

@@ -471,7 +471,7 @@ def test_fit_sees_data_that_grow(tmp_path):
     assert whole[1] == 2 + 3 + 5 and sum(map(len, seen)) == 8 + 12 + 20
     run([8, 12, 20], steps=4)  # within the second epoch
     del seen[:]
-    with pytest.raises(fo.CheckpointError, match="in other data, whose examples is 12, not 8 as here"):
+    with pytest.raises(fo.CheckpointError, match="in other data, of 12 examples; here are 8"):
         run([8, 12, 20], resume=True)
     data = Growing(12)
 
