@@ -51,4 +51,4 @@ clean: ## remove what was built
 	rm -rf build dist docs/_build docs/reference/api *.egg-info fastoptim/_c*.so $(VENV)/.ready-*
 
 .PRECIOUS: $(VENV)/.ready-%
-.PHONY: help demo check test bench lint docs clean
+.PHONY: help demo check test bench wheels lint docs clean

@@ -180,8 +180,7 @@ def _choice(*choices: str) -> _Check:
 
 def _function(name: str, value: Any) -> Callable[[int], float]:
     if not callable(value):
-        hint = f": constant({value!r})" if isinstance(value, (int, float)) else ""
-        raise TypeError(f"{name} must be a schedule (a callable from step to rate), got {value!r}{hint}")
+        raise TypeError(f"{name} must be a callable from step to rate, such as constant(0.1), got {value!r}")
     function: Callable[[int], float] = value
     return function
 

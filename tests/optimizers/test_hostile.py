@@ -318,7 +318,7 @@ def test_a_cut_cache_is_done_without(tmp_path):
         (lambda: fo.Adam({"w": 1e-3}), r"'w': expected a NumPy array, got float: make it an array, np.array\(x, np.float32\)$"),
         (lambda: fo.SGD(np.ones(2), lr=[0.1, 0.2]), r"got \(0.1, 0.2\): groups take rates of their own, \[{'params'"),
         (lambda: fo.grad_norm({"t": fo.Rows(np.array([0]), np.ones(1))}), r"'t': expected an array, got Rows: .*to_dense"),
-        (lambda: fo.schedules.warmup(0.1, 3), r"got 0.1: constant\(0.1\)"),
+        (lambda: fo.schedules.warmup(0.3, 3), r"schedule must be .* such as constant\(0.1\), got 0.3$"),
         (lambda: fo.Adam(np.ones(2), lr=fo.schedules.cosine(0.1, 10)), r"opt.lr = schedule\(step\)"),
         (lambda: fo.SGD(np.ones(2, ">f4")), "float32 in foreign byte order"),
     ],
