@@ -566,7 +566,8 @@ class Optimizer:
 
     def __repr__(self) -> str:
         groups = "; ".join(
-            f"{(n := len(group['params']))} parameter{'s' * (n != 1)}, " + ", ".join(f"{name}={group[name]!r}" for name in self._names)
+            f"{(n := len(group['params']))} parameter{'s' * (n != 1)}, "
+            + ", ".join(f"{name}={group[name]!r}" for name in self._names)
             for group in self._model.groups
         )
         return f"{type(self).__name__}({groups}; backend={self.backend!r}, threads={self.threads})"

@@ -33,8 +33,8 @@ def check_rule(member: Described, name: str, given: Rows, kernel: Kernel, scalar
     rule, what, stored = kernel.rule, f"gradient of parameter {name!r}", getattr(member, "stored", None)
     if kernel.decay != "none":
         raise ValueError(
-            f"{what}: weight decay acts on every row, and Rows hold only some: set weight_decay=0 for this parameter, by "
-            f"fo.groups(params, {{{name!r}: {{'weight_decay': 0.0}}}}) if others decay"
+            f"{what}: weight decay acts on every row, and Rows hold only some: set weight_decay=0, or, where others "
+            f"decay, fo.groups(params, {{{name!r}: {{'weight_decay': 0.0}}}})"
         )
     scaled = stored is not None and stored.scales > 0
     if scaled and math.prod(member.shape) and math.prod(member.shape[1:]) % BLOCK:

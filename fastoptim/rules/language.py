@@ -41,7 +41,8 @@ _BESIDE = (
     "no function that other libraries round otherwise; what depends on hyperparameters or the step alone can be "
     "computed in the function of the coefficients"
 )
-_INSTEAD |= dict.fromkeys(("cbrt", "exp", "exp2", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "tanh", "arctan"), _BESIDE)
+_INSTEAD |= dict.fromkeys(("exp", "exp2", "expm1", "log", "log1p", "log2"), _BESIDE)
+_INSTEAD |= dict.fromkeys(("cbrt", "sin", "cos", "tan", "tanh", "arctan"), _BESIDE)
 _INSTEAD |= dict.fromkeys(("sum", "mean", "norm", "dot", "std", "var", "prod", "any", "all"), _OVER_ARRAYS)
 _OPERATORS = {
     ast.Pow: _INSTEAD["pow"],

@@ -35,7 +35,8 @@ class Accumulator:
             if g is None:
                 continue
             if not isinstance(g, (np.ndarray, np.generic)) or isinstance(g, np.ma.MaskedArray):
-                raise TypeError(f"gradient {name!r}: accumulate needs NumPy arrays, got {type(g).__name__}{instead_of(g)}")
+                got = f"{type(g).__name__}{instead_of(g)}"
+                raise TypeError(f"gradient {name!r}: accumulate needs NumPy arrays, got {got}")
             total, mean = self._sums[i], self._means[i]
             if total is None:
                 check_stored_dtype(name, g.dtype, "gradient")

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("logs", nargs="+", metavar="LOG", help="a table, JSON, numbers or text; - is standard input")
     add_reading_options(parser)
     parser.add_argument("--fixed-batch", action="store_true", default=None, help="every loss is that of the same data")
-    parser.add_argument("--momentum", type=float, help="the optimizer's; a longer one is given more steps before the curve is judged")
+    parser.add_argument("--momentum", type=float, help="the optimizer's: the larger, the later judgement begins")
     parser.add_argument("--lr", type=float, help="the learning rate, for advice in numbers (default: the log's)")
     parser.add_argument("--start", type=float, help="the loss before training, if the log begins late")
     options = parser.parse_args(list(arguments))

@@ -236,7 +236,7 @@ def test_another_algorithm_is_asked_for_by_name_and_decay_refused():
         with pytest.raises(ValueError, match=r"another algorithm: ask for it, Rows.*lazy=True.* or fo.SparseAdam"):
             opt.step(rows)
     for opt in (fo.SGD(table, weight_decay=0.1), fo.AdamW(table), fo.SparseAdam(table, weight_decay=0.1)):
-        with pytest.raises(ValueError, match=r"'0': weight decay acts on every row.*fo.groups\(params, {'0': {'weight_decay': 0.0}}\)"):
+        with pytest.raises(ValueError, match=r"'0': weight decay acts on every row.*fo.groups\(params, {'0': "):
             opt.step(lazy)
     with pytest.raises(TypeError, match="expected dtype float64, got float32"):
         fo.SGD(table).step(fo.Rows(rows.indices, rows.values.astype("f4")))
@@ -272,7 +272,7 @@ def test_fit_functional_accumulation_and_files(tmp_path):
     data = user, wanted[user]
     fo.fit(loss_and_grad, params, data, fo.SGD(params, lr=2.0), epochs=30, batch_size=40, rng=0, diagnose=False)
     assert np.abs(params["t"] - wanted).max() < 0.01
-    with pytest.raises(TypeError, match="accumulate needs NumPy arrays, got Rows: .*to_dense"):
+    with pytest.raises(TypeError, match=r"accumulate needs NumPy arrays, got Rows: .*to_dense"):
         fo.fit(loss_and_grad, params, data, fo.SGD(params), epochs=1, accumulate=2, diagnose=False)
     result = fo.fit(loss_and_grad, params, data, "sparse_adam", epochs=1, diagnose=False)
     assert repr(result.optimizer).startswith("SparseAdam(1 parameter, ")
