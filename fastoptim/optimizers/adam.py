@@ -86,7 +86,6 @@ class Adam(Optimizer):
     eps: PerGroup[float]
     weight_decay: PerGroup[float]
     amsgrad: PerGroup[bool]
-    maximize: PerGroup[bool]
     eps_mode: PerGroup[str]
     decay_mode: PerGroup[str]
     update_clip: PerGroup[float | str | None]

@@ -85,7 +85,6 @@ class RMSprop(
     weight_decay: PerGroup[float]
     momentum: PerGroup[float]
     centered: PerGroup[bool]
-    maximize: PerGroup[bool]
     eps_mode: PerGroup[str]
     momentum_mode: PerGroup[str]
 
@@ -168,7 +167,6 @@ class Adagrad(Family, eps_mode=k.ROOT_MODES):
     weight_decay: PerGroup[float]
     initial_accumulator_value: PerGroup[float]
     eps: PerGroup[float]
-    maximize: PerGroup[bool]
     eps_mode: PerGroup[str]
 
     def __init__(
@@ -237,7 +235,6 @@ class Adadelta(Family, rho=BELOW_ONE):
     rho: PerGroup[float]
     eps: PerGroup[float]
     weight_decay: PerGroup[float]
-    maximize: PerGroup[bool]
 
     def __init__(
         self,
@@ -297,7 +294,6 @@ class Adamax(Family, betas=BELOW_ONE, eps_mode=k.ADAMAX_MODES):
     betas: PerGroup[tuple[float, float]]
     eps: PerGroup[float]
     weight_decay: PerGroup[float]
-    maximize: PerGroup[bool]
     eps_mode: PerGroup[str]
 
     def __init__(
@@ -372,7 +368,6 @@ class FTRL(Family):
     l2: PerGroup[float]
     beta: PerGroup[float]
     initial_accumulator_value: PerGroup[float]
-    maximize: PerGroup[bool]
 
     def __init__(
         self,

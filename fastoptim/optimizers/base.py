@@ -52,6 +52,7 @@ class Optimizer:
     _read: Callable[[Mapping[str, Any]], tuple[Any, ...]]  # the hyperparameters of a group, in the order of their names
     _resolve = staticmethod(resolve)
     _lazy = False  # whether gradients that are `Rows` leave other rows as they are
+    maximize: PerGroup[bool]  # which all have
 
     def __init__(
         self,

@@ -84,7 +84,6 @@ class LAMB(Family, betas=BELOW_ONE):
     adapt: PerGroup[bool]
     bias_correction: PerGroup[bool]
     trust_clip: PerGroup[bool]
-    maximize: PerGroup[bool]
 
     def __init__(
         self,
@@ -179,7 +178,6 @@ class LARS(Family, momentum=BELOW_ONE, mode=k.LARS_MODES):
     eps: PerGroup[float]
     nesterov: PerGroup[bool]
     adapt: PerGroup[bool]
-    maximize: PerGroup[bool]
     mode: PerGroup[str]
 
     def __init__(
@@ -276,7 +274,6 @@ class NovoGrad(Family, betas=BELOW_ONE):
     eps: PerGroup[float]
     weight_decay: PerGroup[float]
     grad_averaging: PerGroup[bool]
-    maximize: PerGroup[bool]
 
     def __init__(
         self,

@@ -16,7 +16,6 @@ class _Moments(Family):
 
     eps: PerGroup[float]
     weight_decay: PerGroup[float]
-    maximize: PerGroup[bool]
 
 
 @public

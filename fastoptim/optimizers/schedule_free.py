@@ -74,7 +74,6 @@ class ASGD(Family):
     alpha: PerGroup[float]
     t0: PerGroup[float]
     weight_decay: PerGroup[float]
-    maximize: PerGroup[bool]
 
     def __init__(
         self,
@@ -206,7 +205,6 @@ class ScheduleFreeSGD(ScheduleFree, momentum=BELOW_ONE):
     warmup_steps: PerGroup[int]
     r: PerGroup[float]
     weight_lr_power: PerGroup[float]
-    maximize: PerGroup[bool]
 
     def __init__(
         self,
@@ -291,7 +289,6 @@ class ScheduleFreeAdamW(ScheduleFree, betas=BELOW_ONE):
     warmup_steps: PerGroup[int]
     r: PerGroup[float]
     weight_lr_power: PerGroup[float]
-    maximize: PerGroup[bool]
 
     def __init__(
         self,

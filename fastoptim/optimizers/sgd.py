@@ -88,7 +88,6 @@ class SGD(Optimizer):
     dampening: PerGroup[float]
     weight_decay: PerGroup[float]
     nesterov: PerGroup[bool]
-    maximize: PerGroup[bool]
     momentum_mode: PerGroup[str]
     decoupled_weight_decay: PerGroup[bool]
     decay_mode: PerGroup[str]

@@ -69,7 +69,6 @@ class Lion(Family, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     _rules = ("lion", "cautious_lion")
     betas: PerGroup[tuple[float, float]]
     weight_decay: PerGroup[float]
-    maximize: PerGroup[bool]
     decay_mode: PerGroup[str]
     cautious: PerGroup[bool]
 
@@ -131,7 +130,6 @@ class SignSGD(Family, decay_mode=k.DECAY_MODES):
 
     _rules = ("signsgd",)
     weight_decay: PerGroup[float]
-    maximize: PerGroup[bool]
     decay_mode: PerGroup[str]
 
     def __init__(
@@ -190,7 +188,6 @@ class Signum(Family, momentum=BELOW_ONE, decay_mode=k.DECAY_MODES):
     _rules = ("signum",)
     momentum: PerGroup[float]
     weight_decay: PerGroup[float]
-    maximize: PerGroup[bool]
     decay_mode: PerGroup[str]
 
     def __init__(
@@ -264,7 +261,6 @@ class Rprop(Family):
     _rules = ("rprop",)
     etas: PerGroup[tuple[float, float]]
     step_sizes: PerGroup[tuple[float, float]]
-    maximize: PerGroup[bool]
 
     def __init__(
         self,
