@@ -15,6 +15,8 @@ TAIL_LIMIT = 512  # values of the tail that are looked at one by one
 BLOCKS = 16  # parts whose levels are compared
 _ROUNDOFF = 1e-15  # a loss below this share of its start is round-off
 _JUMP = math.log(4.0)  # how far, at least, all that follow lie above a first loss from which a large rate has gone
+_RARE = math.log(4.0)  # by how much means lie above levels where rare large losses make up most of them
+_WIDE = 0.5  # scatter from which on the median of a few losses may lie anywhere
 _STRAY = 0.05  # share of values that may be negative in a curve that is positive otherwise
 
 
@@ -133,6 +135,18 @@ class MeasuredCurve:
         """Levels of equal parts of the curve."""
         return blocks(self.z, min(BLOCKS, max(4, self.n // 4)), middle)
 
+    def _mean(self, z: Array) -> float:
+        """What the mean of some losses is on the scale of `z`."""
+        if not self.positive:
+            return float(z.mean())
+        top = float(z.max())
+        return top + math.log(np.exp(z - top).mean())
+
+    @cached_property
+    def means(self) -> Array:
+        """Means of the same parts: rare large losses, which levels do not see, count in them."""
+        return blocks(self.z, len(self.levels), self._mean)
+
     @cached_property
     def scatter(self) -> float:
         """Standard deviation of single values about the line through the levels, by their median."""
@@ -179,6 +193,28 @@ class MeasuredCurve:
         half = len(self.levels) // 2
         return line(self.levels[:half], self.error), line(self.levels[-half:], self.error)
 
+    @cached_property
+    def white(self) -> bool:
+        """Whether the second half fluctuates at random from value to value, as minibatches and dropout make it."""
+        limit = max(0.25, 2.0 / math.sqrt(len(self.rest)))
+        return abs(autocorrelation(self.rest, 1)) < limit and autocorrelation(np.diff(self.rest), 1) < -0.2
+
+    @cached_property
+    def averaged(self) -> bool:
+        """Whether the second half walks at random, as running means do; they begin with whatever one value was."""
+        if not self.noise > 1e-9:
+            return False
+        return autocorrelation(self.rest, 1) > 0.5 and abs(autocorrelation(np.diff(self.rest), 1)) < 0.3
+
+    @property
+    def rise(self) -> float:
+        """From start to end, or of means, where single losses scatter widely or rare ones make up most of the means."""
+        rise = -self.drop
+        if self.scatter > _WIDE:
+            rise = min(rise, self.end - self._mean(self.z[: self.first]))
+        rare = float(np.mean(self.means[-2:] - self.levels[-2:])) > _RARE
+        return min(rise, float(np.mean(self.means[-2:]) - np.mean(self.means[:2]))) if rare else rise
+
     @property
     def risen(self) -> float:
         """By how much the last levels lie above the first."""
@@ -186,9 +222,12 @@ class MeasuredCurve:
 
     @property
     def lost_and_gained(self) -> tuple[float, float]:
-        """How far the last levels lie above the lowest, and how far the loss had come down to that."""
-        lowest = float(self.levels.min())
-        return float(np.mean(self.levels[-2:])) - lowest, max(self.start, float(self.levels[0])) - lowest
+        """How far the last levels, and means, lie above the lowest, and how far the loss had come down to that."""
+        k = int(np.argmin(self.levels))
+        lowest = float(self.levels[k])
+        lost = float(np.mean(self.levels[-2:])) - lowest
+        lost = min(lost, float(np.mean(self.means[-2:]) - np.min(self.means[max(0, k - 1) : k + 2])))
+        return lost, max(self.start, float(self.levels[0])) - lowest
 
     def evidence(self) -> dict[str, float]:
         """The figures that `fastoptim.diagnose` reports."""

@@ -34,6 +34,7 @@ _SURE = 5.0  # standard errors that make a rise or a slow fall certain
 _THROUGHOUT = -0.7  # Kendall's tau of a curve that falls from beginning to end
 _BENT = 0.6  # fall of the second half, in units of that of the first, below which a curve is no straight line
 _ENDED = 0.1  # ... and below which a loss has come to its floor
+_REMNANT = 0.2  # drop, as a share of the rise before it, below which a jump has won nothing
 _RISEN = 1.1  # largest rate of the last quarter, in units of the median one, from which on rates count as rising
 _PACE = 0.7  # pace of the outer thirds, in units of the middle one's, below which a curve is no straight line
 
@@ -103,7 +104,8 @@ def diagnose(
         in the first half, unless the curve ends with them.
     fixed_batch : bool
         Whether every loss was taken on the same data, so that the first one is as good as any, and every rise is real:
-        the whole training set, or one batch. Otherwise the start is the median of the first few, or the first
+        the whole training set, or one batch. If the losses jump about at random even so, as dropout makes them, they
+        are read as those of minibatches. Otherwise the start is the median of the first few, or the first
         alone if the next nine lie further above it than they lie apart.
     momentum : float
         The optimizer's momentum; a longer one is given more steps before the curve is judged.
@@ -299,7 +301,9 @@ Judgement = tuple[str, float, str]
 
 def _judge_fixed(c: MeasuredCurve) -> Judgement:
     """Judge losses of one batch: the first is the start, and every rise is real."""
-    drop = c.drop
+    if c.white and c.noise >= _FLAT and c.swing < 1.0:  # the model itself is random, as with dropout
+        return _judge(c)
+    drop, above = c.drop, float(c.z.max()) - c.start
     doubt = 3.0 * c.noise * math.sqrt(1.0 / c.first + 1.0 / c.last)
     above_start = -drop > _ABOVE_START + doubt
     if _grows(c) and (above_start or c.tail_trend > 0.8):
@@ -324,9 +328,11 @@ def _judge_fixed(c: MeasuredCurve) -> Judgement:
     jumped = jumped and lasting > c.late  # longer than momentum swings
     if (c.tail_trend > -0.7 * _TREND or jumped) and lost > enough:
         return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
-    if drop < _SLOW and float(c.z.max()) > c.start + _SLOW:  # a rate that is too slow never raises the loss
+    if above > _SLOW and drop < min(_SLOW, _REMNANT * above):
         return "diverged", 0.1, _JUMPED
     pace = kept_pace(c.z, c.start)
+    if above > max(drop, 3.0 * c.noise):  # a rate that is too slow never raises the loss
+        pace = min(pace, _BENT)
     if drop < _SLOW and drop > 0.0 and c.tail_trend < _TREND:  # too small a fall for `flat` to tell
         if pace > _BENT:
             return "too slow", 10.0, f"The loss has only {_changed(c)}"
@@ -342,15 +348,17 @@ def _judge_fixed(c: MeasuredCurve) -> Judgement:
 
 def _judge(c: MeasuredCurve) -> Judgement:
     """Judge losses of different minibatches: only what stands out of the noise counts."""
-    rise, short, tail = -c.drop, c.n < _SHORT, c.halves[1]
+    rise, short, tail = c.rise, c.n < _SHORT, c.halves[1]
     far = rise > max(_GROWTH, _SURE * c.doubt / 3.0) or (rise > _GROWTH and c.risen > 1.5 * _SURE * c.error)
-    if far and (_grows(c) or rise > 4.0 * spread(detrended(c.levels[-(len(c.levels) // 2) :]))):
+    level = rise > 4.0 * spread(detrended(c.levels[-(len(c.levels) // 2) :])) and not c.averaged
+    if far and (_grows(c) or level):
         return "diverged", 0.1, f"The loss has {_changed(c)}"
     if _alternates(c):
         return "oscillating", 0.1 if far else 0.5, "The loss no longer falls but alternates"
     lost, gained = c.lost_and_gained
     enough = max(_REGAINED, 1.5 * _SURE * c.error)
-    if not short and min(gained, lost) > enough and lost > 0.3 * gained and tail.sure < 1.0:
+    falls = tail.sure >= 1.0 and kendall_tau(c.levels[-(len(c.levels) // 2) :]) <= _TREND
+    if not short and min(gained, lost) > enough and lost > 0.3 * gained and not falls:
         return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
     if c.jumped and (c.drop <= 0.0 or c.y[-(c.n // 10) :].mean() >= c.y[0]):  # typical losses may hide rare large ones
         return ("diverged", 0.1, _JUMPED) if rise > _SURE * c.scatter else ("unclear", 1.0, _JUMPED)
@@ -372,7 +380,7 @@ def _judge(c: MeasuredCurve) -> Judgement:
 
 def _rises(c: MeasuredCurve) -> bool:
     """Whether the loss has risen for certain, however little: above its start, or from level to level."""
-    rise = -c.drop
+    rise = c.rise
     above = rise > max(_ABOVE_START, c.doubt) and c.risen > 2.0 * c.error
     above = above or rise > max(_GROWTH, 4.0 * c.scatter * math.sqrt(1.0 / c.first + 1.0 / c.last))
     return above or rise > max(_ABOVE_START, _SURE * c.doubt / 3.0) or (rise > 0.0 and c.whole.sure < -_SURE)

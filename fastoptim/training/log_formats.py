@@ -20,19 +20,26 @@ import numpy as np
 _THOUSANDS = r"\d{1,3}(?:,\d{3})+\.\d*"
 _DIGITS = rf"(?:{_THOUSANDS}|\d+\.\d*|\d+(?![\d.]|,\d)|\.\d+)(?:[eE][-+]?\d+)?"
 _NUMBER = rf"[-+]?(?:{_DIGITS}|nan|inf(?:inity)?)(?![\w.]*[A-Za-z_])"
-# `loss: 0.25`, `train_loss=0.25`, `"loss": 0.25`, `Loss 0.25`; no val_loss, no box_loss.
+# `loss: 0.25`, `train_loss=0.25`, `"loss": 0.25`, `Loss 0.25`, `loss | 0.25`, `loss: tensor(0.25, ...)`, `Cost after
+# iteration 100: 0.25`, `0.25 avg loss`; no val_loss, no box_loss.
+_NAME = r"(?:tr(?:ai)?n(?:ing)?[ _/-]?|total[ _/-])?loss(?!\d)|cost after \w+ \d+"
+_WRAPPED = r"(?:(?:tensor|array|(?:np\.|numpy\.)?float\d*)\(\[*)?"
 _IN_TEXT = re.compile(
-    rf"""(?<![A-Za-z_\-./])(?:tr(?:ai)?n(?:ing)?[ _/-]?)?loss(?!\d)["']?\s*[:=]?\s*({_NUMBER})""", re.I
+    rf"""(?<![A-Za-z_\-./])(?:{_NAME})["']?\s*(?:[:=|]|is\b)?\s*{_WRAPPED}({_NUMBER})|({_NUMBER}) avg loss""", re.I
 )
 # The words before a loss that say of which data it is; the last of them counts.
 _OF_WHAT = re.compile(
     r"(?<![a-z_])(?:(tr(?:ai)?n(?:ing)?)|val|valid(?:ation)?|eval(?:uation)?|test(?:ing)?|dev)(?![a-z_])", re.I
 )
 _VALIDATION = re.compile(r"val|eval|test|dev", re.I)
-_RATES = ("lr", "learning_rate", "learningrate", "train/lr", "lr/pg0", "lr-adam", "lr-adamw", "lr-sgd")
+_RATES = (
+    *("lr", "learning_rate", "learningrate", "current_lr", "currentlr"),
+    *("train/lr", "train/learning_rate", "lr/pg0", "x/lr0", "lr-adam", "lr-adamw", "lr-sgd"),
+)
 _STEPS = ("step", "global_step", "iter", "iteration", "iterations", "trainer/global_step", "_step", "batch", "epoch")
 _OTHER_NAMES = ("nll", "cost", "objective", "perplexity", "ppl", "error", "mse", "rmse", "mae", "cross_entropy", "bpc")
 _MODES = ("mode", "split", "phase", "stage", "set")
+_LABELS = ("metric", "tag", "key")  # of records of one value each
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,8 @@ def _chosen(columns: _Columns, column: str | None) -> Curve:
     ranked = [(place, name) for name in filled if (place := rank(name)) is not None]
     candidates = [name for _, name in sorted(ranked, key=lambda pair: pair[0])]
     if column is None:
+        if not candidates and {"wall time", "value"} <= {name.lower() for name in filled}:  # as TensorBoard exports
+            candidates = [name for name in filled if name.lower() == "value"]
         if not candidates:
             empty = [name for name in columns if rank(name) is not None]
             told = f"column {empty[0]!r} holds no numbers like 0.25" if empty else "no column looks like a loss"
@@ -220,9 +229,16 @@ def _of_records(rows: list[dict[str, Any]]) -> _Columns | None:
         if any(mode.startswith("train") for mode in said):
             rows = [row for row in rows if str(row.get(key, "train")).lower().startswith("train")]
             break
-    rows = [_flat(row) for row in rows]
+    rows = [_flat(_labelled(row)) for row in rows]
     names = dict.fromkeys(name for row in rows for name in row)
     return _Columns({name: [row.get(name) for row in rows] for name in names}) if rows else None
+
+
+def _labelled(row: dict[str, Any]) -> dict[str, Any]:
+    """A record of one value under the name that its label gives, as MLflow exports them; any other as it is."""
+    label = next((row[name] for name in row if name.lower() in _LABELS), None)
+    value = next((name for name in row if name.lower() == "value"), None)
+    return row if value is None or not isinstance(label, str) else row | {label: row[value]}
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, float | None]:
@@ -309,6 +325,8 @@ def _splitter(lines: list[str]) -> Callable[[str], list[str]]:
 def _bare(rows: list[list[str]], names: list[str]) -> _Columns | None:
     """Columns without a header: one of losses, or steps, which rise, and losses, or as a comment names them."""
     width = len(rows[0])
+    if len(rows) == 1 and width > 2:  # all in one line
+        return _Columns({"loss": [*map(_number, rows[0])]})
     if sum(len(row) == width for row in rows) < 0.5 * len(rows):
         return None
     table = [[_number(cell) for cell in row] for row in rows if len(row) == width]
@@ -354,9 +372,10 @@ def _from_lines(text: str, pattern: str | None) -> Curve:
     taken: list[tuple[bool, float]] = []  # whether it is said to be of other data, and the loss
     for line in re.split(r"[\r\n]+", text):  # progress bars overwrite their line
         found = [
-            (pattern is None and _is_of_other_data(line[: match.start(1)]), value)
+            (pattern is None and _is_of_other_data(line[: match.start(group)]), value)
             for match in wanted.finditer(line)
-            if (value := _number(_parted(match.group(1) or "") if pattern else match.group(1))) is not None
+            if (group := 1 if pattern else match.lastindex or 1)
+            if (value := _number(_parted(match[group] or ""))) is not None
         ]
         taken += sorted(found, key=itemgetter(0))[:1]
     losses = [loss for other, loss in taken if not other] or [loss for _, loss in taken]

@@ -43,9 +43,10 @@ def read_log(path: str | os.PathLike[str]) -> Curve:
 def read_curve(path: str | os.PathLike[str], *, column: str | None = None, pattern: str | None = None) -> Curve:
     """Read anybody's training log.
 
-    Understood are `fit`'s own logs; tables with a header, separated by commas, semicolons, tabs or blanks; JSON lines;
-    a JSON file with ``log_history``, with a list of records, or with a list of numbers for every name; bare numbers,
-    one a line; and text in which losses are written like ``loss: 0.25``.
+    Understood are `fit`'s own logs; tables with a header, separated by commas, semicolons, tabs or blanks, those that
+    TensorBoard and MLflow export among them; JSON lines; a JSON file with ``log_history``, with a list of records, or
+    with a list of numbers for every name; bare numbers, one a line or all in one; and text in which losses are written
+    like ``loss: 0.25``, ``Loss | 0.25``, ``loss=tensor(0.25)`` or ``Cost after iteration 10: 0.25``.
 
     Parameters
     ----------

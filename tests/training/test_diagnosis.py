@@ -661,6 +661,62 @@ def test_a_run_that_collapses_is_neither_slow_nor_healthy():
     assert "risen" in found.remedy
 
 
+def test_a_running_mean_that_begins_by_chance_below_its_level_has_not_diverged():
+    """Logs of smoothed losses begin with a single value; at a tenth of the rate nothing would be trained."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        raw = np.exp(-np.arange(500) / 800) * rng.chisquare(1, 500)
+        raw[0] = 0.1
+        mean = [raw[0]]
+        for loss in raw[1:]:
+            mean.append(0.95 * mean[-1] + 0.05 * loss)
+        found = fo.diagnose(mean)
+        assert found.lr_factor == 1.0, found
+    growing = 1.1 ** np.arange(500) * np.exp(0.05 * np.cumsum(rng.standard_normal(500)))
+    assert fo.diagnose(growing).lr_factor == 0.1
+
+
+def test_dropout_on_a_whole_data_set_is_no_oscillation():
+    """Every loss is of the same data, but not every rise is the rate's doing: half of it would train half as far."""
+    for seed in range(20):
+        noise = np.exp(0.045 * np.random.default_rng(seed).standard_normal(1000))
+        found = fo.diagnose(1.6 * np.exp(-np.arange(1000) / 5000) * noise, fixed_batch=True)
+        assert found.verdict in ("healthy", "too slow") and found.lr_factor >= 1.0, found
+
+
+def test_a_constant_in_the_loss_of_one_batch_changes_no_advice_into_harm():
+    t = np.arange(280)
+    jump = np.where((t > 20) & (t < 40), 1.0, 0.26 * np.exp(-t / 15) + 0.01)  # gains more than a jump has cost
+    edge = np.where(t < 160, 1.0 + 2.0 * (t % 6 == 2), 0.6) - 1e-4 * t  # at its limit, until a schedule lowers the rate
+    for constant in (0.0, 3.5, 19.0):
+        assert fo.diagnose(constant + jump, fixed_batch=True).lr_factor == 1.0
+        assert fo.diagnose(constant + edge, fixed_batch=True).lr_factor <= 1.0
+
+
+def test_rare_large_losses_count_where_typical_ones_rise():
+    """Examples, most of which are right already: the typical loss rises while the mean, which is trained, falls."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        t = np.arange(600.0)
+        rare = np.where(rng.random(600) < 0.2, 3.0 * np.exp(-t / 400), 2e-4 * (1 + t / 100))
+        found = fo.diagnose(rare)
+        assert found.lr_factor == 1.0, found
+        loss = np.exp(-t / 300) * rng.exponential(1.0, 600)
+        easy = (t >= 300) & (t < 400)  # now and then many easy examples follow one another
+        loss[easy] *= np.where(rng.random(100) < 0.6, 1e-3, 2.0)
+        assert fo.diagnose(loss).lr_factor == 1.0
+        single = rng.chisquare(1, 300) * np.exp(-np.arange(300) / 2000)
+        single[:5] = [0.0014, 0.39, 0.0002, 1.08, 0.001]  # of a few such losses the median may lie anywhere
+        assert fo.diagnose(single).lr_factor == 1.0
+
+
+def test_a_run_that_was_lost_and_ends_about_its_start_is_not_healthy():
+    t = np.arange(500)
+    losses = np.select([t < 120, t < 480], [7.6 * np.exp(-t / 200), 20.0], 6.8)
+    found = fo.diagnose(losses)
+    assert (found.verdict, found.lr_factor) == ("oscillating", 0.5)
+
+
 def test_one_negative_loss_changes_no_unit():
     losses = np.linspace(13.0, 5.4, 200)
     plain = fo.diagnose(losses)

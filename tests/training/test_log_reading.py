@@ -81,6 +81,17 @@ LOGS = {
     "a CSV by phase": table(",", ("epoch", "Phase", "loss"),
                             *(row for i, loss in enumerate(LOSSES) for row in ((i, "train", loss), (i, "val", 77.0)))),
     "the newest row first": table(",", ("epoch", "loss"), *reversed(list(enumerate(LOSSES)))),
+    "all numbers in one line": ", ".join(map(str, LOSSES)),
+    "tensors": "".join(f"step {i}, loss: tensor({x}, device='cuda:0', grad_fn=<Nll>)\n" for i, x in enumerate(LOSSES)),
+    "scalars of NumPy": "".join(f"step {i}: the loss is np.float64({loss})\n" for i, loss in enumerate(LOSSES)),
+    "costs": "".join(f"Cost after iteration {100 * i}: {loss}\n" for i, loss in enumerate(LOSSES)),
+    "Detectron2": "".join(f"eta: 1:02  iter: {i}  total_loss: {x}  loss_cls: 9.0\n" for i, x in enumerate(LOSSES)),
+    "Darknet": "".join(f" {i}: 9.5, {loss} avg loss, 0.001 rate, 3.5 seconds\n" for i, loss in enumerate(LOSSES)),
+    "Stable-Baselines": "".join(
+        f"| train/     |      |\n|    loss    | {loss} |\n|    value_loss | 9.0 |\n" for loss in LOSSES),
+    "TensorBoard's CSV": table(",", ("Wall time", "Step", "Value"), *((17e8, i, x) for i, x in enumerate(LOSSES))),
+    "MLflow's CSV": table(",", ("Run", "metric", "step", "timestamp", "value"),
+                          *(row for i, x in enumerate(LOSSES) for row in ((1, "loss", i, 1, x), (1, "f1", i, 1, 9)))),
     "records as Python prints them": "".join(f"{{'loss': {loss}, 'epoch': {i}}}\n" for i, loss in enumerate(LOSSES)),
 }  # fmt: skip
 
@@ -133,8 +144,8 @@ def test_a_column_or_a_pattern_can_be_chosen():
     with pytest.raises(ValueError, match=r"no column looks like a loss; choose one by --column: '1', '2'"):
         curve("2.5 0.1\n2.25 0.2\n2 0.3\n")  # losses and accuracies: no steps
     with pytest.raises(ValueError, match="no loss is found; name its --column, or give a --pattern"):
-        curve("Cost after iteration 0: 2.5\nCost after iteration 1: 2.25\n")  # no table
-    assert curve("E=1.5 now\nE=1.0 now\n", pattern=r"E=([\d.]+)").losses.tolist() == [1.5, 1.0]
+        curve("Energy after iteration 0: 2.5\nEnergy after iteration 1: 2.25\n")  # no table
+    assert curve("E=1.5 now\nE=1.0 now\n", pattern=r"E=([\d.]+) (now)").losses.tolist() == [1.5, 1.0]
     for pattern, text in (("(", "no regular expression"), ("E=", "needs a group"), ("x(.)", "no line matches")):
         with pytest.raises(ValueError, match=text):
             curve("E=1.5\n", pattern=pattern)

@@ -47,6 +47,13 @@ MUTANTS = (
         ),
         ("low first losses of noise taken for a jump", "max(_JUMP, np.ptp(z[1:]))", "0.0"),
         ("jump taken for the start", "exact_start or self.jumped else", "exact_start else"),
+        ("rare large losses do not count", "> _RARE", "> 1e9"),
+        ("the median of a few wide losses is a start", "if self.scatter > _WIDE:", "if False:"),
+        (
+            "easy examples are gains",
+            "        lost = min(lost, float(np.mean(self.means[-2:])",
+            "        (float(np.mean(self.means[-2:])",
+        ),
         ("medians overflow", "return largest * float(np.median(y / largest)) if", "return float(np.median(y)) if"),
         (
             "a start that is told is not heard",
@@ -59,6 +66,11 @@ MUTANTS = (
         (READING,),
         ("a constant makes it flat", "max(min(_FLAT, 0.2 * c.drop),", "max(_FLAT,"),
         ("a jump that may be noise lowers the rate", "if rise > _SURE * c.scatter else", "if True else"),
+        ("dropout is the rate's doing", "if c.white and c.noise >= _FLAT and c.swing < 1.0:", "if False:"),
+        ("a running mean has diverged", " and not c.averaged", ""),
+        ("a constant hides gains", "min(_SLOW, _REMNANT * above)", "_SLOW"),
+        ("a rate at its limit is too slow", "        pace = min(pace, _BENT)", "        pass"),
+        ("a lost run falls", " and kendall_tau(c.levels[-(len(c.levels) // 2) :]) <= _TREND", ""),
         ("rare large losses are not seen", " or c.y[-(c.n // 10) :].mean() >= c.y[0]", ""),
         (
             "halves a rate that has diverged",
