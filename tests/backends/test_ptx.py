@@ -268,6 +268,14 @@ def test_machine_code_over_fewer_bits_has_every_multiply_and_add_of_its_own(stor
 
 
 @needs_nvdisasm
+@pytest.mark.parametrize("name", ["sum_squares_1", "tree", "limit"])
+def test_machine_code_of_sums_and_limits_fuses_nothing(name, tmp_path):
+    code = machine_code(*loaded(name, DTYPES[0]), tmp_path)
+    assert not [x for x in code if x.startswith(("FFMA", "DFMA"))]
+    assert code["DADD" if "limit" not in name else "FMUL"] > 0
+
+
+@needs_nvdisasm
 def test_fused_machine_code_is_found(tmp_path):
     from numba import cuda, types
 
