@@ -314,6 +314,8 @@ class CudaBackend(Backend):
             raise TypeError(
                 f"{what}: expected an array on the GPU (with __cuda_array_interface__), got {type(x).__name__}"
             ) from None
+        if interface.get("mask") is not None:
+            raise TypeError(f"{what}: expected an array without a mask, whose elements would all be stepped")
         layout = np.asarray(HostLayout(interface))
         if layout.dtype.kind == "V":
             layout = layout.view(device_dtype(x))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
+
 _chosen: ContextVar[Any] = ContextVar("fastoptim_cuda_stream", default=None)
 # Handles that __cuda_array_interface__ reserves; None is the default stream of numba.cuda.
 LEGACY, PER_THREAD = 1, 2
@@ -49,4 +51,6 @@ def _stream_of(x: Any, interface: dict[str, Any]) -> Any:
 
 
 def _resolved(stream: Any) -> int:
-    return stream if isinstance(stream, int) else _handle_of(sys.modules["torch"].cuda.current_stream(stream))
+    if isinstance(stream, int | np.integer):
+        return int(stream)
+    return _handle_of(sys.modules["torch"].cuda.current_stream(stream))

@@ -30,8 +30,8 @@ BORDERS = (0, 1, 3, 4, 5, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 7)
 class Device:
     """An array that says it lives on the GPU."""
 
-    def __init__(self, x, stream=None, readonly=False):
-        self.host, self.stream, self.readonly, self.dtype = x, stream, readonly, x.dtype
+    def __init__(self, x, stream=None, readonly=False, **more):
+        self.host, self.stream, self.readonly, self.dtype, self.more = x, stream, readonly, x.dtype, more
 
     @property
     def __cuda_array_interface__(self):
@@ -43,6 +43,7 @@ class Device:
             "strides": face["strides"],
             "version": 3,
             "stream": self.stream,
+            **self.more,
         }
 
 
@@ -332,6 +333,7 @@ def test_bad_input_is_refused_before_anything_changed():
         "expected shape": Device(np.ones((3, 2), np.float32)),
         "expected dtype": Device(np.ones((2, 3))),
         "overlap": Device(p[::-1]),
+        "without a mask": Device(np.ones((2, 3), np.float32), mask=Device(np.ones((2, 3), bool))),
         "not aligned": Device(np.frombuffer(bytes(25), np.uint8)[1:].view(np.float32).reshape(2, 3)),
     }
     good = Device(np.ones((2, 3), np.float32))
@@ -392,6 +394,7 @@ def use(backend, *handles):
 
 def test_work_runs_on_the_stream_of_the_arrays(streams):
     assert use(streams, None, 7, 7) == [("work", 7)]
+    assert use(streams, np.int64(7)) == 2 * [("work", 7)]
 
 
 def test_work_without_a_stream_runs_on_the_default_one(streams):
