@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from benchmarks import gpu_numbers
 from tests.support import fake_cuda
 
 MISSING = fake_cuda.missing()
@@ -113,6 +114,11 @@ def test_rehearsal_of_a_run_on_a_gpu(tmp_path):
     assert set(result["seconds"]) == set(REHEARSED.split(","))
     assert [result[stage]["differing"] for stage in ("smoke", "ordering", "users")] == [0, 0, 0]
     assert len(result["sizes"]) == 3
+    figures = gpu_numbers.numbers([result | {"fake_driver": False}])
+    row = result["sizes"][0]
+    assert f"{row['share_of_copy_bandwidth']:.2f} |" in figures
+    assert "first step: " in figures.lower()
+    assert "Nothing has been measured" in gpu_numbers.numbers([result]), "without a GPU nothing is"
 
 
 PLANTED = """

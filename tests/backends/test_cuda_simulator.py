@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
+from benchmarks import gpu_numbers
 from fastoptim.backends import available
 from fastoptim.backends.cuda import backend as cuda_backend
 from tests.support import ROOT
@@ -158,3 +159,8 @@ def test_here_the_backend_works_or_says_why_not():
     if reason is not None:
         with pytest.raises(RuntimeError, match="needs an NVIDIA GPU and its driver"):
             fo.SGD(np.ones(3), backend="cuda")
+
+
+def test_the_page_says_what_was_predicted_and_measured():
+    assert gpu_numbers.main(["--check"]) == 0
+    assert gpu_numbers.predicted("adam", 10**8, 3350.0) == pytest.approx(28e8 / (0.88 * 3350e9))
