@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from tests.support import ROOT, mpi
+from tests.support.platforms import needs_mpi
 
-WORKER = ROOT / "tests" / "support" / "fit_worker.py"
-
-pytestmark = pytest.mark.skipif(
-    mpi.mpiexec() is None, reason='NOT TESTED: several processes; pip install ".[mpi]" brings what is missing'
-)
-
-
-def run(ranks, *arguments):
-    done = mpi.run(ranks, WORKER, *arguments, timeout=100)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(done.stdout.split("\n")[:ranks]) == [f"rank {rank} done" for rank in range(ranks)]
+run = partial(mpi.run_worker, ROOT / "tests" / "support" / "fit_worker.py")
+pytestmark = needs_mpi
 
 
 @pytest.mark.parametrize("name", ["differences", "generators"])

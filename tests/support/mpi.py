@@ -46,6 +46,14 @@ def run(ranks: int, *arguments: object, timeout: float = 120, **extra: str) -> s
     )
 
 
+def run_worker(file: Path, ranks: int, *arguments: object) -> None:
+    """Run a function of a file that calls `run_named`; AssertionError unless all ranks have come to its end."""
+    done = run(ranks, file, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert all(f"rank {rank} done" in lines for rank in range(ranks)), done.stdout
+
+
 def run_named(functions: dict[str, Any], rank: int) -> None:
     """In a worker: call the function that the command line names with the arguments after it; say when it is done."""
     name, *arguments = sys.argv[1:]
