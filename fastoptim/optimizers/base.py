@@ -30,7 +30,7 @@ from ..rules.table import Rule
 from . import pickling, saving, state_dicts
 from .applying import applied
 from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
-from .hyperparameters import NotNeeded, PerGroup, UpdateSpec, checked_rate
+from .hyperparameters import NotNeeded, PerGroup, UpdateSpec
 from .selecting import GroupedParams, Members, select
 from .state_dicts import IncompatibleKeys
 from .states import Plan, check_members, make_plan, member_of, state_view
@@ -245,7 +245,7 @@ class Optimizer:
             specs.append((changed, spec))
         with deferred_signals() if len(groups) > 1 else nullcontext():
             for group, found in zip(groups, specs, strict=True):
-                group[name] = found[0][place]
+                group.put(name, found[0][place])
                 group.spec = found
 
     @property
@@ -259,7 +259,7 @@ class Optimizer:
     @lr.setter
     def lr(self, value: Any) -> None:
         values = list(value) if isinstance(value, (list, tuple)) else [value] * len(self._model.groups)
-        self._set("lr", [checked_rate(v) for v in values])
+        self._set("lr", values)
 
     @property
     def max_norm(self) -> float | None:

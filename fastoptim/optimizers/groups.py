@@ -59,7 +59,13 @@ class ParamGroup(dict[str, Any]):
         self.changes = self["params"].changes = changes
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.update({key: value})
+        self.put(key, self._kept(key, value))
+
+    def put(self, key: str, value: Any) -> None:
+        """Set what it keeps of a value."""
+        _count(self.changes, key == "params")
+        super().__setitem__(key, value)
+        _count(self.changes, key == "params")
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         new = {key: self._kept(key, value) for key, value in dict(*args, **kwargs).items()}

@@ -158,7 +158,7 @@ class Plan:
         own = [row for run in self.runs if (row := run.spec.native_scalars(run.base))]
         all_native = len(own) == len(self.runs)
         self.native_rows = tuple(own) if all_native and self.update.in_c else None
-        self._measures = any(run.spec.measured is not None for run in self.runs)
+        self._measures = not all_native and any(run.spec.measured is not None for run in self.runs)
         # Whether every run's scalars are its head and what a function of t gives.
         self._varies = not self._dithers and (
             all_native

@@ -376,7 +376,7 @@ def test_the_table_of_rules_states_what_they_keep():
         pytest.skip("LOUD: no documentation beside the tests")
     rows = [line.split(" | ") for line in path.read_text().splitlines() if line.startswith("| `")]
     table = {form.strip("` "): cells for cells in rows for form in cells[1].split(", ")}
-    for name in set(OPTIMIZERS) - {"momentum", "adamw"}:
+    for name in set(OPTIMIZERS) - {"momentum", "adamw", "sparse_adam"}:  # which have no functional form
         p = np.ones((2, 128), np.float32)
         opt = OPTIMIZERS[name](p)
         opt.step(p.copy())
