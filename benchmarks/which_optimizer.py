@@ -255,7 +255,7 @@ def written(text: str, results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=[*OPTIMIZERS], help="optimizers; all by default")
+    parser.add_argument("names", nargs="*", default=sorted(OPTIMIZERS.keys() - {"sparse_adam"}), help="optimizers")
     parser.add_argument("--tasks", nargs="*", default=["digits", *TASKS, "words"], help="trainings; all by default")
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results.setdefault("optimizers", {})

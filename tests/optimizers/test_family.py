@@ -391,7 +391,9 @@ def test_the_table_of_the_guide_is_that_of_the_benchmark():
         pytest.skip("LOUD: no benchmarks beside the tests")
     script = runpy.run_path(str(path))
     results = json.loads(script["RESULTS"].read_text())
-    assert set(results["optimizers"]) == set(OPTIMIZERS)
+    assert set(results["optimizers"]) == set(OPTIMIZERS) - {
+        "sparse_adam"
+    }  # that is adam, where all rows have gradients
     text = script["DOCS"].read_text()
     assert text == script["written"](text, results), "run: python benchmarks/which_optimizer.py"
 
