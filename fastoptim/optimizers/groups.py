@@ -205,7 +205,7 @@ class Groups:
         self.structures: list[Structure | Part] = []
         self.places: list[Places] = []  # of each structure: the leaves that its groups have
         self.grouped = False
-        self.elsewhere = False  # steps were taken at points of the caller's
+        self.elsewhere = False  # whether `apply` has stepped arrays that are not the parameters
         self.changes = [0, 0]  # counts those of all groups, and those of their arrays
 
     def checked(self, group: Mapping[str, Any]) -> dict[str, Any]:
