@@ -93,7 +93,7 @@ def diagnose(
       not at all, while the learning rate was still rising;
     - *too slow*: the loss falls from beginning to end, for certain, in a nearly straight line, but has dropped by less
       than a tenth (factor 10) or by less than 40 % (factor 2);
-    - *plateau*: the second half is flat, or nothing has happened beyond the noise;
+    - *plateau*: the second half is flat or rises a little, or nothing has happened beyond the noise;
     - *healthy*: everything else;
     - *too short*: fewer than 10 losses, or fewer than 25 losses of different minibatches that show nothing for certain.
 
@@ -296,6 +296,11 @@ def _changed(curve: MeasuredCurve) -> str:
     return f"{verb} from {start:.4g} to {end:.4g}"
 
 
+def _no_longer_falls(curve: MeasuredCurve) -> str:
+    rises = curve.tail_trend > -_THROUGHOUT and -curve.tail_drop > _FLAT
+    return "rises again, as a validation loss does when the model overfits" if rises else "is flat now"
+
+
 Judgement = tuple[str, float, str]
 
 
@@ -342,7 +347,7 @@ def _judge_fixed(c: MeasuredCurve) -> Judgement:
     elif drop < max(_AMPLITUDE, doubt):
         return "plateau", 1.0, "The loss has not moved"
     if flat:
-        return "plateau", 1.0, f"The loss has {_changed(c)} and is flat now"
+        return "plateau", 1.0, f"The loss has {_changed(c)} and {_no_longer_falls(c)}"
     return "healthy", 1.0, f"The loss has {_changed(c)} and is still falling"
 
 
@@ -371,7 +376,7 @@ def _judge(c: MeasuredCurve) -> Judgement:
         if tail.fall < max(min(_FLAT, 0.2 * c.drop), 0.02 * c.drop, 2.0 * tail.error):
             if short:
                 return "too short", 1.0, f"{_so_many(c.n)} to tell whether the loss still falls"
-            return "plateau", 1.0, f"The loss has {_changed(c)} and is flat now"
+            return "plateau", 1.0, f"The loss has {_changed(c)} and {_no_longer_falls(c)}"
         return "healthy", 1.0, f"The loss has {_changed(c)} and is still falling"
     if short:
         return "too short", 1.0, f"{_so_many(c.n)} to tell a trend from the noise"

@@ -340,6 +340,14 @@ def test_gains_that_are_lost_again_are_called_oscillating():
         assert "risen by" in found.remedy
 
 
+@pytest.mark.parametrize("fixed_batch", [False, True])
+def test_a_loss_that_rises_slowly_after_its_fall_is_not_called_flat(fixed_batch):
+    """As on data for validation: it keeps most of what it has gained, so that nothing oscillates or diverges."""
+    epochs = np.arange(60)
+    found = fo.diagnose(2 / np.sqrt(epochs + 1) + 0.01 * epochs, fixed_batch=fixed_batch)
+    assert found.verdict == "plateau" and found.lr_factor == 1.0 and "and rises again" in found.remedy
+
+
 def test_noise_on_a_fixed_batch_is_no_rise():
     for seed in range(40):
         losses = 2.3 * np.exp(0.015 * np.random.default_rng(seed).standard_normal(200))
