@@ -23,19 +23,19 @@ from ..rules.codecs import Stored
 from ..rules.table import DECAYS, MAX_STATES, MEASURES, RULES, Kernel, Scalars
 from .base import Backend, BlockMeasures, Described, KernelCall, Launch, NativeMeasure, count_of_steps
 
+_root = Path(__file__).parents[2]
+_hint = (
+    f"; these are the sources at {_root}: run from another folder, or build in place by python setup.py build_ext "
+    "--inplace"
+    if (_root / "setup.py").exists() and (_root / "csrc").exists()
+    else ""
+)
 try:
     from .. import _c
-except ImportError as error:
-    _root = Path(__file__).parents[2]
-    _hint = (
-        f"; these are the sources at {_root}: run from another folder, or build in place by python setup.py build_ext "
-        "--inplace"
-        if (_root / "setup.py").exists() and (_root / "csrc").exists()
-        else ""
-    )
-    raise ImportError(f"the C extension of fastoptim is missing or cannot be loaded ({error}){_hint}") from error
 
-ffi, lib = _c.ffi, _c.lib
+    ffi, lib = _c.ffi, _c.lib
+except (ImportError, AttributeError) as error:
+    raise ImportError(f"the C extension of fastoptim is missing or cannot be loaded ({error}){_hint}") from error
 
 _TYPES = np.ndarray, np.memmap, Rows, "indices", "values", "lazy"  # which the extension keeps
 _STORAGE = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3, "float8": 4, "scales": 5}
@@ -189,9 +189,15 @@ class CBackend(Backend):
     runs_own_rules = False
 
     def __init__(self) -> None:
-        _check_tables()
-        if not lib.fo_set_up(id(np.ndarray), id(np.memmap), id(_TYPES), tuple.__basicsize__):
-            raise ImportError("the C extension of fastoptim cannot read tuples of this Python; please report this")
+        try:
+            _check_tables()
+            if not lib.fo_set_up(id(np.ndarray), id(np.memmap), id(_TYPES), tuple.__basicsize__):
+                raise ImportError("the C extension of fastoptim cannot read tuples of this Python; please report this")
+            CPlan([(0, "none")], [0], [np.empty(1)], count_of_steps(), 1)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ImportError(
+                f"the C extension was built from other sources ({error}): install fastoptim again{_hint}"
+            ) from error
         wanted = os.environ.get("FASTOPTIM_ISA", "")
         if wanted:
             try:
@@ -340,5 +346,5 @@ def _check_tables() -> None:
     }
     if built != stated:
         raise ImportError(
-            f"the C extension was built from other update rules ({built}, not {stated}): install fastoptim again"
+            f"the C extension was built from other update rules ({built}, not {stated}): install fastoptim again{_hint}"
         )

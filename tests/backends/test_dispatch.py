@@ -8,11 +8,12 @@ import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import fastoptim as fo
-from fastoptim.backends import get_backend
+from fastoptim.backends import c, get_backend
 from fastoptim.backends.c import ISA_NAMES, lib
 
 BASELINE, AVX2, AVX512 = range(3)
@@ -25,6 +26,14 @@ NEEDED = {
     AVX2: {"osxsave", "avx", "avx2", "xmm", "ymm"},
     AVX512: {"avx512f", "avx512dq", "avx512bw", "avx512vl", "opmask", "zmm low", "zmm high"},
 }
+
+
+@pytest.mark.parametrize("name", ["fo_rule_terms", "fo_plan_new"])
+def test_an_extension_of_older_sources_is_not_used(monkeypatch, name):
+    older = SimpleNamespace(**{known: getattr(lib, known) for known in dir(lib) if known != name})
+    monkeypatch.setattr(c, "lib", older)
+    with pytest.raises(ImportError, match=f"was built from other sources .*{name}.*: install fastoptim again"):
+        c.CBackend()
 
 
 def subsets(table):
