@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from . import __version__
-from .common.text import printable
+from .common.text import reason
 from .environment import problems
 
 # command -> (module with ``main(arguments) -> exit status``, what it does)
@@ -62,15 +62,6 @@ def _dispatch(arguments: list[str]) -> int:
     return int(import_module(f".{COMMANDS[command][0]}", __package__).main(rest) or 0)
 
 
-def _reason(error: BaseException) -> str:
-    """What went wrong, in one printable line."""
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    else:
-        text = str(error) or type(error).__name__
-    return printable(" ".join(text.split("\n")))
-
-
 def _guarded(arguments: list[str]) -> int:
     """Run one command; whatever it raises becomes an exit status and a line on standard error."""
     try:
@@ -86,7 +77,7 @@ def _guarded(arguments: list[str]) -> int:
     except BrokenPipeError:
         return PIPE_CLOSED
     except (ImportError, RuntimeError, OSError, ValueError) as error:
-        print(f"fastoptim {arguments[0]}: {_reason(error)}", file=sys.stderr)
+        print(f"fastoptim {arguments[0]}: {reason(error)}", file=sys.stderr)
         return FAILED
 
 
@@ -101,7 +92,7 @@ def _flush(status: int) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return PIPE_CLOSED
-        print(f"fastoptim: standard output: {_reason(error)}", file=sys.stderr)
+        print(f"fastoptim: standard output: {reason(error)}", file=sys.stderr)
         return FAILED
     return status
 

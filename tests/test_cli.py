@@ -76,8 +76,8 @@ FILES = {  # what wrong uses meet
 }
 WRONG = [
     *([], ["help", "nothing"], ["nothing"], ["\x1b[31m"], ["info", "x"], ["info", "--json=1"], ["bench", "x"]),
-    *(["bench", "--minutes", *x] for x in ([], ["0"], ["nan"], ["x"], ["-1"])),
-    *(["bench", "--against", x] for x in ("nobody", "mine=", "c=module:function")),
+    *(["bench", "--minutes", *x] for x in ([], ["0"], ["nan"], ["x"], ["-1"], ["inf"])),
+    *(["bench", "--against", x] for x in ("nobody", "mine=", "c=module:function", "mine=no.module:f", "mine=:f")),
     *(["bench", "--only", "nothing"], ["bench", "--out", "good.csv", "--only", "nothing"], ["bench", "compare"]),
     *(["bench", "compare", x, x] for x in ("missing.json", "/", "/dev/null", "\0", *FILES)),
     ["bench", "compare", "missing.json"],
@@ -92,6 +92,7 @@ WRONG = [
         for command in ("plot", "diagnose")
         for x in ([], ["missing"], ["/"], ["\0"], ["empty"], ["binary"])
     ),
+    *([command, "-"] for command in ("plot", "diagnose")),
     *([command, x] for command in ("plot", "diagnose") for x in ("words.csv", "deep.json", "list.json", "escape.json")),
     *(["diagnose", "good.csv", *x] for x in (["--lr", "x"], ["--lr", "nan"], ["--momentum", "2"], ["--start", "inf"])),
     *([command, "good.csv", *x] for command in ("plot", "diagnose") for x in (["--column", "no"], ["--pattern", "("])),
@@ -115,6 +116,7 @@ def test_wrong_uses_say_so_and_right_ones_work(tmp_path, monkeypatch, capsys):
     for name, content in FILES.items():
         (tmp_path / name).write_bytes(content)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", None)  # as where it is closed
     for arguments in RIGHT:
         status, out, err = uses(arguments, capsys)
         assert status == 0 and out and not err, arguments
@@ -122,6 +124,7 @@ def test_wrong_uses_say_so_and_right_ones_work(tmp_path, monkeypatch, capsys):
         status, _, err = uses(arguments, capsys)
         assert status == 2 and err.strip(), arguments
         assert len(err.strip().splitlines()) == 1 or "usage: fastoptim" in err, (arguments, err)
+        assert "Errno" not in err, arguments
     assert sorted(x.name for x in tmp_path.iterdir()) == sorted(FILES)
 
 

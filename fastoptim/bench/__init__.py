@@ -7,6 +7,7 @@ rounds, and ends with a folder that holds report.html, report.md, results.json a
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -69,8 +70,8 @@ def _bench(arguments: Sequence[str]) -> int:
 
     mode = runner.QUICK if options.quick else runner.FULL
     if options.minutes is not None:
-        if not options.minutes > 0:
-            raise ValueError(f"--minutes must be positive, got {options.minutes:g}")
+        if not 0 < options.minutes < math.inf:
+            raise ValueError(f"--minutes must be positive and finite, got {options.minutes:g}")
         mode = mode._replace(seconds=60 * options.minutes)
     against = None if options.against is None else [name for name in options.against.split(",") if name]
     subjects, left_out = runner.choose(against, mode)

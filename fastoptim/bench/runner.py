@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -267,6 +268,10 @@ def choose(against: Sequence[str] | None, mode: Mode) -> tuple[dict[str, Subject
             name, factory = own.split("=", 1)
             if not name or ":" not in factory or name in known:
                 raise ValueError(f"--against takes a new name=module:function, got {own!r}")
+            module = factory.partition(":")[0]
+            package = module.partition(".")[0]  # workers find what is in this folder, too
+            if not package or not (find_spec(package) or PathFinder.find_spec(package, [os.getcwd()])):
+                raise ValueError(f"--against {own}: there is no module {module!r} here")
             chosen[name] = Subject(name, "own", factory, sections=ALL_SECTIONS[:-1], threaded=True)
     return chosen, left_out
 

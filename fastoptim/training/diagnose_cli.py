@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.text import printable
+from ..common.text import printable, reason
 from ..common.validation import real
 from .diagnosis import diagnose
 from .log_formats import Curve
@@ -28,6 +28,8 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 def read(name: str, column: str | None, pattern: str | None) -> Curve:
     """Read the curve of a log, or of standard input for "-"; OSError or ValueError if there is none."""
+    if name == STANDARD_INPUT and sys.stdin is None:
+        raise OSError("standard input is closed")
     if name == STANDARD_INPUT:
         return curve_of_text("standard input", sys.stdin.buffer.read(), column=column, pattern=pattern)
     return read_curve(name, column=column, pattern=pattern)
@@ -35,7 +37,7 @@ def read(name: str, column: str | None, pattern: str | None) -> Curve:
 
 def failed(command: str, error: Exception) -> int:
     """Report an error in one line without what could command a terminal; returns the exit status, 2."""
-    print(printable(f"fastoptim {command}: {error}".replace("\n", " ")), file=sys.stderr)
+    print(f"fastoptim {command}: {reason(error)}", file=sys.stderr)
     return 2
 
 

@@ -127,7 +127,7 @@ def test_what_is_not_installed_is_left_out_with_the_way_to_get_it(monkeypatch):
     assert why["scikit-learn"] == "not installed: pip install scikit-learn"
 
 
-def test_against_chooses_families():
+def test_against_chooses_families(tmp_path, monkeypatch):
     chosen, left_out = runner.choose(["numpy"], runner.QUICK)
     assert {"numpy-naive", "numpy-in-place", "reference"} <= set(chosen)
     assert {subject.family for subject in chosen.values()} == {"numpy", "fastoptim"}
@@ -136,8 +136,13 @@ def test_against_chooses_families():
         runner.choose(["tensorflow"], runner.QUICK)
     with pytest.raises(ValueError, match="module:function"):
         runner.choose(["mine=nothing"], runner.QUICK)
-    chosen, _ = runner.choose(["mine=package.module:function"], runner.QUICK)
-    assert chosen["mine"].factory == "package.module:function"
+    with pytest.raises(ValueError, match=r"there is no module 'package\.module' here"):
+        runner.choose(["mine=package.module:function"], runner.QUICK)
+    (tmp_path / "of_this_folder.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for module in ("of_this_folder", "fastoptim.bench"):
+        chosen, _ = runner.choose([f"mine={module}:function"], runner.QUICK)
+        assert chosen["mine"].factory == f"{module}:function"
 
 
 def test_command_line_refuses_what_it_does_not_know(capsys, tmp_path):
