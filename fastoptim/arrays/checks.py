@@ -85,10 +85,9 @@ def check_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
 def check_stored_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
     """TypeError unless `dtype` is native and one that arrays are stored in: float8 only for states."""
     low = dtype.name == "bfloat16" or (dtype == np.float16 and dtype.isnative)
-    state = role not in ("parameter", "gradient")
-    if not (dtype in DTYPES or low or (state and dtype.name == "float8_e4m3fn")):
+    if not (dtype in DTYPES or low or (role not in ("parameter", "gradient") and dtype.name == "float8_e4m3fn")):
         hint = ": convert it, x.astype(np.float64)" if dtype.kind in "biu" else _as_list(dtype)
-        expected = "native float32, float64, bfloat16" + (", float16 or float8_e4m3fn" if state else " or float16")
+        expected = "native float32, float64, bfloat16 or float16"
         raise TypeError(f"{role} {name!r}: expected {expected}, got {dtype_name(dtype)}{hint}")
 
 

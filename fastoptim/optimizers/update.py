@@ -455,8 +455,9 @@ class Update:
         name, stored = member.name, member.stored
         for slot, (shape, dtype) in state_arrays(kernel.rule, stored, member.shape, member.dtype).items():
             state = next(states, None)
+            state = self._backend.check_companion(name, slot, state, shape, dtype)
             self._backend.check_parameter(name, state, f"{slot} of parameter")
-            yield self._backend.check_companion(name, slot, state, shape, dtype)
+            yield state
 
     def _bind(self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...]) -> _Bound:
         """Check the arrays, bring them into the form that kernels take, and prepare the kernels."""

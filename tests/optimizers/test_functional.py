@@ -487,3 +487,11 @@ def test_subclasses_of_arrays_have_a_norm(backend):
     assert fo.grad_norm(g, backend=backend) == 5.0
     p = np.zeros(2)
     assert fo.SGD(p, lr=1.0, backend=backend).step(g, max_norm=1.0).grad_norm == 5.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_state_of_another_dtype_is_told_the_one_that_it_must_have(dtype):
+    p, wrong = np.ones(3, dtype), np.zeros(3, int)
+    expected = f"exp_avg of parameter 'p': expected dtype {dtype.__name__}, got int64: convert it"
+    with pytest.raises(TypeError, match=expected):
+        functional.adam(p, p.copy(), wrong, np.zeros(3, dtype), step=1)
