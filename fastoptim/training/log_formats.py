@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -31,6 +31,7 @@ _IN_TEXT = re.compile(
 _OF_WHAT = re.compile(
     r"(?<![a-z_])(?:(tr(?:ai)?n(?:ing)?)|val|valid(?:ation)?|eval(?:uation)?|test(?:ing)?|dev)(?![a-z_])", re.I
 )
+_STEP = re.compile(r"""\b(?:global[_ ])?(?:step|iter(?:ation)?)s?["']?\s*[:=\[]?\s*(\d+)""", re.I)
 _VALIDATION = re.compile(r"val|eval|test|dev", re.I)
 _RATES = (
     *("lr", "learning_rate", "learningrate", "current_lr", "currentlr"),
@@ -119,8 +120,7 @@ def _chosen(columns: _Columns, column: str | None) -> Curve:
     ranked = [(place, name) for name in filled if (place := rank(name)) is not None]
     candidates = [name for _, name in sorted(ranked, key=lambda pair: pair[0])]
     if column is None:
-        if not candidates and {"wall time", "value"} <= {name.lower() for name in filled}:  # as TensorBoard exports
-            candidates = [name for name in filled if name.lower() == "value"]
+        candidates = candidates or _exported(filled)
         if not candidates:
             empty = [name for name in columns if rank(name) is not None]
             told = f"column {empty[0]!r} holds no numbers like 0.25" if empty else "no column looks like a loss"
@@ -146,6 +146,14 @@ def _chosen(columns: _Columns, column: str | None) -> Curve:
         column,
         tuple(name for name in candidates if name != column),
     )
+
+
+def _exported(names: Iterable[str]) -> list[str]:
+    """The values in a table of TensorBoard (Wall time, Step, Value) or of a series of pandas (no name, 0)."""
+    first, *others = [*names, ""]
+    if first.lower() == "wall time":
+        return [name for name in others if name.lower() == "value"]
+    return ["0"] if [first, *others] == ["column 1", "0", ""] else []
 
 
 def _most_likely(columns: Mapping[str, list[float | None]], candidates: Sequence[str]) -> str:
@@ -369,19 +377,23 @@ def _from_lines(text: str, pattern: str | None) -> Curve:
         raise ValueError(f"--pattern is no regular expression: {error}") from error
     if wanted.groups < 1:
         raise ValueError("--pattern needs a group in round brackets around the loss")
-    taken: list[tuple[bool, float]] = []  # whether it is said to be of other data, and the loss
+    taken: list[tuple[bool, float, float]] = []  # whether it is said to be of other data, the loss, and its step
     for line in re.split(r"[\r\n]+", text):  # progress bars overwrite their line
+        counted = _STEP.search(line)
+        step = float(counted[1]) if counted else math.nan
         found = [
-            (pattern is None and _is_of_other_data(line[: match.start(group)]), value)
+            (pattern is None and _is_of_other_data(line[: match.start(group)]), value, step)
             for match in wanted.finditer(line)
             if (group := 1 if pattern else match.lastindex or 1)
             if (value := _number(_parted(match[group] or ""))) is not None
         ]
         taken += sorted(found, key=itemgetter(0))[:1]
-    losses = [loss for other, loss in taken if not other] or [loss for _, loss in taken]
-    if not losses:
+    of_training = [one for one in taken if not one[0]] or taken
+    if not of_training:
         hint = "no line matches --pattern" if pattern else "no loss is found; name its --column, or give a --pattern"
         raise ValueError(hint)
+    losses, steps = (np.array(column) for column in list(zip(*of_training, strict=True))[1:])
+    if not np.all(np.diff(steps, prepend=0.0) >= 0.0):  # one is missing, or they begin anew
+        steps = np.arange(float(len(losses)))
     nothing = np.array([])
-    name = "loss" if pattern is None else "pattern"
-    return Curve(np.arange(float(len(losses))), np.array(losses), None, nothing, nothing, name)
+    return Curve(steps, losses, None, nothing, nothing, "loss" if pattern is None else "pattern")

@@ -86,7 +86,7 @@ def curve_of_text(name: str, data: bytes, *, column: str | None = None, pattern:
 def decoded(data: bytes, name: str) -> str:
     """The text of a file in UTF-8, or in UTF-16 with a mark, as PowerShell writes it; ValueError if it is no text."""
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    text = data.decode(encoding, errors="replace")
+    text = data.lstrip(b"\0").decode(encoding, errors="replace")  # a log that was emptied while open begins with NULs
     if "\0" in text[:4096]:
         raise ValueError(f"{name} is not a text file")
     return text

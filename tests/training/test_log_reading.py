@@ -90,6 +90,8 @@ LOGS = {
     "Stable-Baselines": "".join(
         f"| train/     |      |\n|    loss    | {loss} |\n|    value_loss | 9.0 |\n" for loss in LOSSES),
     "TensorBoard's CSV": table(",", ("Wall time", "Step", "Value"), *((17e8, i, x) for i, x in enumerate(LOSSES))),
+    "a series of pandas": table(",", ("", 0), *enumerate(LOSSES)),
+    "emptied while open": "\0" * 5000 + "".join(f"step {i} | loss {loss} | lm 9.0\n" for i, loss in enumerate(LOSSES)),
     "MLflow's CSV": table(",", ("Run", "metric", "step", "timestamp", "value"),
                           *(row for i, x in enumerate(LOSSES) for row in ((1, "loss", i, 1, x), (1, "f1", i, 1, 9)))),
     "records as Python prints them": "".join(f"{{'loss': {loss}, 'epoch': {i}}}\n" for i, loss in enumerate(LOSSES)),
@@ -256,6 +258,9 @@ def test_a_log_that_begins_late_is_said_to(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "begins at step 1000" in out and "--start" in out
     assert "multiply" not in out  # what the part that is missing would show is not guessed
+    (tmp_path / "late.log").write_text("".join(f"Step {step}: loss {loss}\n" for step, loss in rows[1:]))
+    assert cli.main(["diagnose", str(tmp_path / "late.log")]) == 0
+    assert capsys.readouterr().out == out.replace("late.csv", "late.log")
     assert cli.main(["diagnose", str(tmp_path / "late.csv"), "--start", "10.8"]) == 0
     out = capsys.readouterr().out
     assert "dropped by 70.3%" in out and "multiply" not in out and "begins at" not in out
