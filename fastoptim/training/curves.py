@@ -16,7 +16,7 @@ BLOCKS = 16  # parts whose levels are compared
 _ROUNDOFF = 1e-15  # a loss below this share of its start is round-off
 _JUMP = math.log(4.0)  # how far, at least, all that follow lie above a first loss from which a large rate has gone
 _RARE = math.log(4.0)  # by how much means lie above levels where rare large losses make up most of them
-_WIDE = 0.5  # scatter from which on the median of a few losses may lie anywhere
+_WIDE = 1.0  # scatter from which on the median of a few losses may lie anywhere
 _STRAY = 0.05  # share of values that may be negative in a curve that is positive otherwise
 
 
