@@ -355,8 +355,8 @@ def _judge(c: MeasuredCurve) -> Judgement:
     """Judge losses of different minibatches: only what stands out of the noise counts."""
     rise, short, tail = c.rise, c.n < _SHORT, c.halves[1]
     far = rise > max(_GROWTH, _SURE * c.doubt / 3.0) or (rise > _GROWTH and c.risen > 1.5 * _SURE * c.error)
-    level = rise > 4.0 * spread(detrended(c.levels[-(len(c.levels) // 2) :])) and not c.averaged
-    if far and (_grows(c) or level):
+    level = rise > 4.0 * spread(detrended(c.levels[-(len(c.levels) // 2) :]))
+    if far and (_grows(c) or (level and not c.averaged)):
         return "diverged", 0.1, f"The loss has {_changed(c)}"
     if _alternates(c):
         return "oscillating", 0.1 if far else 0.5, "The loss no longer falls but alternates"
@@ -366,7 +366,9 @@ def _judge(c: MeasuredCurve) -> Judgement:
     if not short and min(gained, lost) > enough and lost > 0.3 * gained and not falls:
         return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
     if c.jumped and (c.drop <= 0.0 or c.y[-(c.n // 10) :].mean() >= c.y[0]):  # typical losses may hide rare large ones
-        return ("diverged", 0.1, _JUMPED) if rise > _SURE * c.scatter else ("unclear", 1.0, _JUMPED)
+        if rise > _SURE * c.scatter and not c.averaged:
+            return "diverged", 0.1, _JUMPED
+        return "unclear", 1.0, _JUMPED
     if _rises(c):
         return "unclear", 1.0, f"The loss has {_changed(c)}, which need not be the learning rate's doing"
     slow = None if short else _slow(c)

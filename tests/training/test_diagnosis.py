@@ -674,7 +674,7 @@ def test_a_running_mean_that_begins_by_chance_below_its_level_has_not_diverged()
     for seed in range(20):
         rng = np.random.default_rng(seed)
         raw = np.exp(-np.arange(500) / 800) * rng.chisquare(1, 500)
-        raw[0] = 0.1
+        raw[0] = (0.1, 0.001)[seed % 2]
         mean = [raw[0]]
         for loss in raw[1:]:
             mean.append(0.95 * mean[-1] + 0.05 * loss)
