@@ -414,6 +414,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         curves = {name: read(name, options.column, options.pattern) for name in options.logs}
         out = options.out or _picture_of(options.logs)
+        out = out if out.suffix else out.with_suffix(".png")  # as matplotlib would do without saying so
         if len(curves) == 1:
             (name, curve), *_ = curves.items()
             title = "training loss" if name == STANDARD_INPUT else Path(name).name

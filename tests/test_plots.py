@@ -345,7 +345,9 @@ def test_several_runs_are_compared_in_one_picture(run, tmp_path, capsys, monkeyp
     assert cli.main(["plot", str(jsonl), str(other)]) == 0
     assert capsys.readouterr().out == "comparison.png\n"
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    assert cli.main(["plot", str(other), "--column", "train_loss", "--out", "one.png"]) == 0
+    capsys.readouterr()
+    assert cli.main(["plot", str(other), "--column", "train_loss", "--out", "one"]) == 0
+    assert capsys.readouterr().out == "one.png\n"
     png(plots.compare({f"_{i}": [2.0, 1.0] for i in range(9)}), tmp_path)
     legend = plots.compare({0.1: [2.0, 1.0], 0.01: [2.0, 1.5]}).axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["0.1", "0.01"]

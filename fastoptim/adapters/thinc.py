@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..common.signals import deferred_signals
+from ..common.validation import check_range, real
 from ._update import step_array
 
 try:
@@ -49,6 +50,13 @@ class Optimizer(optimizers.Optimizer):
         limit = self.grad_clip(step, **arguments)
         if not gradient.flags.writeable or np.may_share_memory(weights, gradient):
             raise ValueError("the gradient is read-only or overlaps the weights, and it would be zeroed after use")
+        check_range("learn_rate times L2", real("learn_rate times L2", rate * decay), weights.dtype, may_vanish=True)
+        average = (self.averages or {}).get(key)
+        others = [weights, gradient, *(moments[key] for moments in (self.mom1, self.mom2) if key in moments)]
+        if average is not None and (
+            not average.flags.writeable or any(np.may_share_memory(average, x) for x in others)
+        ):
+            raise ValueError("the average of these weights is read-only or overlaps another array: copy it")
         t = self.nr_update.get(key, 0) + 1
         w, g = weights.reshape(-1), gradient.reshape(-1)
 

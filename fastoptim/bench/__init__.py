@@ -82,7 +82,7 @@ def _bench(arguments: Sequence[str]) -> int:
             raise ValueError(f"no case holds {options.only!r} in its name")
     out = _folder(options.out)
     print(
-        f"{len(cases)} cases, {len(subjects)} subjects, about {mode.seconds / 60:.0f} minutes. Close other programs; "
+        f"{len(cases)} cases, {len(subjects)} subjects, about {mode.seconds / 60:.2g} minutes. Close other programs; "
         "Ctrl-C writes the report of what was measured.",
         flush=True,
     )

@@ -155,6 +155,27 @@ def test_a_refused_call_changes_nothing():
                 assert not (optimizer.nr_update or optimizer.mom1 or optimizer.mom2 or optimizer.averages)
 
 
+@pytest.mark.parametrize("kind", ["locked", "weights", "mom1", "decay"])
+def test_what_a_later_part_of_the_step_would_refuse_is_refused_first(kind):
+    optimizer = adapter.Adam(0.01, L2=0.1, use_averages=True)
+    key, w, g = (0, "W"), np.ones(4, np.float32), np.ones(4, np.float32)
+    optimizer(key, w, g.copy())
+    if kind == "locked":
+        optimizer.averages[key].flags.writeable = False
+    elif kind == "decay":
+        optimizer.L2 = lambda step, **_: 1e60
+    else:
+        optimizer.averages[key] = w if kind == "weights" else optimizer.mom1[key]
+
+    def all_there_is():
+        return pickle.dumps((w, g, optimizer.mom1, optimizer.mom2, optimizer.nr_update, optimizer.averages))
+
+    before = all_there_is()
+    with pytest.raises(ValueError, match="learn_rate times L2" if kind == "decay" else "the average of these weights"):
+        optimizer(key, w, g)
+    assert all_there_is() == before
+
+
 def test_it_is_copied_and_pickled_in_the_middle():
     once = adapter.Adam(0.01)
     expected = calls(once)
