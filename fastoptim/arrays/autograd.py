@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 
 
+def tensors_among(arrays: Iterable[Any]) -> list[Any]:
+    """The tensors of torch that autograd watches, whatever subclass they are of."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "Tensor"):
+        return []
+    return [x for x in arrays if isinstance(x, torch.Tensor) and not x.is_inference()]
+
+
 def tell_autograd(written: Iterable[Any]) -> None:
     """Have torch count a change of its tensors among these."""
-    torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "Tensor"):
-        tensors = [x for x in written if isinstance(x, torch.Tensor) and not x.is_inference()]
-        if tensors:
-            torch.autograd.graph.increment_version(tensors)
+    if tensors := tensors_among(written):
+        sys.modules["torch"].autograd.graph.increment_version(tensors)
 
 
 def tensors_behind(arrays: Iterable[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ... import rules
-from ...arrays.autograd import tell_autograd
+from ...arrays.autograd import tell_autograd, tensors_among
 from ...arrays.storage import state_arrays
 from ...common.signals import deferred_signals
 from ...rules.codecs import Stored
@@ -163,7 +163,7 @@ class _Fixed:
         self._params, self._states, self.update, self.gradients = params, states, update, gradients
         every = [(x, look_of(type(x))) for x in (*params, *states)]
         self._watched = [(x, look, look(x)) for x, look in every if not stays(look)]
-        self.tensors = [x for x, _ in every if type(x).__module__.partition(".")[0] == "torch"]
+        self.tensors = tensors_among(x for x, _ in every)
 
     def same(self, params: tuple[Any, ...], states: tuple[Any, ...]) -> bool:
         """Whether parameters and states are those that were checked, where they were."""

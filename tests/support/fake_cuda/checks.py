@@ -467,6 +467,11 @@ def test_autograd_counts_every_step(torch):
     assert d._version == 1
     fo.functional.sgd(p, d, lr=0.1)
     assert p._version == 4
+    own = type("Own", (torch.Tensor,), {"__module__": "somewhere"})(host)
+    theirs = fo.Adam(own, lr=0.1)
+    for t in range(1, 4):
+        theirs.step(d)
+        assert own._version == t, "a subclass of somebody else's"
     p.x = cuda.to_device(np.ones(300, np.float32))  # as `p.data = ...` does: the same object, elsewhere
     ours.step(d)
     assert float(p.x.copy_to_host()[0]) != 1.0
