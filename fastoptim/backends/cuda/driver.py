@@ -148,7 +148,9 @@ class RawDriver(NumbaDriver):
 
     def _checked(self, result: tuple[Any, ...]) -> None:
         if result[0]:
-            raise RuntimeError(f"the CUDA driver reports {result[0].name} ({int(result[0])})")
+            number = int(result[0])
+            late = " of this step, or of earlier work on the GPU: errors arrive late" if number >= 700 else ""
+            raise RuntimeError(f"the CUDA driver reports {result[0].name} ({number}){late}")
 
     def launcher(self, kernel: Any, signature: Sequence[Any], threads: int) -> Launcher:
         try:

@@ -392,6 +392,16 @@ def test_memory_that_host_and_gpu_share_belongs_to_no_other_gpu(monkeypatch):
     assert fo.SGD(p, lr=0.5).step(cuda.to_device(np.ones(3, np.float32))).applied
 
 
+def test_an_error_that_may_be_of_earlier_work_says_so(monkeypatch):
+    ours, _, _, grads = twins((300,))
+    ours.step(grads[0][0])
+    failed = (bindings.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS,)
+    monkeypatch.setattr(get_backend("cuda").driver._raw, "cuStreamSynchronize", lambda stream: failed)
+    with pytest.raises(RuntimeError, match="ILLEGAL_ADDRESS .700. of this step, or of earlier work"):
+        ours.step(grads[0][0], max_norm=1.0)
+    assert ours.state["0"]["step"] == 1
+
+
 def test_immutable_arrays_of_jax_are_refused():
     kind = type("ArrayImpl", (), {"__module__": "jaxlib._jax"})
     inner = cuda.to_device(np.ones(3, np.float32))
