@@ -352,8 +352,18 @@ def check_ordering(backend: Any) -> dict[str, Any]:
     return {"differing": sum(found.values()), "trials": found}
 
 
+def check_long_array() -> int:
+    """Whether a step or a norm misses an element of an array whose indices need more than 32 bits."""
+    n = 100 if SMALL else 2**31 + 4099
+    p, g = filled(n), filled(n)
+    for i, x in ((0, 3.0), (n // 2, 4.0), (n - 1, 12.0)):
+        g[i : i + 1].copy_to_device(np.full(1, x, np.float32))
+    fo.SGD(p, lr=1.0, backend="cuda").step(g)  # leaves zeros, and at these places -2.5, -3.5 and -11.5
+    return int(fo.grad_norm([p], backend="cuda") != math.sqrt(150.75))
+
+
 def check_users(backend: Any) -> dict[str, Any]:
-    """Differing elements in what users do besides: views, 0-d arrays, threads, checkpoints for the CPU, autograd."""
+    """Differing elements in what users do besides: views, 0-d and long arrays, threads, checkpoints, autograd."""
     from fastoptim.backends.cuda import on_stream
 
     found: dict[str, int] = {}
@@ -378,6 +388,9 @@ def check_users(backend: Any) -> dict[str, Any]:
     shape = (6, 8) if SMALL else (500, 640)
     trial("views", [shape], width=2)
     ours_, theirs = trial("0-d and empty", [(), (0, 3), shape])
+    if free_bytes() > 20 * 10**9 or SMALL:
+        found["more than 2^31 elements"] = check_long_array()
+        release()
     with tempfile.TemporaryDirectory() as folder:
         ours_.save(Path(folder) / "file")
         hosts = [np.zeros((), np.float32), np.zeros((0, 3), np.float32), np.zeros(shape, np.float32)]

@@ -30,13 +30,13 @@ class Environment(NamedTuple):
     packages: tuple[str, ...]
 
 
-CUDA = ["cuda-toolkit==13.0.*", "cuda-bindings==13.0.*", "nvidia-nvjitlink==13.0.*", "nvidia-cuda-nvdisasm>=13"]
-COMMON = ["numba-cuda[cu13]>=0.30.4", "pytest>=8", "ml_dtypes", *CUDA]
+CUDA_13_0 = ("cuda-toolkit==13.0.*", "cuda-bindings==13.0.*", "nvidia-nvjitlink==13.0.*")
+COMMON = ["numba-cuda[cu13]>=0.30.4", "cuda-toolkit[cudart]", "nvidia-cuda-nvdisasm>=13", "pytest>=8", "ml_dtypes"]
 ENVIRONMENTS = {
-    "oldest": Environment("python3.11", ("numba==0.61.0", "numba-cuda==0.30.4", "numpy==2.0.*", "cffi")),
-    "newest": Environment("python3.11", ("numba", "numpy==2.4.*", "cffi")),
+    "oldest": Environment("python3.11", ("numba==0.61.0", "numba-cuda==0.30.4", "numpy==2.0.*", "cffi", *CUDA_13_0)),
+    "newest": Environment("python3.11", ("numba", "numpy==2.4.*", "cffi", "cuda-bindings>=13.5", "cuda-toolkit>=13.5")),
     # Beside what numba-cuda allows, and without cffi: what a borrowed machine has.
-    "numpy-2.5": Environment("python3.12", ("numba", "numpy>=2.5")),
+    "numpy-2.5": Environment("python3.12", ("numba", "numpy>=2.5", *CUDA_13_0)),
 }
 TESTS = (
     ["tests/backends/test_cuda_host.py", "-k", "not rehearsal and not stage and not gpu_mlp"],
