@@ -31,10 +31,11 @@ class Environment(NamedTuple):
 
 
 CUDA_13_0 = ("cuda-toolkit==13.0.*", "cuda-bindings==13.0.*", "nvidia-nvjitlink==13.0.*")
+CUDA_13_5 = ("cuda-toolkit>=13.5", "cuda-bindings>=13.5", "nvidia-nvjitlink>=13.5")
 COMMON = ["numba-cuda[cu13]>=0.30.4", "cuda-toolkit[cudart]", "nvidia-cuda-nvdisasm>=13", "pytest>=8", "ml_dtypes"]
 ENVIRONMENTS = {
     "oldest": Environment("python3.11", ("numba==0.61.0", "numba-cuda==0.30.4", "numpy==2.0.*", "cffi", *CUDA_13_0)),
-    "newest": Environment("python3.11", ("numba", "numpy==2.4.*", "cffi", "cuda-bindings>=13.5", "cuda-toolkit>=13.5")),
+    "newest": Environment("python3.11", ("numba", "numpy==2.4.*", "cffi", *CUDA_13_5)),
     # Beside what numba-cuda allows, and without cffi: what a borrowed machine has.
     "numpy-2.5": Environment("python3.12", ("numba", "numpy>=2.5", *CUDA_13_0)),
 }

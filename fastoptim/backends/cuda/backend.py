@@ -123,6 +123,13 @@ class CudaBackend(Backend):
                         "numba-cuda finds no compiler (libNVVM and libdevice): set CUDA_HOME to the CUDA toolkit, or "
                         f'pip install "numba-cuda[cu13]" ({type(error).__name__}: {error})'
                     ) from error
+                except Exception as error:
+                    if "OUTDATED_LIBRARY" not in str(error):
+                        raise
+                    raise RuntimeError(
+                        "NVIDIA's linker is older than its compiler: install nvidia-nvjitlink and nvidia-nvvm (or the "
+                        f"toolkit) of one release ({type(error).__name__}: {error})"
+                    ) from error
         return self._kernels[key]
 
     def launcher(self, name: str, dtype: np.dtype, rule: Rule | None = None) -> driver.Launcher:
