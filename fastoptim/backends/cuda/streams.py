@@ -45,8 +45,8 @@ def _handle_of(stream: Any) -> int:
 def _stream_of(x: Any, interface: dict[str, Any]) -> Any:
     """The stream that an array says it belongs to: a handle, a device of torch, or None."""
     stream = interface.get("stream")
-    torch = sys.modules.get("torch")  # without Tensor while another thread imports it
-    if stream is None and isinstance(x, getattr(torch, "Tensor", ())):
+    torch: Any = sys.modules.get("torch")
+    if stream is None and hasattr(torch, "Tensor") and isinstance(x, torch.Tensor):  # not while a thread imports torch
         return x.device
     return stream
 
