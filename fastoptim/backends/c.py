@@ -7,6 +7,7 @@ types and layouts the extension reads and checks by itself (``csrc/bind.c``).
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -33,6 +34,8 @@ _hint = (
 try:
     from .. import _c
 
+    if "t" in getattr(sys, "abiflags", "") and ".abi3" in _c.__file__:  # CPython loads it all the same
+        raise ImportError(f"{_c.__file__} was not built for a free-threaded Python, which lays objects out otherwise")
     ffi, lib = _c.ffi, _c.lib
 except (ImportError, AttributeError) as error:
     raise ImportError(f"the C extension of fastoptim is missing or cannot be loaded ({error}){_hint}") from error

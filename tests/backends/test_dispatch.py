@@ -36,6 +36,15 @@ def test_an_extension_of_older_sources_is_not_used(monkeypatch, name):
         c.CBackend()
 
 
+def test_an_extension_for_pythons_with_a_lock_is_not_used_by_one_without():
+    if ".abi3" not in c._c.__file__:
+        pytest.skip("LOUD: the extension is not one of the stable ABI")
+    code = "import sys; sys.abiflags = 't'; import fastoptim.backends.c"
+    found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert "was not built for a free-threaded Python" in found.stderr and "ImportError" in found.stderr
+    assert found.returncode == 1
+
+
 def subsets(table):
     for count in range(len(table) + 1):
         yield from combinations(table, count)
