@@ -286,7 +286,7 @@ def _from_table(text: str) -> _Columns | None:
     if not lines:
         return None
     split = _splitter(lines)
-    rows = [split(line) for line in lines] if split is not _by_commas else _quoted(lines)
+    rows = _with_points([split(line) for line in lines]) if split is not _by_commas else _quoted(lines)
     first = rows[0]
     if all(_number(cell) is not None for cell in first):
         return _bare(rows, split(comments[-1].lstrip("# ")) if comments else [])
@@ -302,6 +302,14 @@ def _from_table(text: str) -> _Columns | None:
         return None
     names = _distinct(first)
     return _of_records([dict(zip(names, row, strict=False)) for row in fitting])
+
+
+def _with_points(rows: list[list[str]]) -> list[list[str]]:
+    """Rows in which a comma before decimals is a point; it is one if some number cannot have thousands there."""
+    found = {cell for row in rows for cell in row if re.fullmatch(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?", cell)}
+    if all(re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", cell) for cell in found):
+        return rows
+    return [[cell.replace(",", ".") if cell in found else cell for cell in row] for row in rows]
 
 
 def _by_mark(mark: str, line: str) -> list[str]:

@@ -32,6 +32,7 @@ RECORDS = [{"iter": 10 * i, "loss": loss, "lr": 0.1} for i, loss in enumerate(LO
 LOGS = {
     "commas": table(",", *HEADED),
     "semicolons": table(";", *HEADED),
+    "semicolons, with commas before decimals": table(";", *HEADED).replace(".", ","),
     "tabs": table("\t", *HEADED),
     "blanks": table("  ", *HEADED),
     "bars": table(" | ", *HEADED),
@@ -162,7 +163,7 @@ def test_a_comma_in_a_number_is_read_only_where_it_can_mean_one_thing():
         with pytest.raises(ValueError, match="no loss is found"):
             curve(text)
     with pytest.raises(ValueError, match=r"column 'loss' holds no numbers like 0.25; choose one by --column: 'epoch'"):
-        curve("epoch;loss\n0;2,5\n1;2,4\n")
+        curve("epoch;loss\n0;2,500\n1;2,400\n")  # thousands, or three decimals
 
 
 def test_blanks_are_left_out_and_what_is_no_number_stays():
