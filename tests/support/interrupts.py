@@ -71,6 +71,7 @@ def interrupted_at(n, call, where, pressed=False):
         return follow
 
     before, handler = sys.gettrace(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys._getframe().f_trace_opcodes = True  # from Python 3.12 on, settrace asks whether any frame wants them
     sys.settrace(trace)
     try:
         call()
