@@ -151,9 +151,9 @@ def fit(
     override : str or iterable of str
         Names of settings in which this program may differ from the checkpoint that it resumes: "lr" (rates, schedules,
         `Plateau`), "schedules" (and all hyperparameters), "batch_size" (the batch that the checkpoint is in begins
-        anew), "accumulate", "max_norm", "skip_nonfinite", and the optimizer's hyperparameters ("momentum",
-        "weight_decay", ...). Training goes on with those that are given here. A difference in any other is a
-        CheckpointError that names both values.
+        anew), "accumulate", "max_norm", "skip_nonfinite", "monitor" (what a `Plateau` is told), "rounding", and the
+        optimizer's hyperparameters ("momentum", "weight_decay", ...). Training goes on with those that are given here.
+        A difference in any other is a CheckpointError that names both values.
     log : path
         ``.jsonl`` (JSON lines) or ``.csv``: one line per step and validation, in a new file. A resumed run continues
         the log where its checkpoint was taken, and refuses the log of another run.

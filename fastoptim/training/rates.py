@@ -46,6 +46,13 @@ class Rates:
         """Whether a `Plateau` is told something at the ends of epochs alone."""
         return bool(self._plateaus) and self._validation is None
 
+    @property
+    def monitor(self) -> str | None:
+        """What a `Plateau` is told; None where there is none."""
+        if not self._plateaus:
+            return None
+        return "the mean loss of each epoch" if self._validation is None else f"validation's {self._validation.monitor}"
+
     def begin(self, loop: Loop) -> None:
         if not self._resumed:
             self._set_numbers()

@@ -47,6 +47,11 @@ class Settings:
         self.texts["accumulate"] = str(accumulate)
         if isinstance(batches, Minibatches):
             self.texts["batch_size"] = str(batches.asked_size)
+        if rates.monitor is not None:
+            self.texts["monitor"] = rates.monitor
+        storage = getattr(getattr(optimizer, "_whole", optimizer), "_storage", None)
+        if storage is not None:
+            self.texts["rounding"] = storage.rounding
         if average is not None:
             self.texts["average"] = f"decay={average._decay}, start={average._start}"
         self._override = _names(override)

@@ -193,3 +193,26 @@ def test_a_position_is_not_recut_by_itself():
     one.next_batch()
     with pytest.raises(ValueError, match="batch_size"):
         two.load_state_dict(one.state_dict())
+
+
+def test_what_a_plateau_is_told_is_compared(tmp_path):
+    path = tmp_path / "a.ckpt"
+    fit(path, 3, lr=schedules.Plateau(0.1))
+    then = {"lr": schedules.Plateau(0.1), "validation": lambda p: 1.0, "resume": True}
+    with pytest.raises(CheckpointError, match="monitor is validation's loss here, the mean loss of each epoch there"):
+        fit(path, 5, **then)
+    assert fit(path, 5, override="monitor", **then)[1].steps == 5
+
+
+def test_the_rounding_of_states_is_compared(tmp_path):
+    pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test bfloat16")
+    path = tmp_path / "a.ckpt"
+
+    def rounded(steps, rounding, **options):
+        w = np.ones(2, np.float32)
+        return fit(path, steps, fo.Adam(w, state_dtype="bfloat16", rounding=rounding), w, **options)[1]
+
+    rounded(3, "stochastic")
+    with pytest.raises(CheckpointError, match="rounding is nearest here, stochastic there"):
+        rounded(5, "nearest", resume=True)
+    assert rounded(5, "nearest", resume=True, override="rounding").steps == 5
