@@ -24,6 +24,7 @@ from fastoptim.training.diagnosis import Diagnosis
 from fastoptim.tuning import sandbox as sandbox_module
 from fastoptim.tuning.probe import Probe, _grid_index, _rate, _Search
 from fastoptim.tuning.range_test import _steepest
+from fastoptim.tuning.sandbox import Sandbox
 from tests.support.scripts import benchmark
 
 TABLE = benchmark("probe_table")
@@ -833,8 +834,6 @@ def test_groups_of_a_function_keep_the_ratios_of_its_default():
         return fo.SGD([{"params": [params[0]], "lr": lr}, {"params": [params[1]], "lr": 1e-2}])
 
     x, y = np.ones(1), np.ones(1)
-    from fastoptim.tuning.sandbox import Sandbox
-
     f = lambda params, batch: (0.0, [np.zeros(1), np.zeros(1)])  # noqa: E731
     sandbox = Sandbox(f, [x, y], None, make, None, None, (), (), 1e-7)
     assert sandbox._ratios == [1.0, 10.0]
@@ -922,7 +921,11 @@ def drawn(rng, count):
 def test_a_stream_is_judged_as_noisy():
     """The loss at zero is log 2 for every batch: only the gradients show that it is another one."""
     rng = np.random.default_rng(0)
-    stream = fo.probe_lr(lambda p, _: logistic(p, *drawn(rng, 32)), np.zeros(5), None, "sgd")
+    f, batch = lambda p, _: logistic(p, *drawn(rng, 32)), drawn(rng, 32)
+    for loss_and_grad, fixed in ((f, False), (lambda p, _: logistic(p, *batch), True)):
+        with Sandbox(loss_and_grad, np.zeros(5), None, "sgd", None, None, (), (), 0.1) as sandbox:
+            assert sandbox.repeats_itself() is fixed
+    stream = fo.probe_lr(f, np.zeros(5), None, "sgd")
     assert 0.2 <= stream.lr <= 1.0
     assert not any(probe.bad for probe in stream.probes if probe.lr <= 1.0)
 
