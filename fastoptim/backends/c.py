@@ -24,13 +24,18 @@ from ..rules.codecs import Stored
 from ..rules.table import DECAYS, MAX_STATES, MEASURES, RULES, Kernel, Scalars
 from .base import Backend, BlockMeasures, Described, KernelCall, Launch, NativeMeasure, count_of_steps
 
-_root = Path(__file__).parents[2]
-_hint = (
-    f"; these are the sources at {_root}: run from another folder, or build in place by python setup.py build_ext "
-    "--inplace"
-    if (_root / "setup.py").exists() and (_root / "csrc").exists()
-    else ""
-)
+
+def _hint() -> str:
+    """What to do where the extension beside the sources is none that can be used; empty elsewhere."""
+    root = Path(__file__).parents[2]
+    if not (root / "setup.py").exists() or not (root / "csrc").exists():
+        return ""
+    return (
+        f"; these are the sources at {root}: run from another folder, or build in place by python setup.py build_ext "
+        "--inplace"
+    )
+
+
 try:
     from .. import _c
 
@@ -38,7 +43,7 @@ try:
         raise ImportError(f"{_c.__file__} was not built for a free-threaded Python, which lays objects out otherwise")
     ffi, lib = _c.ffi, _c.lib
 except (ImportError, AttributeError) as error:
-    raise ImportError(f"the C extension of fastoptim is missing or cannot be loaded ({error}){_hint}") from error
+    raise ImportError(f"the C extension of fastoptim is missing or cannot be loaded ({error}){_hint()}") from error
 
 _TYPES = np.ndarray, np.memmap, Rows, "indices", "values", "lazy"  # which the extension keeps
 _STORAGE = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3, "float8": 4, "scales": 5}
@@ -199,7 +204,7 @@ class CBackend(Backend):
             CPlan([(0, "none")], [0], [np.empty(1)], count_of_steps(), 1)
         except (AttributeError, TypeError, ValueError) as error:
             raise ImportError(
-                f"the C extension was built from other sources ({error}): install fastoptim again{_hint}"
+                f"the C extension was built from other sources ({error}): install fastoptim again{_hint()}"
             ) from error
         wanted = os.environ.get("FASTOPTIM_ISA", "")
         if wanted:
@@ -349,5 +354,6 @@ def _check_tables() -> None:
     }
     if built != stated:
         raise ImportError(
-            f"the C extension was built from other update rules ({built}, not {stated}): install fastoptim again{_hint}"
+            f"the C extension was built from other update rules ({built}, not {stated}): install fastoptim again"
+            + _hint()
         )

@@ -11,13 +11,14 @@ from ..common.trees import Structure
 from ..optimizers.averages import Average
 from ..optimizers.schedule_free import ScheduleFree
 from .loop import Loop
+from .ranks import whole_of
 
 
 def validated_params(params: Any, optimizer: Any, average: Average | None) -> Callable[[], Any]:
     """What returns the parameters that are to be validated: an average, those of `averaged`, or `params`."""
     if average is not None:
         return lambda: average.arrays
-    whole = getattr(optimizer, "_whole", optimizer)
+    whole = whole_of(optimizer)
     if not isinstance(whole, ScheduleFree):
         return lambda: params
     if not hasattr(optimizer, "averaged"):

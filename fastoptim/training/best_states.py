@@ -13,7 +13,7 @@ from ..checkpoint.files import CheckpointError
 from ..optimizers.base import Optimizer
 from ..optimizers.state_dicts import read_snapshot
 from ..rules.table import rules_of
-from .ranks import Ranks
+from .ranks import Ranks, whole_of
 
 
 class Deciding:
@@ -62,7 +62,7 @@ class Deciding:
 
 def deciding_states(optimizer: Any, ranks: Ranks, averaged: bool) -> Deciding | None:
     """What keeps them, if the optimizer has any; ValueError if what is to be put back cannot be decided so."""
-    whole = getattr(optimizer, "_whole", optimizer)
+    whole = whole_of(optimizer)
     if not isinstance(whole, Optimizer):
         return None
     every = any(rule.gives == "parameter" and rule.states for rule in rules_of(whole))

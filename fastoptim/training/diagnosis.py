@@ -355,14 +355,14 @@ def _judge(c: MeasuredCurve) -> Judgement:
     """Judge losses of different minibatches: only what stands out of the noise counts."""
     rise, short, tail = c.rise, c.n < _SHORT, c.halves[1]
     far = rise > max(_GROWTH, _SURE * c.doubt / 3.0) or (rise > _GROWTH and c.risen > 1.5 * _SURE * c.error)
-    level = rise > 4.0 * spread(detrended(c.levels[-(len(c.levels) // 2) :]))
-    if far and (_grows(c) or (level and not c.averaged)):
+    late = c.levels[-(len(c.levels) // 2) :]
+    if far and (_grows(c) or (rise > 4.0 * spread(detrended(late)) and not c.averaged)):
         return "diverged", 0.1, f"The loss has {_changed(c)}"
     if _alternates(c):
         return "oscillating", 0.1 if far else 0.5, "The loss no longer falls but alternates"
     lost, gained = c.lost_and_gained
     enough = max(_REGAINED, 1.5 * _SURE * c.error)
-    falls = tail.sure >= 1.0 and kendall_tau(c.levels[-(len(c.levels) // 2) :]) <= _TREND
+    falls = tail.sure >= 1.0 and kendall_tau(late) <= _TREND
     if not short and min(gained, lost) > enough and lost > 0.3 * gained and not falls:
         return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
     if c.jumped and (c.drop <= 0.0 or c.y[-(c.n // 10) :].mean() >= c.y[0]):  # typical losses may hide rare large ones

@@ -295,13 +295,8 @@ def _set(optimizer: Any, name: str, schedules: Sequence[Any], step: int) -> None
     if len(schedules) == 1 and schedules[0] is not None:
         setattr(optimizer, name, schedules[0](step))
     else:
-        pairs = list(zip_longest(schedules, optimizer.param_groups))  # callbacks may add groups
-        values = [group[name] if schedule is None else schedule(step) for schedule, group in pairs]
-        if name == "lr":
-            optimizer.lr = values
-        else:
-            for (_, group), value in zip(pairs, values, strict=True):
-                group[name] = value
+        pairs = zip_longest(schedules, optimizer.param_groups)  # callbacks may add groups
+        setattr(optimizer, name, [group[name] if schedule is None else schedule(step) for schedule, group in pairs])
 
 
 def strange_arrays(optimizer: Any, leaves: Sequence[Any]) -> list[str]:

@@ -13,6 +13,11 @@ import numpy as np
 from ..checkpoint.files import CheckpointError
 
 
+def whole_of(optimizer: Any) -> Any:
+    """The optimizer whose states ranks have divided among them, or this one."""
+    return getattr(optimizer, "_whole", optimizer)
+
+
 class Ranks:
     """The processes that train together by one optimizer, or the only one.
 

@@ -9,6 +9,7 @@ from ..checkpoint.files import CheckpointError
 from ..optimizers.averages import Average
 from ..optimizers.hyperparameters import text_of
 from .data import Minibatches
+from .ranks import whole_of
 from .rates import Rates
 
 
@@ -49,7 +50,7 @@ class Settings:
             self.texts["batch_size"] = str(batches.asked_size)
         if rates.monitor is not None:
             self.texts["monitor"] = rates.monitor
-        storage = getattr(getattr(optimizer, "_whole", optimizer), "_storage", None)
+        storage = getattr(whole_of(optimizer), "_storage", None)
         if storage is not None:
             self.texts["rounding"] = storage.rounding
         if average is not None:

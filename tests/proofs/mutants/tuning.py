@@ -67,11 +67,11 @@ MUTANTS = (
         ("a constant makes it flat", "max(min(_FLAT, 0.2 * c.drop),", "max(_FLAT,"),
         ("a jump that may be noise lowers the rate", "if rise > _SURE * c.scatter and", "if"),
         ("dropout is the rate's doing", "if c.white and c.noise >= _FLAT and c.swing < 1.0:", "if False:"),
-        ("a running mean has diverged", "(level and not c.averaged)", "level"),
+        ("a running mean has diverged", "spread(detrended(late)) and not c.averaged", "spread(detrended(late))"),
         ("a running mean has jumped", "c.scatter and not c.averaged:", "c.scatter:"),
         ("a constant hides gains", "min(_SLOW, _REMNANT * above)", "_SLOW"),
         ("a rate at its limit is too slow", "        pace = min(pace, _BENT)", "        pass"),
-        ("a lost run falls", " and kendall_tau(c.levels[-(len(c.levels) // 2) :]) <= _TREND", ""),
+        ("a lost run falls", " and kendall_tau(late) <= _TREND", ""),
         ("rare large losses are not seen", " or c.y[-(c.n // 10) :].mean() >= c.y[0]", ""),
         (
             "halves a rate that has diverged",
