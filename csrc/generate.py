@@ -43,7 +43,8 @@ TABLE = """\
  * X(name, states, coefficients, gives, decays, vectors). `gives` says what a rule returns: the STEP to subtract from
  * the parameter, or the new PARAMETER. `decays` says which kinds of weight decay are compiled. `vectors` matters where
  * AVX-512 is: WIDE are of 64 bytes, NARROW of 32. Without states narrow ones are up to 7 % quicker from level-3 caches
- * and memory, and 4 % slower from nearer ones. MEASURES have the number of their terms in place of `gives`.
+ * and memory, and 4 % slower from nearer ones. MEASURES have the number of their terms in place of `gives`, and in place
+ * of `vectors` the slots that they read, as bits.
  *
  * FO_NARROW_RULES are those with loops over arrays of fewer bits: X(name, states, coefficients, squares, storage of
  * parameter and gradient, storage of states, name of the loop). Bit i of `squares`: state i is a mean of squares. */
@@ -120,12 +121,23 @@ def part(function: object) -> str:
     return f"RULE({found.name})({', '.join(f'T {name}' for name in names)}) {{ return {result}; }}\n"
 
 
+def names_used(found: ast.FunctionDef) -> set[str]:
+    return {node.id for node in ast.walk(found) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def reads(rule: Rule) -> int:
+    """Which slots a measure reads, as bits: parameter, gradient, states."""
+    found = definition(rule.function)
+    g, p, *states = [argument.arg for argument in found.args.args][: 2 + len(rule.states)]
+    return sum(1 << slot for slot, name in enumerate((p, g, *states)) if name in names_used(found))
+
+
 def rule_function(rule: Rule) -> str:
     found = definition(rule.function)
     g, p, *names = (argument.arg for argument in found.args.args)
     states, coefficients = names[: len(rule.states)], names[len(rule.states) :]
     lines, (result, *new) = statements(found.body, {g, p, *names})
-    used = {node.id for node in ast.walk(found) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    used = names_used(found)
     unused = [f"(void){name};" for name in (g, p) if name not in used]
     unused += ["(void)state;"] * (not states and not new) + ["(void)k;"] * (not coefficients)
     text = [f"RULE({rule.name})(T {g}, T {p}, T *state, const T *k)", "{"]
@@ -170,7 +182,7 @@ def table() -> str:
     rows, measures = (
         [
             f"    X({rule.name}, {len(rule.states)}, {len(rule.coefficients)}, {rule.terms or rule.gives.upper()}, "
-            f"{DECAYS_IN_C[rule.decays]}, {'WIDE' if rule.states or rule.terms else 'NARROW'})"
+            f"{DECAYS_IN_C[rule.decays]}, {reads(rule) if rule.terms else 'WIDE' if rule.states else 'NARROW'})"
             for rule in rules.values()
         ]
         for rules in (RULES, MEASURES)
