@@ -123,6 +123,20 @@ MUTANTS = (
     Mutant("norm: squared before it is widened", LOOPS, "return x * x;", "return (T)x * (T)x;"),
     Mutant("norm: one of four twice", LOOPS, "NAME(square)(s, k, x[3])", "NAME(square)(s, k, x[2])"),
     Mutant("norm: tail dropped", LOOPS, "for (int j = 0; i + j < n; j++)", "for (int j = 0; i + j + 1 < n; j++)"),
+    Mutant(
+        "norm: an element left out of each stretch",
+        LOOPS,
+        "count, g + i);\n            i += count;",
+        "count, g + i);\n            i += count + far;",
+        (BITS,),
+    ),
+    Mutant(
+        "measures: an element left out of each stretch",
+        LOOPS,
+        "room[term]);\n            i += count;",
+        "room[term]);\n            i += count + far;",
+        MEASURED,
+    ),
     Mutant("norm: odd block of the tree dropped", PLAN, "if (n % 2)\n            tree", "if (0)\n            tree"),
     Mutant(
         "norm: sum in order instead of a tree",
