@@ -48,6 +48,7 @@ except (ImportError, AttributeError) as error:
 _TYPES = np.ndarray, np.memmap, Rows, "indices", "values", "lazy"  # which the extension keeps
 _STORAGE = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3, "float8": 4, "scales": 5}
 _SLOTS = 2 + MAX_STATES + MAX_STATES + 1
+_KEPT = 64  # plans of norms
 
 
 def _names(function: Any) -> list[str]:
@@ -197,6 +198,7 @@ class CBackend(Backend):
     runs_own_rules = False
 
     def __init__(self) -> None:
+        self._norms: dict[Any, CPlan] = {}  # of gradients of some shapes
         try:
             _check_tables()
             if not lib.fo_set_up(id(np.ndarray), id(np.memmap), id(_TYPES), tuple.__basicsize__):
@@ -292,6 +294,17 @@ class CBackend(Backend):
             return sums
 
         return measure
+
+    def norm(self, grads: Sequence[Any], grad_scale: float, threads: int) -> float:
+        key = threads, *[(g.shape, g.dtype) for g in grads]
+        plan = self._norms.get(key)
+        if plan is None:
+            if len(self._norms) >= _KEPT:
+                self._norms.clear()
+            plan = CPlan([(0, "none")], [0] * len(grads), [_row(g) for g in grads], count_of_steps(), threads)
+            self._norms[key] = plan
+        norm = plan.norm(tuple(grads), grad_scale)  # None, too, while another thread uses the plan
+        return super().norm(grads, grad_scale, threads) if norm is None else norm
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         plan = CPlan([(0, "none")], [0] * len(grads), [_row(g) for g in grads], count_of_steps(), threads)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..arrays.checks import instead_of
+import numpy as np
+
+from ..arrays.checks import DTYPES, instead_of
 from ..backends import Backend, resolve
 from ..common.public import public
 from ..common.signals import deferred_signals
@@ -15,8 +17,21 @@ from ..common.validation import check_range, flag, norm_limit, real
 from .update import clipped_scale
 
 
-def _checked(grads: Any, backend: str, written: bool) -> tuple[Backend, dict[str, Any]]:
-    """The backend, and name -> gradient of those that are not None."""
+def _plain(grads: Any) -> list[Any] | None:
+    """The gradients, where all are arrays of which nothing need be checked; else None."""
+    leaves = grads.values() if type(grads) is dict else grads if type(grads) in (list, tuple) else (grads,)
+    found = [g for g in leaves if g is not None]
+    for g in found:
+        if type(g) is not np.ndarray or g.dtype not in DTYPES or not (g.flags.carray and g.flags.owndata):
+            return None
+    return found if len({*map(id, found)}) == len(found) else None
+
+
+def _checked(grads: Any, backend: str, written: bool) -> tuple[Backend, list[Any]]:
+    """The backend, and the gradients that are not None; those that will be written share no memory."""
+    found = _plain(grads)
+    if found is not None and (chosen := resolve(backend, ())).name != "cuda":
+        return chosen, found
     structure = Structure(grads)
     leaves = structure.leaves(grads)
     chosen = resolve(backend, tuple(leaf for leaf in leaves if leaf is not None))
@@ -30,7 +45,9 @@ def _checked(grads: Any, backend: str, written: bool) -> tuple[Backend, dict[str
         else:
             g = chosen.check_companion(name, "gradient", g, *_described(chosen, name, g))
         checked[name] = g
-    return chosen, checked
+    if written:
+        chosen.check_disjoint([chosen.span(f"gradient {name!r}", g) for name, g in checked.items()], ())
+    return chosen, [*checked.values()]
 
 
 def _described(backend: Backend, name: str, g: Any) -> tuple[tuple[int, ...], Any]:
@@ -71,9 +88,9 @@ def grad_norm(grads: Any, *, grad_scale: float = 1.0, backend: str = "auto", thr
     """
     chosen, checked = _checked(grads, backend, written=False)
     scale = real("grad_scale", grad_scale)
-    for g in checked.values():
+    for g in checked:
         check_range("grad_scale", scale, chosen.describe(g)[1])
-    return chosen.norm(list(checked.values()), scale, resolve_threads(threads))
+    return chosen.norm(checked, scale, resolve_threads(threads))
 
 
 @public
@@ -113,12 +130,11 @@ def clip_grad_norm(
     limit = norm_limit(max_norm)
     strict = flag("error_if_nonfinite", error_if_nonfinite)
     chosen, checked = _checked(grads, backend, written=True)
-    chosen.check_disjoint([chosen.span(f"gradient {name!r}", g) for name, g in checked.items()], ())
-    norm = chosen.norm(list(checked.values()), 1.0, resolve_threads(threads))
+    norm = chosen.norm(checked, 1.0, resolve_threads(threads))
     if strict and not math.isfinite(norm):
         raise ValueError(f"the gradient norm is {norm}")
-    factor = clipped_scale(1.0, norm, limit, {chosen.describe(g)[1] for g in checked.values()})
+    factor = clipped_scale(1.0, norm, limit, {chosen.describe(g)[1] for g in checked})
     if factor != 1.0:
         with deferred_signals():
-            chosen.multiply(list(checked.values()), factor)
+            chosen.multiply(checked, factor)
     return norm

@@ -112,6 +112,21 @@ def test_clip_grad_norm(backend):
     assert same_bits(grads[0], before[0] * factor), "a norm below the limit changes nothing"
 
 
+def test_norms_of_plain_arrays_keep_nothing_of_the_call_before():
+    """Their plans are kept, and used by one thread at a time."""
+    big = np.full(1000, 1e200)
+    assert fo.grad_norm(big, backend="c") == fo.grad_norm(big, backend="numpy") > 1e201
+    def norms(seed):
+        rng, wrong = np.random.default_rng(seed), 0
+        for _ in range(20):
+            given = [rng.standard_normal(n).astype(t) for n, t in ((5, "f4"), (9000, "f4"), (30_000, "f8"))]
+            views = [np.concatenate([g, g])[: g.size] for g in given]
+            wrong += fo.grad_norm(given, backend="c") != fo.grad_norm({"a": given[0], "b": views[1:]}, backend="numpy")
+        return wrong
+
+    assert in_threads(norms, range(4)) == [0] * 4
+
+
 def test_clip_grad_norm_refuses_before_it_writes():
     a, b = np.full(3, 5.0), np.array([np.nan])
     with pytest.raises(ValueError, match="norm is nan"):
