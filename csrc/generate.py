@@ -43,8 +43,8 @@ TABLE = """\
  * X(name, states, coefficients, gives, decays, vectors). `gives` says what a rule returns: the STEP to subtract from
  * the parameter, or the new PARAMETER. `decays` says which kinds of weight decay are compiled. `vectors` matters where
  * AVX-512 is: WIDE are of 64 bytes, NARROW of 32. Without states narrow ones are up to 7 % quicker from level-3 caches
- * and memory, and 4 % slower from nearer ones. MEASURES have the number of their terms in place of `gives`, and in place
- * of `vectors` the slots that they read, as bits.
+ * and memory, and 4 % slower from nearer ones. MEASURES have the number of their terms in place of `gives`, and the
+ * slots that they read, as bits, in place of `vectors`.
  *
  * FO_NARROW_RULES are those with loops over arrays of fewer bits: X(name, states, coefficients, squares, storage of
  * parameter and gradient, storage of states, name of the loop). Bit i of `squares`: state i is a mean of squares. */
