@@ -116,6 +116,7 @@ def test_norms_of_plain_arrays_keep_nothing_of_the_call_before():
     """Their plans are kept, and used by one thread at a time."""
     big = np.full(1000, 1e200)
     assert fo.grad_norm(big, backend="c") == fo.grad_norm(big, backend="numpy") > 1e201
+
     def norms(seed):
         rng, wrong = np.random.default_rng(seed), 0
         for _ in range(20):
