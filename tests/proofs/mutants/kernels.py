@@ -147,7 +147,7 @@ MUTANTS = (
     # Measures, and what steps make of them
     Mutant("measure: coupled decay ignored", LOOPS, "scaled = NAME(coupled)(scaled, p[i], by->decay);", ";", MEASURED),
     Mutant("measure: first term twice", LOOPS, "second[i] = state[0];", "second[i] = first[i];", MEASURED),
-    Mutant("measure: factor left out", LOOPS, "(1, k, count, room[term]", "(1, 1, count, room[term]", MEASURED),
+    Mutant("measure: factor left out", LOOPS, "1, k, count, room[term]", "1, 1, count, room[term]", MEASURED),
     Mutant("measure: second term like the first", PLAN, "term * plan->block_count + param", "param", MEASURED),
     Mutant(
         "trust: second moment of the last step",
