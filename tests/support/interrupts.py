@@ -6,6 +6,7 @@ import dis
 import signal
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -15,6 +16,7 @@ class Interrupt(BaseException):
     pass
 
 
+TOOL = 4  # of those that sys.monitoring leaves to whoever comes
 _CALLS = ("CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME")
 
 
@@ -46,41 +48,76 @@ def interrupted_at(n, call, where, pressed=False):
     """
     left, met = n, Counter()
 
-    def trace(frame, event, _):
-        if where not in frame.f_code.co_filename:
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        places = handled_before(frame.f_code) if pressed else None
+    def before(code, offset):
+        nonlocal left
+        if pressed:
+            if offset not in handled_before(code) or met[code, offset] == 3:
+                return
+            met[code, offset] += 1
+        left -= 1
+        if left == 0:
+            if not pressed:
+                raise Interrupt
+            signal.raise_signal(signal.SIGINT)
 
-        def follow(frame, event, _):
-            nonlocal left
-            if event != "opcode":
-                return follow
-            if places is not None:
-                place = id(places), frame.f_lasti
-                if frame.f_lasti not in places or met[place] == 3:
-                    return follow
-                met[place] += 1
-            left -= 1
-            if left == 0:
-                if not pressed:
-                    raise Interrupt
-                signal.raise_signal(signal.SIGINT)
-            return follow
-
-        return follow
-
-    before, handler = sys.gettrace(), signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys._getframe().f_trace_opcodes = True  # from Python 3.12 on, settrace asks whether any frame wants them
-    sys.settrace(trace)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        call()
+        with following(before, where):
+            call()
     except (Interrupt, KeyboardInterrupt):
         return False
     finally:
-        sys.settrace(before)
         signal.signal(signal.SIGINT, handler)
     return left > 0
+
+
+@contextmanager
+def following(before, where):
+    """Calls `before` with the code and the offset of every instruction of the files with `where` in their names."""
+    if sys.version_info < (3, 12):
+
+        def follow(frame, event, _):
+            if event == "opcode":
+                before(frame.f_code, frame.f_lasti)
+            return follow
+
+        def trace(frame, event, _):
+            if where not in frame.f_code.co_filename:
+                return None
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            return follow
+
+        earlier = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            yield
+        finally:
+            sys.settrace(earlier)
+        return
+
+    # From 3.12 on, tracing would see no instructions of a function's first call.
+    monitoring, followed = sys.monitoring, []
+    events = monitoring.events
+
+    def entered(code, offset):
+        if where in code.co_filename:
+            monitoring.set_local_events(TOOL, code, events.INSTRUCTION)
+            followed.append(code)
+        return monitoring.DISABLE
+
+    monitoring.use_tool_id(TOOL, __name__)
+    try:
+        for event in (events.PY_START, events.PY_RESUME):
+            monitoring.register_callback(TOOL, event, entered)
+        monitoring.register_callback(TOOL, events.INSTRUCTION, before)
+        monitoring.restart_events()
+        monitoring.set_events(TOOL, events.PY_START | events.PY_RESUME)
+        yield
+    finally:
+        monitoring.set_events(TOOL, 0)
+        for code in followed:
+            monitoring.set_local_events(TOOL, code, 0)
+        monitoring.free_tool_id(TOOL)
 
 
 def interrupted_after(seconds, call):
