@@ -31,7 +31,6 @@ class _Own:
     """What `rule` was given, checked."""
 
     rule: Rule
-    names: tuple[str, ...]  # of the coefficients
     coefficients: Callable[..., Any]
     counts: bool  # whether the coefficients depend on t
     defaults: Mapping[str, Any]  # hyperparameter -> its default, or `inspect.Parameter.empty`
@@ -45,16 +44,18 @@ class _Own:
         except (ArithmeticError, ValueError) as error:
             named = ", ".join(f"{name}={value!r}" for name, value in given.items())
             raise ValueError(f"coefficients({named}): {type(error).__name__}: {error}") from error
+        names = self.rule.coefficients
         if isinstance(found, Mapping):
-            if set(found) != set(self.names):
-                raise ValueError(f"coefficients must return {list(self.names)}, got {list(found)}")
-            found = [found[name] for name in self.names]
+            if set(found) != set(names):
+                raise ValueError(f"coefficients must return {list(names)}, got {list(found)}")
+            found = [found[name] for name in names]
         if not isinstance(found, Iterable) or isinstance(found, (Set, bytes)):  # a set has no order
-            raise TypeError(f"coefficients must return {list(self.names)}, as a dict or tuple, got {found!r}")
+            raise TypeError(f"coefficients must return {list(names)}, as a dict or tuple, got {found!r}")
         values = tuple(found)
-        if len(values) != len(self.names):
-            raise ValueError(f"coefficients must return {list(self.names)}, got {len(values)} numbers")
-        return tuple(real(f"coefficient {name}", x) for name, x in zip(self.names, values, strict=True))
+        if len(values) != len(names):
+            raise ValueError(f"coefficients must return {list(names)}, got {len(values)} numbers")
+        step = f" of step {t}" if self.counts else ""
+        return tuple(real(f"coefficient {name}{step}", x) for name, x in zip(names, values, strict=True))
 
     def spec(self, *values: Any) -> UpdateSpec:
         given = dict(zip(self.defaults, values, strict=False))
@@ -358,8 +359,8 @@ def _make(
             choice(f"initial[{state!r}]", value, ["parameter", *numbers])
         else:
             first[state] = real(f"initial[{state!r}]", value)
-    stated, names = own_rule(function, states, gives, first, squares)
-    own = _Own(stated, tuple(names), coefficients, counts, defaults, decay)
+    stated = own_rule(function, states, gives, first, squares)
+    own = _Own(stated, coefficients, counts, defaults, decay)
     body: dict[str, Any] = {
         "__module__": module,
         "__qualname__": name or function.__name__,

@@ -218,11 +218,12 @@ class Update:
         if in_range(scalars, limits):
             return
         for kernel, row, limit in zip(kernels, scalars, limits, strict=True):
-            for name, x in zip(("w", *kernel.rule.coefficients), row[1:], strict=False):
+            rule = kernel.rule
+            for name, x in zip(("of its weight decay", *rule.coefficients), row[1:], strict=False):
                 if not -limit < x < limit:
                     raise ValueError(
-                        f"the hyperparameters give the rule {kernel.rule.name!r} a coefficient {name} = {x:g} in this "
-                        f"step, which is no finite number in {'float64' if limit == math.inf else 'float32'}, in which "
+                        f"the hyperparameters give the rule {rule.written or rule.name!r} a coefficient {name} = {x:g} "
+                        f"in this step, which is no finite number in {'float64' if limit == math.inf else 'float32'}, in which "
                         "parameters are computed"
                     )
 

@@ -12,6 +12,7 @@ import builtins
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import CodeType, FunctionType
 from typing import Any, NoReturn
 
@@ -49,11 +50,13 @@ _OPERATORS = {
     ast.FloorDiv: "/",
     ast.MatMult: _OVER_ARRAYS,
 }
+_INLINE = "write out what it computes where it is called"
 _STATEMENTS = {
     ast.AugAssign: "write it out, x = x + y: in place it would change the caller's array",
     ast.If: f"choose between two values with {_WHERE}",
     ast.For: "write the steps out",
     ast.While: "write the steps out",
+    ast.FunctionDef: _INLINE,
 }
 
 
@@ -112,6 +115,11 @@ class _Reader:
             return None
         return self.function.__globals__.get(name, getattr(builtins, name, None))
 
+    def has_written(self, what: Any) -> bool:
+        """Whether that is a function of the same module or package, whose name says nothing about it."""
+        roots = [str(f.__module__).partition(".")[0] for f in (self.function, what) if isinstance(f, FunctionType)]
+        return len(roots) == 2 and roots[0] == roots[1]
+
     # --- expressions
 
     def expression(self, node: ast.expr) -> ast.expr:
@@ -134,6 +142,7 @@ class _Reader:
         if isinstance(node, ast.Compare):
             self.refuse(node, f"{text}: a comparison may only be the condition of where")
         instead = f": use {_WHERE}" if isinstance(node, (ast.IfExp, ast.BoolOp)) else ""
+        instead = f": {_INLINE}" if isinstance(node, ast.Lambda) else instead
         instead = ": a rule sees one element, which has no parts" if isinstance(node, ast.Subscript) else instead
         self.refuse(node, f"{text} may not stand in a rule{instead}")
 
@@ -143,12 +152,14 @@ class _Reader:
         name, count = _EXACT.get(what, ("", 0)) if isinstance(what, (np.ufunc, type(np.where))) else ("", 0)
         if not name:
             last, found = callee.rpartition(".")[2], ""
-            instead = _INSTEAD.get(last, "+ - * /, and sqrt and where from NumPy")
+            instead = "write out here what it computes, with + - * /, and sqrt and where from NumPy"
+            if last in _INSTEAD and not self.has_written(what):
+                instead = f"use {_INSTEAD[last]}"
             if last in ("sqrt", "where") and callee.partition(".")[0] in self.function.__code__.co_varnames:
                 found = " (here it is a variable of the rule)"
             elif callee in ("sqrt", "where") and what is not None:
                 found = f" (here it is {getattr(what, '__module__', '?')}.{getattr(what, '__name__', what)})"
-            self.refuse(node, f"{text}: {callee}{found} may not stand in a rule: use {instead}")
+            self.refuse(node, f"{text}: {callee}{found} may not stand in a rule: {instead}")
         if len(node.args) != count or node.keywords or any(isinstance(a, ast.Starred) for a in node.args):
             self.refuse(node, f"{text}: {name} takes {count} argument{'s' if count > 1 else ''} and no keywords here")
         values = node.args
@@ -237,8 +248,8 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 def own_rule(
     function: Callable[..., Any], states: Sequence[str], gives: str, initial: Any, squares: tuple[str, ...] = ()
-) -> tuple[Rule, list[str]]:
-    """The rule that a user's function states, and the names of its coefficients.
+) -> Rule:
+    """The rule that a user's function states, with the function's names of the coefficients.
 
     Raises
     ------
@@ -259,4 +270,5 @@ def own_rule(
     tree = ast.Module([made], [])
     text = f"from numpy import sqrt, where\n\n\n{ast.unparse(ast.fix_missing_locations(tree))}\n"
     made = getattr(lowering.load(name, text), name)
-    return row(made, *states, gives=gives, initial=initial, squares=squares), coefficients
+    made = row(made, *states, gives=gives, initial=initial, squares=squares)
+    return replace(made, coefficients=tuple(coefficients), written=called)

@@ -44,6 +44,8 @@ class Rule:
     terms : int
         0 for an update rule. A measure has so many results, of which norms are taken; it writes nothing, and reads the
         states that it names, which are the first ones of the rules that it is for.
+    written : str
+        What its user calls it, where a user has written it; `name` is that of the function made of it.
     """
 
     function: Callable[..., tuple[Any, ...]]
@@ -56,6 +58,7 @@ class Rule:
     squares: tuple[str, ...] = ()
     still: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     terms: int = 0
+    written: str = ""
 
     @property
     def name(self) -> str:
@@ -72,11 +75,11 @@ class Rule:
     @property
     def own(self) -> bool:
         """Whether a user has written it, so that it is not in the table."""
-        return RULES.get(self.name) is not self and MEASURES.get(self.name) is not self
+        return bool(self.written)
 
     def __reduce__(self) -> Any:
         if self.own:
-            raise TypeError(f"{self.name} is a rule of your own: pickle the class that has it, or its optimizers")
+            raise TypeError(f"{self.written} is a rule of your own: pickle the class that has it, or its optimizers")
         return ((MEASURES if self.terms else RULES).__getitem__, (self.name,))
 
 

@@ -331,7 +331,11 @@ REFUSED = {
     "u = np.cbrt(g)": r"line 9: np.cbrt\(g\): np.cbrt may not stand in a rule: use no function that",
     "u = g[0]": "a rule sees one element, which has no parts",
     "u = np.where((g > c) & (p > c), p, c)": "must be one comparison: put one where into another",
-    "u = math.sqrt(g)": "math.sqrt may not stand in a rule: use .* sqrt and where from NumPy",
+    "u = math.sqrt(g)": "math.sqrt may not stand in a rule: write out .* sqrt and where from NumPy",
+    "u = halved(g)": r"line 9: halved\(g\): halved may not stand in a rule: write out here what it computes, with",
+    "u = mean(g, c)": r"mean\(g, c\): mean may not stand in a rule: write out here what it computes, with",
+    "def twice(x):\n        return x + x\n    u = twice(g)": r"def twice\(x\): .*: write out what it computes where it is",
+    "twice = lambda x: x + x\n    u = twice(g)": "lambda x: x .* may not stand in a rule: write out what it computes where",
     "u = 0.5 * g": "0.5 is a constant: make it a coefficient",
     "u = beta * g": "beta is no argument and was not assigned above: make it a coefficient",
     "u = g if g > c else p": r"g if g > c else p may not stand in a rule: use where",
@@ -352,11 +356,13 @@ REFUSED = {
     "u: float = g": "u: float = g: not allowed in a rule",
 }
 
+HELPERS = "halved = lambda x: x / 2\n\n\ndef mean(x, c):\n    return c * x\n"
+
 
 @pytest.mark.parametrize("body", REFUSED)
 def test_what_is_not_exact_is_refused_with_its_line(body, tmp_path):
     text = "import math\nimport numpy as np\n\nbeta = 0.9\n\n\ndef own(g, p, m, c):\n    m = c * m\n    "
-    module = load(tmp_path / "odd.py", f"{text}{body}\n    return u, m\n")
+    module = load(tmp_path / "odd.py", f"{text}{body}\n    return u, m\n\n\n{HELPERS}")
     with pytest.raises(SyntaxError, match=REFUSED[body]) as caught:
         fo.rule(module.own, states="m", coefficients=lambda lr: (lr,))
     assert caught.value.filename == str(tmp_path / "odd.py")
@@ -572,8 +578,7 @@ def test_the_library_speaks_the_same_language():
     from fastoptim.rules.table import RULES
 
     for rule in RULES.values():
-        stated, names = language.own_rule(rule.function, rule.states, rule.gives, {})
-        assert names == list(rule.coefficients) and len(stated.coefficients) == len(names)
+        assert language.own_rule(rule.function, rule.states, rule.gives, {}).coefficients == rule.coefficients
 
 
 def test_the_bound_of_gradients_may_be_given_at_once_and_decay_is_pointed_to():
@@ -583,3 +588,21 @@ def test_the_bound_of_gradients_may_be_given_at_once_and_decay_is_pointed_to():
     assert same_bits(p, q) and p[0] != 1
     with pytest.raises(TypeError, match=r"has no 'weight_decay'.*decay="):
         AggMo(p, weight_decay=0.1)
+
+
+def test_errors_call_rule_and_coefficients_as_they_are_written():
+    def steep(g, p, m, kept, rate):
+        return rate * g, kept * m
+
+    def numbers(t, lr=0.1, power=0.0):
+        return {"kept": math.nan if t > 2 else 0.0, "rate": lr * 10.0 ** (power * (t - 1))}
+
+    cls = fo.rule(steep, states="m", coefficients=numbers)
+    p = np.ones(2, np.float32)
+    for backend in BACKENDS:
+        opt = cls(p, power=40.0, backend=backend)
+        opt.step(p * 0)
+        with pytest.raises(ValueError, match=r"give the rule 'steep' a coefficient rate = 1e\+39 in this step"):
+            opt.step(p * 0)
+    with pytest.raises(ValueError, match="coefficient kept of step 3 must be finite, got nan"):
+        cls.update(p, p * 0, p * 0, step=3, backend="numpy")
