@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.checks import instead_of
 from ..backends.base import count_of_steps
 from ..common.busy import exclusive
 from ..common.signals import deferred_signals
@@ -163,7 +164,8 @@ class Collection:
         params = [as_array(value) for value in values]
         for name, p in zip(names, params, strict=True):
             if not isinstance(p, np.ndarray):
-                raise TypeError(f"parameter {name!r}: expected a NumPy array or a number, got {type(p).__name__}")
+                got = f"{type(p).__name__}{instead_of(p)}"
+                raise TypeError(f"parameter {name!r}: expected a NumPy array or a number, got {got}")
         gradients = [gradient_of(p, g, name) for p, g, name in zip(params, grads, names, strict=True)]
         made: list[dict[Hashable, Any]] = [{} for _ in states]  # kept once a step has taken them
         used = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import rules
-from ..arrays.checks import DTYPES, real_array
+from ..arrays.checks import DTYPES, instead_of, real_array
 from ..arrays.rows import Rows
 from ..backends import resolve
 from ..common.busy import Busy, exclusive
@@ -92,7 +92,7 @@ def step_array(
 ) -> None:
     """One step of one array, in place, for functions that keep nothing between calls; `g` is cast if need be."""
     if not isinstance(p, np.ndarray):
-        raise TypeError(f"expected a NumPy array to update, got {type(p).__name__}")
+        raise TypeError(f"expected a NumPy array to update, got {type(p).__name__}{instead_of(p)}")
     _array_step(rule, decay)("0", p, gradient_of(p, g), states, (scale, decay_coefficient, *coefficients))
 
 

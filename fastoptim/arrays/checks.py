@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..rules.codecs import LOW
-
 Array = np.ndarray
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -27,13 +25,20 @@ def instead_of(x: Any, name: str = "", dtype: str = "np.float32") -> str:
     module = type(x).__module__.partition(".")[0]
     if isinstance(x, np.ma.MaskedArray):
         return ": fill it, x.filled(0)"
+    if x.device.type != "cpu" if module == "torch" else hasattr(x, "__cuda_array_interface__"):
+        return ": it is on a GPU, where the classes of optimizers step it, by backend='auto' or 'cuda', with all others"
+    if module == "torch" and str(x.dtype) == "torch.bfloat16":  # which NumPy has no name for
+        low = "bfloat16" in dtype or name
+        memory = "view(torch.int16).numpy().view(ml_dtypes.bfloat16)" if low else "float().numpy()"
+        return f": hand over its {'memory' if low else 'numbers'}, t.detach().{memory}"
     if module == "torch":
-        return ": hand over its memory, t.detach().numpy()"
+        dense = "to_dense()." if str(x.layout) != "torch.strided" else ""
+        return f": hand over its memory, t.detach().{dense}numpy()"
     if module == "fastoptim" and type(x).__name__ == "Rows":
         return (
             ": Rows go to the step of an optimizer, function or adapter in one process; elsewhere rows.to_dense(len(p))"
         )
-    if module in ("jax", "jaxlib"):
+    if module in ("jax", "jaxlib", "tensorflow", "keras", "mlx"):
         return ": convert it, np.array(x)"
     if module in ("pandas", "polars"):
         return f": convert it, x.to_numpy({dtype})"
@@ -60,11 +65,34 @@ def check_parameter(name: str, p: Any, role: str = "parameter") -> None:
 
 def real_array(what: str, x: Any) -> np.ndarray:
     """`x` as an array; TypeError unless it holds real numbers, which NumPy's casts do not ask for."""
-    array = np.asarray(x)
-    small = array.dtype.kind == "V" and array.dtype.type is not np.void  # bfloat16 and kin, of ml_dtypes
-    if not (array.dtype.kind in "biuf" or small) or isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{what}: expected real numbers, got {type(x).__name__} (dtype {array.dtype.name})")
+    try:
+        array = np.asarray(x)
+    except (TypeError, RuntimeError) as error:  # from the library that it is of
+        hint = instead_of(x) or f": {error}"
+        raise TypeError(f"{what}: expected real numbers, got {type(x).__name__}{hint}") from error
+    if not _is_real(array.dtype) or isinstance(x, np.ma.MaskedArray):
+        hint = instead_of(x) if isinstance(x, np.ma.MaskedArray) else conversion(array.dtype, np.float64)
+        raise TypeError(f"{what}: expected real numbers, got {type(x).__name__} (dtype {array.dtype.name}){hint}")
     return array
+
+
+def _is_real(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "biuf" or (dtype.kind == "V" and dtype.type is not np.void)  # bfloat16 and kin, of ml_dtypes
+
+
+def conversion(dtype: np.dtype[Any], wanted: Any = None, x: str = "x") -> str:
+    """How to make an array one of the dtype `wanted`, or of one that parameters may have; empty if nobody can tell."""
+    if dtype.kind == "c" and wanted is not None:
+        return f": {x}.real, if its imaginary part is nothing but rounding error"
+    if dtype.kind == "c":
+        parts = np.float32 if dtype.itemsize == 8 else np.float64
+        return f": step its real and imaginary parts, {x}.view({_in_code(parts)})"
+    if dtype.kind == "O" and wanted is None:
+        return f": if it holds arrays, make it a list of them, list({x})"
+    if dtype.kind != "O" and not _is_real(dtype):
+        return ""
+    fits = np.float32 if dtype.kind in "fV" and dtype.itemsize <= 4 else np.float64
+    return f": convert it, {x}.astype({_in_code(wanted or fits)})"
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
@@ -75,10 +103,9 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 def check_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
     """TypeError unless `dtype` is native float32 or float64."""
     if dtype not in DTYPES:
-        low = dtype.name in LOW
-        classes = ": arrays of 16 bits are for the optimizers' classes alone, such as fo.Adam(p)" if low else ""
         raise TypeError(
-            f"{role} {name!r}: expected native float32 or float64, got {dtype_name(dtype)}{_as_list(dtype)}{classes}"
+            f"{role} {name!r}: expected native float32 or float64 (the optimizers' classes also take bfloat16 and "
+            f"float16), got {dtype_name(dtype)}{conversion(dtype)}"
         )
 
 
@@ -86,13 +113,7 @@ def check_stored_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> N
     """TypeError unless `dtype` is native and one that arrays are stored in: float8 only for states."""
     low = dtype.name == "bfloat16" or (dtype == np.float16 and dtype.isnative)
     if not (dtype in DTYPES or low or (role not in ("parameter", "gradient") and dtype.name == "float8_e4m3fn")):
-        hint = ": convert it, x.astype(np.float64)" if dtype.kind in "biu" else _as_list(dtype)
-        expected = "native float32, float64, bfloat16 or float16"
-        raise TypeError(f"{role} {name!r}: expected {expected}, got {dtype_name(dtype)}{hint}")
-
-
-def _as_list(dtype: np.dtype) -> str:
-    return ": if it holds arrays, make it a list of them, list(x)" if dtype.hasobject else ""
+        check_dtype(name, dtype, role)
 
 
 def check_companion(name: str, role: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> Array:
@@ -113,8 +134,8 @@ def check_match(
     """TypeError or ValueError unless shape and dtype are the expected ones."""
     if dtype != expected_dtype:
         raise TypeError(
-            f"{role} of parameter {name!r}: expected dtype {np.dtype(expected_dtype).name}, got {dtype_name(dtype)}: "
-            f"convert it, {'g' if role == 'gradient' else 'x'}.astype({_in_code(expected_dtype)})"
+            f"{role} of parameter {name!r}: expected dtype {np.dtype(expected_dtype).name}, got {dtype_name(dtype)}"
+            f"{conversion(dtype, expected_dtype, 'g' if role == 'gradient' else 'x')}"
         )
     if tuple(shape) != tuple(expected_shape):
         raise ValueError(f"{role} of parameter {name!r}: expected shape {expected_shape}, got {tuple(shape)}")

@@ -50,7 +50,7 @@ def pack(params: Any) -> Any:
     leaves = structure.leaves(params)
     for name, x in zip(structure.names, leaves, strict=True):
         if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
-            raise TypeError(f"parameter {name!r}: expected a NumPy array, got {type(x).__name__}")
+            raise TypeError(f"parameter {name!r}: expected a NumPy array, got {type(x).__name__}{checks.instead_of(x)}")
         checks.check_dtype(name, x.dtype)
     order = sorted(range(len(leaves)), key=lambda i: _ORDER[leaves[i].dtype])
     ordered = [leaves[i] for i in order]

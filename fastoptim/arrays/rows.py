@@ -10,7 +10,7 @@ import numpy as np
 from ..common.public import public
 from ..common.validation import count, flag
 from ..rules.norm import NORM_BLOCK
-from .checks import DTYPES, check_dtype, check_match, dtype_name
+from .checks import DTYPES, check_dtype, check_match, conversion, dtype_name, instead_of
 
 FEW = 64  # up to so many values of one row are added by rounds, more by np.add.at, which is slower for few
 
@@ -56,7 +56,10 @@ class Rows:
             indices = np.asarray(indices)
         _check_arrays(indices, values)
         if values.dtype not in DTYPES:
-            raise TypeError(f"values of Rows must be native float32 or float64, got {dtype_name(values.dtype)}")
+            raise TypeError(
+                f"values of Rows must be native float32 or float64, got {dtype_name(values.dtype)}"
+                f"{conversion(values.dtype)}"
+            )
         if indices.ndim != 1 or values.ndim < 1 or len(indices) != len(values):
             raise ValueError(
                 f"Rows needs one index for each of its values, shapes (k,) and (k, ...): got {indices.shape} and "
@@ -79,7 +82,7 @@ class Rows:
 def _check_arrays(indices: Any, values: Any) -> None:
     for what, x in (("indices", indices), ("values", values)):
         if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
-            raise TypeError(f"{what} of Rows must be a NumPy array, got {type(x).__name__}")
+            raise TypeError(f"{what} of Rows must be a NumPy array, got {type(x).__name__}{instead_of(x)}")
     if indices.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
         raise TypeError(f"indices of Rows must be int32 or int64, got {dtype_name(indices.dtype)}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..common.threads import resolve_threads
+from ..common.warning import warn
 from .base import Backend, KernelCall, StepInfo
 
 __all__ = ["BACKENDS", "Backend", "KernelCall", "StepInfo", "available", "get_backend", "resolve"]
@@ -76,7 +76,7 @@ def _best_host_backend() -> str:
     name, reason = best_for_host()
     if reason:
         hint = " (pip install 'fastoptim[numba]' is faster)" if name == "numpy" else ""
-        warnings.warn(f"{reason}; using the {name} backend: same numbers, slower{hint}", RuntimeWarning, stacklevel=5)
+        warn(f"{reason}; using the {name} backend: same numbers, slower{hint}")
     return name
 
 

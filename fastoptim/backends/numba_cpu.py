@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from struct import Struct
@@ -23,6 +22,7 @@ import numpy as np
 from .. import rules
 from ..arrays import checks
 from ..common.threads import fork_safe_lock
+from ..common.warning import warn
 from ..rules import lowering, reference
 from ..rules.codecs import widened
 from ..rules.norm import NORM_BLOCK
@@ -136,11 +136,9 @@ class NumbaBackend(Backend):
 
     def _give_up_cache(self, error: Exception) -> None:
         """Compile everything anew, without the cache on the disk, and say so."""
-        warnings.warn(
+        warn(
             f"Numba's cache of compiled code in {lowering.cache_directory()} cannot be used ({type(error).__name__}: "
-            f"{error}), so kernels are compiled anew in every process: delete that folder, or make room on its disk",
-            RuntimeWarning,
-            stacklevel=2,
+            f"{error}), so kernels are compiled anew in every process: delete that folder, or make room on its disk"
         )
         self._cached = False
         self._load()

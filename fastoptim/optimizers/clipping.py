@@ -53,9 +53,9 @@ def _checked(grads: Any, backend: str, written: bool) -> tuple[Backend, list[Any
 def _described(backend: Backend, name: str, g: Any) -> tuple[tuple[int, ...], Any]:
     try:
         shape, dtype = backend.describe(g)
-    except AttributeError:
+        backend.check_dtype(name, dtype, "gradient")
+    except AttributeError:  # as that of a dtype of torch
         raise TypeError(f"gradient {name!r}: expected an array, got {type(g).__name__}{instead_of(g)}") from None
-    backend.check_dtype(name, dtype, "gradient")
     return shape, dtype
 
 

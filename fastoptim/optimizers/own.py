@@ -5,7 +5,6 @@ from __future__ import annotations
 import copyreg
 import inspect
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from ..arrays.storage import MASTER, STORAGE_OPTIONS, scale_name
 from ..backends import Backend, available, choose, get_backend, resolve
 from ..common.public import public
 from ..common.validation import choice, count, flag, real, unknown_name
+from ..common.warning import warn
 from ..rules.language import own_rule
 from ..rules.table import Kernel, Rule
 from .base import Optimizer
@@ -150,9 +150,7 @@ class OwnOptimizer(Optimizer, metaclass=_OwnClass):
             return chosen
         missing = available("numba")
         if missing is not None:
-            warnings.warn(
-                f"{missing}; a rule of your own runs on NumPy: same numbers, slower", RuntimeWarning, stacklevel=4
-            )
+            warn(f"{missing}; a rule of your own runs on NumPy: same numbers, slower")
         return get_backend("numpy" if missing else "numba")
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +23,7 @@ from ..backends import Backend
 from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.validation import kept_number
+from ..common.warning import warn
 from ..rules.codecs import Stored
 from ..rules.table import Rule, rules_of
 from .groups import Groups, Parameter, ParamGroup, ParamGroups, fixed
@@ -173,11 +173,7 @@ def read_snapshot(
                 loaded.append((parameter, _loaded(optimizer, parameter, fitting, converted)))
     if converted:
         rest = f" and {len(converted) - 3} more" if len(converted) > 3 else ""
-        warnings.warn(
-            f"states were saved in another storage, and are converted: {', '.join(converted[:3])}{rest}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        warn(f"states were saved in another storage, and are converted: {', '.join(converted[:3])}{rest}")
 
     def put() -> None:
         with deferred_signals():

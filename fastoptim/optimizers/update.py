@@ -223,8 +223,8 @@ class Update:
                 if not -limit < x < limit:
                     raise ValueError(
                         f"the hyperparameters give the rule {rule.written or rule.name!r} a coefficient {name} = {x:g} "
-                        f"in this step, which is no finite number in {'float64' if limit == math.inf else 'float32'}, in which "
-                        "parameters are computed"
+                        f"in this step, which is no finite number in {'float64' if limit == math.inf else 'float32'}, "
+                        "in which parameters are computed"
                     )
 
     def step(

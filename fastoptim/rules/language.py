@@ -270,5 +270,5 @@ def own_rule(
     tree = ast.Module([made], [])
     text = f"from numpy import sqrt, where\n\n\n{ast.unparse(ast.fix_missing_locations(tree))}\n"
     made = getattr(lowering.load(name, text), name)
-    made = row(made, *states, gives=gives, initial=initial, squares=squares)
-    return replace(made, coefficients=tuple(coefficients), written=called)
+    rule = row(made, *states, gives=gives, initial=initial, squares=squares)
+    return replace(rule, coefficients=tuple(coefficients), written=called)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
@@ -18,6 +15,7 @@ from ..backends import StepInfo
 from ..common.public import public
 from ..common.trees import Structure, leaves_of
 from ..common.validation import real
+from ..common.warning import warn
 from .accumulate import Accumulator
 from .history import History, TrainingWarning
 from .ranks import Ranks
@@ -125,7 +123,7 @@ class Loop:
     def warn(self, text: str) -> None:
         """Issue a `TrainingWarning`, from one process alone."""
         if self.ranks.rank == 0:
-            warnings.warn(text, TrainingWarning, stacklevel=_outside())
+            warn(text, TrainingWarning)
 
     @property
     def scheduled(self) -> bool:
@@ -348,14 +346,3 @@ def explain(error: Exception) -> None:
     if trace is not None and trace.tb_next is None:
         text = f"loss_and_grad(params, batch) must return (loss, gradients), the loss a number: {error}"
         raise TypeError(text) from error
-
-
-def _outside() -> int:
-    """The stack level of the first caller outside the package, for a warning issued by `Loop.warn`."""
-    level, frame = 2, sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")

@@ -105,7 +105,7 @@ def test_a_step_that_would_be_skipped_still_refuses(skip, backend):
 def test_bad_parameter_at_construction(position, backend):
     bad = {
         "read-only": read_only(np.zeros((2, 3), np.float32)),
-        "float16, got int64: convert it": np.zeros((2, 3), np.int64),
+        r"float16\), got int64: convert it": np.zeros((2, 3), np.int64),
         ">f4": np.zeros((2, 3), ">f4"),
         "expected a NumPy array": 1.0,
         "MaskedArray": np.ma.zeros(3),
@@ -464,3 +464,59 @@ def test_functional_refuses_before_it_writes():
         with pytest.raises((TypeError, ValueError)):
             call()
         assert all(np.array_equal(a, b) for a, b in zip((p, g, m, v), arrays, strict=True))
+
+
+def advised(call, **names):
+    """What the error of a call says behind its last comma, where a program stands, with `names` for what is refused."""
+    with pytest.raises(TypeError) as caught:
+        call()
+    return eval(str(caught.value).rpartition(", ")[2], {"np": np, **names})
+
+
+@pytest.mark.parametrize("dtype", ["i8", "?", ">f4", ">f8", "f2", "longdouble"])
+def test_what_an_error_advises_is_taken(dtype):
+    """By functions and adapters, which take less than the classes do."""
+    from fastoptim.adapters import cs231n, dicts
+
+    x = np.ones(3, dtype)
+    steps = (
+        lambda p: fo.functional.sgd(p, np.ones(3, p.dtype), lr=0.1),
+        lambda p: dicts.SGD().update({"w": p}, {"w": np.ones(3)}),
+        lambda p: cs231n.sgd(p, np.ones(3), {}),
+        lambda p: fo.grad_norm([p]),
+        lambda p: fo.Rows(np.arange(3), p),
+    )
+    for step in steps:
+        step(p := advised(lambda step=step: step(x), x=x))
+        assert p.dtype == (np.float32 if x.dtype.kind == "f" and x.itemsize <= 4 else np.float64)
+
+
+@pytest.mark.parametrize("dtype", ["c8", "c16"])
+def test_complex_numbers_are_never_cut(dtype):
+    p = np.ones(3, dtype)
+    with pytest.raises(TypeError, match=r"complex.*: step its real and imaginary parts"):
+        fo.Adam(p)
+    fo.Adam(advised(lambda: fo.Adam(p), x=p), lr=0.5).step(np.ones(6, p.real.dtype))
+    assert np.allclose(p, 0.5 - 0.5j)
+    calls = (lambda: fo.Adam(np.ones(3)).step(p), lambda: fo.minimize(np.sum, np.ones(3), jac=lambda x: p))
+    for call in calls:
+        with pytest.raises(TypeError, match=r"complex.*: .\.real, if its imaginary part is nothing but"):
+            call()
+
+
+def test_tensors_are_handed_over_as_the_error_says():
+    torch = pytest.importorskip("torch", reason="LOUD: pip install torch==2.13.0")
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes")
+    from fastoptim.adapters import dicts
+
+    known = {"torch": torch, "ml_dtypes": ml_dtypes}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        t = torch.ones(3, dtype=dtype, requires_grad=True)
+        opt = fo.SGD(advised(lambda t=t: fo.SGD(t, lr=0.5), t=t, **known), lr=0.5)
+        opt.step(advised(lambda opt=opt, t=t: opt.step(t), t=t, **known) * 0 + 1)
+        assert t.tolist() == [0.5] * 3, "the memory is the tensor's"
+        w = np.ones(3, np.float32)
+        for step in (fo.SGD(w).step, lambda g, w=w: dicts.SGD().update({"": w}, {"": g}), lambda g: fo.grad_norm([g])):
+            step(np.float32(1) * advised(lambda step=step, t=t: step(t), t=t, **known))
+    with pytest.raises(TypeError, match=r"to_dense\(\)\.numpy"):
+        fo.SGD(np.ones(3, np.float32)).step(torch.ones(3).to_sparse())

@@ -223,7 +223,7 @@ def test_what_does_not_fit_is_refused_before_anything_changed():
         ours.step(good)
         theirs.step(gradients(host, 0))
     check_equal(ours, theirs, device, host)
-    with pytest.raises(TypeError, match="for the optimizers' classes alone"):
+    with pytest.raises(TypeError, match="optimizers' classes also take bfloat16"):
         fo.functional.sgd(device[0], good[0], lr=0.1)
 
 
