@@ -102,7 +102,7 @@ def _walk(out: Path, epochs: int, say: Callable[[str], None]) -> None:
     say("   adjusts, and puts everything back each time:\n")
     found = probe_lr(loss_and_grad, params, train, advice.optimizer, lr=advice.lr)
     say(str(found))
-    plots.probe(found).savefig(out / "probe.png")
+    plots.save(plots.probe(found), out / "probe.png")
 
     steps = epochs * (1 + (len(train[0]) - 1) // 32)
     say(f"\n3. Training: fo.fit for {epochs} epochs ({steps} steps of 32 images), the rate falling along a cosine:\n")
@@ -123,8 +123,8 @@ def _walk(out: Path, epochs: int, say: Callable[[str], None]) -> None:
     say(f"   loss {result.history.loss[0]:.3f} -> {np.mean(result.history.loss[-20:]):.4f}, {reached:.1%} of the test")
     say("   images read correctly.")
     _tell(result.diagnosis, say)
-    plots.loss(result).savefig(out / "loss.png")
-    plots.update_ratios(ratios).savefig(out / "update_ratios.png")
+    plots.save(plots.loss(result), out / "loss.png")
+    plots.save(plots.update_ratios(ratios), out / "update_ratios.png")
 
     say("\n4. What did it take? The same network from the same weights, by plain SGD at its default rate of 0.001:")
     _reset(params, first)
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("--epochs must be at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
     if options.what == "valley":
-        plots.valley().savefig(options.out / "valley.png")
+        plots.save(plots.valley(), options.out / "valley.png")
         print(options.out / "valley.png")
     else:
         _walk(options.out, options.epochs, lambda text: print(text, flush=True))

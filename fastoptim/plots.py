@@ -7,6 +7,7 @@ notebook, or ``figure.savefig("picture.png")``.
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .checkpoint.files import replace
 from .common.text import printable
 from .common.trees import Structure
 from .common.validation import count, real
@@ -400,6 +402,13 @@ def update_ratios(record: UpdateRatios) -> Any:
     return figure
 
 
+def save(figure: Any, path: Path) -> None:
+    """Write a picture, of the format that its name says; one that was there stays until this one is whole."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:])
+    replace(path, drawn.getvalue())
+
+
 # --- Command line -------------------------------------------------------------------------------------------------
 
 
@@ -415,13 +424,15 @@ def main(arguments: Sequence[str]) -> int:
         curves = {name: read(name, options.column, options.pattern) for name in options.logs}
         out = options.out or _picture_of(options.logs)
         out = out if out.suffix else out.with_suffix(".png")  # as matplotlib would do without saying so
+        if any(os.path.exists(name) and os.path.exists(out) and os.path.samefile(name, out) for name in options.logs):
+            raise ValueError(f"{out} would be overwritten by its picture; name another by --out")
         if len(curves) == 1:
             (name, curve), *_ = curves.items()
             title = "training loss" if name == STANDARD_INPUT else Path(name).name
             figure = loss(curve, smoothing=options.smoothing, title=title)
         else:
             figure = compare(curves, smoothing=options.smoothing)
-        figure.savefig(out)
+        save(figure, out)
     except (OSError, ValueError, ImportError) as error:
         return failed("plot", error)
     print(printable(str(out), keep="\n"))
@@ -432,7 +443,4 @@ def _picture_of(logs: Sequence[str]) -> Path:
     """Where the picture goes: beside a single log, else into this folder."""
     if len(logs) > 1 or logs[0] == STANDARD_INPUT:
         return Path("comparison.png" if len(logs) > 1 else "log.png")
-    path = Path(logs[0]).with_suffix(".png")
-    if path == Path(logs[0]):
-        raise ValueError(f"{path} would be overwritten by its picture; name another by --out")
-    return path
+    return Path(logs[0]).with_suffix(".png")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
 import types
@@ -356,9 +359,35 @@ def test_several_runs_are_compared_in_one_picture(run, tmp_path, capsys, monkeyp
 def test_a_log_is_not_overwritten_by_its_picture(tmp_path, capsys):
     log = tmp_path / "log.png"
     log.write_text("3\n2\n1\n")
-    assert cli.main(["plot", str(log)]) == 2
-    assert "--out" in capsys.readouterr().err
-    assert log.read_text() == "3\n2\n1\n"
+    (tmp_path / "other").write_text("2\n1\n")
+    for options in ([log], [tmp_path / "other", log, "--out", log]):
+        assert cli.main(["plot", *map(str, options)]) == 2
+        assert "--out" in capsys.readouterr().err
+        assert log.read_text() == "3\n2\n1\n"
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "PDF"])
+def test_a_picture_that_fails_leaves_the_old_one(suffix, tmp_path, monkeypatch, capsys):
+    import matplotlib.figure
+
+    log, out = tmp_path / "log", tmp_path / f"picture.{suffix}"
+    log.write_text("3\n2\n1\n")
+    command = ["plot", str(log), "--out", str(out)]
+    assert cli.main(command) == 0
+    before, drawn = out.read_bytes(), matplotlib.figure.Figure.savefig
+
+    def half(figure, target, **options):
+        drawn(figure, target, **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(matplotlib.figure.Figure, "savefig", half)
+        assert cli.main(command) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *paths: half(matplotlib.figure.Figure(), io.BytesIO()))
+        assert cli.main(command) == 2
+    assert capsys.readouterr().err.count("No space left on device") == 2
+    assert out.read_bytes() == before and sorted(os.listdir(tmp_path)) == ["log", out.name]
 
 
 def test_every_picture_has_a_title(run):

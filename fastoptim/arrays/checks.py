@@ -6,9 +6,12 @@ Whatever is refused is refused before anything was changed, by a TypeError or Va
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable
+from inspect import isroutine
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ..common.trees import instead_of_function
 
 Array = np.ndarray
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -44,6 +47,10 @@ def instead_of(x: Any, name: str = "", dtype: str = "np.float32") -> str:
         return f": convert it, x.to_numpy({dtype})"
     if module == "scipy" and hasattr(x, "toarray"):
         return ": convert it, x.toarray()"
+    if callable(getattr(x, "named_parameters", None)):
+        return ": hand over its arrays, {name: p.detach().numpy() for name, p in x.named_parameters()}"
+    if isroutine(x):
+        return ": call it" if name else instead_of_function(x)
     if isinstance(x, ItemsView) or (isinstance(x, str) and name.endswith(".0")):
         return ": make the pairs of names and arrays a dict, dict(pairs)"
     if isinstance(x, (bool, int, float, list, tuple, np.generic)):

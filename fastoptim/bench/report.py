@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench import charts
+from ..checkpoint.files import replace
 from .charts import BarRow, Bars, Chart, Lines, Series
 from .render import Block, Cell, Contents, Figures, Folded, Heading, Notice, Table, html_page, markdown_page
 from .results import ROOFLINE_LOOPS, Entry, Results, bytes_text, case_text, ratio_text, seconds_text, threads_text
@@ -440,5 +441,5 @@ def write(document: dict[str, Any], folder: Path) -> Path:
     drawn = [chart for block in blocks(document) if isinstance(block, Figures) for chart in block.charts]
     files |= {f"{chart.slug}.svg": charts.svg(chart, standalone=True) for chart in drawn}
     for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        replace(folder / name, text.encode())
     return folder / "report.html"

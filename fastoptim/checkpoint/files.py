@@ -132,6 +132,21 @@ def temporary_file(target: str, like: str | None = None) -> Iterator[tuple[IO[by
         file.close()
 
 
+def replace(path: Any, data: bytes) -> None:
+    """Put a file with these bytes at `path`, in place of what is there; a device or a pipe is written to."""
+    target = os.path.realpath(os.fspath(path))
+    if os.path.exists(target) and not os.path.isfile(target):
+        with open(target, "wb") as file:
+            file.write(data)
+        return
+    with naming(target), temporary_file(target) as (file, temporary):
+        file.write(data)
+        file.flush()
+        if os.name == "nt":  # an open file cannot be renamed there
+            file.close()
+        os.replace(temporary, target)
+
+
 def _mode_of(*paths: str | None) -> int | None:
     """The mode of the first of these files that is there."""
     for path in paths:

@@ -15,6 +15,12 @@ def _is_sequence(tree: Tree) -> bool:
     return isinstance(tree, Sequence) and not isinstance(tree, (str, bytes))
 
 
+def instead_of_function(tree: Tree) -> str:
+    """What to write instead of a function where gradients belong, as torch's closures do; empty for what is none."""
+    called = callable(tree) and not hasattr(tree, "dtype") and not isinstance(tree, type)
+    return ": gradients come first, not a function that finds them: grads = f(), then opt.step(grads)" if called else ""
+
+
 class Structure:
     """The shape of a tree, and a way to flatten other trees of the same shape.
 
@@ -151,14 +157,16 @@ class Structure:
         where = f"{what} at {path.removesuffix('.')!r}" if path else what
         if isinstance(keys, int):
             if not _is_sequence(tree):
-                raise TypeError(f"{where}: expected a sequence of {keys}, got {type(tree).__name__}")
+                got = f"{type(tree).__name__}{instead_of_function(tree)}"
+                raise TypeError(f"{where}: expected a sequence of {keys}, got {got}")
             if len(tree) != keys:
                 raise ValueError(f"{where}: expected {keys} entries, got {len(tree)}")
             for i, child in enumerate(self._children):
                 yield from child._walk(tree[i], what, f"{path}{i}.")
             return
         if not isinstance(tree, Mapping):
-            raise TypeError(f"{where}: expected a mapping with the names {listing(keys)}, got {type(tree).__name__}")
+            got = f"{type(tree).__name__}{instead_of_function(tree)}"
+            raise TypeError(f"{where}: expected a mapping with the names {listing(keys)}, got {got}")
         known = set(keys)
         missing, unknown = [key for key in keys if key not in tree], [key for key in tree if key not in known]
         if missing or unknown:

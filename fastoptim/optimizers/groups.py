@@ -11,7 +11,7 @@ import numpy as np
 from ..arrays.checks import check_unchanged
 from ..arrays.storage import compute_dtype
 from ..backends.base import Backend
-from ..common.trees import Structure, listing
+from ..common.trees import Structure, instead_of_function, listing
 from ..common.validation import unknown_name
 from .hyperparameters import UpdateSpec
 
@@ -282,9 +282,10 @@ class Groups:
     def _leaves_of_groups(self, grads: Any) -> tuple[Any, ...]:
         structures = self.structures
         if not isinstance(grads, Sequence) or len(grads) != len(structures):
+            entries = ", ".join(f"gradients of group {i}" for i in range(min(2, len(structures))))
             raise ValueError(
-                f"grads: expected a sequence with one entry for each of the {len(structures)} groups, such as "
-                "[gradients of group 0, gradients of group 1]"
+                f"grads: expected a sequence with one entry for each group, {len(structures)} in all, such as "
+                f"[{entries}]{instead_of_function(grads)}"
             )
         return tuple(
             leaf for structure, entry in zip(structures, grads, strict=True) for leaf in structure.leaves(_entry(entry))

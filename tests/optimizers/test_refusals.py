@@ -520,3 +520,18 @@ def test_tensors_are_handed_over_as_the_error_says():
             step(np.float32(1) * advised(lambda step=step, t=t: step(t), t=t, **known))
     with pytest.raises(TypeError, match=r"to_dense\(\)\.numpy"):
         fo.SGD(np.ones(3, np.float32)).step(torch.ones(3).to_sparse())
+
+
+@pytest.mark.parametrize(
+    "make", [np.copy, lambda x: [x], lambda x: {"a": x}, lambda x: {"a": [x]}, lambda x: [{"params": x}]]
+)
+def test_a_closure_is_told_that_gradients_come_first(make):
+    p = np.ones(3)
+    opt = fo.SGD(make(p), lr=0.1)
+    for call in (lambda: opt.step(lambda: p), lambda: opt.step(p.copy), lambda: opt.step(lambda: p, max_norm=1.0)):
+        with pytest.raises((TypeError, ValueError), match=r"gradients? .*: grads = f\(\), then opt\.step\(grads\)"):
+            call()
+    with pytest.raises(
+        TypeError, match="parameter '0': expected a NumPy array, got builtin_function_or_method: call it"
+    ):
+        fo.SGD(p.copy, lr=0.1)
