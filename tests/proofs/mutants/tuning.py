@@ -333,7 +333,7 @@ MUTANTS = (
         ("rates of candidates not written", "    _label_ends(left, ends)\n", ""),
         ("rates written over each other", "max(height, lowest + 0.045)", "height"),
         ("a step at rate zero drawn", "    ratios[ratios == 0.0] = math.nan", "    pass"),
-        ("a log overwritten by its picture", "    if path == Path(logs[0]):\n", "    if False:\n"),
+        ("a log overwritten by its picture", "os.path.samefile(name, out) for", "False for"),
         ("names taken for formulas", '.replace("$", r"\\$")', ""),
         (
             "smoothing of the command ignored",
