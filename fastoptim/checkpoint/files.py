@@ -40,10 +40,8 @@ def check_target(path: Any) -> None:
     """
     target = os.path.realpath(os.fspath(path))
     check_replaceable(target)
-    with naming(target), temporary_file(target) as (file, temporary):
-        file.close()  # no system then minds that it is removed, and another writer may do so first
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    with naming(target), temporary_file(target):
+        pass
 
 
 def check_replaceable(target: str) -> None:
@@ -124,12 +122,10 @@ def temporary_file(target: str, like: str | None = None) -> Iterator[tuple[IO[by
         if mode is not None and hasattr(os, "fchmod"):
             os.fchmod(file.fileno(), mode)
         yield file, temporary
-    except BaseException:
+    finally:
+        file.close()  # no system then minds that it is removed, and another writer may do so first
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        raise
-    finally:
-        file.close()
 
 
 def replace(path: Any, data: bytes) -> None:

@@ -56,20 +56,32 @@ def write(path: Any, tree: Any, *, kind: str, keep_previous: bool = True, like: 
     OSError
         The disk is full, the folder is missing, ...; it names the file, and the target is as it was.
     """
+    with _written(path, tree, kind, like) as (target, file, temporary):
+        identity = _identity(file)
+        if os.name == "nt":  # an open file cannot be renamed there
+            file.close()
+        if keep_previous:
+            files.keep_previous(target, temporary, is_intact)
+        os.replace(temporary, target)
+        _remember_intact(target, identity)
+        files.sync_folder(os.path.dirname(target))
+
+
+def rehearse(path: Any, tree: Any, *, kind: str) -> None:
+    """Do what `write` does, and raise what it would raise, up to where it replaces the file."""
+    with _written(path, tree, kind):
+        pass
+
+
+@contextlib.contextmanager
+def _written(path: Any, tree: Any, kind: str, like: str | None = None) -> Iterator[tuple[str, IO[bytes], str]]:
+    """Where the file belongs that `path` names, and a whole one beside it, open, with its name."""
     header, arrays = _prepared(tree, kind)
     target = os.path.realpath(os.fspath(path))
     files.check_replaceable(target)
-    with naming(target):
-        with files.temporary_file(target, like) as (file, temporary):
-            write_file(file, header, arrays)
-            written = _identity(file)
-            if os.name == "nt":  # an open file cannot be renamed there
-                file.close()
-            if keep_previous:
-                files.keep_previous(target, temporary, is_intact)
-            os.replace(temporary, target)
-        _remember_intact(target, written)
-        files.sync_folder(os.path.dirname(target))
+    with naming(target), files.temporary_file(target, like) as (file, temporary):
+        write_file(file, header, arrays)
+        yield target, file, temporary
 
 
 def check_tree(tree: Any, *, kind: str) -> None:

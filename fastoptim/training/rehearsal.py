@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,15 +36,10 @@ def rehearse(paths: Sequence[str], state: Mapping[str, Any], optimizer: Any, apa
     whole = {"loop": state} if apart else {"loop": state, **_expected_arrays(optimizer)}
     tree = _hollow(whole) | {"room": "-" * _numerals(_arrays_in(whole))}
     path = max(map(os.path.realpath, paths), key=lambda path: len(os.fsencode(os.path.basename(path))))
-    folder, name = os.path.split(path)
-    trial = os.path.join(folder, (name[:-8] if len(name) >= 16 else name) + secrets.token_hex(4))
     try:
-        format.write(trial, tree, kind="training", keep_previous=False)
+        format.rehearse(path, tree, kind="training")
     except OSError as error:
         raise type(error)(error.errno, f"{error.strerror}, so no checkpoint could be saved", path) from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(trial)
 
 
 def check_free(path: str, log: str | None) -> None:

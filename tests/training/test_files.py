@@ -17,6 +17,7 @@ import fastoptim as fo
 from fastoptim.checkpoint import files, format
 from fastoptim.training import log as logs
 from fastoptim.training import progress
+from tests.support.forks import in_child
 
 
 def fit(steps=3, w=None, optimizer="sgd", calls=None, **options):
@@ -84,6 +85,18 @@ def test_a_name_that_is_too_long(tmp_path, kind, length):
     )
     assert not list(tmp_path.iterdir())
     fit(**{kind: tmp_path / ("a" * (240 - len(suffix)) + suffix)})  # the longest that can be saved
+
+
+def test_what_a_run_leaves_that_is_killed_while_it_tries_to_save_is_removed(tmp_path):
+    path = tmp_path / "run.ckpt"
+
+    def killed():
+        os.fsync = lambda descriptor: os._exit(7)
+        fit(checkpoint=path)
+
+    assert in_child(killed) == 7 and len(list(tmp_path.iterdir())) == 1
+    fit(checkpoint=path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_more_parameters_than_a_header_can_name(tmp_path, monkeypatch):
