@@ -163,6 +163,8 @@ class Loop:
                 self._plan_events()
                 self._train()
                 self.ranks.wait()  # for whoever fails after the last step
+                with self.ranks.together("ending training"):
+                    stack.close()
             except BaseException as error:  # at the last step there is a reason already
                 self.reason = None
                 if not isinstance(error, KeyboardInterrupt):  # which may come within an exchange: it ends the job

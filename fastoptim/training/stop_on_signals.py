@@ -59,5 +59,5 @@ class StopOnSignals:
 
     def end(self, loop: Loop) -> None:
         self._put_back()
-        if self._seen and loop.reason is not None:  # also where it came when training was ending anyway
+        if loop.reason is not None and any(loop.ranks.every(self._seen)):  # also where training was ending anyway
             loop.reason = "interrupted"
