@@ -6,11 +6,12 @@ Every function works in place, accepts what the classes accept (any layout of fl
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from .common.validation import check_range, count, flag
+from .optimizers.adam import Adam, AdamW
+from .optimizers.base import Optimizer
 from .optimizers.family import chosen_for
 from .optimizers.forms import (
     adabelief,
@@ -37,7 +38,8 @@ from .optimizers.forms import (
     signum,
     yogi,
 )
-from .optimizers.hyperparameters import UpdateSpec, adam_spec, sgd_spec
+from .optimizers.hyperparameters import UpdateSpec
+from .optimizers.sgd import SGD
 from .optimizers.update import TINY, ArrayStep
 from .rules.table import Scalars
 
@@ -74,9 +76,9 @@ _array_step = lru_cache(maxsize=256, typed=True)(ArrayStep)
 
 
 def _prepare(
-    make: Callable[..., UpdateSpec], backend: str, threads: int | None, *hyperparameters: Any
+    cls: type[Optimizer], backend: str, threads: int | None, *hyperparameters: Any
 ) -> tuple[ArrayStep, UpdateSpec, Scalars]:
-    spec = make(*hyperparameters)
+    spec = cls._checked(hyperparameters).spec
     return _array_step(spec.kernel, backend, threads), spec, spec.scalars(1)
 
 
@@ -131,7 +133,7 @@ def sgd(
     array([0.5, 1.5])
     """
     values = (lr, 0.0, 0.0, weight_decay, False, maximize, "torch", decoupled, decay_mode)
-    step, _, scalars = _known(sgd_spec, backend, threads, *values)
+    step, _, scalars = _known(SGD, backend, threads, *values)
     step("p", p, g, (), scalars, grad_scale)
 
 
@@ -185,7 +187,7 @@ def momentum(
     (array([0.5]), array([1.]))
     """
     values = (lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode, decoupled, decay_mode)
-    step, spec, scalars = _known(sgd_spec, backend, threads, *values)
+    step, spec, scalars = _known(SGD, backend, threads, *values)
     if not spec.kernel.rule.states:
         raise ValueError("momentum must be > 0; for plain steps use functional.sgd")
     if first is not False:
@@ -246,10 +248,9 @@ def adam(
     >>> p.round(6)
     array([0.9])
     """
-    decoupled = decoupled if decoupled is False else flag("decoupled", decoupled)
-    options = (update_clip, cautious, decoupled)
-    values = (lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, decay_mode, *options)
-    update, spec, _ = _known(adam_spec, backend, threads, *values)
+    cls = AdamW if decoupled is not False and flag("decoupled", decoupled) else Adam
+    values = (lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, decay_mode, update_clip, cautious)
+    update, spec, _ = _known(cls, backend, threads, *values)
     if 0.0 < eps < TINY:
         check_range("eps", float(eps), chosen_for(p, backend, threads)[2])
     states = (m, v) if vmax is None else (m, v, vmax)

@@ -46,7 +46,7 @@ def options(reduction: Any, deterministic: Any, buffer_bytes: Any, overwrite_gra
 def check_updates(whole: Optimizer) -> None:
     """Check the hyperparameters of all groups; ValueError where a step needs norms of whole parameters."""
     for group in whole.param_groups:
-        if type(whole)._spec(*whole._read(group)).measured is not None:
+        if whole._spec_of(group).measured is not None:
             raise ValueError(
                 f"{type(whole).__name__} takes norms of whole parameters, of which several ranks have a slice each: "
                 "leave out update_clip and cautious, or set adapt=False; NovoGrad is for one rank"

@@ -5,14 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Unpack
 
-from ..arrays.storage import StorageOptions
 from ..common.public import public
-from .base import Optimizer
-from .hyperparameters import PerGroup, adam_spec, with_defaults
+from ..common.validation import real
+from ..rules import coefficients as k
+from ..rules import measures
+from .family import BELOW_ONE, Family, Options, spec_of
+from .hyperparameters import PerGroup, UpdateSpec, with_defaults
 
 
 @public
-class Adam(Optimizer):
+class Adam(Family, betas=BELOW_ONE, eps_mode=k.EPS_MODES, decay_mode=k.DECAY_MODES):
     """Adam: steps scaled by running means of the gradient and of its square.
 
     At step t, with ``bc1 = 1 - beta1**t`` and ``bc2 = 1 - beta2**t``::
@@ -77,11 +79,7 @@ class Adam(Optimizer):
     """
 
     _rules = ("adam", "amsgrad", "cautious_adam", "cautious_amsgrad")
-    _names = (
-        *("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "eps_mode", "decay_mode"),
-        *("update_clip", "cautious"),
-    )
-    _spec = staticmethod(adam_spec)
+    _decoupled = False
     betas: PerGroup[tuple[float, float]]
     eps: PerGroup[float]
     weight_decay: PerGroup[float]
@@ -105,17 +103,31 @@ class Adam(Optimizer):
         decay_mode: str = "lr",
         update_clip: float | str | None = None,
         cautious: bool = False,
-        backend: str = "auto",
-        threads: int | None = None,
-        state_dir: Any = None,
-        memory_budget: int | str | None = None,
-        max_norm: float | None = None,
-        clip: str = "norm",
-        **storage: Unpack[StorageOptions],
-    ):
-        values = (lr, betas, eps, weight_decay, amsgrad, maximize, eps_mode, decay_mode, update_clip, cautious)
-        defaults = dict(zip(self._names, values, strict=True))
-        super().__init__(params, defaults, backend, threads, state_dir, memory_budget, max_norm, clip, **storage)
+        **options: Unpack[Options],
+    ) -> None:
+        self._begin(locals())
+
+    @classmethod
+    def _update(cls, o: Any) -> UpdateSpec:
+        rule, measured = "amsgrad" if o.amsgrad else "adam", None
+        coefficients = partial(k.adam_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.eps_mode)
+        decayed = "none" if not o.weight_decay else "decoupled" if cls._decoupled else "coupled"
+        if o.update_clip is not None:
+            measured = measures.clipped(_threshold(o.update_clip, o.eps_mode), decayed)
+        if o.cautious:
+            rule, measured = f"cautious_{rule}", measures.both(measured, measures.cautious(decayed))
+            coefficients = partial(k.cautious_adam_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.eps_mode, 1.0)
+        return spec_of(rule, o, coefficients, decoupled=cls._decoupled, measured=measured)
+
+
+def _threshold(update_clip: Any, eps_mode: str) -> float:
+    """The root mean square above which an update is shortened."""
+    if eps_mode != "torch":
+        raise ValueError("update_clip looks at the corrected mean of squares, which eps_mode='torch' has")
+    threshold = 1.0 if update_clip == "rms" else update_clip
+    if isinstance(threshold, str) or not (threshold := real("update_clip", threshold, 0.0)):
+        raise ValueError(f"update_clip must be None, 'rms' or a number > 0, got {update_clip!r}")
+    return threshold
 
 
 @public
@@ -143,7 +155,7 @@ class AdamW(Adam):
     (True, 0.95)
     """
 
-    _spec = staticmethod(partial(adam_spec, decoupled=True))
+    _decoupled = True
 
 
 @public

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain, repeat
-from operator import is_
+from itertools import compress
+from operator import is_, is_not
 from threading import get_ident
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
@@ -30,25 +31,29 @@ from ..rules.table import Rule
 from . import pickling, saving, state_dicts
 from .applying import applied
 from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
-from .hyperparameters import NotNeeded, PerGroup, UpdateSpec
+from .hyperparameters import Checked, NotNeeded, PerGroup, UpdateSpec
 from .selecting import GroupedParams, Members, select
 from .state_dicts import IncompatibleKeys
 from .states import Plan, check_members, make_plan, member_of, state_view
 from .update import APPLIED, PLAIN, StepOptions
+
+_NOTHING, _AT_ONCE = object(), nullcontext()
 
 
 @public
 class Optimizer:
     """Base of the optimizers.
 
-    Subclasses name their hyperparameters (`_names`) and turn them into an `UpdateSpec` (`_spec`) for one of `_rules`.
+    Subclasses say how each of their hyperparameters is checked (`_checks`), and turn an object whose attributes they
+    are, checked, into an `UpdateSpec` (`_update`) for one of `_rules`.
     Hyperparameters are attributes: reading gives the value that all groups share (ValueError if they differ), setting
     sets all groups; a list sets one value per group.
     """
 
     _rules: tuple[str | Rule, ...]
+    _checks: Mapping[str, Callable[[Any], Any]] = {}  # name -> what checks and converts it
     _names: tuple[str, ...]
-    _spec: Callable[..., UpdateSpec]
+    _update: Callable[[Any], UpdateSpec]
     _read: Callable[[Mapping[str, Any]], tuple[Any, ...]]  # the hyperparameters of a group, in the order of their names
     _resolve = staticmethod(resolve)
     _lazy = False  # whether gradients that are `Rows` leave other rows as they are
@@ -58,8 +63,8 @@ class Optimizer:
         self,
         params: Any,
         defaults: dict[str, Any],
-        backend: str,
-        threads: int | None,
+        backend: str = "auto",
+        threads: int | None = None,
         state_dir: Any = None,
         memory_budget: int | str | None = None,
         max_norm: float | None = None,
@@ -192,30 +197,33 @@ class Optimizer:
 
     def _spec_of(self, group: ParamGroup) -> UpdateSpec:
         """What a group's hyperparameters come to; TypeError or ValueError for what they cannot be."""
-        values = self._read(group)
-        known, spec = group.spec
-        if spec is None or not all(map(is_, known, values)):
-            spec = self._checked(values, group.dtypes, known)
-            group.spec = values, spec
-        return spec
+        given, checked = self._read(group), group.checked
+        if checked is None or not all(map(is_, checked.given, given)):
+            checked = group.checked = self._checked(given, group.dtypes, checked)
+        return checked.spec
 
     @classmethod
     def _checked(
-        cls, values: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]], known: tuple[Any, ...] = ()
-    ) -> UpdateSpec:
+        cls, given: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]] = (), known: Checked | None = None
+    ) -> Checked:
         """What hyperparameters come to; an error for what they cannot be, or is beyond a type. `known` were checked."""
-        spec = cls._spec(*values)
-        for name, value, before in zip(cls._names, values, chain(known, repeat(None)), strict=False):
-            if value is not before:
-                for number in value if isinstance(value, tuple) else (value,):
-                    for dtype in dtypes if isinstance(number, (int, float)) else ():
-                        check_range(name, number, dtype, may_vanish=name != "eps")
-        return spec
+        before = (_NOTHING,) * len(given) if known is None else known.given
+        changed = list(compress(zip(cls._names, given, strict=True), map(is_not, given, before)))
+        checks, values = cls._checks, {} if known is None else dict(known.values)
+        for name, value in changed:
+            values[name] = checks[name](value)
+        spec = cls._update(SimpleNamespace(**values))
+        for name, value in changed:
+            for number in value if isinstance(value, tuple) else (value,):
+                for dtype in dtypes if isinstance(number, (int, float)) else ():
+                    check_range(name, number, dtype, may_vanish=name != "eps")
+        return Checked(given, values, spec)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls._read = staticmethod(picker(getattr(cls, "_names", ())))
-        for name in getattr(cls, "_names", ()):
+        cls._names = tuple(cls._checks)
+        cls._read = staticmethod(picker(cls._names))
+        for name in cls._names:
             if not hasattr(cls, name):  # descriptors: a __getattr__ would slow down every other attribute
                 setattr(cls, name, PerGroup(name))
 
@@ -234,19 +242,19 @@ class Optimizer:
         groups = self._model.groups
         if len(values) != len(groups):
             raise ValueError(f"{name}: expected one value or {len(groups)} (one per group), got {len(values)}")
-        specs = []  # all are checked before one is set
+        found = []  # all are checked before one is set
         place = self._names.index(name)
         for group, value in zip(groups, values, strict=True):
             before = self._read(group)
-            changed = (*before[:place], fixed(value), *before[place + 1 :])
-            spec = self._checked(changed, group.dtypes, group.spec[0])
-            if spec.measured is not None:
-                check_members(self._model, group, spec, self._storage)
-            specs.append((changed, spec))
-        with deferred_signals() if len(groups) > 1 else nullcontext():
-            for group, found in zip(groups, specs, strict=True):
-                group.put(name, found[0][place])
-                group.spec = found
+            given = (*before[:place], fixed(value), *before[place + 1 :])
+            checked = self._checked(given, group.dtypes, group.checked)
+            if checked.spec.measured is not None:
+                check_members(self._model, group, checked.spec, self._storage)
+            found.append(checked)
+        with deferred_signals() if len(groups) > 1 else _AT_ONCE:
+            for group, checked in zip(groups, found, strict=True):
+                group.put(name, checked.given[place])
+                group.checked = checked
 
     @property
     def lr(self) -> float:

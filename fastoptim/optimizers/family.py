@@ -1,8 +1,5 @@
 """The base of optimizers that are a typed signature and coefficients, and nothing else.
 
-`SGD` and `Adam` check their hyperparameters by hand instead, in less than half the time: a schedule has them checked at
-every step, and their steps are the shortest.
-
 A class states its hyperparameters once, in the signature of ``__init__``, and what they come to in `_update`. Here are
 read from the signature: their names, how each is checked (by the type of its default), and the attributes.
 """
@@ -10,9 +7,8 @@ read from the signature: their names, how each is checked (by the type of its de
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from functools import lru_cache
-from types import SimpleNamespace
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,12 +17,12 @@ from ..arrays.checks import check_dtype
 from ..arrays.storage import StorageOptions
 from ..backends import Backend, choose
 from ..common.signals import deferred_signals
-from ..common.validation import choice, count, flag, kept_number, real
+from ..common.validation import count, kept_number
 from ..rules.measures import Measured
 from ..rules.table import RULES, Kernel
 from .base import Optimizer
 from .groups import fixed
-from .hyperparameters import UpdateSpec, checked_rate, kind_of_decay
+from .hyperparameters import UpdateSpec, check_of, kind_of_decay
 from .states import begin
 from .update import update_array
 
@@ -52,67 +48,47 @@ class Family(Optimizer):
     choices, or (low, below) in place of the usual "finite and >= 0".
     """
 
-    _checks: ClassVar[Mapping[str, tuple[Any, ...]]]
-    _values: ClassVar[dict[str, Any]]  # name -> default
-    _update: Callable[[Any], UpdateSpec]  # what an object whose attributes are checked hyperparameters comes to
+    _defaults: ClassVar[dict[str, Any]]  # name -> default
 
-    def __init_subclass__(cls, **checks: tuple[Any, ...]) -> None:
+    def __init_subclass__(cls, **allowed: tuple[Any, ...]) -> None:
         if "_update" in vars(cls):  # else it has the hyperparameters of its base, whatever its own __init__ takes
-            cls._checks = checks
-            own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
-            cls._values = {p.name: p.default for p in own[2:]}
-            cls._names = tuple(cls._values)
+            own, options = inspect.signature(cls.__init__), inspect.signature(Optimizer.__init__)
+            me, params, *found = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+            more = [p.replace(kind=p.kind.KEYWORD_ONLY) for p in list(options.parameters.values())[3:-1]]
+            told = own.replace(parameters=[me, params, *found, *more, options.parameters["storage"]])
+            cls.__init__.__signature__ = told  # type: ignore[attr-defined]  # for help(): what the options are
+            cls._defaults = {p.name: p.default for p in found}
+            cls._checks = {name: check_of(name, value, allowed.get(name)) for name, value in cls._defaults.items()}
         super().__init_subclass__()
 
     def _begin(self, given: dict[str, Any]) -> None:
-        options = {"backend": "auto", "threads": None} | given["options"]
-        super().__init__(given["params"], {name: given[name] for name in self._names}, **options)
-
-    @classmethod
-    def _spec(cls, *values: Any) -> UpdateSpec:
-        checked = {
-            name: _checked(name, value, default, cls._checks.get(name))
-            for (name, default), value in zip(cls._values.items(), values, strict=True)
-        }
-        return cls._update(SimpleNamespace(**checked))
-
-
-def _checked(name: str, value: Any, default: Any, allowed: tuple[Any, ...] | None) -> Any:
-    if name == "lr":
-        return checked_rate(value)
-    if isinstance(default, bool):
-        return flag(name, value)
-    if isinstance(default, str):
-        return choice(name, value, allowed or ())
-    if isinstance(default, int):
-        return count(name, value, 0)
-    limits = allowed or (0.0,)
-    if not isinstance(default, tuple):
-        return real(name, value, *limits)
-    try:
-        numbers = tuple(value)
-        if len(numbers) != len(default):
-            raise ValueError(f"{len(numbers)} items")
-    except (TypeError, ValueError) as error:
-        kind = "a pair of" if len(default) == 2 else "three"
-        raise TypeError(f"{name} must be {kind} numbers, got {value!r}") from error
-    return tuple(real(f"{name}[{i}]", x, *limits) for i, x in enumerate(numbers))
+        super().__init__(given["params"], {name: given[name] for name in self._names}, **given["options"])
 
 
 def spec_of(
     rule: str,
     o: Any,
     coefficients: Callable[..., tuple[float, ...]] | tuple[float, ...],
-    advance: Callable[..., tuple[float, ...]] | None = None,
+    *,
     weight_decay: float | None = None,
+    decoupled: bool | None = None,
+    first: tuple[float, ...] | None = None,
+    advance: Callable[..., tuple[float, ...]] | None = None,
     measured: Measured | None = None,
 ) -> UpdateSpec:
     """The update by `rule`, up or down as `o` says, with its weight decay of the kind that the rule or `o` says."""
-    row, head = RULES[rule], -1.0 if o.maximize else 1.0
-    share = getattr(o, "weight_decay", 0.0) if weight_decay is None else weight_decay
-    apart = getattr(o, "decoupled_weight_decay", "coupled" not in row.decays)
-    decay, coefficient = kind_of_decay(o.lr, share, apart, getattr(o, "decay_mode", "lr"))
-    return UpdateSpec(Kernel(row, decay), (head, coefficient), coefficients, advance=advance, measured=measured)
+    if weight_decay is None:
+        weight_decay = getattr(o, "weight_decay", 0.0)
+    if decoupled is None:
+        decoupled = getattr(o, "decoupled_weight_decay", "coupled" not in RULES[rule].decays)
+    decay, coefficient = kind_of_decay(o.lr, weight_decay, decoupled, getattr(o, "decay_mode", "lr"))
+    head = (-1.0 if o.maximize else 1.0, coefficient)
+    return UpdateSpec(_kernel(rule, decay), head, coefficients, first, advance, measured)
+
+
+@cache
+def _kernel(rule: str, decay: str) -> Kernel:
+    return Kernel(RULES[rule], decay)
 
 
 # --- One step of one array, for `forms` ---------------------------------------------------------------------------
@@ -134,7 +110,7 @@ def dtype_of(backend: Backend, p: Any) -> np.dtype[Any]:
 
 def valid_spec(cls: type[Optimizer], dtype: np.dtype[Any], *values: Any) -> UpdateSpec:
     """The update of these hyperparameters, for a parameter of this dtype."""
-    return cls._checked(tuple(map(fixed, values)), (dtype,))
+    return cls._checked(tuple(map(fixed, values)), (dtype,)).spec
 
 
 _known: Callable[..., UpdateSpec] = lru_cache(maxsize=64, typed=True)(valid_spec)

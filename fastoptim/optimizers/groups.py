@@ -13,13 +13,15 @@ from ..arrays.storage import compute_dtype
 from ..backends.base import Backend
 from ..common.trees import Structure, instead_of_function, listing
 from ..common.validation import unknown_name
-from .hyperparameters import UpdateSpec
+from .hyperparameters import Checked
 
 NO_GROUP = "a parameter group is a mapping with the key 'params'"
 
 
 def fixed(value: Any) -> Any:
     """A hyperparameter as a value that nobody can change in place: arrays and the like become numbers, lists tuples."""
+    if type(value) is float:
+        return value
     if isinstance(value, (list, tuple)):
         return tuple(map(fixed, value))
     if isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic):
@@ -41,7 +43,7 @@ class ParamGroup(dict[str, Any]):
 
     changes: list[int]  # counts those of all groups of an optimizer, and those of their arrays
     dtypes: frozenset[np.dtype[Any]]  # which its parameters are computed in
-    spec: tuple[tuple[Any, ...], UpdateSpec | None] = ((), None)  # what hyperparameters have come to
+    checked: Checked | None = None  # what its hyperparameters have come to
 
     @classmethod
     def make(

@@ -11,10 +11,9 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import numpy as np
 
 from .. import rules
-from ..common.validation import choice, flag, real
+from ..common.validation import choice, count, flag, real
 from ..rules import measures
-from ..rules.coefficients import cautious_adam_coefficients
-from ..rules.table import RULES, Kernel
+from ..rules.table import Kernel
 
 T = TypeVar("T")
 Class = TypeVar("Class", bound=type)
@@ -52,9 +51,17 @@ class UpdateSpec(NamedTuple):
 
     def has_kernels_of(self, other: UpdateSpec) -> bool:
         """Whether a plan for the one serves the other."""
-        if self.measured is None and other.measured is None:
-            return self.kernel == other.kernel
+        if self.measured is other.measured is None:
+            return self.kernel is other.kernel or self.kernel == other.kernel
         return self.kernels == other.kernels
+
+
+class Checked(NamedTuple):
+    """The hyperparameters of a group as they are given, what checks have made of each, and what they come to."""
+
+    given: tuple[Any, ...]
+    values: dict[str, Any]
+    spec: UpdateSpec
 
 
 class PerGroup(Generic[T]):
@@ -92,11 +99,9 @@ class NotNeeded:
         raise AttributeError(f"{type(optimizer).__name__} has no attribute {self.name!r}: {self.why}")
 
 
-def head_of(maximize: Any, decay: float) -> tuple[float, float]:
-    return -1.0 if flag("maximize", maximize) else 1.0, decay
-
-
 def checked_rate(lr: Any) -> float:
+    if type(lr) is float:
+        return real("lr", lr, 0.0)
     if callable(lr):
         raise TypeError(
             "lr must be a number: set opt.lr = schedule(step) before each step, or let fit(..., lr=schedule) do it"
@@ -109,88 +114,44 @@ def checked_rate(lr: Any) -> float:
     return real("lr", lr, 0.0)
 
 
-def kind_of_decay(lr: float, weight_decay: float, apart: bool, mode: Any) -> tuple[str, float]:
+def kind_of_decay(lr: float, weight_decay: float, apart: bool, mode: str = "lr") -> tuple[str, float]:
     """One of `rules.DECAYS` and its coefficient; `apart` is decoupled weight decay, which alone has a mode."""
-    if choice("decay_mode", mode, rules.DECAY_MODES) != "lr" and not apart:
+    if mode != "lr" and not apart:
         raise ValueError(f"decay_mode={mode!r} is for decoupled weight decay (AdamW, decoupled_weight_decay=True)")
     if not weight_decay:
         return "none", 0.0
     return ("decoupled", rules.decoupled_coefficient(lr, weight_decay, mode)) if apart else ("coupled", weight_decay)
 
 
-def sgd_spec(
-    lr: Any,
-    momentum: Any = 0.0,
-    dampening: Any = 0.0,
-    weight_decay: Any = 0.0,
-    nesterov: Any = False,
-    maximize: Any = False,
-    momentum_mode: Any = "torch",
-    decoupled_weight_decay: Any = False,
-    decay_mode: Any = "lr",
-) -> UpdateSpec:
-    """What validated hyperparameters of SGD come to."""
-    lr = checked_rate(lr)
-    momentum = real("momentum", momentum, 0.0, 1.0)
-    dampening = real("dampening", dampening)
-    weight_decay = real("weight_decay", weight_decay, 0.0)
-    mode = choice("momentum_mode", momentum_mode, rules.MOMENTUM_MODES)
-    if dampening and mode != "torch":
-        raise ValueError(f"momentum_mode={mode!r} has no dampening of its own; got dampening={dampening}")
-    apart = flag("decoupled_weight_decay", decoupled_weight_decay)
-    decay, coefficient = kind_of_decay(lr, weight_decay, apart, decay_mode)
-    head = head_of(maximize, coefficient)
-    if flag("nesterov", nesterov):
-        if momentum == 0 or dampening != 0 or mode == "damped":
-            raise ValueError("nesterov needs momentum > 0, dampening = 0 and a momentum_mode other than 'damped'")
-        return UpdateSpec(Kernel(RULES["nesterov"], decay), head, rules.nesterov_coefficients(lr, momentum, mode))
-    if not momentum:
-        return UpdateSpec(Kernel(RULES["sgd"], decay), head, rules.sgd_coefficients(lr))
-    coefficients = partial(rules.momentum_coefficients, lr, momentum, dampening, mode)
-    return UpdateSpec(Kernel(RULES["momentum"], decay), head, coefficients(), first=coefficients(True))
+def check_of(name: str, default: Any, allowed: tuple[Any, ...] | None = None) -> Callable[[Any], Any]:
+    """What checks a hyperparameter and converts it, by the type of its default; None is checked where it is used.
+
+    `allowed` are the choices of a string, or (low, below) for numbers, in place of "finite and >= 0".
+    """
+    limits = allowed or (0.0,)
+    if name == "lr":
+        return checked_rate
+    if default is None:
+        return lambda value: value
+    if isinstance(default, bool):
+        return partial(flag, name)
+    if isinstance(default, str):
+        return lambda value: choice(name, value, allowed or ())
+    if isinstance(default, int):
+        return lambda value: count(name, value, 0)
+    if isinstance(default, tuple):
+        return lambda value: _numbers(name, value, len(default), limits)
+    return lambda value: real(name, value, *limits)
 
 
-def adam_spec(
-    lr: Any,
-    betas: Any = (0.9, 0.999),
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    amsgrad: Any = False,
-    maximize: Any = False,
-    eps_mode: Any = "torch",
-    decay_mode: Any = "lr",
-    update_clip: Any = None,
-    cautious: Any = False,
-    decoupled: bool = False,
-) -> UpdateSpec:
-    """What validated hyperparameters of Adam (`decoupled`: AdamW) come to."""
-    lr = checked_rate(lr)
+def _numbers(name: str, value: Any, size: int, limits: tuple[float, ...]) -> tuple[float, ...]:
     try:
-        beta1, beta2 = betas
+        numbers = tuple(value)
+        if len(numbers) != size:
+            raise ValueError(f"{len(numbers)} items")
     except (TypeError, ValueError) as error:
-        raise TypeError(f"betas must be a pair of numbers, got {betas!r}") from error
-    beta1, beta2 = real("betas[0]", beta1, 0.0, 1.0), real("betas[1]", beta2, 0.0, 1.0)
-    eps = real("eps", eps, 0.0)
-    weight_decay = real("weight_decay", weight_decay, 0.0)
-    mode = choice("eps_mode", eps_mode, rules.EPS_MODES)
-    rule = "amsgrad" if flag("amsgrad", amsgrad) else "adam"
-    decay, coefficient = kind_of_decay(lr, weight_decay, decoupled, decay_mode)
-    coefficients = partial(rules.adam_coefficients, lr, beta1, beta2, eps, mode)
-    measured = clipped = None if update_clip is None else measures.clipped(_threshold(update_clip, mode), decay)
-    if flag("cautious", cautious):
-        rule, measured = f"cautious_{rule}", measures.both(clipped, measures.cautious(decay))
-        coefficients = partial(cautious_adam_coefficients, lr, beta1, beta2, eps, mode, 1.0)
-    return UpdateSpec(Kernel(RULES[rule], decay), head_of(maximize, coefficient), coefficients, measured=measured)
-
-
-def _threshold(update_clip: Any, eps_mode: str) -> float:
-    """The root mean square above which an update is shortened."""
-    if eps_mode != "torch":
-        raise ValueError("update_clip looks at the corrected mean of squares, which eps_mode='torch' has")
-    threshold = 1.0 if update_clip == "rms" else update_clip
-    if isinstance(threshold, str) or not (threshold := real("update_clip", threshold, 0.0)):
-        raise ValueError(f"update_clip must be None, 'rms' or a number > 0, got {update_clip!r}")
-    return threshold
+        raise TypeError(f"{name} must be {'a pair of' if size == 2 else 'three'} numbers, got {value!r}") from error
+    return tuple([real(f"{name}[{i}]", x, *limits) for i, x in enumerate(numbers)])
 
 
 def text_of(value: Any) -> str:
@@ -212,12 +173,13 @@ def with_defaults(**defaults: Any) -> Callable[[Class], Class]:
 
     def decorate(cls: Class) -> Class:
         base: Any = cls.__init__  # type: ignore[misc]
-        values = {name: p.default for name, p in signature(base).parameters.items() if p.default is not p.empty}
-        values |= defaults
-        init = FunctionType(base.__code__, base.__globals__, "__init__", None, base.__closure__)
-        init.__kwdefaults__ = {name: values.pop(name) for name in base.__kwdefaults__}
-        init.__defaults__ = tuple(values.values())
+        told = signature(base)
+        values = [p.replace(default=defaults.get(p.name, p.default)) for p in told.parameters.values()]
+        init: Any = FunctionType(base.__code__, base.__globals__, "__init__", None, base.__closure__)
+        init.__defaults__ = tuple(p.default for p in values if p.kind is p.POSITIONAL_OR_KEYWORD)[2:]
+        init.__kwdefaults__ = {p.name: p.default for p in values if p.name in base.__kwdefaults__}
         init.__qualname__, init.__annotations__ = f"{cls.__qualname__}.__init__", base.__annotations__
+        init.__signature__ = told.replace(parameters=values)
         cls.__init__ = init  # type: ignore[misc]
         return cls
 

@@ -105,8 +105,7 @@ class LAMB(Family, betas=BELOW_ONE):
     def _update(o: Any) -> UpdateSpec:
         coefficients = partial(k.lamb_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.bias_correction)
         measured = measures.lamb(o.lr, o.trust_clip) if o.adapt else None
-        o.decoupled_weight_decay = True
-        return spec_of("adam", o, coefficients, measured=measured)
+        return spec_of("adam", o, coefficients, decoupled=True, measured=measured)
 
 
 @public
@@ -199,7 +198,6 @@ class LARS(Family, momentum=BELOW_ONE, mode=k.LARS_MODES):
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
-        o.decoupled_weight_decay = False
         rates: tuple[int, ...]
         coefficients: tuple[float, ...]
         if o.nesterov and not o.momentum:
@@ -211,7 +209,7 @@ class LARS(Family, momentum=BELOW_ONE, mode=k.LARS_MODES):
         else:
             rule, rates, coefficients = "sgd", (2,), k.sgd_coefficients(o.lr)
         measured = measures.lars(o.trust_coefficient, o.eps, o.mode, rates) if o.adapt else None
-        return spec_of(rule, o, coefficients, measured=measured)
+        return spec_of(rule, o, coefficients, decoupled=False, measured=measured)
 
 
 @public

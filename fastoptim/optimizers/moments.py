@@ -94,8 +94,7 @@ class NAdam(_Moments, betas=BELOW_ONE, mode=k.NADAM_MODES, decay_mode=k.DECAY_MO
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
         coefficients = partial(k.nadam_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.momentum_decay, o.mode)
-        product = partial(k.nadam_advance, o.betas[0], o.momentum_decay)
-        return spec_of("nadam", o, coefficients, product)
+        return spec_of("nadam", o, coefficients, advance=partial(k.nadam_advance, o.betas[0], o.momentum_decay))
 
 
 @public
@@ -428,7 +427,7 @@ class LaProp(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
         coefficients = partial(k.laprop_coefficients, o.lr, o.betas[0], o.betas[1], o.eps)
-        return spec_of("laprop", o, coefficients, partial(k.laprop_advance, o.lr, o.betas[0]))
+        return spec_of("laprop", o, coefficients, advance=partial(k.laprop_advance, o.lr, o.betas[0]))
 
 
 @public

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast, overload
 
-from .. import rules
 from ..arrays.storage import MASTER, STORAGE_OPTIONS, scale_name
 from ..backends import Backend, available, choose, get_backend, resolve
 from ..common.public import public
@@ -20,7 +19,7 @@ from ..rules.language import own_rule
 from ..rules.table import Kernel, Rule
 from .base import Optimizer
 from .family import dtype_of, valid_spec
-from .hyperparameters import UpdateSpec, checked_rate, head_of
+from .hyperparameters import UpdateSpec, check_of, checked_rate, kind_of_decay
 from .update import update_array
 
 GIVES = ("step", "parameter")
@@ -57,21 +56,23 @@ class _Own:
         step = f" of step {t}" if self.counts else ""
         return tuple(real(f"coefficient {name}{step}", x) for name, x in zip(names, values, strict=True))
 
-    def spec(self, *values: Any) -> UpdateSpec:
-        given = dict(zip(self.defaults, values, strict=False))
-        rest = values[len(given) :]
-        given = {name: _like(name, value, self.defaults[name]) for name, value in given.items()}
-        decay, coefficient = "none", 0.0
-        if self.decay is not None and (weight_decay := real("weight_decay", rest[0], 0.0)):
-            decay = self.decay
-            decoupled = decay == "decoupled"
-            coefficient = rules.decoupled_coefficient(given["lr"], weight_decay) if decoupled else weight_decay
+    def checks(self) -> dict[str, Callable[[Any], Any]]:
+        """How each hyperparameter is checked."""
+        own = {name: partial(_like, name, default) for name, default in self.defaults.items()}
+        decay = {} if self.decay is None else {"weight_decay": check_of("weight_decay", 0.0)}
+        return {**own, **decay, "maximize": check_of("maximize", False)}
+
+    def update(self, o: Any) -> UpdateSpec:
+        """What checked hyperparameters come to."""
+        given = {name: getattr(o, name) for name in self.defaults}
+        share = 0.0 if self.decay is None else o.weight_decay
+        decay, coefficient = kind_of_decay(o.lr, share, self.decay == "decoupled")
         first = self.numbers(given, 1)  # what is wrong with them shows before a step
         numbers = partial(self.numbers, given) if self.counts else first
-        return UpdateSpec(Kernel(self.rule, decay), head_of(rest[-1], coefficient), numbers)
+        return UpdateSpec(Kernel(self.rule, decay), (-1.0 if o.maximize else 1.0, coefficient), numbers)
 
 
-def _like(name: str, value: Any, default: Any) -> Any:
+def _like(name: str, default: Any, value: Any) -> Any:
     """A hyperparameter, checked for being of the kind of its default."""
     if name == "lr":
         return checked_rate(value)
@@ -84,7 +85,7 @@ def _like(name: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
         if not isinstance(value, tuple) or len(value) != len(default):
             raise TypeError(f"{name} must be {len(default)} numbers, got {value!r}")
-        return tuple(_like(f"{name}[{i}]", x, like) for i, (x, like) in enumerate(zip(value, default, strict=True)))
+        return tuple(_like(f"{name}[{i}]", like, x) for i, (x, like) in enumerate(zip(value, default, strict=True)))
     if value is None and default is None:
         return None
     number = real(name, value)
@@ -365,12 +366,12 @@ def _make(
         "__doc__": inspect.getdoc(function) or f"The update rule {function.__name__}, as an optimizer.",
         "_own": own,
         "_rules": (stated,),
-        "_names": (*defaults, *(("weight_decay",) if decay else ()), "maximize"),
-        "_spec": staticmethod(own.spec),
+        "_checks": own.checks(),
+        "_update": staticmethod(own.update),
     }
-    if all(value is not inspect.Parameter.empty for value in defaults.values()):
-        own.spec(*(dict.fromkeys(body["_names"], 0.0) | defaults | {"maximize": False}).values())
     made: Any = _OwnClass(name or function.__name__, (OwnOptimizer,), body)
+    if all(value is not inspect.Parameter.empty for value in defaults.values()):
+        made._checked(tuple(made._values({}).values()))
     return cast(type[OwnOptimizer], made)
 
 

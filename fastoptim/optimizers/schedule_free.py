@@ -226,7 +226,7 @@ class ScheduleFreeSGD(ScheduleFree, momentum=BELOW_ONE):
         _positive("momentum", o.momentum)
         weights = (o.warmup_steps, o.r, o.weight_lr_power)
         coefficients = partial(k.schedule_free_sgd_coefficients, o.lr, o.momentum, *weights)
-        return spec_of("schedule_free_sgd", o, coefficients, partial(k.schedule_free_advance, o.lr, *weights))
+        return spec_of("schedule_free_sgd", o, coefficients, advance=partial(k.schedule_free_advance, o.lr, *weights))
 
     @staticmethod
     def _beta(group: Any) -> float:
@@ -314,7 +314,7 @@ class ScheduleFreeAdamW(ScheduleFree, betas=BELOW_ONE):
             k.schedule_free_adamw_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.weight_decay, *weights
         )
         advance = partial(k.schedule_free_advance, o.lr, *weights)
-        return spec_of("schedule_free_adamw", o, coefficients, advance, weight_decay=0.0)
+        return spec_of("schedule_free_adamw", o, coefficients, weight_decay=0.0, advance=advance)
 
     @staticmethod
     def _beta(group: Any) -> float:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any, Unpack
 
-from ..arrays.storage import StorageOptions
 from ..common.public import public
-from .base import Optimizer
-from .hyperparameters import PerGroup, sgd_spec
+from ..rules import coefficients as k
+from .family import BELOW_ONE, Family, Options, spec_of
+from .hyperparameters import PerGroup, UpdateSpec
 
 
 @public
-class SGD(Optimizer):
+class SGD(
+    Family,
+    momentum=BELOW_ONE,
+    dampening=(-math.inf,),
+    momentum_mode=k.MOMENTUM_MODES,
+    decay_mode=k.DECAY_MODES,
+):
     """Stochastic gradient descent, with momentum or Nesterov's momentum on request.
 
     With ``momentum = mu``::
@@ -79,11 +87,6 @@ class SGD(Optimizer):
     """
 
     _rules = ("sgd", "momentum", "nesterov")
-    _names = (
-        *("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "momentum_mode"),
-        *("decoupled_weight_decay", "decay_mode"),
-    )
-    _spec = staticmethod(sgd_spec)
     momentum: PerGroup[float]
     dampening: PerGroup[float]
     weight_decay: PerGroup[float]
@@ -105,15 +108,20 @@ class SGD(Optimizer):
         momentum_mode: str = "torch",
         decoupled_weight_decay: bool = False,
         decay_mode: str = "lr",
-        backend: str = "auto",
-        threads: int | None = None,
-        state_dir: Any = None,
-        memory_budget: int | str | None = None,
-        max_norm: float | None = None,
-        clip: str = "norm",
-        **storage: Unpack[StorageOptions],
-    ):
-        decay = decoupled_weight_decay, decay_mode
-        values = (lr, momentum, dampening, weight_decay, nesterov, maximize, momentum_mode, *decay)
-        defaults = dict(zip(self._names, values, strict=True))
-        super().__init__(params, defaults, backend, threads, state_dir, memory_budget, max_norm, clip, **storage)
+        **options: Unpack[Options],
+    ) -> None:
+        self._begin(locals())
+
+    @staticmethod
+    def _update(o: Any) -> UpdateSpec:
+        mode = o.momentum_mode
+        if o.dampening and mode != "torch":
+            raise ValueError(f"momentum_mode={mode!r} has no dampening of its own; got dampening={o.dampening}")
+        if o.nesterov:
+            if not o.momentum or o.dampening or mode == "damped":
+                raise ValueError("nesterov needs momentum > 0, dampening = 0 and a momentum_mode other than 'damped'")
+            return spec_of("nesterov", o, k.nesterov_coefficients(o.lr, o.momentum, mode))
+        if not o.momentum:
+            return spec_of("sgd", o, k.sgd_coefficients(o.lr))
+        coefficients = partial(k.momentum_coefficients, o.lr, o.momentum, o.dampening, mode)
+        return spec_of("momentum", o, coefficients(), first=coefficients(True))

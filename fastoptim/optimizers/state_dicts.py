@@ -27,7 +27,7 @@ from ..common.warning import warn
 from ..rules.codecs import Stored
 from ..rules.table import Rule, rules_of
 from .groups import Groups, Parameter, ParamGroup, ParamGroups, fixed
-from .hyperparameters import UpdateSpec
+from .hyperparameters import Checked
 from .selecting import Members
 from .states import check_members
 
@@ -43,9 +43,8 @@ class Savable(Protocol):
     clip: str
     _rules: tuple[str | Rule, ...]
     _names: tuple[str, ...]
-    _spec: Callable[..., UpdateSpec]
 
-    def _checked(self, values: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]]) -> UpdateSpec: ...
+    def _checked(self, given: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]] = ()) -> Checked: ...
 
     @property
     def param_groups(self) -> ParamGroups: ...
@@ -204,7 +203,7 @@ def _check_groups(optimizer: Savable, entries: Any, groups: Any) -> None:
 
 def _check_hyperparameters(optimizer: Savable, own: ParamGroup, values: Mapping[str, Any]) -> None:
     """TypeError or ValueError unless a group of this optimizer could have these."""
-    spec = optimizer._checked(tuple(map(fixed, optimizer._read(values))), own.dtypes)
+    spec = optimizer._checked(tuple(map(fixed, optimizer._read(values))), own.dtypes).spec
     check_members(optimizer._model, own, spec, optimizer._storage)
 
 
@@ -250,7 +249,7 @@ def _fitting(
         x = fitting[name]
         if getattr(x, "shape", None) != parameter.shape or not convertible(name, fitting, parameter.dtype):
             return None
-    rule = type(optimizer)._spec(*optimizer._read(parameter.group)).kernel.rule
+    rule = optimizer._checked(optimizer._read(parameter.group)).spec.kernel.rule
     needed, always = {*rule.states, *rule.scalars}, _always(rules)
     if fitting.get("step") and not always <= fitting.keys():
         return None

@@ -79,7 +79,7 @@ def to_torch_state(optimizer: Optimizer, names: Sequence[str] | None = None) -> 
         if kind.__name__ == "SparseAdam":
             dummy.grad = dummy.grad.to_sparse()
         torch_optimizer.step()  # shows what torch keeps
-        spec = kind._spec(*optimizer._read(own))
+        spec = kind._checked(optimizer._read(own)).spec
         for number, name in numbers.items():
             entry, kept = whole["state"][name] | _following(kind, own, whole["state"][name]["step"]), {}
             began = from_start or entry["step"] or len(whole["state"][name]) > 1

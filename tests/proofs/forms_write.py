@@ -39,7 +39,7 @@ for the class. TypeError or ValueError for bad input, with nothing changed.
 def form(name: str, cls: type[Family]) -> str:
     """The source of one function."""
     signature = inspect.signature(cls.__init__).parameters
-    hyperparameters = [f"{key}: {signature[key].annotation} = {_shown(value)}" for key, value in cls._values.items()]
+    hyperparameters = [f"{key}: {signature[key].annotation} = {_shown(value)}" for key, value in cls._defaults.items()]
     arguments = ["p: Any", "g: Any", "state: dict[str, Any]", "*", *hyperparameters, "grad_scale: float = 1.0"]
     arguments += ['backend: str = "auto"', "threads: int | None = None"]
     kept = dict.fromkeys(x for rule in cls._rules for x in (*RULES[rule].states, *RULES[rule].scalars))
@@ -47,7 +47,7 @@ def form(name: str, cls: type[Family]) -> str:
     paragraphs = DOCSTRING.format(cls=cls.__name__, keys=keys).splitlines()
     lines = [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, 116) or [""]]
     lines[0] = '"""' + lines[0]
-    lines += ['"""', f"values = ({', '.join(cls._values)})"]
+    lines += ['"""', f"values = ({', '.join(cls._defaults)})"]
     lines += [f"step_array({cls.__name__}, p, g, state, values, grad_scale, backend, threads)"]
     body = textwrap.indent("\n".join(lines), "    ")
     return f"def {name}(\n    " + ",\n    ".join(arguments) + f",\n) -> None:\n{body}\n"
