@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 
-import fastoptim as fo
+from fastoptim.optimizers.family import Family
 from fastoptim.optimizers.hyperparameters import UpdateSpec
 from fastoptim.rules import RULES, Kernel, lowering
 from fastoptim.rules.table import row
@@ -28,21 +28,21 @@ def halved(g, p, c):
     return (p,)
 
 
-def wide_spec(lr, start):
-    return UpdateSpec(
-        Kernel(RULES["wide"], "none"),
-        (1.0, 0.0),
-        lambda t, product: (*(0.1 * (i + 1) for i in range(14)), product, lr / t),
-        advance=lambda t, product: (product * (1.0 - 0.5 / t),),
-    )
+class Wide(Family):
+    _rules = ("wide",)
 
+    def __init__(self, params, lr=0.1, start=3.0, **options):
+        options.setdefault("backend", "numpy")
+        self._begin(locals())
 
-class Wide(fo.Optimizer):
-    _rules, _names = ("wide",), ("lr", "start")
-    _spec = staticmethod(wide_spec)
-
-    def __init__(self, params, lr=0.1, start=3.0, backend="numpy"):
-        super().__init__(params, {"lr": lr, "start": start}, backend, 1)
+    @staticmethod
+    def _update(o):
+        return UpdateSpec(
+            Kernel(RULES["wide"], "none"),
+            (1.0, 0.0),
+            lambda t, product: (*(0.1 * (i + 1) for i in range(14)), product, o.lr / t),
+            advance=lambda t, product: (product * (1.0 - 0.5 / t),),
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -108,12 +108,15 @@ def test_numbers_are_saved_restored_and_kept_by_parameter(tmp_path):
 
 
 def test_a_rule_may_give_the_parameter_itself():
-    class Halved(fo.Optimizer):
-        _rules, _names = ("halved",), ("lr",)
-        _spec = staticmethod(lambda lr: UpdateSpec(Kernel(RULES["halved"], "coupled"), (1.0, 2.0), (lr,)))
+    class Halved(Family):
+        _rules = ("halved",)
+        _update = staticmethod(lambda o: UpdateSpec(Kernel(RULES["halved"], "coupled"), (1.0, 2.0), (o.lr,)))
+
+        def __init__(self, params, lr, **options):
+            self._begin(locals())
 
     p = np.array([4.0])
-    Halved(p, {"lr": 0.5}, "numpy", 1).step(np.array([1.0]))
+    Halved(p, 0.5, backend="numpy").step(np.array([1.0]))
     assert p[0] == 0.5 * (4.0 + (1.0 + 2.0 * 4.0))
     names = {"np": np}
     for text in (*lowering.rule_sources(), lowering.element(Kernel(RULES["halved"], "coupled"))):

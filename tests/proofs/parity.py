@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from tests.support.peers import BOUND, PEERS, worst
+from tests.support.peers import BOUND, PEERS, distance
 
 
 def main() -> int:
@@ -29,13 +29,15 @@ def main() -> int:
         if peer.library in arguments.libraries and peer.library not in missing:
             for dtype in (np.float64, np.float32):
                 rng = np.random.default_rng(2026)
-                share, options = max((worst(peer, dtype, rng, 50) for _ in range(arguments.count)), key=lambda x: x[0])
+                each = [distance(peer, dtype, rng, 50) for _ in range(arguments.count)]
+                share, _, options = max(each, key=lambda x: x.share)
                 failed += share > 1.0
                 compared.add(peer.label)
                 name = np.dtype(dtype).name
                 found[name] = max(found[name], share)
                 told = f"  MORE THAN ALLOWED with {options}" if share > 1.0 else ""
-                print(f"{peer.label} {name}: {share:.2f} of the bound{told}", flush=True)
+                epsilons = max(x.epsilons for x in each)
+                print(f"{peer.label} {name}: {epsilons:.1f} epsilons, {share:.2f} of the bound{told}", flush=True)
     print(
         f"{len(compared)} counterparts in {', '.join(arguments.libraries)}, {arguments.count} random configurations of "
         f"50 steps each: at most {found['float64']:.2f} of the bound in float64, {found['float32']:.2f} in float32 "

@@ -76,7 +76,7 @@ class Kept:
     def step(self, opt, grads, scale, points=None):
         """One step of these parameters, or of `points` in their place."""
         for group in opt.param_groups:
-            spec = type(opt)._spec(*opt._read(group))
+            spec = opt._spec_of(group)
             rule = spec.kernel.rule
             for name in group["names"]:
                 p, g, entry = (points or self.arrays)[name], grads[name], self.entries[name]
@@ -149,7 +149,7 @@ def by_the_form(opt, kept, grads, scale, backends):
     """(name, array, entry) of each parameter after a step by the functional form of the class, on each backend."""
     cls = type(opt)
     for group in opt.param_groups:
-        rule = cls._spec(*opt._read(group)).kernel.rule
+        rule = opt._spec_of(group).kernel.rule
         values = {name: group[name] for name in cls._names}
         for name in group["names"]:
             g, entry = grads[name], dict(kept.entries[name])

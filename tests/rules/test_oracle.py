@@ -209,7 +209,7 @@ def test_every_kernel_of_the_table_has_an_equation():
     reached = set()
     for cls, options in OPTIONS + OPTIONS_OF_ARRAYS:
         opt = cls(np.ones(1), **options)
-        reached.add(cls._spec(*(opt.param_groups[0][name] for name in cls._names)).kernel)
+        reached.add(opt._spec_of(opt.param_groups[0]).kernel)
     assert reached | {Kernel(RULES["average"], "none")} == set(kernels())
 
 

@@ -1,6 +1,6 @@
 """Counterparts of the classes in other libraries, what they are called with, and how far the two lie apart.
 
-A row of `PEERS` gives random options for both sides; `worst` walks some steps on each and returns the largest distance
+A row of `PEERS` gives random options for both sides; `distance` walks some steps on each and returns the largest one,
 in machine epsilons of ``|p| + distance travelled``: libraries evaluate other trees, with FMA.
 """
 
@@ -299,8 +299,16 @@ def gradients(rng: np.random.Generator, dtype: type, count: int, steps: int) -> 
         yield (direction + rng.standard_normal(count)).astype(dtype)
 
 
-def worst(peer: Peer, dtype: type, rng: np.random.Generator, steps: int) -> tuple[float, dict[str, Any]]:
-    """The largest error over one random configuration, as a share of what is allowed, and the configuration."""
+class Distance(NamedTuple):
+    """How far two libraries lie apart after any step of a walk with these options."""
+
+    share: float  # of what is allowed
+    epsilons: float
+    options: dict[str, Any]
+
+
+def distance(peer: Peer, dtype: type, rng: np.random.Generator, steps: int) -> Distance:
+    """The largest distance in one random configuration."""
     options, count = peer.options(rng), 64
     start = (rng.standard_normal(count) * 10 ** rng.uniform(-2, 1)).astype(dtype)
     if peer.cls == "FTRL":
@@ -314,9 +322,9 @@ def worst(peer: Peer, dtype: type, rng: np.random.Generator, steps: int) -> tupl
         other = theirs(g)
         assert other.dtype == p.dtype, (peer.label, other.dtype)
         travelled += np.abs(p - before)
-        distance = np.abs(p.astype(np.float64) - other)
+        apart = np.abs(p.astype(np.float64) - other)
         scale = np.finfo(dtype).eps * (np.abs(p) + travelled)
-        ratio = np.divide(distance, scale, out=np.where(distance > 0, np.inf, 0.0), where=scale > 0)
+        ratio = np.divide(apart, scale, out=np.where(apart > 0, np.inf, 0.0), where=scale > 0)
         largest = max(largest, float(ratio.max()))
     assert travelled.max() > 0, "nothing moved"
-    return largest / bound(peer, options, steps), options
+    return Distance(largest / bound(peer, options, steps), largest, options)
