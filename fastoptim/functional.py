@@ -11,8 +11,7 @@ from typing import Any
 
 from .common.validation import check_range, count, flag
 from .optimizers.adam import Adam, AdamW
-from .optimizers.base import Optimizer
-from .optimizers.family import chosen_for
+from .optimizers.family import Family, chosen_for
 from .optimizers.forms import (
     adabelief,
     adadelta,
@@ -76,7 +75,7 @@ _array_step = lru_cache(maxsize=256, typed=True)(ArrayStep)
 
 
 def _prepare(
-    cls: type[Optimizer], backend: str, threads: int | None, *hyperparameters: Any
+    cls: type[Family], backend: str, threads: int | None, *hyperparameters: Any
 ) -> tuple[ArrayStep, UpdateSpec, Scalars]:
     spec = cls._checked(hyperparameters).spec
     return _array_step(spec.kernel, backend, threads), spec, spec.scalars(1)
