@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import MutableSequence, Sequence
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..arrays.rows import Rows
 from ..backends import resolve
 from ..common.busy import Busy, exclusive
 from ..common.threads import resolve_threads
-from ..common.validation import choice, real
+from ..common.validation import choice, real, unknown_name
 from ..optimizers.update import ArrayStep, Member, Update
 from ..rules import coefficients as of_rule
 from ..rules.table import RULES, Kernel
@@ -77,6 +78,24 @@ class RuleUpdate:
             self._update = Update(self._backend, *one, members, self._threads, self._counter)
             self._shapes, self._names = shapes, names
         return self._update
+
+
+class Attributes:
+    """An optimizer that has the attributes named like its arguments: others, which would do nothing, are refused.
+
+    Classes that users derive may have any.
+    """
+
+    _others: tuple[str, ...] = ()  # public attributes besides
+    _only_arguments: tuple[str, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        cls = type(self)
+        if not name.startswith("_") and not hasattr(cls, name) and cls.__module__.rpartition(".")[0] == __package__:
+            known = [x for x in signature(cls).parameters if x not in self._only_arguments]
+            if name not in (*known, *self._others):
+                raise AttributeError(unknown_name(cls.__name__, name, known))
+        super().__setattr__(name, value)
 
 
 def step_array(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..common.signals import deferred_signals
-from ..common.validation import real
+from ..common.validation import count, real
 from ._update import adam_coefficients, step_array, velocity_coefficients
 
 __all__ = ["adam", "sgd", "sgd_momentum"]
@@ -66,6 +66,6 @@ def adam(w: Any, dw: Any, config: Config | None = None) -> tuple[Any, Config]:
     config = {} if config is None else config
     defaults = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "t": 0}
     entries = _entries(w, config, defaults, "m", "v")
-    entries["t"] = entries["t"] + 1
+    entries["t"] = count("t", entries["t"], 0) + 1
     coefficients = adam_coefficients(*(entries[name] for name in ("t", "learning_rate", "beta1", "beta2", "epsilon")))
     return _stepped("adam", w, dw, config, entries, ("m", "v"), coefficients)

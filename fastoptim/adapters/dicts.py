@@ -24,7 +24,7 @@ from typing import Any
 
 from ..common.validation import count, flag, real
 from ._collection import Collection, States
-from ._update import adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
+from ._update import Attributes, adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
 
 __all__ = ["SGD", "AdaGrad", "Adam", "Momentum", "Nesterov", "RMSprop"]
 
@@ -32,7 +32,7 @@ Params = MutableMapping[Any, Any]
 Grads = Mapping[Any, Any]
 
 
-class _Optimizer:
+class _Optimizer(Attributes):
     _rule: str
     _states: tuple[str, ...] = ()  # names of the attributes that hold them
     _coefficients: Callable[[], tuple[float, ...]]  # those of the next step
@@ -44,6 +44,9 @@ class _Optimizer:
     def update(self, params: Params, grads: Grads) -> None:
         """Update every entry of `params` by that of `grads`."""
         coefficients = self._coefficients()
+        for what, given in (("params", params), ("grads", grads)):
+            if not hasattr(given, "keys"):
+                raise TypeError(f"{what} must be a dict of arrays or numbers by name, got {type(given).__name__}")
         keys = list(grads if self.partial else params)
         there = params if self.partial else grads
         missing = [key for key in keys if key not in there]

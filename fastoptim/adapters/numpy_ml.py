@@ -19,12 +19,14 @@ from ..arrays.checks import real_array
 from ..arrays.rows import Rows
 from ..common.signals import deferred_signals
 from ..common.validation import norm_limit, real
-from ._update import adam_coefficients, step_array
+from ._update import Attributes, adam_coefficients, as_dtype_of, gradient_of, step_array
 
 __all__ = ["SGD", "Adam"]
 
 
-class _Optimizer:
+class _Optimizer(Attributes):
+    _others = ("cache", "cur_step")
+
     def __init__(self, lr: float, clip_norm: float | None, lr_scheduler: Callable[..., float] | None):
         self.lr, self.clip_norm, self.lr_scheduler = lr, clip_norm, lr_scheduler
         self.cache: dict[str, dict[str, Any]] = {}
@@ -37,13 +39,17 @@ class _Optimizer:
     def _rate(self, cur_loss: Any) -> float:
         return self.lr if self.lr_scheduler is None else self.lr_scheduler(self.cur_step, cur_loss)
 
-    def _scale(self, grad: Any) -> float:
+    def _scaled(self, param: np.ndarray, grad: Any, name: str) -> tuple[Any, float]:
+        """The gradient in the dtype of its parameter, and the factor that clips it."""
         if self.clip_norm is None:
-            return 1.0
+            return gradient_of(param, grad, name), 1.0
         if isinstance(grad, Rows):
             raise TypeError("clip_norm needs dense gradients, got Rows: hand over rows.to_dense(len(param))")
-        norm, limit = float(np.linalg.norm(grad)), norm_limit(self.clip_norm, "clip_norm")
-        return limit / norm if norm > limit else 1.0
+        grad, limit = as_dtype_of(param, grad, name), norm_limit(self.clip_norm, "clip_norm")
+        with np.errstate(over="ignore"):
+            norm = float(np.linalg.norm(grad))
+            norm = norm if norm < np.inf else float(np.linalg.norm(grad.astype(np.float64)))
+        return grad, limit / norm if norm > limit else 1.0
 
 
 def _copy(param: Any, name: str) -> np.ndarray:
@@ -70,7 +76,8 @@ class SGD(_Optimizer):
         if entry is None:
             entry = {"velocity": np.zeros_like(new)}
         coefficients = (real("momentum", self.momentum), real("lr", self._rate(cur_loss)), 1.0)
-        step_array("momentum", new, param_grad, (entry["velocity"],), coefficients, scale=self._scale(param_grad))
+        grad, scale = self._scaled(new, param_grad, param_name)
+        step_array("momentum", new, grad, (entry["velocity"],), coefficients, scale=scale)
         self.cache[param_name] = entry
         return new
 
@@ -100,9 +107,9 @@ class Adam(_Optimizer):
             entry = {"t": 0, "mean": np.zeros_like(new), "var": np.zeros_like(new)}
         t = entry["t"] + 1
         coefficients = adam_coefficients(t, self._rate(cur_loss), self.decay1, self.decay2, self.eps)
-        states, scale = (entry["mean"], entry["var"]), self._scale(param_grad)
+        grad, scale = self._scaled(new, param_grad, param_name)
         with deferred_signals():
-            step_array("adam", new, param_grad, states, coefficients, scale=scale)
+            step_array("adam", new, grad, (entry["mean"], entry["var"]), coefficients, scale=scale)
             entry["t"] = t
             self.cache[param_name] = entry
         return new

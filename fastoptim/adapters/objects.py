@@ -21,7 +21,7 @@ a loop in Python over numbers alone is quicker. A signal, such as that of Ctrl-C
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
 from types import MemberDescriptorType, WrapperDescriptorType
@@ -31,7 +31,7 @@ import numpy as np
 
 from ..common.validation import count, real
 from ._collection import Collection, States
-from ._update import adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
+from ._update import Attributes, adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
 
 __all__ = ["SGD", "AdaGrad", "Adam", "MomentumSGD", "RMSprop"]
 
@@ -53,7 +53,8 @@ def _is_plain(kind: type, name: str) -> bool:
     return isinstance(attribute, MemberDescriptorType) or not hasattr(type(attribute), "__set__")
 
 
-class _Optimizer:
+class _Optimizer(Attributes):
+    _others, _only_arguments = ("target", "hooks"), ("data", "grad")  # which have names of their own
     _rule: str
     _states: tuple[str, ...] = ()  # names of the attributes that hold them
 
@@ -69,7 +70,16 @@ class _Optimizer:
 
     def setup(self, target: Any) -> Any:
         """Choose what is updated; returns the optimizer."""
-        self.target = target if hasattr(target, "params") or hasattr(target, "parameters") else list(target)
+        if hasattr(target, "params") or hasattr(target, "parameters"):
+            self.target = target
+            return self
+        if not isinstance(target, Iterable) or isinstance(target, Mapping):
+            values = ", such as its values()" if isinstance(target, Mapping) else ""
+            raise TypeError(
+                "setup takes a model with params() or parameters(), or parameters in a list or another iterable"
+                f"{values}, got {type(target).__name__}"
+            )
+        self.target = list(target)
         return self
 
     def add_hook(self, hook: Callable[[list[Any]], Any]) -> None:

@@ -78,7 +78,8 @@ def real_array(what: str, x: Any) -> np.ndarray:
         hint = instead_of(x) or f": {error}"
         raise TypeError(f"{what}: expected real numbers, got {type(x).__name__}{hint}") from error
     if not _is_real(array.dtype) or isinstance(x, np.ma.MaskedArray):
-        hint = instead_of(x) if isinstance(x, np.ma.MaskedArray) else conversion(array.dtype, np.float64)
+        plain = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+        hint = conversion(array.dtype, np.float64) if plain else instead_of(x)
         raise TypeError(f"{what}: expected real numbers, got {type(x).__name__} (dtype {array.dtype.name}){hint}")
     return array
 

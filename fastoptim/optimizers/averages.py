@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import DTYPES, check_companion, check_unchanged
+from ..arrays.checks import DTYPES, check_companion, check_dtype, check_unchanged, instead_of
 from ..backends import resolve
 from ..backends.base import count_of_steps
 from ..checkpoint import matching
@@ -37,8 +37,8 @@ class Average:
     Parameters
     ----------
     params : array, sequence, mapping or nesting of these
-        What an optimizer steps; arrays that are replaced by others in it are followed. What is no float32 or float64
-        array is not averaged; 16-bit arrays are refused.
+        What an optimizer steps; arrays that are replaced by others in it are followed. Numbers and arrays of integers
+        are not averaged; arrays of other real or complex types, and those that no step takes, are refused.
     decay : float, optional
         In [0, 1): how much of the average stays. None: the mean of all that `update` has seen.
     start : int
@@ -222,6 +222,10 @@ def _is_averaged(name: str, leaf: Any) -> bool:
             "float32 copies: Average({name: entry['master'] for name, entry in opt.state.items()})"
         )
     if isinstance(leaf, np.ndarray):
+        if leaf.dtype.kind in "fcO":
+            check_dtype(name, leaf.dtype, "array")
         return leaf.dtype in DTYPES
     interface = getattr(leaf, "__cuda_array_interface__", None)
+    if interface is None and hasattr(leaf, "dtype") and not isinstance(leaf, np.generic):
+        raise TypeError(f"array {name!r}: expected a NumPy array, got {type(leaf).__name__}{instead_of(leaf, name)}")
     return interface is not None and np.dtype(interface["typestr"]) in DTYPES

@@ -304,3 +304,16 @@ def test_fit_refuses_an_average_of_something_else(tmp_path):
             average=fo.Average(params),
             **options | {"epochs": 2},
         )
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "longdouble", "c16", object])
+def test_no_array_of_reals_is_left_out_without_a_word(dtype):
+    with pytest.raises(TypeError, match="array 'w': expected native float32 or float64"):
+        fo.Average({"w": np.ones(3, dtype), "b": np.ones(3)})
+    fo.Average({"w": np.ones(3), "count": np.ones(3, int), "rate": 0.5})
+
+
+def test_nor_is_a_tensor():
+    torch = pytest.importorskip("torch", reason="LOUD: pip install torch==2.13.0")
+    with pytest.raises(TypeError, match=r"array 'w': expected a NumPy array, got Tensor: .* t\.detach\(\)\.numpy\(\)"):
+        fo.Average({"w": torch.ones(3), "b": np.ones(3)})
