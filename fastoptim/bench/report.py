@@ -64,10 +64,10 @@ def _noise_text(noise: dict[str, Any]) -> str:
     text = (
         f"{noise['rounds_kept']} of {noise['rounds']} rounds kept; other processes used at most "
         f"{noise['others_at_most']:.0%} of the CPU in a kept round, more than a tenth in "
-        f"{noise['disturbed_cases']} cases"
+        f"{noise['disturbed_cases']} {'case' if noise['disturbed_cases'] == 1 else 'cases'}"
     )
     if noise["median_spread"] is not None:
-        text += f"; spread of a row (standard deviation): {noise['median_spread']:.1%} in the middle"
+        text += f"; spread of a row (standard deviation): {noise['median_spread']:.1%}, the median of all rows"
     if noise["load_average_at_start"] is not None:
         text += f"; load average at the start {noise['load_average_at_start']}"
     return text
@@ -381,7 +381,9 @@ def _all_times(results: Results) -> Iterator[Block]:
 
 
 SECTIONS: dict[str, Callable[[Results], Iterable[Block]]] = {
-    "In short": lambda results: [in_short(results) or ["Nothing was measured."]],
+    "In short": lambda results: [
+        in_short(results) or ["Nothing was measured that could be compared with other optimizers."]
+    ],
     "A whole training step": _training,
     "Speed against the others": _against_others,
     "Many arrays": _many_arrays,

@@ -336,22 +336,29 @@ class Run:
         finally:
             bar.close()
             self.pool.close()
-        self.document["complete"] = done == len(cases)
-        self.document["not_reached"] = [case.name for case in cases[done:]]
-        if done < len(cases):
+        self._finish(cases)
+        missing = self.document["not_reached"]
+        self.document["complete"] = done == len(cases) and not missing
+        if missing:
             why = "the run was interrupted" if "interrupted" in self.document else "the time limit was reached"
-            self._lost(f"{len(cases) - done} cases, from {cases[done].name} on", why)
-        self._finish()
+            self._lost(f"{len(missing)} of {len(cases)} cases, first {missing[0]}", why)
 
-    def _finish(self) -> None:
+    def _finish(self, cases: Sequence[Case]) -> None:
         for entry in self.document["cases"]:
             entry["results"] = {key: result for key, result in entry["results"].items() if result["seconds"]}
-        self.document["cases"] = [entry for entry in self.document["cases"] if entry["results"] or entry["left_out"]]
+        begun = {entry["name"]: entry for entry in self.document["cases"]}
+        reached = [case.name for case in cases if case.name in begun and self._has_ended(case, begun[case.name])]
+        self.document["not_reached"] = [case.name for case in cases if case.name not in reached]
+        self.document["cases"] = [begun[name] for name in reached]
         for name, seconds in self.pool.import_seconds.items():
             if self.subjects[name].requires:
                 self.document["start_up"][name] = {"import_seconds": seconds}
         self.document["noise"] = self._noise()
         self.document["seconds"] = round(time.monotonic() - self.started, 1)
+
+    def _has_ended(self, case: Case, entry: dict[str, Any]) -> bool:
+        """Whether something was measured, or nobody can be."""
+        return bool(entry["results"]) or not set(self._names(case, {"left_out": {}})) - entry["left_out"].keys()
 
     def _noise(self) -> dict[str, Any]:
         cases = [entry for entry in self.document["cases"] if entry["results"]]

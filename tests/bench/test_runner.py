@@ -73,9 +73,21 @@ def test_the_time_limit_leaves_cases_out(peers):
     assert document["cases"] == []
     assert not document["complete"]
     assert document["left_out"] == [
-        {"what": "3 cases, from size/sgd/float32/1e1/1 threads on", "why": "the time limit was reached"}
+        {"what": "3 of 3 cases, first size/sgd/float32/1e1/1 threads", "why": "the time limit was reached"}
     ]
     assert "not complete" in report.to_markdown(document)
+
+
+def test_a_case_that_was_begun_and_came_to_nothing_is_missing(peers, monkeypatch):
+    measured = runner.Run._group
+    monkeypatch.setattr(
+        runner.Run, "_group", lambda run, case, *rest: measured(run, case, *rest) if case.elements == 10 else None
+    )
+    wanted = [cases.size_case("sgd", n, 1) for n in (10, 100)]
+    document = small_run({"reference": SUBJECTS["reference"]}, wanted)
+    assert [entry["name"] for entry in document["cases"]] == [wanted[0].name]
+    assert document["not_reached"] == [wanted[1].name] and not document["complete"]
+    assert f"1 of 2 cases, first {wanted[1].name}" in report.to_markdown(document)
 
 
 def test_subjects_that_do_not_fit_together_take_turns(monkeypatch):
