@@ -15,7 +15,7 @@ import fastoptim as fo
 from fastoptim.backends import available
 from fastoptim.optimizers.names import FAMILIES, OPTIMIZERS
 from fastoptim.rules.table import RULES, rules_of
-from tests.proofs import forms_write
+from tests.proofs import forms_write, summary
 from tests.support import ROOT
 from tests.support.cases import DTYPES, VARIANTS, expected, same_bits, states_for
 from tests.support.peers import PEERS, distance
@@ -384,6 +384,19 @@ def test_the_table_of_rules_states_what_they_keep():
         states = sum(isinstance(x, np.ndarray) for x in opt.state["0"].values())
         for cell, wanted in zip(table[name][3:5], (states, 8 + 4 * states), strict=True):
             assert str(wanted) in re.findall(r"\d+", cell), (name, cell)
+
+
+def test_the_table_of_rules_states_the_distances_that_were_measured():
+    if not summary.TABLE.exists() or not summary.RESULTS.exists():
+        pytest.skip("LOUD: no documentation or results beside the tests")
+    text = summary.TABLE.read_text()
+    assert text == summary.with_exactness(text), "run: python -m tests.proofs.summary"
+    measured = {(cls, library) for cls, found in summary.distances().items() for library in found}
+    assert measured == {(peer.cls, summary.LIBRARIES[peer.library]) for peer in PEERS}
+    assert all(f"`{cls}`" in text for cls, _ in measured)
+    assert summary.exactness(["A", "B"], {"A": {"Keras": 1.25}, "B": {"torch": 2.0, "Keras": 3.0}}) == (
+        "torch 2.0 (`B`), Keras 3.0"
+    )
 
 
 def test_the_table_of_the_guide_is_that_of_the_benchmark():
