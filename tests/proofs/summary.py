@@ -1,7 +1,7 @@
 """Copy what the proofs have found into the documentation: python -m tests.proofs.summary
 
 Each proof's output lies in ``benchmarks/results/NAME.txt``; its last line, the result, goes into
-docs/development/verification.md. The table in docs/guide/rules.md has what `parity` says of each class, in its last column.
+docs/development/verification.md, and what `parity` says of each class into the table of docs/guide/rules.md.
 """
 
 from __future__ import annotations
