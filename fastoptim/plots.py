@@ -405,7 +405,7 @@ def update_ratios(record: UpdateRatios) -> Any:
 def save(figure: Any, path: Path) -> None:
     """Write a picture, of the format that its name says; one that was there stays until this one is whole."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, format=path.suffix[1:])
+    figure.savefig(drawn, format=path.suffix[1:] or "png")
     replace(path, drawn.getvalue())
 
 
@@ -423,7 +423,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         curves = {name: read(name, options.column, options.pattern) for name in options.logs}
         out = options.out or _picture_of(options.logs)
-        out = out if out.suffix else out.with_suffix(".png")  # as matplotlib would do without saying so
+        if out.is_dir():
+            out /= _picture_of(options.logs).name
+        elif not out.suffix and not out.exists():
+            out = out.with_suffix(".png")  # as matplotlib would do without saying so
         if any(os.path.exists(name) and os.path.exists(out) and os.path.samefile(name, out) for name in options.logs):
             raise ValueError(f"{out} would be overwritten by its picture; name another by --out")
         if len(curves) == 1:

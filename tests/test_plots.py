@@ -366,6 +366,17 @@ def test_a_log_is_not_overwritten_by_its_picture(tmp_path, capsys):
         assert log.read_text() == "3\n2\n1\n"
 
 
+def test_a_picture_goes_into_a_folder_or_a_pipe(tmp_path, capfd):
+    log = tmp_path / "log"
+    log.write_text("3\n2\n1\n")
+    (tmp_path / "pictures").mkdir()
+    assert cli.main(["plot", str(log), "--out", str(tmp_path / "pictures")]) == 0
+    assert (tmp_path / "pictures" / "log.png").read_bytes().startswith(b"\x89PNG")
+    if os.path.exists("/dev/full"):
+        assert cli.main(["plot", str(log), "--out", "/dev/full"]) == 2
+        assert "No space left" in capfd.readouterr().err and not os.path.exists("/dev/full.png")
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg", "PDF"])
 def test_a_picture_that_fails_leaves_the_old_one(suffix, tmp_path, monkeypatch, capsys):
     import matplotlib.figure

@@ -53,7 +53,8 @@ class Rows:
 
     def __init__(self, indices: Any, values: Any, *, lazy: bool = False):
         if not isinstance(indices, np.ma.MaskedArray):  # of which nothing would be left of the mask
-            indices = np.asarray(indices)
+            empty = isinstance(indices, (list, tuple)) and not indices
+            indices = np.asarray(indices, np.int64 if empty else None)
         _check_arrays(indices, values)
         if values.dtype not in DTYPES:
             raise TypeError(
@@ -84,7 +85,9 @@ def _check_arrays(indices: Any, values: Any) -> None:
         if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
             raise TypeError(f"{what} of Rows must be a NumPy array, got {type(x).__name__}{instead_of(x)}")
     if indices.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
-        raise TypeError(f"indices of Rows must be int32 or int64, got {dtype_name(indices.dtype)}")
+        hint = {"b": ": np.flatnonzero(indices)", "i": ": indices.astype(np.int64)", "u": ": indices.astype(np.int64)"}
+        got = f"{dtype_name(indices.dtype)}{hint.get(indices.dtype.kind, '')}"
+        raise TypeError(f"indices of Rows must be int32 or int64, got {got}")
 
 
 class TableRows(NamedTuple):

@@ -312,7 +312,10 @@ def listed(params: Any) -> Any:
 
 
 def is_grouped(params: Any) -> bool:
-    """Whether `params` is a list of group dicts; TypeError if it is one but for the key "params"."""
+    """Whether `params` is a list of group dicts; TypeError if it is one but for the key "params", or the list."""
+    numbers = isinstance(params, Mapping) and any(isinstance(x, (bool, int, float, str)) for x in params.values())
+    if numbers and "params" in params:
+        raise TypeError(f"a parameter group goes into a list, [group]; got one with {listing(list(params))}")
     if not isinstance(params, (list, tuple)) or not params or not all(isinstance(item, Mapping) for item in params):
         return False
     for item in (item for item in params if "params" not in item):

@@ -535,3 +535,10 @@ def test_a_closure_is_told_that_gradients_come_first(make):
         TypeError, match="parameter '0': expected a NumPy array, got builtin_function_or_method: call it"
     ):
         fo.SGD(p.copy, lr=0.1)
+
+
+def test_a_group_without_its_list_is_no_parameter():
+    group = {"params": np.ones(3), "lr": 0.1}
+    with pytest.raises(TypeError, match=r"a parameter group goes into a list, \[group\]; got one with .*'lr'"):
+        fo.Adam(group)
+    assert fo.Adam([group]).lr == 0.1 and len(fo.Adam({"params": np.ones(3), "rest": np.ones(2)}).state) == 2

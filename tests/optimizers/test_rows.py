@@ -472,3 +472,13 @@ def test_a_pair_beside_rows_is_no_gradient(backend):
         opt.step([[(np.array([0]), np.ones((1, 2)))], [fo.Rows(np.array([0]), np.ones(1), lazy=True)]])
     assert (a == 1).all() and (b == 1).all()
     assert opt.state["0.0"]["step"] == 0
+
+
+def test_no_rows_are_rows_and_indices_of_other_types_are_told_what_to_be():
+    table = np.ones((3, 2))
+    assert fo.SGD(table, lr=1.0).step(fo.Rows([], np.ones((0, 2)))).applied and (table == 1).all()
+    for indices in (np.array([True, False, True]), np.array([0, 2], np.uint8), np.array([0, 2], np.int16)):
+        with pytest.raises(TypeError, match="must be int32 or int64, got") as caught:
+            fo.Rows(indices, np.ones((2, 2)))
+        advised = eval(str(caught.value).rpartition(": ")[2], {"np": np, "indices": indices})
+        assert fo.Rows(advised, np.ones((2, 2))).indices.tolist() == [0, 2]
