@@ -141,11 +141,14 @@ def storage_of(dtype: np.dtype[Any]) -> str | None:
 def convertible(name: str, entry: Mapping[str, Any], dtype: np.dtype[Any]) -> bool:
     """Whether a state in an entry of a state dict can be stored otherwise, for a parameter of `dtype`."""
     x, scales = entry[name], entry.get(scale_name(name))
-    storage = storage_of(x.dtype) if isinstance(x, np.ndarray) else None
+    if not isinstance(x, np.ndarray):
+        return False
+    if dtype == np.float64:
+        return bool(x.dtype == dtype)
+    storage = storage_of(x.dtype)
     if storage == "float8":
-        whole = isinstance(scales, np.ndarray) and scales.dtype == np.float32 and scales.shape == (-(-x.size // BLOCK),)
-        return whole and dtype != np.float64
-    return (storage is not None and (dtype != np.float64)) or getattr(x, "dtype", None) == dtype
+        return isinstance(scales, np.ndarray) and scales.dtype == np.float32 and scales.shape == (-(-x.size // BLOCK),)
+    return storage is not None
 
 
 def unpack(name: str, entry: Mapping[str, Any], square: bool) -> np.ndarray:

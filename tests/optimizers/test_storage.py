@@ -426,6 +426,17 @@ def test_a_hostile_checkpoint_changes_nothing(what, storage, tmp_path):
         target.load(tmp_path / "whole")  # the control: it was the mutation
 
 
+@pytest.mark.parametrize("storage", [{"state_dtype": "float8"}, {"state_dtype": "bfloat16"}, {}])
+def test_states_in_float16_are_none_of_ours(storage):
+    opt = fo.Adam(np.ones(4, np.float16), **storage)
+    opt.step(np.ones(4, np.float16))
+    before, saved = content({}, opt), opt.state_dict()
+    saved["state"]["0"]["exp_avg"] = np.zeros(4, np.float16)
+    with pytest.raises(TypeError, match=r"exp_avg of parameter '0': expected dtype .*, got float16"):
+        opt.load_state_dict(saved)
+    assert opt.load_state_dict(saved, strict=False).missing_keys == ["0"] and content({}, opt) == before
+
+
 def test_a_checkpoint_without_master_copies_begins_with_new_ones(tmp_path):
     _, opt = trained("master copy")
     tree = copied(optimizer_tree(opt))
