@@ -12,6 +12,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim.checkpoint import format
+from tests.support.platforms import needs_posix
 from tests.training.test_training import bits, leaves, problem
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -159,6 +160,7 @@ print(result.reason, flush=True)
 """
 
 
+@needs_posix
 @pytest.mark.parametrize(("times", "pause"), [(1, 0.01), (2, 30)])
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_process_ends_cleanly_or_at_once(tmp_path, number, times, pause):
