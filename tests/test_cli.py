@@ -11,6 +11,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim import cli, environment
+from tests.support.platforms import needs_posix
 
 
 def test_info_tells_what_is_here(capsys):
@@ -33,6 +34,7 @@ def test_info_says_what_a_missing_backend_lacks(monkeypatch):
         return get_backend(name)
 
     monkeypatch.setattr(fo.backends, "get_backend", only_numpy)
+    monkeypatch.delenv("FASTOPTIM_REQUIRE_C", raising=False)
     found = fo.info()
     assert found["auto"] == "numpy" and found["backends"]["c"] == {"missing": "no such luck"}
 
@@ -178,7 +180,7 @@ def run(command, **environment):
 FASTOPTIM = f"{sys.executable} -m fastoptim"
 
 
-@pytest.mark.skipif(not os.path.exists("/bin/bash"), reason="needs bash")
+@needs_posix
 @pytest.mark.parametrize("buffered", ["0", ""])
 @pytest.mark.parametrize("command", ["info", "help", "bench --help", "diagnose -"])
 def test_a_pipe_that_is_closed_early_is_silent(command, buffered):
@@ -188,6 +190,7 @@ def test_a_pipe_that_is_closed_early_is_silent(command, buffered):
     assert done.stderr == "" and done.stdout.strip() in ("0", "141")
 
 
+@needs_posix
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_an_error_without_traceback():
     done = run(f"{FASTOPTIM} info > /dev/full")
@@ -195,6 +198,7 @@ def test_a_full_disk_is_an_error_without_traceback():
     assert done.stderr in (f"fastoptim{x}: No space left on device\n" for x in (" info", ": standard output"))
 
 
+@needs_posix
 def test_output_that_cannot_be_encoded_is_escaped():
     assert run(f"{FASTOPTIM} info", PYTHONIOENCODING="ascii", OMP_PLACES="µ").stdout.rstrip().endswith("\\xb5")
 

@@ -2,6 +2,7 @@
 
 FOLDER holds the ``python.exe`` of an unpacked CPython 3.13 for x86-64. Packages for Windows are put into its
 ``site-packages``, and the wheel that ``make wheels`` built; neither sources nor a compiler stand beside the tests.
+Where only Python files have changed since, ``wheels/make_wheels.py x86_64-windows`` packs them anew within seconds.
 
 Wine is not Windows, and lacks two things that NumPy and the tests ask for: `_wmi`, which ends the process, is taken
 away, and Python does without; the parts and sizes of complex numbers are in a small library that ``zig cc`` compiles.
@@ -32,9 +33,11 @@ PACKAGES = (
     "pytest",
     "hypothesis",
     "colorama",
+    "threadpoolctl",
 )
 BACKENDS = ("golden", "bits", "threads", "stored_bits", "measures")
-TESTS = (*(f"backends/test_{x}.py" for x in BACKENDS), "common", "arrays", "checkpoint", "optimizers", "training")
+GROUPS = ("common", "arrays", "checkpoint", "optimizers", "training", "tuning", "test_cli.py")
+TESTS = (*(f"backends/test_{x}.py" for x in BACKENDS), *GROUPS)
 # Words of a failure -> why it is none of fastoptim's.
 EXPECTED = {
     "test_signals_reach_the_main_thread_only": "wine shows the /proc of Linux, where its threads have other numbers",

@@ -8,7 +8,7 @@ import pytest
 
 from . import mpi
 
-_POSIX = "NOT TESTED: modes, links, locks and long names of files, and signals to other processes, are POSIX's"
+_POSIX = "NOT TESTED: shells, signals to other processes, and modes, links, locks and long names of files are POSIX's"
 needs_posix = pytest.mark.skipif(os.name != "posix", reason=_POSIX)
 needs_mpi = pytest.mark.skipif(
     mpi.mpiexec() is None, reason='NOT TESTED: several processes; pip install ".[mpi]" brings what is missing'
