@@ -56,6 +56,9 @@ class OptionalBuild(build_ext):
             raise RuntimeError(
                 "Microsoft's compiler cannot build it, GCC and Clang can: install a wheel, or build with MinGW-w64"
             )
+        command = getattr(self.compiler, "compiler_so", None) or [""]
+        if command[0] and shutil.which(command[0]) is None:
+            raise RuntimeError(f"there is no C compiler {command[0]!r}: install GCC or Clang, or name one by CC")
         super().build_extensions()
 
     def load(self):

@@ -169,6 +169,8 @@ def test_what_a_build_lacks_is_said_in_a_sentence(unpacked, tmp_path):
     sentence = "building it needs cffi 2.1 or newer, but 2.0.0 is installed: pip install 'cffi>=2.1'"
     assert sentence in refused and "Traceback" not in refused
     assert f"was not built ({sentence}); Numba or NumPy" in run(*command, cwd=unpacked, **old).stderr
+    refused = run(*command, cwd=unpacked, fails=True, FASTOPTIM_REQUIRE_C="1", CC="/nowhere/gcc").stderr
+    assert "there is no C compiler '/nowhere/gcc': install GCC or Clang" in refused and "Traceback" not in refused
 
 
 def test_microsofts_compiler_is_refused_in_a_sentence(unpacked):

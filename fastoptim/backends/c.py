@@ -26,10 +26,10 @@ from .base import Backend, BlockMeasures, Described, KernelCall, Launch, NativeM
 
 
 def _hint() -> str:
-    """What to do where the extension beside the sources is none that can be used; empty elsewhere."""
+    """What to do where there is no extension that can be used."""
     root = Path(__file__).parents[2]
     if not (root / "setup.py").exists() or not (root / "csrc").exists():
-        return ""
+        return "; to have it, install a wheel, or a C compiler and then fastoptim anew"
     return (
         f"; these are the sources at {root}: run from another folder, or build in place by python setup.py build_ext "
         "--inplace"
