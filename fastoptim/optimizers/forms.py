@@ -2,6 +2,7 @@
 
 Written by tests/proofs/forms_write.py; do not edit.
 """
+# fmt: off
 
 from __future__ import annotations
 
@@ -16,21 +17,9 @@ from .sign import Lion, Rprop, SignSGD, Signum
 
 
 def rmsprop(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.01,
-    alpha: float = 0.99,
-    eps: float = 1e-08,
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
-    centered: bool = False,
-    maximize: bool = False,
-    eps_mode: str = "torch",
-    momentum_mode: str = "torch",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.01, alpha: float = 0.99, eps: float = 1e-08,
+    weight_decay: float = 0.0, momentum: float = 0.0, centered: bool = False, maximize: bool = False,
+    eps_mode: str = "torch", momentum_mode: str = "torch", grad_scale: float = 1.0, backend: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.RMSprop` in place, on arrays that the caller owns.
@@ -44,20 +33,9 @@ def rmsprop(
 
 
 def adagrad(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.01,
-    lr_decay: float = 0.0,
-    weight_decay: float = 0.0,
-    initial_accumulator_value: float = 0.0,
-    eps: float = 1e-10,
-    maximize: bool = False,
-    eps_mode: str = "torch",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.01, lr_decay: float = 0.0, weight_decay: float = 0.0,
+    initial_accumulator_value: float = 0.0, eps: float = 1e-10, maximize: bool = False, eps_mode: str = "torch",
+    grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.Adagrad` in place, on arrays that the caller owns.
 
@@ -69,17 +47,8 @@ def adagrad(
 
 
 def adadelta(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 1.0,
-    rho: float = 0.9,
-    eps: float = 1e-06,
-    weight_decay: float = 0.0,
-    maximize: bool = False,
-    grad_scale: float = 1.0,
-    backend: str = "auto",
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 1.0, rho: float = 0.9, eps: float = 1e-06,
+    weight_decay: float = 0.0, maximize: bool = False, grad_scale: float = 1.0, backend: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.Adadelta` in place, on arrays that the caller owns.
@@ -92,19 +61,9 @@ def adadelta(
 
 
 def adamax(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.002,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-08,
-    weight_decay: float = 0.0,
-    maximize: bool = False,
-    eps_mode: str = "torch",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.002, betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-08, weight_decay: float = 0.0, maximize: bool = False, eps_mode: str = "torch",
+    grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.Adamax` in place, on arrays that the caller owns.
 
@@ -116,22 +75,10 @@ def adamax(
 
 
 def nadam(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.002,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-08,
-    weight_decay: float = 0.0,
-    momentum_decay: float = 0.004,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
-    mode: str = "torch",
-    decay_mode: str = "lr",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.002, betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-08, weight_decay: float = 0.0, momentum_decay: float = 0.004, decoupled_weight_decay: bool = False,
+    maximize: bool = False, mode: str = "torch", decay_mode: str = "lr", grad_scale: float = 1.0,
+    backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.NAdam` in place, on arrays that the caller owns.
 
@@ -144,20 +91,9 @@ def nadam(
 
 
 def radam(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.001,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-08,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    maximize: bool = False,
-    decay_mode: str = "lr",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.001, betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-08, weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+    decay_mode: str = "lr", grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.RAdam` in place, on arrays that the caller owns.
 
@@ -169,17 +105,9 @@ def radam(
 
 
 def rprop(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.01,
-    etas: tuple[float, float] = (0.5, 1.2),
-    step_sizes: tuple[float, float] = (1e-06, 50.0),
-    maximize: bool = False,
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.01, etas: tuple[float, float] = (0.5, 1.2),
+    step_sizes: tuple[float, float] = (1e-06, 50.0), maximize: bool = False, grad_scale: float = 1.0,
+    backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.Rprop` in place, on arrays that the caller owns.
 
@@ -191,19 +119,9 @@ def rprop(
 
 
 def asgd(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.01,
-    lambd: float = 0.0001,
-    alpha: float = 0.75,
-    t0: float = 1000000.0,
-    weight_decay: float = 0.0,
-    maximize: bool = False,
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.01, lambd: float = 0.0001, alpha: float = 0.75,
+    t0: float = 1000000.0, weight_decay: float = 0.0, maximize: bool = False, grad_scale: float = 1.0,
+    backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.ASGD` in place, on arrays that the caller owns.
 
@@ -215,19 +133,9 @@ def asgd(
 
 
 def lion(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.0001,
-    betas: tuple[float, float] = (0.9, 0.99),
-    weight_decay: float = 0.0,
-    maximize: bool = False,
-    decay_mode: str = "lr",
-    cautious: bool = False,
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.0001, betas: tuple[float, float] = (0.9, 0.99),
+    weight_decay: float = 0.0, maximize: bool = False, decay_mode: str = "lr", cautious: bool = False,
+    grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.Lion` in place, on arrays that the caller owns.
 
@@ -239,17 +147,8 @@ def lion(
 
 
 def signsgd(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.001,
-    weight_decay: float = 0.0,
-    maximize: bool = False,
-    decay_mode: str = "lr",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.001, weight_decay: float = 0.0, maximize: bool = False,
+    decay_mode: str = "lr", grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.SignSGD` in place, on arrays that the caller owns.
 
@@ -261,17 +160,8 @@ def signsgd(
 
 
 def signum(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.001,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    maximize: bool = False,
-    decay_mode: str = "lr",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.001, momentum: float = 0.9, weight_decay: float = 0.0,
+    maximize: bool = False, decay_mode: str = "lr", grad_scale: float = 1.0, backend: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.Signum` in place, on arrays that the caller owns.
@@ -284,20 +174,9 @@ def signum(
 
 
 def adabelief(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.001,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-16,
-    weight_decay: float = 0.0,
-    maximize: bool = False,
-    eps_root: float = 1e-16,
-    decay_mode: str = "lr",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.001, betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-16, weight_decay: float = 0.0, maximize: bool = False, eps_root: float = 1e-16,
+    decay_mode: str = "lr", grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.AdaBelief` in place, on arrays that the caller owns.
 
@@ -309,19 +188,9 @@ def adabelief(
 
 
 def adopt(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.001,
-    betas: tuple[float, float] = (0.9, 0.9999),
-    eps: float = 1e-06,
-    weight_decay: float = 0.0,
-    maximize: bool = False,
-    decay_mode: str = "lr",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.001, betas: tuple[float, float] = (0.9, 0.9999),
+    eps: float = 1e-06, weight_decay: float = 0.0, maximize: bool = False, decay_mode: str = "lr",
+    grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.ADOPT` in place, on arrays that the caller owns.
 
@@ -333,20 +202,9 @@ def adopt(
 
 
 def yogi(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.01,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 0.001,
-    weight_decay: float = 0.0,
-    initial_accumulator_value: float = 1e-06,
-    maximize: bool = False,
-    decay_mode: str = "lr",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.01, betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 0.001, weight_decay: float = 0.0, initial_accumulator_value: float = 1e-06, maximize: bool = False,
+    decay_mode: str = "lr", grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.Yogi` in place, on arrays that the caller owns.
 
@@ -358,19 +216,9 @@ def yogi(
 
 
 def laprop(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.0004,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-15,
-    weight_decay: float = 0.0,
-    maximize: bool = False,
-    decay_mode: str = "lr",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.0004, betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-15, weight_decay: float = 0.0, maximize: bool = False, decay_mode: str = "lr",
+    grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.LaProp` in place, on arrays that the caller owns.
 
@@ -383,21 +231,10 @@ def laprop(
 
 
 def ademamix(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.001,
-    betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
-    eps: float = 1e-08,
-    weight_decay: float = 0.0,
-    alpha: float = 5.0,
-    warmup_steps: int = 0,
-    maximize: bool = False,
-    decay_mode: str = "lr",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.001,
+    betas: tuple[float, float, float] = (0.9, 0.999, 0.9999), eps: float = 1e-08, weight_decay: float = 0.0,
+    alpha: float = 5.0, warmup_steps: int = 0, maximize: bool = False, decay_mode: str = "lr", grad_scale: float = 1.0,
+    backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.AdEMAMix` in place, on arrays that the caller owns.
 
@@ -410,20 +247,10 @@ def ademamix(
 
 
 def adan(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.001,
-    betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
-    eps: float = 1e-08,
-    weight_decay: float = 0.0,
-    maximize: bool = False,
-    mode: str = "authors",
-    decay_mode: str = "lr",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.001,
+    betas: tuple[float, float, float] = (0.98, 0.92, 0.99), eps: float = 1e-08, weight_decay: float = 0.0,
+    maximize: bool = False, mode: str = "authors", decay_mode: str = "lr", grad_scale: float = 1.0,
+    backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.Adan` in place, on arrays that the caller owns.
 
@@ -436,18 +263,8 @@ def adan(
 
 
 def ftrl(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.05,
-    l1: float = 0.0,
-    l2: float = 0.0,
-    beta: float = 0.0,
-    initial_accumulator_value: float = 0.1,
-    maximize: bool = False,
-    grad_scale: float = 1.0,
-    backend: str = "auto",
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.05, l1: float = 0.0, l2: float = 0.0, beta: float = 0.0,
+    initial_accumulator_value: float = 0.1, maximize: bool = False, grad_scale: float = 1.0, backend: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.FTRL` in place, on arrays that the caller owns.
@@ -460,20 +277,9 @@ def ftrl(
 
 
 def lamb(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.001,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-06,
-    weight_decay: float = 0.0,
-    adapt: bool = True,
-    bias_correction: bool = True,
-    trust_clip: bool = False,
-    maximize: bool = False,
-    grad_scale: float = 1.0,
-    backend: str = "auto",
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.001, betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-06, weight_decay: float = 0.0, adapt: bool = True, bias_correction: bool = True,
+    trust_clip: bool = False, maximize: bool = False, grad_scale: float = 1.0, backend: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.LAMB` in place, on arrays that the caller owns.
@@ -486,21 +292,9 @@ def lamb(
 
 
 def lars(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 1.0,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    trust_coefficient: float = 0.001,
-    eps: float = 0.0,
-    nesterov: bool = False,
-    adapt: bool = True,
-    maximize: bool = False,
-    mode: str = "paper",
-    grad_scale: float = 1.0,
-    backend: str = "auto",
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0,
+    trust_coefficient: float = 0.001, eps: float = 0.0, nesterov: bool = False, adapt: bool = True,
+    maximize: bool = False, mode: str = "paper", grad_scale: float = 1.0, backend: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.LARS` in place, on arrays that the caller owns.
@@ -514,19 +308,9 @@ def lars(
 
 
 def novograd(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.01,
-    betas: tuple[float, float] = (0.95, 0.98),
-    eps: float = 1e-08,
-    weight_decay: float = 0.0,
-    grad_averaging: bool = False,
-    maximize: bool = False,
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.01, betas: tuple[float, float] = (0.95, 0.98),
+    eps: float = 1e-08, weight_decay: float = 0.0, grad_averaging: bool = False, maximize: bool = False,
+    grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.NovoGrad` in place, on arrays that the caller owns.
 
@@ -538,20 +322,9 @@ def novograd(
 
 
 def schedule_free_sgd(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 1.0,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    warmup_steps: int = 0,
-    r: float = 0.0,
-    weight_lr_power: float = 2.0,
-    maximize: bool = False,
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0,
+    warmup_steps: int = 0, r: float = 0.0, weight_lr_power: float = 2.0, maximize: bool = False,
+    grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.ScheduleFreeSGD` in place, on arrays that the caller owns.
 
@@ -563,21 +336,9 @@ def schedule_free_sgd(
 
 
 def schedule_free_adamw(
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    *,
-    lr: float = 0.0025,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-08,
-    weight_decay: float = 0.0,
-    warmup_steps: int = 0,
-    r: float = 0.0,
-    weight_lr_power: float = 2.0,
-    maximize: bool = False,
-    grad_scale: float = 1.0,
-    backend: str = "auto",
-    threads: int | None = None,
+    p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.0025, betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-08, weight_decay: float = 0.0, warmup_steps: int = 0, r: float = 0.0, weight_lr_power: float = 2.0,
+    maximize: bool = False, grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.ScheduleFreeAdamW` in place, on arrays that the caller owns.
 

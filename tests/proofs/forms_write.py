@@ -20,6 +20,7 @@ HEADER = '''"""Steps of one array that the caller owns, one function for each cl
 
 Written by tests/proofs/forms_write.py; do not edit.
 """
+# fmt: off
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def form(name: str, cls: type[Family]) -> str:
     lines += ['"""', f"values = ({', '.join(cls._defaults)})"]
     lines += [f"step_array({cls.__name__}, p, g, state, values, grad_scale, backend, threads)"]
     body = textwrap.indent("\n".join(lines), "    ")
-    return f"def {name}(\n    " + ",\n    ".join(arguments) + f",\n) -> None:\n{body}\n"
+    whole = ", ".join(argument.replace(" ", "\0") for argument in arguments)  # lines end between arguments
+    told = textwrap.indent("\n".join(textwrap.wrap(whole, 115)), "    ").replace("\0", " ")
+    return f"def {name}(\n{told},\n) -> None:\n{body}\n"
 
 
 def _shown(value: object) -> str:
