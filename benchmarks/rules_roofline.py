@@ -6,7 +6,7 @@ and fused steps take turns, and a row shows medians of the rounds' ratios, so th
 machine does. A dash stands where torch has no such optimizer or form.
 
 Steps that depend on norms of whole arrays (`MEASURING`) read some of their streams once more, before anything is
-written; their roofline is that of the rule, lengthened by these streams.
+written; their roofline is that of the rule and a pass that reads as many arrays, for their norm.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 import fastoptim as fo
 from fastoptim.bench.cases import Case, size_case
-from fastoptim.bench.subjects import SUBJECTS, Stepper, Unsupported, make_stepper
+from fastoptim.bench.subjects import SUBJECTS, Stepper, Unsupported, make_stepper, settle
 from fastoptim.common.threads import usable_cores
 from fastoptim.rules.table import RULES
 
@@ -40,18 +40,16 @@ MEASURING: dict[str, tuple[Callable[..., fo.Optimizer], str, int]] = {
 
 
 def loops(case: Case) -> dict[str, Stepper]:
-    """Name -> what takes a turn, each on arrays of its own and warmed up."""
+    """Name -> what takes a turn, each on arrays of its own."""
     rng = np.random.default_rng(0)
     p, g = (rng.standard_normal(case.elements, np.float32) for _ in range(2))
     found = {}
     for name in ("c", *TORCH):
         with contextlib.suppress(Unsupported, ModuleNotFoundError):
             found[name] = make_stepper(SUBJECTS[name], case, [p.copy()], [[g.copy()]])
-            found[name].step()
     bare = make_stepper(SUBJECTS["c"], case, [p], [[g]])
     bare.step()  # which makes the states
     found["roofline"] = Stepper(bare.roofline_loops["roofline"](), bare.values)
-    found["roofline"].step()
     return found
 
 
@@ -62,15 +60,21 @@ def measuring_loops(name: str, case: Case) -> dict[str, Stepper]:
     bare = [x.copy() for x in (p, g, *(p for _ in RULES[case.rule].states))]
     opt = MEASURING[name][0](p, threads=case.threads, backend="c")
     loop = opt._backend.roofline(case.rule, bare[:1], bare[1:2], [tuple(bare[2:])], case.threads)
-    found = {"c": Stepper(lambda: opt.step(g), lambda: [p]), "roofline": Stepper(loop, lambda: bare)}
-    for stepper in found.values():
-        stepper.step()
+    read = bare[: MEASURING[name][2]]
+
+    def roofline() -> None:
+        opt._backend.norm(read, 1.0, case.threads)
+        loop()
+
+    found = {"c": Stepper(lambda: opt.step(g), lambda: [p]), "roofline": Stepper(roofline, lambda: bare)}
     return found
 
 
 def timed(turns: dict[str, Stepper], rounds: int) -> dict[str, list[float]]:
     """Seconds of every loop in every round."""
     seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for stepper in turns.values():
+        settle(stepper.step)
     for k in range(rounds):
         for name in [*turns] if k % 2 else [*reversed(turns)]:
             if turns[name].prepare is not None:
@@ -99,7 +103,7 @@ def main() -> None:
         seconds = timed(measuring_loops(rule, case) if read else loops(case), options.rounds)
         own, streams = seconds["c"], RULES[row].memory_streams
         longer = (streams + read) / streams
-        share = longer * median(bare / mine for bare, mine in zip(seconds["roofline"], own, strict=True))
+        share = median(bare / mine for bare, mine in zip(seconds["roofline"], own, strict=True))
         others = [
             f"{median(theirs / mine for theirs, mine in zip(seconds[name], own, strict=True)):.2f}x"
             if name in seconds

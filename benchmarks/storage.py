@@ -26,6 +26,7 @@ import numpy as np
 import fastoptim as fo
 from fastoptim.arrays.storage import small_dtype
 from fastoptim.backends import get_backend
+from fastoptim.bench.subjects import settle
 from fastoptim.rules.codecs import BLOCK
 
 # Name -> dtype of parameters and gradients, and of states.
@@ -92,12 +93,13 @@ def ratios(name: str, size: int, steps: int, threads: int, rounds: int) -> dict[
     cases = {storage: step for storage, (_, step) in steppers.items()}
     if name == "adam" and (step := eight_bits(size, threads)) is not None:
         cases[EIGHT_BITS] = step
-    for step in cases.values():
-        step()
+    for storage, step in cases.items():
+        step() if storage == EIGHT_BITS else settle(step)
     plain = steppers["float32"][0]
     states = sum(isinstance(x, np.ndarray) for x in plain.state["0"].values())
     cases[ROOFLINE] = roofline(plain, arrays(size, "float32")[1], threads)
     times: dict[str, list[float]] = {storage: [] for storage in cases}
+    settle(cases[ROOFLINE])
     for _ in range(rounds):
         for storage, step in cases.items():
             count = steps if storage != EIGHT_BITS else max(1, steps // 30)

@@ -37,6 +37,7 @@ INLINE void fetch(const void *x, int64_t i, size_t size)
 }
 
 typedef double fo_four_doubles __attribute__((vector_size(4 * sizeof(double))));
+typedef double fo_eight_doubles __attribute__((vector_size(8 * sizeof(double))));
 
 #define T float
 #define SQRT sqrtf
@@ -72,13 +73,13 @@ struct kernels {
 #define WIDE
 #define NARROW
 #define ISA(x) x##_baseline
-#define PREFETCH 0
+#define AVX512 0
 #include "kernels.inc"
 
 #define WIDE __attribute__((target("avx2")))
 #define NARROW WIDE
 #define ISA(x) x##_avx2
-#define PREFETCH 0
+#define AVX512 0
 #include "kernels.inc"
 
 #if defined(__clang__)
@@ -89,7 +90,7 @@ struct kernels {
 #define WIDE __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")))
 #endif
 #define ISA(x) x##_avx512
-#define PREFETCH 1
+#define AVX512 1
 #include "kernels.inc"
 
 static const struct kernels *const kernels_by_isa[] = {&kernels_baseline, &kernels_avx2, &kernels_avx512};
@@ -100,7 +101,7 @@ static const char *const isa_names[] = {"baseline", "avx2", "avx512", 0};
 #define WIDE
 #define NARROW
 #define ISA(x) x##_only
-#define PREFETCH 0
+#define AVX512 0
 #include "kernels.inc"
 
 static const struct kernels *const kernels_by_isa[] = {&kernels_only};

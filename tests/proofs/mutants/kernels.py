@@ -131,12 +131,10 @@ MUTANTS = (
         (BITS,),
     ),
     Mutant(
-        "measures: an element left out of each stretch",
-        LOOPS,
-        "room[term]);\n            i += count;",
-        "room[term]);\n            i += count + far;",
-        MEASURED,
+        "measures: an element left out of each stretch", LOOPS, "i += FO_STRETCH) {", "i += FO_STRETCH + 1) {", MEASURED
     ),
+    Mutant("measures: what lies behind the end counts", LOOPS, "memset(room[term] + count", "memset(room[term]", MEASURED),
+    Mutant("norm: one of eight twice", LOOPS, "NAME(square)(s, k, x[7])", "NAME(square)(s, k, x[6])"),
     Mutant("norm: odd block of the tree dropped", PLAN, "if (n % 2)\n            tree", "if (0)\n            tree"),
     Mutant(
         "norm: sum in order instead of a tree",
@@ -147,7 +145,7 @@ MUTANTS = (
     # Measures, and what steps make of them
     Mutant("measure: coupled decay ignored", LOOPS, "scaled = NAME(coupled)(scaled, p[i], by->decay);", ";", MEASURED),
     Mutant("measure: first term twice", LOOPS, "second[i] = state[0];", "second[i] = first[i];", MEASURED),
-    Mutant("measure: factor left out", LOOPS, "1, k, count, room[term]", "1, 1, count, room[term]", MEASURED),
+    Mutant("measure: factor left out", LOOPS, "1, k, ahead != 0", "1, 1, ahead != 0", MEASURED),
     Mutant("measure: second term like the first", PLAN, "term * plan->block_count + param", "param", MEASURED),
     Mutant(
         "trust: second moment of the last step",
