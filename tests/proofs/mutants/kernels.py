@@ -133,7 +133,7 @@ MUTANTS = (
     Mutant(
         "measures: an element left out of each stretch", LOOPS, "i += FO_STRETCH) {", "i += FO_STRETCH + 1) {", MEASURED
     ),
-    Mutant("measures: what lies behind the end counts", LOOPS, "memset(room[term] + count", "memset(room[term]", MEASURED),
+    Mutant("measures: what lies behind the end", LOOPS, "memset(room[term] + count", "memset(room[term]", MEASURED),
     Mutant("norm: one of eight twice", LOOPS, "NAME(square)(s, k, x[7])", "NAME(square)(s, k, x[6])"),
     Mutant("norm: odd block of the tree dropped", PLAN, "if (n % 2)\n            tree", "if (0)\n            tree"),
     Mutant(
