@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast, overload
 
+import numpy as np
+
 from ..arrays.storage import MASTER, STORAGE_OPTIONS, scale_name
 from ..backends import Backend, available, choose, get_backend, resolve
 from ..common.public import public
-from ..common.validation import choice, count, flag, real, unknown_name
+from ..common.validation import check_range, choice, count, flag, real, unknown_name
 from ..common.warning import warn
 from ..rules.language import own_rule
 from ..rules.table import Kernel, Rule
 from .base import Optimizer
 from .family import dtype_of, valid_spec
-from .hyperparameters import UpdateSpec, check_of, checked_rate, kind_of_decay
+from .hyperparameters import Checked, UpdateSpec, check_of, checked_rate, kind_of_decay
 from .update import update_array
 
 GIVES = ("step", "parameter")
@@ -112,7 +114,7 @@ class OwnOptimizer(Optimizer, metaclass=_OwnClass):
     def __init__(
         self,
         params: Any,
-        *,
+        *unnamed: Any,
         backend: str = "auto",
         threads: int | None = None,
         state_dir: Any = None,
@@ -121,6 +123,8 @@ class OwnOptimizer(Optimizer, metaclass=_OwnClass):
         clip: str = "norm",
         **hyperparameters: Any,
     ):
+        if unnamed:
+            raise TypeError(f"{type(self).__name__} takes hyperparameters by name, as in (params, lr={unnamed[0]!r})")
         storage: Any = {name: hyperparameters.pop(name) for name in STORAGE_OPTIONS if name in hyperparameters}
         values = self._values(hyperparameters)
         super().__init__(params, values, backend, threads, state_dir, memory_budget, max_norm, clip, **storage)
@@ -138,6 +142,16 @@ class OwnOptimizer(Optimizer, metaclass=_OwnClass):
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
             raise TypeError(f"{cls.__name__} needs a value for {', '.join(missing)}")
         return values
+
+    @classmethod
+    def _checked(
+        cls, given: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]] = (), known: Checked | None = None
+    ) -> Checked:
+        for name, first in cls._own.rule.initial.items():
+            if not isinstance(first, str):
+                for dtype in dtypes:
+                    check_range(f"initial[{name!r}]", first, dtype)
+        return super()._checked(given, dtypes, known)
 
     @staticmethod
     def _resolve(name: str, leaves: tuple[Any, ...]) -> Backend:
@@ -376,7 +390,7 @@ def _make(
 
 
 _INIT = (
-    *("params", "backend", "threads", "state_dir", "memory_budget", "max_norm", "clip"),
+    *("params", "names", "backend", "threads", "state_dir", "memory_budget", "max_norm", "clip"),
     *("self", "cls", "p", "g", "step", "grad_scale", *STORAGE_OPTIONS),
 )
 

@@ -606,3 +606,22 @@ def test_errors_call_rule_and_coefficients_as_they_are_written():
             opt.step(p * 0)
     with pytest.raises(ValueError, match="coefficient kept of step 3 must be finite, got nan"):
         cls.update(p, p * 0, p * 0, step=3, backend="numpy")
+
+
+def test_what_a_state_begins_with_is_a_number_in_its_type():
+    def held(g, p, m, c):
+        return c * g, m
+
+    for value in (1e39, 1e-50):
+        cls = fo.rule(held, states="m", coefficients=lambda lr=0.1: (lr,), initial={"m": value})
+        with pytest.raises(ValueError, match=r"initial\['m'\] = 1e.* in float32"):
+            cls(np.ones(2, np.float32), backend="numpy")
+        (opt := cls(np.ones(2), backend="numpy")).step(np.ones(2))
+        assert opt.state["0"]["m"][0] == value
+
+
+def test_hyperparameters_are_named_and_not_as_the_entries_of_groups():
+    with pytest.raises(TypeError, match=r"QHM takes hyperparameters by name, as in \(params, lr=0.1\)"):
+        QHM(np.ones(2), 0.1)
+    with pytest.raises(ValueError, match="cannot be called 'names'"):
+        fo.rule(qhm, states="m", coefficients=lambda lr=0.1, names=1: (lr,) * 4)
