@@ -58,6 +58,7 @@ class Checkpoints:
         self._files: dict[str, str] | None = None  # checkpoint -> file of an optimizer that saves itself
         self._source: str | None = None  # the checkpoint that the run goes on from
         self._continues = False  # whether that is one of these
+        self._overtaken = False  # whether the best file is of a validation that the run does not know
         self._targets = [self.path] if validation is None else [self.path, best_path(self.path)]
         for target in self._targets:
             files.check_target(target)
@@ -95,12 +96,16 @@ class Checkpoints:
         with loop.ranks.together("trying to save a checkpoint"):
             if _stateful(loop, users=True):
                 self.rehearse(loop, callbacks=True)
+        self._overtaken = self._continues and loop.ranks.rank == 0 and self._is_overtaken()
 
     def due(self, loop: Loop) -> float:
         return loop.next_due(self._every)
 
     def __call__(self, loop: Loop) -> None:
         validation = self._validation
+        if self._overtaken:
+            self._overtaken = False
+            os.replace(files.previous_path(best_path(self.path)), os.path.realpath(best_path(self.path)))
         if validation is not None and validation.took_best_back:
             validation.took_best_back = False
             with loop.ranks.together("taking the best checkpoint back"):
@@ -109,6 +114,16 @@ class Checkpoints:
             self._save(loop, best_path(self.path), keep_previous=validation.additional)
         if loop.is_due(self._every):
             self._save(loop, self.path)
+
+    def _is_overtaken(self) -> bool:
+        """Whether a run was killed at its end between the best of its last validation and the checkpoint beside it."""
+        validation, best = self._validation, best_path(self.path)
+        if validation is None or validation.best_step is None or validation.took_best_back:
+            return False
+        with contextlib.suppress(OSError, CheckpointError, LookupError, TypeError):
+            known, found = (_steps_in(path) - 1 == validation.best_step for path in (files.previous_path(best), best))
+            return known and not found
+        return False
 
     def _take_best_back(self, writes: bool) -> None:
         """Put the best checkpoint of before the last end in its place, once training has gone on from there."""
@@ -179,6 +194,11 @@ class Checkpoints:
 def _write(path: str, tree: Any, keep_previous: bool) -> None:
     with naming(path):
         format.write(path, tree, kind="training", keep_previous=keep_previous)
+
+
+def _steps_in(path: str) -> int:
+    steps: int = format.read(path, kind="training")["loop"]["steps"]
+    return steps
 
 
 def _link(path: str, other: str) -> None:

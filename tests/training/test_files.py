@@ -101,6 +101,30 @@ def test_what_a_run_leaves_that_is_killed_while_it_tries_to_save_is_removed(tmp_
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_best_whose_run_was_killed_before_its_checkpoint_is_taken_back(tmp_path):
+    """The validation at an end that turns out to be none does not count, nor does the file that it has written."""
+    best = os.path.realpath(tmp_path / "run.best.ckpt")
+    options = {"checkpoint": tmp_path / "run.ckpt", "checkpoint_every": 2, "validate_every": 2}
+    figures = {2: 0.5, 4: 0.25, 5: 0.01}
+    options["validation"] = lambda p: figures.get(round(np.log(p[0]) / np.log(0.9)), 1.0)
+
+    def killed():
+        replace, targets = os.replace, []
+
+        def replacing(source, target):
+            replace(source, target)
+            targets.append(target)
+            if targets.count(best) == 3:
+                os._exit(7)
+
+        os.replace = replacing
+        fit(steps=5, **options)
+
+    assert in_child(killed) == 7 and format.read(best, kind="training")["loop"]["steps"] == 5
+    assert fit(steps=8, resume=True, **options).best_step == 3
+    assert format.read(best, kind="training")["loop"]["steps"] == 4 and not os.path.exists(f"{best}.previous")
+
+
 def test_more_parameters_than_a_header_can_name(tmp_path, monkeypatch):
     monkeypatch.setattr(format, "MAX_HEADER", 50_000)
     for optimizer, most in (("sgd", 200), ("adam", 60)):
