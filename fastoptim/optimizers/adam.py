@@ -124,7 +124,7 @@ def _threshold(update_clip: Any, eps_mode: str) -> float:
     """The root mean square above which an update is shortened."""
     if eps_mode != "torch":
         raise ValueError("update_clip looks at the corrected mean of squares, which eps_mode='torch' has")
-    threshold = 1.0 if update_clip == "rms" else update_clip
+    threshold = 1.0 if isinstance(update_clip, str) and update_clip == "rms" else update_clip
     if isinstance(threshold, str) or not (threshold := real("update_clip", threshold, 0.0)):
         raise ValueError(f"update_clip must be None, 'rms' or a number > 0, got {update_clip!r}")
     return threshold

@@ -542,3 +542,10 @@ def test_a_group_without_its_list_is_no_parameter():
     with pytest.raises(TypeError, match=r"a parameter group goes into a list, \[group\]; got one with .*'lr'"):
         fo.Adam(group)
     assert fo.Adam([group]).lr == 0.1 and len(fo.Adam({"params": np.ones(3), "rest": np.ones(2)}).state) == 2
+
+
+def test_a_function_names_the_hyperparameter_that_is_an_array():
+    p, g, m, v = np.ones((4, 2))
+    for name in ("lr", "eps", "weight_decay", "update_clip"):
+        with pytest.raises(TypeError, match=f"{name} must be a real number, got an array"):
+            fo.functional.adam(p, g, m, v, step=1, **{name: np.ones(2)})
