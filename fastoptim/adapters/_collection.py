@@ -169,12 +169,15 @@ class Collection:
         gradients = [gradient_of(p, g, name) for p, g, name in zip(params, grads, names, strict=True)]
         made: list[dict[Hashable, Any]] = [{} for _ in states]  # kept once a step has taken them
         used = []
-        for key, p in zip(keys, params, strict=True):
+        for key, p, name in zip(keys, params, names, strict=True):
             for of, new in zip(states, made, strict=True):
                 if key not in of:
                     new[key] = np.zeros_like(p)
                 elif not isinstance(of[key], np.ndarray):
                     new[key] = as_array(of[key])
+                    if not isinstance(new[key], np.ndarray):
+                        got = type(of[key]).__name__
+                        raise TypeError(f"a state of parameter {name!r}: expected a NumPy array or a number, got {got}")
             used.append(tuple(new[key] if key in new else of[key] for of, new in zip(states, made, strict=True)))
 
         numbers = [i for i, (p, value) in enumerate(zip(params, values, strict=True)) if p is not value]

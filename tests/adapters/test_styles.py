@@ -679,3 +679,13 @@ def test_what_is_no_dict_and_no_model_is_named():
     for message, call in calls.items():
         with pytest.raises(TypeError, match=message):
             call()
+
+
+@pytest.mark.parametrize("bad", [None, "x", True, 1j, [1.0]])
+def test_a_state_that_is_no_array_is_refused_by_name(bad):
+    params = {"w": np.float32(1), "b": np.ones(2)}
+    optimizer = dicts.RMSprop()
+    optimizer.h = {"w": bad}
+    with pytest.raises(TypeError, match="a state of parameter 'w': expected a NumPy array or a number, got"):
+        optimizer.update(params, {"w": 1.0, "b": np.ones(2)})
+    assert params["w"] == 1 and (params["b"] == 1).all() and optimizer.h == {"w": bad}
