@@ -15,6 +15,7 @@ TAIL_LIMIT = 512  # values of the tail that are looked at one by one
 BLOCKS = 16  # parts whose levels are compared
 _ROUNDOFF = 1e-15  # a loss below this share of its start is round-off
 _JUMP = math.log(4.0)  # how far, at least, all that follow lie above a first loss from which a large rate has gone
+_THROWN = math.log(1.5)  # ... or the next four, above what the second half scatters about
 _RARE = math.log(4.0)  # by how much means lie above levels where rare large losses make up most of them
 _WIDE = 1.0  # scatter from which on the median of a few losses may lie anywhere
 _STRAY = 0.05  # share of values that may be negative in a curve that is positive otherwise
@@ -90,7 +91,7 @@ class MeasuredCurve:
     def __init__(self, y: Array, exact_start: bool, late: int = 0, start: float | None = None):
         n = len(y)
         self.y, self.n, self.late = y, n, late
-        self.jumped = not exact_start and start is None and _jumps(y[:10])
+        self.jumped = not exact_start and start is None and _jumps(y)
         self.first = 1 if exact_start or self.jumped else min(max(1, n // 20), 5)
         self.last = max(n // 20, min(5, n // 4), 1)
         y_start = _median(y[: self.first]) if start is None else start
@@ -178,6 +179,11 @@ class MeasuredCurve:
         """The line through all levels."""
         return line(self.levels, self.error)
 
+    @property
+    def room(self) -> float:
+        """By how much the loss may have fallen in the second half: two standard errors more than is seen."""
+        return self.halves[1].fall + 2.0 * self.halves[1].error
+
     def ends_keep_pace(self, share: float) -> float:
         """By how many standard errors the outer thirds fall faster than `share` times the middle one."""
         third = len(self.levels) // 3
@@ -216,6 +222,14 @@ class MeasuredCurve:
         return min(rise, float(np.mean(self.means[-2:]) - np.mean(self.means[:2]))) if rare else rise
 
     @property
+    def like_a_share(self) -> bool:
+        """Whether the curve rises ever more slowly between 0 and 1, as an accuracy does; a lost run rises faster."""
+        if self.y.min() < 0.0 or self.y.max() > 1.0:
+            return False
+        first, inner, last = (float(np.median(part)) for part in np.array_split(self.y, 3))
+        return first < last and inner - first >= last - inner
+
+    @property
     def risen(self) -> float:
         """By how much the last levels lie above the first."""
         return float(np.mean(self.levels[-2:]) - self.levels[0])
@@ -251,11 +265,17 @@ class MeasuredCurve:
 
 
 def _jumps(y: Array) -> bool:
-    """Whether the first loss lies further below all others than these lie apart."""
-    if not y.min() > 0.0:
+    """Whether the first loss lies further below the next nine than these lie apart, or has been thrown up for a while.
+
+    Thrown up are the next four losses if they lie above the first by more than later ones scatter.
+    """
+    if not y[:10].min() > 0.0:
         return False
-    z = np.log(y)
-    return bool(z[1:].min() - z[0] > max(_JUMP, np.ptp(z[1:])))
+    z = np.log(y[:10])
+    late = y[len(y) // 2 :]
+    scatter = spread(np.log(late[late > 0.0])) if np.any(late > 0.0) else math.inf
+    thrown = z[1:5].min() > z[0] and np.median(z[1:5]) - z[0] > max(_THROWN, 2.5 * scatter)
+    return bool(thrown or z[1:].min() - z[0] > max(_JUMP, np.ptp(z[1:])))
 
 
 def _median(y: Array) -> float:

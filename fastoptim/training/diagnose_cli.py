@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from .log_formats import Curve
 from .log_reading import curve_of_text, read_curve
 
 STANDARD_INPUT = "-"
+_MORE_IS_BETTER = re.compile(r"acc(?![a-z])|accuracy|reward|return|score|f1|auc|bleu|iou|recall", re.I)
 _LATE = 0.05  # share of all steps that are missing at the beginning of a log that begins late
 
 
@@ -45,13 +47,14 @@ def report(name: str, curve: Curve, **options: Any) -> str:
     """Say in some lines what was read and what it shows; options are those of `diagnose`, None: as the log says."""
     told: dict[str, Any] = dict(curve.told)
     if curve.rates is not None and len(curve.rates) and np.all((curve.rates >= 0.0) & (curve.rates < math.inf)):
-        varies = bool(np.ptp(curve.rates))
-        told |= {"lr": curve.rates, "scheduled": varies or told.get("scheduled", False)}
+        told["lr"] = curve.rates
     found = diagnose(curve.losses, **told | {name: x for name, x in options.items() if x is not None})
     count = len(curve.losses)
     lines = [f"{name}: {count} loss{'es' if count != 1 else ''} of {curve.column!r}"]
     if curve.others:
         lines.append(f"  others in it (--column): {', '.join(curve.others[:12])}")
+    if curve.left_out:
+        lines.append(f"  the steps begin anew after {curve.left_out} losses of another run, which are left out")
     late = options.get("start") is None and begins_late(curve)
     if late:
         lines.append(
@@ -62,6 +65,8 @@ def report(name: str, curve: Curve, **options: Any) -> str:
     said = f"{found.verdict}. {found.remedy}"
     if late and found.lr_factor > 1.0:
         said = "unclear. It falls slowly, as a good run does later on: nothing tells that the rate is too small."
+    if _MORE_IS_BETTER.search(curve.column):
+        said = "unclear. Of this, more seems to be better; only losses can be judged."
     lines += [f"  {said}", f"  ({figures})"]
     return printable("\n".join(lines), keep="\n")
 

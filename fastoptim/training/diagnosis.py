@@ -36,6 +36,8 @@ _BENT = 0.6  # fall of the second half, in units of that of the first, below whi
 _ENDED = 0.1  # ... and below which a loss has come to its floor
 _REMNANT = 0.2  # drop, as a share of the rise before it, below which a jump has won nothing
 _RISEN = 1.1  # largest rate of the last quarter, in units of the median one, from which on rates count as rising
+_ROOM = 0.1  # fall that the noise of the second half may hide, from which on nobody knows that a curve is flat
+_FINISHED = 0.01  # last rate, in units of the largest, below which a schedule has come to its end
 _PACE = 0.7  # pace of the outer thirds, in units of the middle one's, below which a curve is no straight line
 
 
@@ -90,10 +92,11 @@ def diagnose(
       falls, nor a rhythm of minibatches that always come in the same order;
     - *unclear*: the loss has risen, but not by so much, or not so steadily, that it must be the learning rate: losses
       of a game between two networks, of reinforcement learning and of validation do that; or it has fallen slowly, or
-      not at all, while the learning rate was still rising;
+      not at all, while the learning rate was still rising; or it has risen as an accuracy does, towards 1;
     - *too slow*: the loss falls from beginning to end, for certain, in a nearly straight line, but has dropped by less
       than a tenth (factor 10) or by less than 40 % (factor 2);
-    - *plateau*: the second half is flat or rises a little, or nothing has happened beyond the noise;
+    - *plateau*: the second half is flat or rises a little, or nothing has happened beyond the noise. Where the noise
+      may hide a fall by a tenth the remedy is to train longer;
     - *healthy*: everything else;
     - *too short*: fewer than 10 losses, or fewer than 25 losses of different minibatches that show nothing for certain.
 
@@ -111,11 +114,12 @@ def diagnose(
         The optimizer's momentum; a longer one is given more steps before the curve is judged.
     lr : float or sequence of float, optional
         The learning rate, for a remedy with numbers in it; or that of every step, so that a run is not called slow
-        while its rate rises.
+        while its rate rises, and is not told to go on after its schedule has ended.
     start : float, optional
         The loss before training. A log that begins late does not show how much has been gained, and looks too slow.
     scheduled : bool
-        Whether a schedule sets the learning rate already: the remedy is then one for the schedule.
+        Whether a schedule sets the learning rate already: the remedy is then one for the schedule. Implied by rates
+        that vary.
 
     Returns
     -------
@@ -159,8 +163,8 @@ def diagnose(
     momentum = real("momentum", momentum, 0.0, 1.0)
     start = None if start is None else real("start", start)
     y = numbers(losses)
-    rate, rises = _rates(lr, len(y))
-    advise = partial(_diagnosis, lr=rate, scheduled=scheduled)
+    rate, rises, varies, finished = _rates(lr, len(y))
+    advise = partial(_diagnosis, lr=rate, scheduled=scheduled or varies, finished=finished)
     finite = np.isfinite(y)
     ended = _nonfinite_end(y, finite)
     if ended == 0:
@@ -179,6 +183,8 @@ def diagnose(
         verdict, factor, finding = _judge_fixed(curve) if fixed_batch else _judge(curve)
         if rises and verdict in ("too slow", "plateau"):
             verdict, factor, finding = "unclear", 1.0, _RISING
+        if verdict == "diverged" and curve.like_a_share:
+            verdict, factor, finding = "unclear", 1.0, f"The loss has {_changed(curve)} towards 1, as an accuracy does"
         return advise(verdict, curve.evidence() | missing, factor, finding)
 
 
@@ -228,16 +234,18 @@ def _nonfinite_end(y: np.ndarray, finite: np.ndarray) -> int | None:
     return int(known[-1]) + 1 if trailing > 2 * longest else None
 
 
-def _rates(lr: Any, count: int) -> tuple[float | None, bool]:
-    """The last learning rate, and whether rates have been rising until lately."""
+def _rates(lr: Any, count: int) -> tuple[float | None, bool, bool, bool]:
+    """The last learning rate, and whether rates have been rising until lately, vary, and have come down to nothing."""
     if lr is None or np.ndim(lr) == 0:
-        return None if lr is None else real("lr", lr, 0.0), False
+        return None if lr is None else real("lr", lr, 0.0), False, False, False
     rates = np.asarray(lr)
     if rates.shape != (count,) or rates.dtype.kind not in "iuf" or not np.all((rates >= 0.0) & (rates < math.inf)):
         raise ValueError(f"lr: expected a rate >= 0, or one for each of {count} losses, got shape {rates.shape}")
     if count == 0:
-        return None, False
-    return float(rates[-1]), bool(rates[-count // 4 :].max() > _RISEN * np.median(rates))
+        return None, False, False, False
+    largest, last = float(rates.max()), float(rates[-1])
+    rises = bool(rates[-count // 4 :].max() > _RISEN * np.median(rates))
+    return last, rises, largest > float(rates.min()), last < _FINISHED * largest
 
 
 _ADVICE = {
@@ -250,12 +258,15 @@ _ADVICE = {
 _RISING = "The loss has fallen slowly, or not at all, while the learning rate was still rising"
 _JUMPED = "The loss has jumped up and is not clearly better than at its start"
 _NOTHING = "The loss has not fallen beyond its noise"
+HIDDEN = "whether it still falls is hidden by its noise"
 _ADVICE_OF = {
+    HIDDEN: "train longer before the learning rate is changed",
     _NOTHING: "probe_lr tells whether another rate is better or nothing is left to gain",
     _JUMPED: "probe_lr tells whether a smaller rate is better",
     _RISING: "wait until the learning rate has been at its height for a while",
     "slight": "keep the learning rate, or see by probe_lr whether a larger one is faster",
     "plateau": "lower the learning rate by a schedule, or stop here",
+    "finished": "the schedule has come to its end; train again with a longer one, or stop here",
     "scheduled": "wait if the schedule will lower the learning rate further, or stop here",
     "unclear": "look at the model, the data and what kind of loss it is before the rate is changed",
     "too short": "train longer",
@@ -263,15 +274,23 @@ _ADVICE_OF = {
 
 
 def _diagnosis(
-    verdict: str, evidence: dict[str, float], factor: float, finding: str, lr: float | None, scheduled: bool
+    verdict: str,
+    evidence: dict[str, float],
+    factor: float,
+    finding: str,
+    lr: float | None,
+    scheduled: bool,
+    finished: bool,
 ) -> Diagnosis:
     advice = _ADVICE[factor]
     if factor == 1.0:
-        advice = _ADVICE_OF.get(finding) or _ADVICE_OF.get(verdict, advice)
+        advice = _ADVICE_OF.get(finding.split("; ")[-1]) or _ADVICE_OF.get(verdict, advice)
     if scheduled and advice == _ADVICE_OF["plateau"]:
         advice = _ADVICE_OF["scheduled"]
     if verdict == "healthy" and evidence["drop"] < _SLIGHT:
         advice = _ADVICE_OF["slight"]
+    if finished and verdict in ("healthy", "plateau"):
+        advice = _ADVICE_OF["finished"]
     number = ""
     if factor != 1.0 and scheduled:  # its present rate says nothing about the others
         number = f" (all of its schedule, schedules.scale(schedule, {factor:g}))"
@@ -289,6 +308,8 @@ def _changed(curve: MeasuredCurve) -> str:
     start, end = curve.levels_of_loss
     verb = "risen" if end > start else "dropped"
     share = abs(curve.evidence()["drop"])
+    if curve.positive and end == 0.0 < start:
+        return f"{verb} to 0"
     if curve.positive and end < start and share >= 0.9995:
         return f"{verb} to {1.0 - share:.1g} of its start"
     if curve.positive and share < 10.0:
@@ -365,7 +386,8 @@ def _judge(c: MeasuredCurve) -> Judgement:
     falls = tail.sure >= 1.0 and kendall_tau(late) <= _TREND
     if not short and min(gained, lost) > enough and lost > 0.3 * gained and not falls:
         return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
-    if c.jumped and (c.drop <= 0.0 or c.y[-(c.n // 10) :].mean() >= c.y[0]):  # typical losses may hide rare large ones
+    remnant = c.drop < min(_SLOW, _REMNANT * (float(c.z.max()) - c.start))
+    if c.jumped and (remnant or c.y[-(c.n // 10) :].mean() >= c.y[0]):  # typical losses may hide rare large ones
         if rise > _SURE * c.scatter and not c.averaged:
             return "diverged", 0.1, _JUMPED
         return "unclear", 1.0, _JUMPED
@@ -378,6 +400,8 @@ def _judge(c: MeasuredCurve) -> Judgement:
         if tail.fall < max(min(_FLAT, 0.2 * c.drop), 0.02 * c.drop, 2.0 * tail.error):
             if short:
                 return "too short", 1.0, f"{_so_many(c.n)} to tell whether the loss still falls"
+            if c.room > _ROOM:
+                return "plateau", 1.0, f"The loss has {_changed(c)}; {HIDDEN}"
             return "plateau", 1.0, f"The loss has {_changed(c)} and {_no_longer_falls(c)}"
         return "healthy", 1.0, f"The loss has {_changed(c)} and is still falling"
     if short:

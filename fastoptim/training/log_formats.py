@@ -61,6 +61,8 @@ class Curve:
         What else in the log may be a loss.
     told : dict
         What the log says of the run, as keywords of `diagnose`.
+    left_out : int
+        Losses of other runs before it in the same log.
     """
 
     steps: np.ndarray
@@ -71,6 +73,7 @@ class Curve:
     column: str = "loss"
     others: tuple[str, ...] = ()
     told: dict[str, Any] = field(default_factory=dict)
+    left_out: int = 0
 
 
 class _Columns(dict[str, list[float | None]]):
@@ -136,7 +139,10 @@ def _chosen(columns: _Columns, column: str | None) -> Curve:
     if all(later is not None and earlier is not None and later < earlier for earlier, later in pairwise(order)):
         where.reverse()  # the newest comes first
     known = [math.nan if order[i] is None else order[i] for i in where]
-    there = [i for i, value in enumerate(checks or ()) if value is not None and order[i] is not None]
+    begun = last_run(np.array(known, float), _array(filled[column], where))
+    known, where = known[begun:], where[begun:]
+    since = where[0] if begun else 0
+    there = [i for i, value in enumerate(checks or ()) if value is not None and order[i] is not None and i >= since]
     return Curve(
         np.array(known if np.isfinite(np.array(known, float)).all() else range(len(where)), float),
         _array(filled[column], where),
@@ -145,7 +151,21 @@ def _chosen(columns: _Columns, column: str | None) -> Curve:
         _array(checks or (), there),
         column,
         tuple(name for name in candidates if name != column),
+        left_out=begun,
     )
+
+
+def last_run(steps: np.ndarray, losses: np.ndarray) -> int:
+    """Where the last of several runs in one log begins: steps begin anew, and losses are as high as they were at first.
+
+    Counts within epochs begin anew as well, but losses then go on where they were.
+    """
+    for i in np.flatnonzero((np.diff(steps) < 0.0) & (steps[1:] <= steps[0]))[::-1] + 1:
+        parts = losses[:5], losses[max(0, i - 5) : i], losses[i : i + 5]
+        first, before, after = (float(np.median(part)) for part in parts)
+        if after - before > 0.5 * (first - before) > 0.0 and after > 1.5 * before:
+            return int(i)
+    return 0
 
 
 def _exported(names: Iterable[str]) -> list[str]:
@@ -401,7 +421,10 @@ def _from_lines(text: str, pattern: str | None) -> Curve:
         hint = "no line matches --pattern" if pattern else "no loss is found; name its --column, or give a --pattern"
         raise ValueError(hint)
     losses, steps = (np.array(column) for column in list(zip(*of_training, strict=True))[1:])
+    begun = last_run(steps, losses)
+    losses, steps = losses[begun:], steps[begun:]
     if not np.all(np.diff(steps, prepend=0.0) >= 0.0):  # one is missing, or they begin anew
         steps = np.arange(float(len(losses)))
     nothing = np.array([])
-    return Curve(steps, losses, None, nothing, nothing, "loss" if pattern is None else "pattern")
+    name = "loss" if pattern is None else "pattern"
+    return Curve(steps, losses, None, nothing, nothing, name, left_out=begun)

@@ -752,6 +752,50 @@ def test_a_loss_that_was_thrown_up_at_once_is_compared_with_the_first():
         assert fo.diagnose(rare * np.exp(noise)).verdict == "unclear"
 
 
+@pytest.mark.parametrize("early", [(3.6, 6.6, 10.3, 4.8), (13.1, 6.7, 38.0, 28.3), (87.5, 174.0, 923.0, 8.9)])
+def test_a_network_that_died_at_once_has_gained_nothing(early):
+    """Losses of SGD at rates of 3 and 10 on digits, whose ReLUs die: "dropped by 46 %", counted from the jump."""
+    level = math.log(10.0) + 0.03 * np.random.default_rng(0).standard_normal(295)
+    found = fo.diagnose([2.4, *early, *level])
+    assert (found.verdict, found.lr_factor) == ("unclear", 1.0)
+    assert "jumped up" in found.remedy and "smaller rate" in found.remedy
+    gained = fo.diagnose([2.4, *early, *(level - 1.8)])  # half a unit is left: a real gain
+    assert gained.verdict == "plateau" and "dropped by 79" in gained.remedy
+
+
+def test_flat_is_said_only_where_noise_cannot_hide_a_fall():
+    t = np.arange(300.0)
+    noise = np.random.default_rng(0).standard_normal(300)
+    curve = 0.3 + 2.0 * np.exp(-t / 20)
+    for width, hidden in ((0.02, False), (0.5, True)):
+        found = fo.diagnose(curve * np.exp(width * noise))
+        assert (found.verdict, found.lr_factor) == ("plateau", 1.0)
+        assert ("hidden by its noise" in found.remedy) == hidden == ("stop here" not in found.remedy)
+        assert ("train longer" in found.remedy) == hidden
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_nothing_is_kept_after_a_schedule_has_come_to_its_end(level):
+    """The rate is 0: keeping it trains nothing, and ten times as much is 0, too."""
+    t = np.arange(200.0)
+    ended, rates = level + np.exp(-t / 80), 0.1 * (1.0 - (t + 1.0) / 200)
+    for fixed in (False, True):
+        found = fo.diagnose(ended, lr=rates, fixed_batch=fixed)
+        assert found.verdict == "healthy" and "schedule has come to its end" in found.remedy
+        assert "keep the learning rate" in fo.diagnose(ended[:150], lr=rates[:150], fixed_batch=fixed).remedy
+        slow = fo.diagnose(2.3 - 1e-5 * t, lr=rates, fixed_batch=fixed).remedy
+        assert "all of its schedule" in slow and "try 0" not in slow
+
+
+def test_an_accuracy_has_not_diverged():
+    t = np.arange(300.0)
+    noise = 0.01 * np.random.default_rng(0).standard_normal(300)
+    for steps in (300, 30):
+        found = fo.diagnose((0.95 - 0.85 * np.exp(-t / 60) + noise)[:: 300 // steps])
+        assert (found.verdict, found.lr_factor) == ("unclear", 1.0) and "accuracy" in found.remedy
+    assert fo.diagnose(np.minimum(0.01 * np.exp(t / 65), 1.0)).verdict == "diverged"  # faster and faster
+
+
 @pytest.mark.parametrize("constant", [0.0, 100.0, 1e4])
 def test_a_constant_in_the_loss_does_not_make_it_flat(constant):
     """It was told to lower the rate, or to stop, in the middle of its fall."""

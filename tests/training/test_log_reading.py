@@ -135,6 +135,32 @@ def test_the_training_loss_comes_before_others():
     assert rank(" Train/Loss ") == rank("training-loss") == 0
 
 
+def test_of_several_runs_in_one_log_the_last_is_read(tmp_path, capsys):
+    """The second run begins where the first began: its rise was taken for an oscillation, and the rate was halved."""
+    run = [(i, round(0.2 + 2.0 * 0.99**i, 4)) for i in range(300)]
+    again = [*run, *run[:60]]
+    for name, text in (
+        ("table.csv", table(",", ("step", "loss"), *again)),
+        ("text.log", "".join(f"step {i}: loss {loss}\n" for i, loss in again)),
+    ):
+        found = curve(text)
+        assert (found.losses.tolist(), found.left_out) == ([loss for _, loss in run[:60]], 300)
+        assert found.steps.tolist() == list(range(60))
+        (tmp_path / name).write_text(text)
+        assert cli.main(["diagnose", str(tmp_path / name)]) == 0
+        out = capsys.readouterr().out
+        assert "healthy" in out and "begin anew after 300 losses of another run" in out
+    within = [(i % 50, loss) for i, loss in run]  # counted within each epoch
+    assert curve(table(",", ("iter", "loss"), *within)).losses.tolist() == [loss for _, loss in run]
+
+
+def test_what_is_no_loss_is_not_judged(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(table(",", ("step", "ep_rew_mean_reward"), *((i, 2.0 * i) for i in range(1, 200))))
+    assert cli.main(["diagnose", str(tmp_path / "a.csv"), "--column", "ep_rew_mean_reward"]) == 0
+    out = capsys.readouterr().out
+    assert "more seems to be better" in out and "divide" not in out
+
+
 def test_the_mark_of_utf_8_is_no_part_of_a_name():
     assert curve("\ufeffloss,acc\n2,1\n1,1\n").column == "loss"
 
