@@ -1,7 +1,7 @@
 """The advice of `fastoptim.diagnose`, `probe_lr` and `lr_range_test` beside the truth.
 
     python benchmarks/advice.py                 # generated and real curves: two minutes
-    python benchmarks/advice.py --problems      # 15 problems beside what other rates and more steps lead to: five minutes
+    python benchmarks/advice.py --problems      # 15 problems beside what other rates, and more steps, do: 5 minutes
     python benchmarks/advice.py --probes        # probe_lr on them beside brute force: ten minutes
     python benchmarks/advice.py --hostile 100000 # curves of extreme values: nothing raises, nothing says "nan"
     python benchmarks/advice.py --tuning        # the curves on which thresholds were chosen
@@ -521,9 +521,8 @@ def tried(problem: Problem, optimizer: str, totals: Counter[str]) -> Iterator[st
                 yield f"  HARMFUL: {run}: {end:.4g}, as advised {followed:.4g}: {found}"
             continue
         improves = later < (1 - CLEAR) * end
-        key = f"told to keep the rate, and as many steps more {'improve' if improves else 'do not improve'} the loss clearly"
-        if later >= end:
-            key = "told to keep the rate, and as many steps more do not lower the loss at all"
+        gain = "much" if improves else "a little" if later < end else "not at all"
+        key = f"told to keep the rate, as many steps more lower the loss {gain}"
         totals[key] += 1
         totals[f"{key}: verdict {found.verdict}"] += 1
         totals[f"{key}: told to stop or to lower the rate"] += "stop here" in found.remedy
