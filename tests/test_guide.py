@@ -119,6 +119,13 @@ def test_the_guide_has_its_snippets():
     assert {name: found[name] for name in least if found[name] < least[name]} == {}
 
 
+def test_no_block_is_passed_over():
+    """One that is indented, or spelled otherwise, would go untested without a word."""
+    for path in (p for p in PAGES if p.suffix == ".md"):
+        text = path.read_text()
+        assert len(re.findall(r"```\{?(?:py|code)", text)) == len(blocks_of(path)) + text.count("<!-- not run: "), path
+
+
 def test_a_snippet_that_prints_something_else_is_seen():
     text = "```python\nprint(1)\n```\n\n```text\n2\n```\n\n<!-- not run: no GPU -->\n```python\nx\n```\n"
     [(code, said)] = snippets(text)
