@@ -43,6 +43,8 @@ EXPECTED = {
     "test_signals_reach_the_main_thread_only": "wine shows the /proc of Linux, where its threads have other numbers",
     "test_the_safetensors_library_reads_the_same": "wine cannot load the library of safetensors",
     "test_other_wrong_uses_are_one_line": "wine has other words for a file that is not there",
+    "got ShardedOptimizer": "mpi4py is not installed",
+    "test_the_order_of_few_data_hardly_moves": "scikit-learn is not installed",
     "test_other_files_are_refused": "wine cannot load the library of safetensors",
 }
 # Equally long, as one stands in place of the other in NumPy's libraries.
