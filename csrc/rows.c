@@ -6,8 +6,8 @@
 #include <string.h>
 
 /* Gradients are added up, then kernels take them: so many bytes at a time, which stay in the nearest cache, whole blocks;
- * and so many stretches of rows that follow each other. So many bytes of values fit into the next cache. */
-enum { ROOM = 8192, STRETCHES = 128, CHUNK = 16384, SOON = 1 << 20 };
+ * and so many stretches of rows that follow each other. Values are asked for so many rows before they are added. */
+enum { ROOM = 8192, STRETCHES = 128, CHUNK = 16384, AHEAD = 16 };
 
 void fo_rows_drop(fo_param *param)
 {
@@ -43,10 +43,6 @@ int fo_rows_take(fo_param *param, int wide, const void *indices, const void *val
     if (!memory)
         return 0;
     *rows = (fo_rows){count, n ? param->n / n : 0, values, 0, memory, (int64_t *)memory + count, memory};
-    /* The values are asked for in the order in which they lie, which memory gives quickest; they will be read in another. */
-    size_t bytes = fo_bytes(param->storage[SLOT_GRAD], count * rows->length);
-    for (size_t line = 0; bytes <= SOON && line < bytes; line += 64)
-        __builtin_prefetch((const char *)values + line, 0, 2);
     for (int64_t i = 0; i < count; i++) {
         int64_t row = wide ? ((const int64_t *)indices)[i] : ((const int32_t *)indices)[i];
         if (row < 0 || row >= n)
@@ -143,15 +139,28 @@ static void step_stretch(const fo_param *param, const fo_run *run, fo_kernel *ke
     kernel(run, n, data);
 }
 
-/* Asks for the memory of `n` elements from `start` on, which will be stepped soon: rows lie apart, and waiting for one after
- * the other would take most of the time. gcc drops calls of a function that does nothing else, unless it is inlined early. */
-static inline __attribute__((always_inline)) void ask_for(const fo_param *param, int64_t start, int64_t n)
+/* Rows lie apart, and waiting for one after the other would take most of the time: memory is asked for ahead, values while
+ * others are added up and what they change while others are stepped. gcc drops calls of a function that does nothing else,
+ * unless it is inlined early. */
+static inline __attribute__((always_inline)) void ask_for(const char *at, size_t bytes)
 {
-    for (int slot = 0; slot < param->slots; slot++) {
-        const char *at = fo_address(param, slot, start), *end = at + fo_bytes(param->storage[slot], n);
-        for (at -= (uintptr_t)at % 64; slot != SLOT_GRAD && at < end; at += 64)
-            __builtin_prefetch(at, 1);
-    }
+    const char *end = at + (bytes < ROOM ? bytes : ROOM);
+    for (at -= (uintptr_t)at % 64; at < end; at += 64)
+        __builtin_prefetch(at, 0, 2);
+}
+
+static inline __attribute__((always_inline)) void ask_for_values(const fo_rows *rows, int64_t size, int64_t i)
+{
+    if (i < rows->count)
+        ask_for((const char *)rows->values + rows->at[i] * rows->length * size, (size_t)(rows->length * size));
+}
+
+static inline __attribute__((always_inline)) void ask_for_row(const fo_param *param, int64_t i)
+{
+    const fo_rows *rows = &param->rows;
+    for (int slot = 0; i < rows->count && slot < param->slots; slot++)
+        if (slot != SLOT_GRAD)
+            ask_for(fo_address(param, slot, rows->row[i] * rows->length), fo_bytes(param->storage[slot], rows->length));
 }
 
 /* The first index that belongs to a chunk: the values of one row are not parted. */
@@ -182,14 +191,17 @@ void fo_rows_step(const fo_param *param, const fo_run *run, int64_t chunk)
     const fo_rows *rows = &param->rows;
     const int64_t size = (int64_t)fo_bytes(param->storage[SLOT_GRAD], 1), room = ROOM / size, to = begin_of(rows, chunk + 1);
     fo_kernel *kernel = param->stored.low ? 0 : fo_kernel_for(run->rule, param->storage[SLOT_PARAM]);
-    for (int64_t i = begin_of(rows, chunk), first = 0; i < to;) {
+    int64_t i = begin_of(rows, chunk), first = 0;
+    for (int64_t k = i; k < i + AHEAD; k++)
+        ask_for_values(rows, size, k), ask_for_row(param, k);
+    while (i < to) {
         int64_t count = 0, n = 0, part;
         for (; i < to && count < STRETCHES; n += part) {
             const int64_t start = rows->row[i] * rows->length + first, left = rows->length - first, next = end_of(rows, i);
             part = left < room ? left : room;
             if (n + part > room)
                 break;
-            ask_for(param, start, part);
+            ask_for_values(rows, size, i + AHEAD);
             add_up(rows, size, sums + n * size, part, i, next, first);
             if (count && stretch[count - 1].start + stretch[count - 1].n == start) {
                 stretch[count - 1].n += part;
@@ -200,8 +212,10 @@ void fo_rows_step(const fo_param *param, const fo_run *run, int64_t chunk)
             first = part == left ? 0 : first + part;
             i = part == left ? next : i;
         }
-        for (int64_t k = 0; k < count; k++)
+        for (int64_t k = 0; k < count; k++) {
+            ask_for_row(param, i + k);
             step_stretch(param, run, kernel, stretch[k].start, stretch[k].n, stretch[k].gradient);
+        }
     }
 }
 
