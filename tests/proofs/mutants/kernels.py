@@ -116,8 +116,8 @@ MUTANTS = (
     Mutant(
         "norm: other pairs of lanes",
         LOOPS,
-        "lane.one[j] = lane.one[2 * j] + lane.one[2 * j + 1]",
-        "lane.one[j] = lane.one[j] + lane.one[j + width]",
+        "lane->one[j] = lane->one[2 * j] + lane->one[2 * j + 1]",
+        "lane->one[j] = lane->one[j] + lane->one[j + width]",
     ),
     Mutant("norm: scaled in double", LOOPS, "k * (double)NAME(scale)(g, s)", "k * ((double)g * s)"),
     Mutant("norm: squared before it is widened", LOOPS, "return x * x;", "return (T)x * (T)x;"),
