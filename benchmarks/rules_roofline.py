@@ -35,6 +35,7 @@ MEASURING: dict[str, tuple[Callable[..., fo.Optimizer], str, int]] = {
     "novograd": (fo.NovoGrad, "novograd", 1),
     "update_clip": (partial(fo.AdamW, update_clip="rms"), "adam", 2),
     "cautious_adam": (partial(fo.AdamW, cautious=True), "cautious_adam", 2),
+    "cautious_amsgrad": (partial(fo.AdamW, amsgrad=True, cautious=True), "cautious_amsgrad", 2),
     "cautious_lion": (partial(fo.Lion, cautious=True), "cautious_lion", 2),
 }
 

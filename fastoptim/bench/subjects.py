@@ -180,8 +180,8 @@ def optimizer(
         return cls(params, lr=LR, **options, backend=backend, threads=threads)
 
     class OfTheTable(Optimizer):
-        _rules, _names = (rule,), ("rule", "coefficients")
-        _spec = staticmethod(lambda rule, k: UpdateSpec(Kernel(RULES[rule], "none"), (1.0, 0.0), k))
+        _rules, _checks = (rule,), {"rule": str, "coefficients": tuple}
+        _update = staticmethod(lambda given: UpdateSpec(Kernel(RULES[given.rule], "none"), (1.0, 0.0), given.coefficients))
 
     # Arithmetic takes as long with any numbers.
     return OfTheTable(params, {"rule": rule, "coefficients": (0.5,) * len(RULES[rule].coefficients)}, backend, threads)

@@ -14,7 +14,7 @@ import pytest
 
 from fastoptim.bench import cases, worker
 from fastoptim.bench.storages import STORAGES
-from fastoptim.bench.subjects import OPTIMIZERS, SUBJECTS, Subject
+from fastoptim.bench.subjects import OPTIMIZERS, SUBJECTS, Subject, optimizer
 from fastoptim.rules.table import RULES
 
 SIZES = (1, 1000)
@@ -241,3 +241,11 @@ def test_both_ends_of_a_large_array_are_checked():
     assert parts[-1].stop == size
     assert sum(part.stop - part.start for part in parts) == budget
     assert worker.checked_parts(10, budget) == [slice(0, 10)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_of_the_table_can_be_timed(rule):
+    p = np.ones(5, np.float32)
+    opt = optimizer(rule, [p], "numpy", 1)
+    opt.step([p.copy()])
+    assert rule in opt._rules and not np.isnan(p).any()
