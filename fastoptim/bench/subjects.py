@@ -181,7 +181,9 @@ def optimizer(
 
     class OfTheTable(Optimizer):
         _rules, _checks = (rule,), {"rule": str, "coefficients": tuple}
-        _update = staticmethod(lambda given: UpdateSpec(Kernel(RULES[given.rule], "none"), (1.0, 0.0), given.coefficients))
+        _update = staticmethod(
+            lambda given: UpdateSpec(Kernel(RULES[given.rule], "none"), (1.0, 0.0), given.coefficients)
+        )
 
     # Arithmetic takes as long with any numbers.
     return OfTheTable(params, {"rule": rule, "coefficients": (0.5,) * len(RULES[rule].coefficients)}, backend, threads)
