@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -59,6 +60,13 @@ class OptionalBuild(build_ext):
         command = getattr(self.compiler, "compiler_so", None) or [""]
         if command[0] and shutil.which(command[0]) is None:
             raise RuntimeError(f"there is no C compiler {command[0]!r}: install GCC or Clang, or name one by CC")
+        alone = self.compiler.compile
+
+        def together(sources, **options):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                return [name for names in pool.map(lambda x: alone([x], **options), sources) for name in names]
+
+        self.compiler.compile = together
         super().build_extensions()
 
     def load(self):

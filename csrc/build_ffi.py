@@ -8,7 +8,8 @@ import numpy
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ("bind.c", "plan.c", "stored.c", "rows.c", "pool.c", "pace.c", "kernels/cpu.c", "kernels/kernels.c")
+KERNELS = ("kernels/avx512.c", "kernels/avx2.c", "kernels/kernels.c")  # what takes longest comes first
+SOURCES = (*KERNELS, "kernels/cpu.c", "bind.c", "plan.c", "stored.c", "rows.c", "pool.c", "pace.c")
 
 # Where a compiler would compute in wider types than it is told to; the kernels do not compile without these.
 EXACT = {
