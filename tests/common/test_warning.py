@@ -11,7 +11,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim import backends
-from fastoptim.adapters import cs231n, dicts
+from fastoptim.adapters import _update, cs231n, dicts
 from fastoptim.arrays.storage import small_dtype
 from fastoptim.optimizers import own
 
@@ -46,11 +46,13 @@ def test_no_extension(call, monkeypatch):
     monkeypatch.setattr(backends, "_choices", {})
     monkeypatch.delenv("FASTOPTIM_BACKEND", raising=False)
     backends._best_host_backend.cache_clear()
+    _update._array_step.cache_clear()  # what it keeps has its backend
     try:
         with pytest.warns(RuntimeWarning, match="no compiler; using the numpy backend") as caught:
             OF_C[call](np.ones(3), np.ones(3))
     finally:
         backends._best_host_backend.cache_clear()
+        _update._array_step.cache_clear()
     line = inspect.getsourcelines(OF_C[call])[1]
     assert [(warning.filename, warning.lineno) for warning in caught] == [(__file__, line)]
 

@@ -178,7 +178,7 @@ def test_add_param_group_to_a_plain_optimizer_makes_step_take_a_list():
     opt.add_param_group({"params": [b]})
     opt.step([np.ones(2), [np.ones(2)]])
     assert a[0] == 0 and b[0] == 0.5
-    with pytest.raises(ValueError, match="2 groups"):
+    with pytest.raises(ValueError, match="each group, 2 in all"):
         opt.step(np.ones(2))
 
 

@@ -424,16 +424,16 @@ def unwritable(folder):
     """Where one rank cannot save, all are told before the first step."""
     calls = []
     f = lambda p, batch: calls.append(0) or network(p, batch)  # noqa: E731
-    write = format.write
+    rehearse = format.rehearse
 
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
     if LAST:
-        format.write = refuse
+        format.rehearse = refuse
     with refused(PermissionError if LAST else RuntimeError, "Permission denied"):
         fit(f, checkpoint=Path(folder) / "run.ckpt")
-    format.write = write
+    format.rehearse = rehearse
     assert not calls
 
 
