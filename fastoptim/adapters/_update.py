@@ -90,12 +90,18 @@ class Attributes:
     _only_arguments: tuple[str, ...] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        cls = type(self)
+        cls: Any = type(self)
         if not name.startswith("_") and not hasattr(cls, name) and cls.__module__.rpartition(".")[0] == __package__:
-            known = [x for x in signature(cls).parameters if x not in self._only_arguments]
-            if name not in (*known, *self._others):
+            known = _arguments(cls)
+            if name not in known and name not in self._others:
                 raise AttributeError(unknown_name(cls.__name__, name, known))
         super().__setattr__(name, value)
+
+
+@cache
+def _arguments(cls: Any) -> list[str]:
+    """The attributes that are named like arguments."""
+    return [name for name in signature(cls).parameters if name not in cls._only_arguments]
 
 
 def step_array(

@@ -301,13 +301,12 @@ class CBackend(Backend):
         if plan is None:
             if len(self._norms) >= _KEPT:
                 self._norms.clear()
-            plan = CPlan([(0, "none")], [0] * len(grads), [_row(g) for g in grads], count_of_steps(), threads)
-            self._norms[key] = plan
+            plan = self._norms[key] = _plan_of_sums(grads, threads)
         norm = plan.norm(tuple(grads), grad_scale)  # None, too, while another thread uses the plan
         return super().norm(grads, grad_scale, threads) if norm is None else norm
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
-        plan = CPlan([(0, "none")], [0] * len(grads), [_row(g) for g in grads], count_of_steps(), threads)
+        plan = _plan_of_sums(grads, threads)
         _applied(plan.sum_squares(tuple(grads), grad_scale, k) is not None)
         return plan.block_sums()
 
@@ -350,6 +349,11 @@ class CBackend(Backend):
             "compiler": ffi.string(lib.fo_compiler()).decode(),
             "flags": ffi.string(lib.fo_flags).decode(),
         }
+
+
+def _plan_of_sums(grads: Sequence[Any], threads: int) -> CPlan:
+    """A plan for the sums of squares of gradients like these; it makes no steps."""
+    return CPlan([(0, "none")], [0] * len(grads), [_row(g) for g in grads], count_of_steps(), threads)
 
 
 def _applied(plain: bool) -> None:

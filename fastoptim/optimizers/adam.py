@@ -10,7 +10,7 @@ from ..common.validation import real
 from ..rules import coefficients as k
 from ..rules import measures
 from .family import BELOW_ONE, Family, Options, spec_of
-from .hyperparameters import PerGroup, UpdateSpec, with_defaults
+from .hyperparameters import PerGroup, UpdateSpec, kind_of_decay, with_defaults
 
 
 @public
@@ -111,13 +111,16 @@ class Adam(Family, betas=BELOW_ONE, eps_mode=k.EPS_MODES, decay_mode=k.DECAY_MOD
     def _update(cls, o: Any) -> UpdateSpec:
         rule, measured = "amsgrad" if o.amsgrad else "adam", None
         coefficients = partial(k.adam_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.eps_mode)
-        decayed = "none" if not o.weight_decay else "decoupled" if cls._decoupled else "coupled"
         if o.update_clip is not None:
-            measured = measures.clipped(_threshold(o.update_clip, o.eps_mode), decayed)
+            measured = measures.clipped(_threshold(o.update_clip, o.eps_mode), cls._decay(o))
         if o.cautious:
-            rule, measured = f"cautious_{rule}", measures.both(measured, measures.cautious(decayed))
+            rule, measured = f"cautious_{rule}", measures.both(measured, measures.cautious(cls._decay(o)))
             coefficients = partial(k.cautious_adam_coefficients, o.lr, o.betas[0], o.betas[1], o.eps, o.eps_mode, 1.0)
         return spec_of(rule, o, coefficients, decoupled=cls._decoupled, measured=measured)
+
+    @classmethod
+    def _decay(cls, o: Any) -> str:
+        return kind_of_decay(o.lr, o.weight_decay, cls._decoupled, o.decay_mode)[0]
 
 
 def _threshold(update_clip: Any, eps_mode: str) -> float:

@@ -88,8 +88,8 @@ def grad_norm(grads: Any, *, grad_scale: float = 1.0, backend: str = "auto", thr
     """
     chosen, checked = _checked(grads, backend, written=False)
     scale = real("grad_scale", grad_scale)
-    for g in checked:
-        check_range("grad_scale", scale, chosen.describe(g)[1])
+    for dtype in dict.fromkeys(chosen.describe(g)[1] for g in checked):
+        check_range("grad_scale", scale, dtype)
     return chosen.norm(checked, scale, resolve_threads(threads))
 
 

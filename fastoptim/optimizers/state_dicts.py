@@ -27,7 +27,7 @@ from ..common.warning import warn
 from ..rules.codecs import Stored
 from ..rules.table import Rule, rules_of
 from .groups import Groups, Parameter, ParamGroup, ParamGroups, fixed
-from .hyperparameters import Checked
+from .hyperparameters import Checked, UpdateSpec
 from .selecting import Members
 from .states import check_members
 
@@ -43,6 +43,8 @@ class Savable(Protocol):
     clip: str
     _rules: tuple[str | Rule, ...]
     _names: tuple[str, ...]
+
+    def _spec_of(self, group: ParamGroup) -> UpdateSpec: ...
 
     def _checked(self, given: tuple[Any, ...], dtypes: Iterable[np.dtype[Any]] = ()) -> Checked: ...
 
@@ -249,7 +251,7 @@ def _fitting(
         x = fitting[name]
         if getattr(x, "shape", None) != parameter.shape or not convertible(name, fitting, parameter.dtype):
             return None
-    rule = optimizer._checked(optimizer._read(parameter.group)).spec.kernel.rule
+    rule = optimizer._spec_of(parameter.group).kernel.rule
     needed, always = {*rule.states, *rule.scalars}, _always(rules)
     if fitting.get("step") and not always <= fitting.keys():
         return None

@@ -121,8 +121,8 @@ class Checkpoints:
         if validation is None or validation.best_step is None or validation.took_best_back:
             return False
         with contextlib.suppress(OSError, CheckpointError, LookupError, TypeError):
-            known, found = (_steps_in(path) - 1 == validation.best_step for path in (files.previous_path(best), best))
-            return known and not found
+            step = validation.best_step
+            return _steps_in(best) - 1 != step and _steps_in(files.previous_path(best)) - 1 == step
         return False
 
     def _take_best_back(self, writes: bool) -> None:
