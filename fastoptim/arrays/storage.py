@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,18 +28,6 @@ def small_dtype(name: str) -> np.dtype[Any] | None:
         return None
     found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else ml_dtypes.float8_e4m3fn)
     return found
-
-
-class StorageOptions(TypedDict, total=False):
-    """The arguments of every optimizer that say what its arrays are stored in; see `Storage`."""
-
-    state_dtype: str | None
-    rounding: str
-    master: bool
-    seed: int
-
-
-STORAGE_OPTIONS = tuple(StorageOptions.__annotations__)
 
 
 class Storage(NamedTuple):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 from ..common.public import public
 from ..common.validation import real
 from ..rules import coefficients as k
 from ..rules import measures
-from .family import BELOW_ONE, Family, Options, spec_of
-from .hyperparameters import PerGroup, UpdateSpec, kind_of_decay, with_defaults
+from .family import BELOW_ONE, Family, spec_of
+from .hyperparameters import Hyper, Rate, UpdateSpec, kind_of_decay
 
 
 @public
-class Adam(Family, betas=BELOW_ONE, eps_mode=k.EPS_MODES, decay_mode=k.DECAY_MODES):
+class Adam(Family):
     """Adam: steps scaled by running means of the gradient and of its square.
 
     At step t, with ``bc1 = 1 - beta1**t`` and ``bc2 = 1 - beta2**t``::
@@ -80,32 +81,16 @@ class Adam(Family, betas=BELOW_ONE, eps_mode=k.EPS_MODES, decay_mode=k.DECAY_MOD
 
     _rules = ("adam", "amsgrad", "cautious_adam", "cautious_amsgrad")
     _decoupled = False
-    betas: PerGroup[tuple[float, float]]
-    eps: PerGroup[float]
-    weight_decay: PerGroup[float]
-    amsgrad: PerGroup[bool]
-    eps_mode: PerGroup[str]
-    decay_mode: PerGroup[str]
-    update_clip: PerGroup[float | str | None]
-    cautious: PerGroup[bool]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-        eps_mode: str = "torch",
-        decay_mode: str = "lr",
-        update_clip: float | str | None = None,
-        cautious: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-3)
+    betas: Hyper[tuple[float, float]] = Hyper((0.9, 0.999), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-8)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    amsgrad: Hyper[bool] = Hyper(False)
+    _: KW_ONLY
+    eps_mode: Hyper[str] = Hyper("torch", k.EPS_MODES)
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
+    update_clip: Hyper[float | str | None] = Hyper(None)
+    cautious: Hyper[bool] = Hyper(False)
 
     @classmethod
     def _update(cls, o: Any) -> UpdateSpec:
@@ -134,7 +119,6 @@ def _threshold(update_clip: Any, eps_mode: str) -> float:
 
 
 @public
-@with_defaults(weight_decay=1e-2)
 class AdamW(Adam):
     """Adam with decoupled weight decay.
 
@@ -159,10 +143,10 @@ class AdamW(Adam):
     """
 
     _decoupled = True
+    weight_decay: Hyper[float] = Hyper(1e-2)
 
 
 @public
-@with_defaults(eps_mode="hat")
 class SparseAdam(Adam):
     """Adam for tables of which a step touches few rows: gradients are `Rows`, and other rows are left as they are.
 
@@ -191,3 +175,5 @@ class SparseAdam(Adam):
     """
 
     _lazy = True
+    _: KW_ONLY
+    eps_mode: Hyper[str] = Hyper("hat", k.EPS_MODES)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 from ..common.public import public
 from ..rules import coefficients as k
-from .family import BELOW_ONE, Family, Options, spec_of
-from .hyperparameters import PerGroup, UpdateSpec
+from .family import BELOW_ONE, Family, spec_of
+from .hyperparameters import Hyper, Rate, UpdateSpec
 
 
 @public
-class RMSprop(
-    Family,
-    alpha=BELOW_ONE,
-    momentum=BELOW_ONE,
-    eps_mode=k.ROOT_MODES,
-    momentum_mode=k.RMSPROP_MOMENTUM_MODES,
-):
+class RMSprop(Family):
     """RMSprop: steps divided by the root of a running mean of squared gradients.
 
     At each step, with the centered second moment ``w = max(v - a**2, 0)`` in place of ``v`` on request::
@@ -80,30 +75,15 @@ class RMSprop(
     """
 
     _rules = ("rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum")
-    alpha: PerGroup[float]
-    eps: PerGroup[float]
-    weight_decay: PerGroup[float]
-    momentum: PerGroup[float]
-    centered: PerGroup[bool]
-    eps_mode: PerGroup[str]
-    momentum_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        momentum: float = 0.0,
-        centered: bool = False,
-        *,
-        maximize: bool = False,
-        eps_mode: str = "torch",
-        momentum_mode: str = "torch",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-2)
+    alpha: Hyper[float] = Hyper(0.99, BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-8)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    momentum: Hyper[float] = Hyper(0.0, BELOW_ONE)
+    centered: Hyper[bool] = Hyper(False)
+    _: KW_ONLY
+    eps_mode: Hyper[str] = Hyper("torch", k.ROOT_MODES)
+    momentum_mode: Hyper[str] = Hyper("torch", k.RMSPROP_MOMENTUM_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -117,7 +97,7 @@ class RMSprop(
 
 
 @public
-class Adagrad(Family, eps_mode=k.ROOT_MODES):
+class Adagrad(Family):
     """Adagrad: steps divided by the root of the sum of all squared gradients.
 
     At step t::
@@ -163,26 +143,13 @@ class Adagrad(Family, eps_mode=k.ROOT_MODES):
     """
 
     _rules = ("rmsprop",)
-    lr_decay: PerGroup[float]
-    weight_decay: PerGroup[float]
-    initial_accumulator_value: PerGroup[float]
-    eps: PerGroup[float]
-    eps_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        lr_decay: float = 0.0,
-        weight_decay: float = 0.0,
-        initial_accumulator_value: float = 0.0,
-        eps: float = 1e-10,
-        *,
-        maximize: bool = False,
-        eps_mode: str = "torch",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-2)
+    lr_decay: Hyper[float] = Hyper(0.0)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    initial_accumulator_value: Hyper[float] = Hyper(0.0)
+    eps: Hyper[float] = Hyper(1e-10)
+    _: KW_ONLY
+    eps_mode: Hyper[str] = Hyper("torch", k.ROOT_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -191,7 +158,7 @@ class Adagrad(Family, eps_mode=k.ROOT_MODES):
 
 
 @public
-class Adadelta(Family, rho=BELOW_ONE):
+class Adadelta(Family):
     """Adadelta: steps with the typical size of earlier steps over that of gradients, so that units agree.
 
     At each step::
@@ -232,22 +199,10 @@ class Adadelta(Family, rho=BELOW_ONE):
     """
 
     _rules = ("adadelta",)
-    rho: PerGroup[float]
-    eps: PerGroup[float]
-    weight_decay: PerGroup[float]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1.0)
+    rho: Hyper[float] = Hyper(0.9, BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-6)
+    weight_decay: Hyper[float] = Hyper(0.0)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -255,7 +210,7 @@ class Adadelta(Family, rho=BELOW_ONE):
 
 
 @public
-class Adamax(Family, betas=BELOW_ONE, eps_mode=k.ADAMAX_MODES):
+class Adamax(Family):
     """Adamax: Adam with the largest recent gradient in place of the root mean square.
 
     At step t::
@@ -291,24 +246,12 @@ class Adamax(Family, betas=BELOW_ONE, eps_mode=k.ADAMAX_MODES):
     """
 
     _rules = ("adamax",)
-    betas: PerGroup[tuple[float, float]]
-    eps: PerGroup[float]
-    weight_decay: PerGroup[float]
-    eps_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        eps_mode: str = "torch",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(2e-3)
+    betas: Hyper[tuple[float, float]] = Hyper((0.9, 0.999), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-8)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    _: KW_ONLY
+    eps_mode: Hyper[str] = Hyper("torch", k.ADAMAX_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -364,24 +307,11 @@ class FTRL(Family):
     """
 
     _rules = ("ftrl",)
-    l1: PerGroup[float]
-    l2: PerGroup[float]
-    beta: PerGroup[float]
-    initial_accumulator_value: PerGroup[float]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 0.05,
-        l1: float = 0.0,
-        l2: float = 0.0,
-        beta: float = 0.0,
-        initial_accumulator_value: float = 0.1,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(0.05)
+    l1: Hyper[float] = Hyper(0.0)
+    l2: Hyper[float] = Hyper(0.0)
+    beta: Hyper[float] = Hyper(0.0)
+    initial_accumulator_value: Hyper[float] = Hyper(0.1)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:

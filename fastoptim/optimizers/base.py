@@ -12,12 +12,12 @@ from itertools import compress
 from operator import is_, is_not
 from threading import get_ident
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, dataclass_transform, overload
 
 import numpy as np
 
 from ..arrays.autograd import tell_autograd
-from ..arrays.storage import STORAGE_OPTIONS, Storage, StorageOptions
+from ..arrays.storage import Storage
 from ..backends import resolve
 from ..backends.base import StepInfo
 from ..backends.offload import OffloadBackend
@@ -31,7 +31,7 @@ from ..rules.table import Rule
 from . import pickling, saving, state_dicts
 from .applying import applied
 from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
-from .hyperparameters import Checked, NotNeeded, PerGroup, UpdateSpec
+from .hyperparameters import Checked, Hyper, NotNeeded, Rate, UpdateSpec
 from .selecting import GroupedParams, Members, select
 from .state_dicts import IncompatibleKeys
 from .states import Plan, check_members, make_plan, member_of, state_view
@@ -41,6 +41,7 @@ _NOTHING, _AT_ONCE = object(), nullcontext()
 
 
 @public
+@dataclass_transform(eq_default=False)  # what subclasses state are arguments, see `Family`
 class Optimizer:
     """Base of the optimizers.
 
@@ -57,7 +58,8 @@ class Optimizer:
     _read: Callable[[Mapping[str, Any]], tuple[Any, ...]]  # the hyperparameters of a group, in the order of their names
     _resolve = staticmethod(resolve)
     _lazy = False  # whether gradients that are `Rows` leave other rows as they are
-    maximize: PerGroup[bool]  # which all have
+    lr: Hyper[float] = Rate(0.0)  # these two all have
+    maximize: Hyper[bool] = Hyper(False)
 
     def __init__(
         self,
@@ -69,11 +71,8 @@ class Optimizer:
         memory_budget: int | str | None = None,
         max_norm: float | None = None,
         clip: str = "norm",
-        **storage: Unpack[StorageOptions],
+        **storage: Any,
     ):
-        if unknown := sorted(storage.keys() - set(STORAGE_OPTIONS)):
-            known = (*self._names, "max_norm", "clip", *STORAGE_OPTIONS)
-            raise TypeError(unknown_name(type(self).__name__, unknown[0], known))
         params = listed(params)
         self._storage = Storage.checked(**storage)
         self._threads = resolve_threads(threads)
@@ -223,9 +222,6 @@ class Optimizer:
         super().__init_subclass__(**options)
         cls._names = tuple(cls._checks)
         cls._read = staticmethod(picker(cls._names))
-        for name in cls._names:
-            if not hasattr(cls, name):  # descriptors: a __getattr__ would slow down every other attribute
-                setattr(cls, name, PerGroup(name))
 
     def _set_attribute(self, name: str, value: Any) -> None:
         if not name.startswith("_") and not hasattr(type(self), name):
@@ -255,19 +251,6 @@ class Optimizer:
             for group, checked in zip(groups, found, strict=True):
                 group.put(name, checked.given[place])
                 group.checked = checked
-
-    @property
-    def lr(self) -> float:
-        """Learning rate of all groups; ValueError on reading if they differ. Setting takes one or one per group."""
-        rates = {float(group["lr"]) for group in self._model.groups}
-        if len(rates) > 1:
-            raise ValueError("the groups have different learning rates: read opt.param_groups[i]['lr']")
-        return rates.pop()
-
-    @lr.setter
-    def lr(self, value: Any) -> None:
-        values = list(value) if isinstance(value, (list, tuple)) else [value] * len(self._model.groups)
-        self._set("lr", values)
 
     @property
     def max_norm(self) -> float | None:

@@ -1,68 +1,99 @@
-"""The base of optimizers that are a typed signature and coefficients, and nothing else.
+"""The base of optimizers that are hyperparameters and coefficients, and nothing else.
 
-A class states its hyperparameters once, in the signature of ``__init__``, and what they come to in `_update`. Here are
-read from the signature: their names, how each is checked (by the type of its default), and the attributes.
+A class states its hyperparameters once, each with its type and default, and what they come to in `_update`. From that
+follow the arguments of ``__init__``, how each is checked (by the type of its default), and the attributes.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from dataclasses import KW_ONLY, InitVar
 from functools import cache, lru_cache
-from typing import Any, ClassVar
+from inspect import Parameter, Signature, get_annotations, signature
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..arrays.checks import check_dtype
-from ..arrays.storage import StorageOptions
+from ..arrays.storage import Storage
 from ..backends import Backend, choose
 from ..common.signals import deferred_signals
-from ..common.validation import count, kept_number
+from ..common.validation import bound, count, kept_number
 from ..rules.measures import Measured
 from ..rules.table import RULES, Kernel
 from .base import Optimizer
 from .groups import fixed
-from .hyperparameters import UpdateSpec, check_of, kind_of_decay
+from .hyperparameters import Hyper, UpdateSpec, check_of, kind_of_decay
 from .states import begin
 from .update import update_array
 
 BELOW_ONE = (0.0, 1.0)
 
 
-class Options(StorageOptions, total=False):
-    """What every optimizer takes beside its hyperparameters; `SGD` describes them."""
-
-    backend: str
-    threads: int | None
-    state_dir: Any
-    memory_budget: int | str | None
-    max_norm: float | None
-    clip: str
-
-
 class Family(Optimizer):
-    """Base of the optimizers whose hyperparameters are the signature of ``__init__``, between params and options.
+    """Base of the optimizers that state their hyperparameters as a dataclass states its fields, and `_update`.
 
-    Subclasses have ``__init__(self, params, ..., **options: Unpack[Options])`` that does no more than
-    ``self._begin(locals())``, and `_update`. A keyword behind the base class says what a hyperparameter may be: its
-    choices, or (low, below) in place of the usual "finite and >= 0".
+    ``name: Hyper[type] = Hyper(default)`` is an argument, in the order of the class, and an attribute; those behind
+    ``_: KW_ONLY`` are given by name. Type checkers read the same.
     """
 
-    _defaults: ClassVar[dict[str, Any]]  # name -> default
+    params: InitVar[Any]
+    _: KW_ONLY
+    maximize: Hyper[bool] = Hyper(False)
+    if TYPE_CHECKING:  # what every optimizer takes beside its hyperparameters; `SGD` describes them
 
-    def __init_subclass__(cls, **allowed: tuple[Any, ...]) -> None:
-        if "_update" in vars(cls):  # else it has the hyperparameters of its base, whatever its own __init__ takes
-            own, options = inspect.signature(cls.__init__), inspect.signature(Optimizer.__init__)
-            me, params, *found = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-            more = [p.replace(kind=p.kind.KEYWORD_ONLY) for p in list(options.parameters.values())[3:-1]]
-            told = own.replace(parameters=[me, params, *found, *more, options.parameters["storage"]])
-            cls.__init__.__signature__ = told  # type: ignore[attr-defined]  # for help(): what the options are
-            cls._defaults = {p.name: p.default for p in found}
-            cls._checks = {name: check_of(name, value, allowed.get(name)) for name, value in cls._defaults.items()}
+        class _Threads:  # is given as a number or None, and read as a number
+            def __get__(self, optimizer: Any, owner: Any = None) -> int: ...
+            def __set__(self, optimizer: Any, value: int | None) -> None: ...
+
+        backend: str = "auto"
+        threads: _Threads = _Threads()  # type: ignore[override]
+        state_dir: InitVar[Any] = None
+        memory_budget: InitVar[int | str | None] = None
+        max_norm: float | None = None
+        clip: str = "norm"
+        state_dtype: InitVar[str | None] = None
+        rounding: InitVar[str] = "stochastic"
+        master: InitVar[bool] = False
+        seed: InitVar[int] = 0
+
+    def __init_subclass__(cls) -> None:
+        stated = _stated(cls)
+        cls._checks = {p.name: check_of(p.name, p.default, getattr(cls, p.name).allowed) for p in stated}
         super().__init_subclass__()
+        if "__init__" not in vars(cls):
+            cls.__init__ = _init_of(cls, stated)  # type: ignore[method-assign]
 
-    def _begin(self, given: dict[str, Any]) -> None:
-        super().__init__(given["params"], {name: given[name] for name in self._names}, **given["options"])
+
+def _stated(cls: type) -> list[Parameter]:
+    """The hyperparameters of a class and its bases, as arguments."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        by_name = False
+        for name, annotation in get_annotations(base).items():
+            by_name |= annotation == "KW_ONLY"
+            if isinstance(hyper := vars(base).get(name), Hyper):
+                kind = Parameter.KEYWORD_ONLY if by_name else Parameter.POSITIONAL_OR_KEYWORD
+                told = annotation.removeprefix("Hyper[").removesuffix("]")
+                found[name] = Parameter(name, kind, default=hyper.default, annotation=told)
+    return sorted(found.values(), key=attrgetter("kind"))
+
+
+def _init_of(cls: type[Optimizer], stated: list[Parameter]) -> Callable[..., None]:
+    """The ``__init__`` of a class with these hyperparameters."""
+    me, params, _, *options = signature(Optimizer.__init__).parameters.values()
+    options[-1:] = signature(Storage.checked).parameters.values()
+    own = Signature([*stated, *(p.replace(kind=p.KEYWORD_ONLY) for p in options)])
+
+    def __init__(self: Optimizer, params: Any, *args: Any, **options: Any) -> None:
+        given = bound(type(self).__name__, own, args, options).arguments
+        defaults = {name: given.pop(name) for name in self._names}
+        Optimizer.__init__(self, params, defaults, **given)
+
+    __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+    __init__.__signature__ = own.replace(parameters=[me, params, *own.parameters.values()])  # type: ignore[attr-defined]
+    return __init__
 
 
 def spec_of(

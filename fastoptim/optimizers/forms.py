@@ -278,8 +278,8 @@ def ftrl(
 
 def lamb(
     p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.001, betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-06, weight_decay: float = 0.0, adapt: bool = True, bias_correction: bool = True,
-    trust_clip: bool = False, maximize: bool = False, grad_scale: float = 1.0, backend: str = "auto",
+    eps: float = 1e-06, weight_decay: float = 0.0, maximize: bool = False, adapt: bool = True,
+    bias_correction: bool = True, trust_clip: bool = False, grad_scale: float = 1.0, backend: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.LAMB` in place, on arrays that the caller owns.
@@ -287,15 +287,14 @@ def lamb(
     `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` is a
     factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
-    values = (lr, betas, eps, weight_decay, adapt, bias_correction, trust_clip, maximize)
+    values = (lr, betas, eps, weight_decay, maximize, adapt, bias_correction, trust_clip)
     step_array(LAMB, p, g, state, values, grad_scale, backend, threads)
 
 
 def lars(
     p: Any, g: Any, state: dict[str, Any], *, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0,
-    trust_coefficient: float = 0.001, eps: float = 0.0, nesterov: bool = False, adapt: bool = True,
-    maximize: bool = False, mode: str = "paper", grad_scale: float = 1.0, backend: str = "auto",
-    threads: int | None = None,
+    trust_coefficient: float = 0.001, eps: float = 0.0, nesterov: bool = False, maximize: bool = False,
+    adapt: bool = True, mode: str = "paper", grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.LARS` in place, on arrays that the caller owns.
 
@@ -303,13 +302,13 @@ def lars(
     `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
     changed.
     """
-    values = (lr, momentum, weight_decay, trust_coefficient, eps, nesterov, adapt, maximize, mode)
+    values = (lr, momentum, weight_decay, trust_coefficient, eps, nesterov, maximize, adapt, mode)
     step_array(LARS, p, g, state, values, grad_scale, backend, threads)
 
 
 def novograd(
     p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.01, betas: tuple[float, float] = (0.95, 0.98),
-    eps: float = 1e-08, weight_decay: float = 0.0, grad_averaging: bool = False, maximize: bool = False,
+    eps: float = 1e-08, weight_decay: float = 0.0, maximize: bool = False, grad_averaging: bool = False,
     grad_scale: float = 1.0, backend: str = "auto", threads: int | None = None,
 ) -> None:
     """Take one step of `fastoptim.NovoGrad` in place, on arrays that the caller owns.
@@ -317,7 +316,7 @@ def novograd(
     `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` is a
     factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
     """
-    values = (lr, betas, eps, weight_decay, grad_averaging, maximize)
+    values = (lr, betas, eps, weight_decay, maximize, grad_averaging)
     step_array(NovoGrad, p, g, state, values, grad_scale, backend, threads)
 
 

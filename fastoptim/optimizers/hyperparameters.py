@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
-from types import FunctionType
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -16,7 +14,6 @@ from ..rules import measures
 from ..rules.table import Kernel
 
 T = TypeVar("T")
-Class = TypeVar("Class", bound=type)
 
 
 class UpdateSpec(NamedTuple):
@@ -64,10 +61,17 @@ class Checked(NamedTuple):
     spec: UpdateSpec
 
 
-class PerGroup(Generic[T]):
-    """A hyperparameter as an attribute: read is what all groups share; set is one value, or a list of one per group."""
+class Hyper(Generic[T]):
+    """A hyperparameter as its class states it, and as an attribute: read is what all groups share.
 
-    def __init__(self, name: str) -> None:
+    `allowed` are the choices of a string, or (low, below) for numbers, in place of "finite and >= 0". Set is one value,
+    or a list of one per group.
+    """
+
+    def __init__(self, default: T, allowed: tuple[Any, ...] | None = None) -> None:
+        self.default, self.allowed = default, allowed
+
+    def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     def __get__(self, optimizer: Any, owner: Any = None) -> T:
@@ -82,6 +86,17 @@ class PerGroup(Generic[T]):
 
     def __set__(self, optimizer: Any, value: T | list[T]) -> None:
         optimizer._set(self.name, value if isinstance(value, list) else [value] * len(optimizer.param_groups))
+
+
+class Rate(Hyper[float]):
+    """The learning rate, which reads as a float; a tuple sets one per group, too."""
+
+    def __get__(self, optimizer: Any, owner: Any = None) -> float:
+        found = super().__get__(optimizer, owner)
+        return found if optimizer is None else float(found)
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        super().__set__(optimizer, list(value) if isinstance(value, tuple) else value)
 
 
 class NotNeeded:
@@ -166,21 +181,3 @@ def text_of(value: Any) -> str:
         return repr(float(value))
     except (TypeError, ValueError):
         return type(value).__qualname__
-
-
-def with_defaults(**defaults: Any) -> Callable[[Class], Class]:
-    """Give a class an ``__init__`` like that of its base, but for some defaults; type checkers see that of the base."""
-
-    def decorate(cls: Class) -> Class:
-        base: Any = cls.__init__  # type: ignore[misc]
-        told = signature(base)
-        values = [p.replace(default=defaults.get(p.name, p.default)) for p in told.parameters.values()]
-        init: Any = FunctionType(base.__code__, base.__globals__, "__init__", None, base.__closure__)
-        init.__defaults__ = tuple(p.default for p in values if p.kind is p.POSITIONAL_OR_KEYWORD)[2:]
-        init.__kwdefaults__ = {p.name: p.default for p in values if p.name in base.__kwdefaults__}
-        init.__qualname__, init.__annotations__ = f"{cls.__qualname__}.__init__", base.__annotations__
-        init.__signature__ = told.replace(parameters=values)
-        cls.__init__ = init  # type: ignore[misc]
-        return cls
-
-    return decorate

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 from ..common.public import public
 from ..rules import coefficients as k
 from ..rules import measures
-from .family import BELOW_ONE, Family, Options, spec_of
-from .hyperparameters import PerGroup, UpdateSpec
+from .family import BELOW_ONE, Family, spec_of
+from .hyperparameters import Hyper, Rate, UpdateSpec
 
 
 @public
-class LAMB(Family, betas=BELOW_ONE):
+class LAMB(Family):
     """LAMB: Adam's steps, made as long as the array that they change; for large batches.
 
     For each array, with m, v, bc1 and bc2 as for `Adam`::
@@ -78,28 +79,14 @@ class LAMB(Family, betas=BELOW_ONE):
     """
 
     _rules = ("adam",)
-    betas: PerGroup[tuple[float, float]]
-    eps: PerGroup[float]
-    weight_decay: PerGroup[float]
-    adapt: PerGroup[bool]
-    bias_correction: PerGroup[bool]
-    trust_clip: PerGroup[bool]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        *,
-        adapt: bool = True,
-        bias_correction: bool = True,
-        trust_clip: bool = False,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-3)
+    betas: Hyper[tuple[float, float]] = Hyper((0.9, 0.999), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-6)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    _: KW_ONLY
+    adapt: Hyper[bool] = Hyper(True)
+    bias_correction: Hyper[bool] = Hyper(True)
+    trust_clip: Hyper[bool] = Hyper(False)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -109,7 +96,7 @@ class LAMB(Family, betas=BELOW_ONE):
 
 
 @public
-class LARS(Family, momentum=BELOW_ONE, mode=k.LARS_MODES):
+class LARS(Family):
     """LARS: momentum of gradients that are made as long as the array that they change; for large batches.
 
     For each array::
@@ -171,30 +158,15 @@ class LARS(Family, momentum=BELOW_ONE, mode=k.LARS_MODES):
     """
 
     _rules = ("sgd", "momentum", "nesterov")
-    momentum: PerGroup[float]
-    weight_decay: PerGroup[float]
-    trust_coefficient: PerGroup[float]
-    eps: PerGroup[float]
-    nesterov: PerGroup[bool]
-    adapt: PerGroup[bool]
-    mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1.0,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust_coefficient: float = 1e-3,
-        eps: float = 0.0,
-        nesterov: bool = False,
-        *,
-        adapt: bool = True,
-        maximize: bool = False,
-        mode: str = "paper",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1.0)
+    momentum: Hyper[float] = Hyper(0.9, BELOW_ONE)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    trust_coefficient: Hyper[float] = Hyper(1e-3)
+    eps: Hyper[float] = Hyper(0.0)
+    nesterov: Hyper[bool] = Hyper(False)
+    _: KW_ONLY
+    adapt: Hyper[bool] = Hyper(True)
+    mode: Hyper[str] = Hyper("paper", k.LARS_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -213,7 +185,7 @@ class LARS(Family, momentum=BELOW_ONE, mode=k.LARS_MODES):
 
 
 @public
-class NovoGrad(Family, betas=BELOW_ONE):
+class NovoGrad(Family):
     """NovoGrad: momentum of gradients over a running mean of their norm, one number for each array.
 
     For each array, with ``v = |g|**2`` at the first step::
@@ -268,24 +240,12 @@ class NovoGrad(Family, betas=BELOW_ONE):
     """
 
     _rules = ("novograd",)
-    betas: PerGroup[tuple[float, float]]
-    eps: PerGroup[float]
-    weight_decay: PerGroup[float]
-    grad_averaging: PerGroup[bool]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        betas: tuple[float, float] = (0.95, 0.98),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        grad_averaging: bool = False,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-2)
+    betas: Hyper[tuple[float, float]] = Hyper((0.95, 0.98), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-8)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    _: KW_ONLY
+    grad_averaging: Hyper[bool] = Hyper(False)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:

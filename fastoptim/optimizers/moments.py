@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 from ..common.public import public
 from ..rules import coefficients as k
-from .family import BELOW_ONE, Family, Options, spec_of
-from .hyperparameters import PerGroup, UpdateSpec
-
-
-class _Moments(Family):
-    """What all of them have."""
-
-    eps: PerGroup[float]
-    weight_decay: PerGroup[float]
+from .family import BELOW_ONE, Family, spec_of
+from .hyperparameters import Hyper, Rate, UpdateSpec
 
 
 @public
-class NAdam(_Moments, betas=BELOW_ONE, mode=k.NADAM_MODES, decay_mode=k.DECAY_MODES):
+class NAdam(Family):
     """NAdam: Adam with Nesterov's momentum.
 
     At step t, with ``mu(t) = beta1 * (1 - 0.96**(t * momentum_decay) / 2)`` and M(t) the product of mu(1) to mu(t)::
@@ -68,28 +62,15 @@ class NAdam(_Moments, betas=BELOW_ONE, mode=k.NADAM_MODES, decay_mode=k.DECAY_MO
     """
 
     _rules = ("nadam",)
-    betas: PerGroup[tuple[float, float]]
-    momentum_decay: PerGroup[float]
-    decoupled_weight_decay: PerGroup[bool]
-    mode: PerGroup[str]
-    decay_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        momentum_decay: float = 4e-3,
-        decoupled_weight_decay: bool = False,
-        *,
-        maximize: bool = False,
-        mode: str = "torch",
-        decay_mode: str = "lr",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(2e-3)
+    betas: Hyper[tuple[float, float]] = Hyper((0.9, 0.999), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-8)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    momentum_decay: Hyper[float] = Hyper(4e-3)
+    decoupled_weight_decay: Hyper[bool] = Hyper(False)
+    _: KW_ONLY
+    mode: Hyper[str] = Hyper("torch", k.NADAM_MODES)
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -98,7 +79,7 @@ class NAdam(_Moments, betas=BELOW_ONE, mode=k.NADAM_MODES, decay_mode=k.DECAY_MO
 
 
 @public
-class RAdam(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
+class RAdam(Family):
     """RAdam: Adam that moves without its root until that is known well enough, then with a rectified rate.
 
     At step t, with m and v of `Adam`, bc1 and bc2 its corrections, ``last = 2 / (1 - beta2) - 1`` and
@@ -143,24 +124,13 @@ class RAdam(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     """
 
     _rules = ("adam",)
-    betas: PerGroup[tuple[float, float]]
-    decoupled_weight_decay: PerGroup[bool]
-    decay_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        decoupled_weight_decay: bool = False,
-        *,
-        maximize: bool = False,
-        decay_mode: str = "lr",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-3)
+    betas: Hyper[tuple[float, float]] = Hyper((0.9, 0.999), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-8)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    decoupled_weight_decay: Hyper[bool] = Hyper(False)
+    _: KW_ONLY
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -168,7 +138,7 @@ class RAdam(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
 
 @public
-class AdaBelief(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
+class AdaBelief(Family):
     """AdaBelief: Adam divided by how far gradients lie from their running mean.
 
     At step t, with bc1 and bc2 of `Adam`::
@@ -209,24 +179,13 @@ class AdaBelief(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     """
 
     _rules = ("adabelief",)
-    betas: PerGroup[tuple[float, float]]
-    decay_mode: PerGroup[str]
-    eps_root: PerGroup[float]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-16,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        eps_root: float = 1e-16,
-        decay_mode: str = "lr",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-3)
+    betas: Hyper[tuple[float, float]] = Hyper((0.9, 0.999), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-16)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    _: KW_ONLY
+    eps_root: Hyper[float] = Hyper(1e-16)
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -236,7 +195,7 @@ class AdaBelief(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
 
 @public
-class ADOPT(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
+class ADOPT(Family):
     """ADOPT: Adam that divides by the mean square before it takes in the gradient, which makes any beta2 converge.
 
     At step 1, ``v <- g**2`` and nothing else. Then, with ``clip = (t - 1)**(1 / 4)``::
@@ -278,22 +237,12 @@ class ADOPT(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     """
 
     _rules = ("adopt",)
-    betas: PerGroup[tuple[float, float]]
-    decay_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.9999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        decay_mode: str = "lr",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-3)
+    betas: Hyper[tuple[float, float]] = Hyper((0.9, 0.9999), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-6)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    _: KW_ONLY
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -301,7 +250,7 @@ class ADOPT(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
 
 @public
-class Yogi(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
+class Yogi(Family):
     """Yogi: Adam whose mean square moves by a share of the new square, not of the difference.
 
     At step t, with bc1 and bc2 of `Adam`::
@@ -340,24 +289,13 @@ class Yogi(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     """
 
     _rules = ("yogi",)
-    betas: PerGroup[tuple[float, float]]
-    initial_accumulator_value: PerGroup[float]
-    decay_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-3,
-        weight_decay: float = 0.0,
-        initial_accumulator_value: float = 1e-6,
-        *,
-        maximize: bool = False,
-        decay_mode: str = "lr",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-2)
+    betas: Hyper[tuple[float, float]] = Hyper((0.9, 0.999), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-3)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    initial_accumulator_value: Hyper[float] = Hyper(1e-6)
+    _: KW_ONLY
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -365,7 +303,7 @@ class Yogi(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
 
 @public
-class LaProp(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
+class LaProp(Family):
     """LaProp: gradients are divided by the root first, and momentum is made of what comes out.
 
     At step t, with bc2 of `Adam` and r the running mean of lr that m holds as a factor (``lr * (1 - beta1**t)`` where
@@ -407,22 +345,12 @@ class LaProp(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     """
 
     _rules = ("laprop",)
-    betas: PerGroup[tuple[float, float]]
-    decay_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 4e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-15,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        decay_mode: str = "lr",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(4e-4)
+    betas: Hyper[tuple[float, float]] = Hyper((0.9, 0.999), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-15)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    _: KW_ONLY
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -431,7 +359,7 @@ class LaProp(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
 
 @public
-class AdEMAMix(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
+class AdEMAMix(Family):
     """AdEMAMix: Adam with a second momentum that remembers thousands of steps.
 
     At step t, with bc1 and bc2 of `Adam`::
@@ -475,26 +403,14 @@ class AdEMAMix(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     """
 
     _rules = ("ademamix",)
-    betas: PerGroup[tuple[float, float, float]]
-    alpha: PerGroup[float]
-    warmup_steps: PerGroup[int]
-    decay_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        alpha: float = 5.0,
-        warmup_steps: int = 0,
-        *,
-        maximize: bool = False,
-        decay_mode: str = "lr",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-3)
+    betas: Hyper[tuple[float, float, float]] = Hyper((0.9, 0.999, 0.9999), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-8)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    alpha: Hyper[float] = Hyper(5.0)
+    warmup_steps: Hyper[int] = Hyper(0)
+    _: KW_ONLY
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -503,7 +419,7 @@ class AdEMAMix(_Moments, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
 
 @public
-class Adan(_Moments, betas=BELOW_ONE, mode=k.ADAN_MODES, decay_mode=k.DECAY_MODES):
+class Adan(Family):
     """Adan: Nesterov's momentum for Adam, by means of the differences between gradients.
 
     At step t, with q the gradient of the step before (g itself at step 1) and ``bc = 1 - beta**t`` for each beta::
@@ -550,24 +466,13 @@ class Adan(_Moments, betas=BELOW_ONE, mode=k.ADAN_MODES, decay_mode=k.DECAY_MODE
     """
 
     _rules = ("adan",)
-    betas: PerGroup[tuple[float, float, float]]
-    mode: PerGroup[str]
-    decay_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        mode: str = "authors",
-        decay_mode: str = "lr",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-3)
+    betas: Hyper[tuple[float, float, float]] = Hyper((0.98, 0.92, 0.99), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-8)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    _: KW_ONLY
+    mode: Hyper[str] = Hyper("authors", k.ADAN_MODES)
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:

@@ -12,7 +12,7 @@ from typing import Any, cast, overload
 
 import numpy as np
 
-from ..arrays.storage import MASTER, STORAGE_OPTIONS, scale_name
+from ..arrays.storage import MASTER, Storage, scale_name
 from ..backends import Backend, available, choose, get_backend, resolve
 from ..common.public import public
 from ..common.validation import check_range, choice, count, flag, real, unknown_name
@@ -21,7 +21,7 @@ from ..rules.language import own_rule
 from ..rules.table import Kernel, Rule
 from .base import Optimizer
 from .family import dtype_of, valid_spec
-from .hyperparameters import Checked, UpdateSpec, check_of, checked_rate, kind_of_decay
+from .hyperparameters import Checked, Hyper, UpdateSpec, check_of, checked_rate, kind_of_decay
 from .update import update_array
 
 GIVES = ("step", "parameter")
@@ -125,7 +125,7 @@ class OwnOptimizer(Optimizer, metaclass=_OwnClass):
     ):
         if unnamed:
             raise TypeError(f"{type(self).__name__} takes hyperparameters by name, as in (params, lr={unnamed[0]!r})")
-        storage: Any = {name: hyperparameters.pop(name) for name in STORAGE_OPTIONS if name in hyperparameters}
+        storage: Any = {name: hyperparameters.pop(name) for name in Storage._fields if name in hyperparameters}
         values = self._values(hyperparameters)
         super().__init__(params, values, backend, threads, state_dir, memory_budget, max_norm, clip, **storage)
 
@@ -381,6 +381,7 @@ def _make(
         "_own": own,
         "_rules": (stated,),
         "_checks": own.checks(),
+        **{name: Hyper(None) for name in own.checks() if name not in ("lr", "maximize")},
         "_update": staticmethod(own.update),
     }
     made: Any = _OwnClass(name or function.__name__, (OwnOptimizer,), body)
@@ -391,7 +392,7 @@ def _make(
 
 _INIT = (
     *("params", "names", "backend", "threads", "state_dir", "memory_budget", "max_norm", "clip"),
-    *("self", "cls", "p", "g", "step", "grad_scale", *STORAGE_OPTIONS),
+    *("self", "cls", "p", "g", "step", "grad_scale", *Storage._fields),
 )
 
 

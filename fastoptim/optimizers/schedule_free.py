@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 
 from ..arrays.storage import MASTER, compute_dtype, scale_name, unpack
 from ..common.public import public
 from ..rules import coefficients as k
-from .family import BELOW_ONE, Family, Options, spec_of
-from .hyperparameters import PerGroup, UpdateSpec
+from .family import BELOW_ONE, Family, spec_of
+from .hyperparameters import Hyper, Rate, UpdateSpec
 
 
 @public
@@ -70,24 +69,11 @@ class ASGD(Family):
     """
 
     _rules = ("asgd",)
-    lambd: PerGroup[float]
-    alpha: PerGroup[float]
-    t0: PerGroup[float]
-    weight_decay: PerGroup[float]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        lambd: float = 1e-4,
-        alpha: float = 0.75,
-        t0: float = 1e6,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-2)
+    lambd: Hyper[float] = Hyper(1e-4)
+    alpha: Hyper[float] = Hyper(0.75)
+    t0: Hyper[float] = Hyper(1e6)
+    weight_decay: Hyper[float] = Hyper(0.0)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -97,7 +83,9 @@ class ASGD(Family):
 class ScheduleFree(Family):
     """Base of the two: gradients are taken at y (the parameters), z moves, x is the average that is used in the end."""
 
-    _beta: Callable[[Any], float]  # of a group
+    @staticmethod
+    def _beta(group: Any) -> float:
+        raise NotImplementedError
 
     def averaged(self, params: Any = None) -> Any:
         """Return the averages x as new NumPy arrays, in the structure of the parameters: what to validate and to use.
@@ -151,7 +139,7 @@ def _positive(name: str, value: float) -> None:
 
 
 @public
-class ScheduleFreeSGD(ScheduleFree, momentum=BELOW_ONE):
+class ScheduleFreeSGD(ScheduleFree):
     """Schedule-free SGD: averaging in place of a falling rate, so that nobody needs to know when training ends.
 
     At step t, with ``rate = lr * min(1, t / warmup_steps)``, ``w = t**r * (largest rate so far)**weight_lr_power`` and
@@ -200,26 +188,12 @@ class ScheduleFreeSGD(ScheduleFree, momentum=BELOW_ONE):
     """
 
     _rules = ("schedule_free_sgd",)
-    momentum: PerGroup[float]
-    weight_decay: PerGroup[float]
-    warmup_steps: PerGroup[int]
-    r: PerGroup[float]
-    weight_lr_power: PerGroup[float]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1.0,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1.0)
+    momentum: Hyper[float] = Hyper(0.9, BELOW_ONE)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    warmup_steps: Hyper[int] = Hyper(0)
+    r: Hyper[float] = Hyper(0.0)
+    weight_lr_power: Hyper[float] = Hyper(2.0)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -234,7 +208,7 @@ class ScheduleFreeSGD(ScheduleFree, momentum=BELOW_ONE):
 
 
 @public
-class ScheduleFreeAdamW(ScheduleFree, betas=BELOW_ONE):
+class ScheduleFreeAdamW(ScheduleFree):
     """Schedule-free AdamW: as `ScheduleFreeSGD`, with steps divided by Adam's root.
 
     At step t, with rate, c, x and y of `ScheduleFreeSGD` and ``betas[0]`` as the momentum::
@@ -283,28 +257,13 @@ class ScheduleFreeAdamW(ScheduleFree, betas=BELOW_ONE):
     """
 
     _rules = ("schedule_free_adamw",)
-    betas: PerGroup[tuple[float, float]]
-    eps: PerGroup[float]
-    weight_decay: PerGroup[float]
-    warmup_steps: PerGroup[int]
-    r: PerGroup[float]
-    weight_lr_power: PerGroup[float]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 2.5e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(2.5e-3)
+    betas: Hyper[tuple[float, float]] = Hyper((0.9, 0.999), BELOW_ONE)
+    eps: Hyper[float] = Hyper(1e-8)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    warmup_steps: Hyper[int] = Hyper(0)
+    r: Hyper[float] = Hyper(0.0)
+    weight_lr_power: Hyper[float] = Hyper(2.0)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 from ..common.public import public
 from ..rules import coefficients as k
-from .family import BELOW_ONE, Family, Options, spec_of
-from .hyperparameters import PerGroup, UpdateSpec
+from .family import BELOW_ONE, Family, spec_of
+from .hyperparameters import Hyper, Rate, UpdateSpec
 
 
 @public
-class SGD(
-    Family,
-    momentum=BELOW_ONE,
-    dampening=(-math.inf,),
-    momentum_mode=k.MOMENTUM_MODES,
-    decay_mode=k.DECAY_MODES,
-):
+class SGD(Family):
     """Stochastic gradient descent, with momentum or Nesterov's momentum on request.
 
     With ``momentum = mu``::
@@ -87,30 +82,15 @@ class SGD(
     """
 
     _rules = ("sgd", "momentum", "nesterov")
-    momentum: PerGroup[float]
-    dampening: PerGroup[float]
-    weight_decay: PerGroup[float]
-    nesterov: PerGroup[bool]
-    momentum_mode: PerGroup[str]
-    decoupled_weight_decay: PerGroup[bool]
-    decay_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        momentum_mode: str = "torch",
-        decoupled_weight_decay: bool = False,
-        decay_mode: str = "lr",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-3)
+    momentum: Hyper[float] = Hyper(0.0, BELOW_ONE)
+    dampening: Hyper[float] = Hyper(0.0, (-math.inf,))
+    weight_decay: Hyper[float] = Hyper(0.0)
+    nesterov: Hyper[bool] = Hyper(False)
+    _: KW_ONLY
+    momentum_mode: Hyper[str] = Hyper("torch", k.MOMENTUM_MODES)
+    decoupled_weight_decay: Hyper[bool] = Hyper(False)
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:

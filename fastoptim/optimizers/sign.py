@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from dataclasses import KW_ONLY
+from typing import Any
 
 from ..common.public import public
 from ..rules import coefficients as k
 from ..rules import measures
-from .family import BELOW_ONE, Family, Options, spec_of
-from .hyperparameters import PerGroup, UpdateSpec
+from .family import BELOW_ONE, Family, spec_of
+from .hyperparameters import Hyper, Rate, UpdateSpec
 
 
 @public
-class Lion(Family, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
+class Lion(Family):
     """Lion: steps of the size lr in the direction of the sign of a mixture of gradient and momentum.
 
     At each step::
@@ -67,24 +68,12 @@ class Lion(Family, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
     """
 
     _rules = ("lion", "cautious_lion")
-    betas: PerGroup[tuple[float, float]]
-    weight_decay: PerGroup[float]
-    decay_mode: PerGroup[str]
-    cautious: PerGroup[bool]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        decay_mode: str = "lr",
-        cautious: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-4)
+    betas: Hyper[tuple[float, float]] = Hyper((0.9, 0.99), BELOW_ONE)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    _: KW_ONLY
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
+    cautious: Hyper[bool] = Hyper(False)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -95,7 +84,7 @@ class Lion(Family, betas=BELOW_ONE, decay_mode=k.DECAY_MODES):
 
 
 @public
-class SignSGD(Family, decay_mode=k.DECAY_MODES):
+class SignSGD(Family):
     """Sign descent: ``p <- p - (lr * weight_decay * p + lr * sign(g))``.
 
     Parameters
@@ -129,20 +118,10 @@ class SignSGD(Family, decay_mode=k.DECAY_MODES):
     """
 
     _rules = ("signsgd",)
-    weight_decay: PerGroup[float]
-    decay_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        decay_mode: str = "lr",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-3)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    _: KW_ONLY
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -150,7 +129,7 @@ class SignSGD(Family, decay_mode=k.DECAY_MODES):
 
 
 @public
-class Signum(Family, momentum=BELOW_ONE, decay_mode=k.DECAY_MODES):
+class Signum(Family):
     """Sign descent with momentum.
 
     At each step::
@@ -186,22 +165,11 @@ class Signum(Family, momentum=BELOW_ONE, decay_mode=k.DECAY_MODES):
     """
 
     _rules = ("signum",)
-    momentum: PerGroup[float]
-    weight_decay: PerGroup[float]
-    decay_mode: PerGroup[str]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        decay_mode: str = "lr",
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-3)
+    momentum: Hyper[float] = Hyper(0.9, BELOW_ONE)
+    weight_decay: Hyper[float] = Hyper(0.0)
+    _: KW_ONLY
+    decay_mode: Hyper[str] = Hyper("lr", k.DECAY_MODES)
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
@@ -259,20 +227,9 @@ class Rprop(Family):
     """
 
     _rules = ("rprop",)
-    etas: PerGroup[tuple[float, float]]
-    step_sizes: PerGroup[tuple[float, float]]
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-2,
-        etas: tuple[float, float] = (0.5, 1.2),
-        step_sizes: tuple[float, float] = (1e-6, 50.0),
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        self._begin(locals())
+    lr: Hyper[float] = Rate(1e-2)
+    etas: Hyper[tuple[float, float]] = Hyper((0.5, 1.2))
+    step_sizes: Hyper[tuple[float, float]] = Hyper((1e-6, 50.0))
 
     @staticmethod
     def _update(o: Any) -> UpdateSpec:

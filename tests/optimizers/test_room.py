@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastoptim.optimizers.family import Family
-from fastoptim.optimizers.hyperparameters import UpdateSpec
+from fastoptim.optimizers.hyperparameters import Hyper, Rate, UpdateSpec
 from fastoptim.rules import RULES, Kernel, lowering
 from fastoptim.rules.table import row
 from tests.support.cases import same_bits
@@ -31,9 +31,8 @@ def halved(g, p, c):
 class Wide(Family):
     _rules = ("wide",)
 
-    def __init__(self, params, lr=0.1, start=3.0, **options):
-        options.setdefault("backend", "numpy")
-        self._begin(locals())
+    lr: Hyper[float] = Rate(0.1)
+    start: Hyper[float] = Hyper(3.0)
 
     @staticmethod
     def _update(o):
@@ -67,7 +66,7 @@ def by_hand(p, grads, lr, start):
 
 def test_states_begin_as_the_rule_says_and_numbers_go_along():
     p = np.array([2.0])
-    opt = Wide(p)
+    opt = Wide(p, backend="numpy")
     for g in (1.0, -2.0, 0.25):
         opt.step(np.array([g]))
     wanted, product = by_hand(2.0, (1.0, -2.0, 0.25), 0.1, 3.0)
@@ -83,7 +82,7 @@ def test_numbers_are_saved_restored_and_kept_by_parameter(tmp_path):
         return {"a": np.array([0.5 * t]), "b": None if t == 2 else np.array([-1.0])}
 
     params = make()
-    opt = Wide(params)
+    opt = Wide(params, backend="numpy")
     for t in (1, 2, 3):
         opt.step(grads(t))
     assert opt.state["a"]["step"] == 3 and opt.state["b"]["step"] == 2
@@ -94,7 +93,7 @@ def test_numbers_are_saved_restored_and_kept_by_parameter(tmp_path):
     assert opt.state["b"]["product"] == 0.5 * 0.75
     opt.save(tmp_path / "a.ckpt")
     again = make()
-    other = Wide(again)
+    other = Wide(again, backend="numpy")
     other.load(tmp_path / "a.ckpt")
     twin = copy.deepcopy((params, opt))
     for pair in ((params, opt), (again, other), twin):
@@ -111,9 +110,7 @@ def test_a_rule_may_give_the_parameter_itself():
     class Halved(Family):
         _rules = ("halved",)
         _update = staticmethod(lambda o: UpdateSpec(Kernel(RULES["halved"], "coupled"), (1.0, 2.0), (o.lr,)))
-
-        def __init__(self, params, lr, **options):
-            self._begin(locals())
+        lr: Hyper[float] = Rate(0.1)
 
     p = np.array([4.0])
     Halved(p, 0.5, backend="numpy").step(np.array([1.0]))

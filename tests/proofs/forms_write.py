@@ -40,7 +40,8 @@ for the class. TypeError or ValueError for bad input, with nothing changed.
 def form(name: str, cls: type[Family]) -> str:
     """The source of one function."""
     signature = inspect.signature(cls.__init__).parameters
-    hyperparameters = [f"{key}: {signature[key].annotation} = {_shown(value)}" for key, value in cls._defaults.items()]
+    stated = [signature[key] for key in cls._names]
+    hyperparameters = [f"{p.name}: {p.annotation} = {_shown(p.default)}" for p in stated]
     arguments = ["p: Any", "g: Any", "state: dict[str, Any]", "*", *hyperparameters, "grad_scale: float = 1.0"]
     arguments += ['backend: str = "auto"', "threads: int | None = None"]
     kept = dict.fromkeys(x for rule in cls._rules for x in (*RULES[rule].states, *RULES[rule].scalars))
@@ -48,7 +49,7 @@ def form(name: str, cls: type[Family]) -> str:
     paragraphs = DOCSTRING.format(cls=cls.__name__, keys=keys).splitlines()
     lines = [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, 116) or [""]]
     lines[0] = '"""' + lines[0]
-    lines += ['"""', f"values = ({', '.join(cls._defaults)})"]
+    lines += ['"""', f"values = ({', '.join(cls._names)})"]
     lines += [f"step_array({cls.__name__}, p, g, state, values, grad_scale, backend, threads)"]
     body = textwrap.indent("\n".join(lines), "    ")
     whole = ", ".join(argument.replace(" ", "\0") for argument in arguments)  # lines end between arguments
