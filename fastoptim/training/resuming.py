@@ -121,8 +121,8 @@ class Checkpoints:
         if validation is None or validation.best_step is None or validation.took_best_back:
             return False
         with contextlib.suppress(OSError, CheckpointError, LookupError, TypeError):
-            step = validation.best_step
-            return _steps_in(best) - 1 != step and _steps_in(files.previous_path(best)) - 1 == step
+            steps, previous = validation.best_step + 1, files.previous_path(best)
+            return _steps_in(best) != steps and _steps_in(previous) == steps and format.is_intact(previous)
         return False
 
     def _take_best_back(self, writes: bool) -> None:
@@ -197,7 +197,7 @@ def _write(path: str, tree: Any, keep_previous: bool) -> None:
 
 
 def _steps_in(path: str) -> int:
-    steps: int = format.read(path, kind="training")["loop"]["steps"]
+    steps: int = format.stated_tree(path)["loop"]["steps"]
     return steps
 
 
@@ -401,7 +401,7 @@ def _files_of(loop: Loop, path: str) -> dict[str, str]:
     found: dict[str, str] = {}
     if loop.ranks.rank == 0:
         with contextlib.suppress(OSError, CheckpointError, LookupError, TypeError, AttributeError):
-            found = _base_names(format.read(path, kind="training")["loop"]["parts"]["checkpoints"]["files"])
+            found = _base_names(format.stated_tree(path)["loop"]["parts"]["checkpoints"]["files"])
     return dict(loop.ranks.first(found))
 
 

@@ -125,6 +125,15 @@ def test_a_best_whose_run_was_killed_before_its_checkpoint_is_taken_back(tmp_pat
     assert format.read(best, kind="training")["loop"]["steps"] == 4 and not os.path.exists(f"{best}.previous")
 
 
+def test_going_on_reads_the_best_checkpoint_no_further_than_its_header(tmp_path, monkeypatch):
+    options = {"checkpoint": tmp_path / "run.ckpt", "validate_every": 2, "validation": lambda p: float(p[0])}
+    fit(steps=4, **options)
+    read, wholly = format.read, []
+    monkeypatch.setattr(format, "read", lambda path, kind: wholly.append(path) or read(path, kind=kind))
+    assert fit(steps=6, resume=True, **options).best_step == 5
+    assert [os.path.basename(path) for path in wholly] == ["run.ckpt"]
+
+
 def test_more_parameters_than_a_header_can_name(tmp_path, monkeypatch):
     monkeypatch.setattr(format, "MAX_HEADER", 50_000)
     for optimizer, most in (("sgd", 200), ("adam", 60)):
