@@ -3,9 +3,8 @@
 One convention for all: `step` counts optimizer steps from zero, and ``schedule(step)`` is the rate to be used *for*
 that step, so the first step uses ``schedule(0)``. Every schedule is defined for all steps; past its end it keeps its
 last rate, unless its equation says otherwise. In torch's terms ``schedule(k)`` is the rate after ``k`` calls of
-``scheduler.step()``; in Optax's it is ``schedule(k)``.
-
-A rate that grows beyond all numbers (``gamma > 1``) is infinite, which optimizers refuse.
+``scheduler.step()``; in Optax's it is ``schedule(k)``. A rate too large for a float (``gamma > 1``) is infinite, which
+optimizers refuse.
 
 Schedules are immutable, comparable and picklable, print as the call that made them, and cost less than a microsecond.
 `Plateau` alone has a state. Any callable from an int to a float may stand where a schedule is expected.
@@ -29,7 +28,7 @@ from operator import index
 from types import CellType
 from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
-from .common.validation import bound, choice, count, flag, real
+from .common.validation import bound, choice, count, flag, names_arguments, real
 
 __all__ = [
     "Plateau",
@@ -527,6 +526,7 @@ class Plateau:
 
     _STATE = ("lr", "best", "bad", "cooling")
 
+    @names_arguments
     def __init__(
         self,
         lr: float,

@@ -16,7 +16,7 @@ from ..arrays.rows import Rows
 from ..backends import resolve
 from ..common.busy import Busy, exclusive
 from ..common.threads import resolve_threads
-from ..common.validation import choice, real, unknown_name
+from ..common.validation import choice, names_arguments, real, unknown_name
 from ..optimizers.update import ArrayStep, Member, Update
 from ..rules import coefficients as of_rule
 from ..rules.table import RULES, Kernel
@@ -88,6 +88,10 @@ class Attributes:
 
     _others: tuple[str, ...] = ()  # public attributes besides
     _only_arguments: tuple[str, ...] = ()
+
+    def __init_subclass__(cls) -> None:
+        if cls.__module__.rpartition(".")[0] == __package__ and "__init__" in vars(cls):
+            setattr(cls, "__init__", names_arguments(vars(cls)["__init__"]))  # noqa: B010 (mypy refuses the other form)
 
     def __setattr__(self, name: str, value: Any) -> None:
         cls: Any = type(self)

@@ -83,12 +83,13 @@ def do_you_mean(name: str, known: Iterable[str]) -> str:
 
 def names_arguments(function: Function) -> Function:
     """Let a call with an unknown keyword say which may be meant, as Python does from 3.13 on."""
-    known = list(signature(function).parameters)
+    known = [name for name in signature(function).parameters if name != "self"]
+    owner = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
     @wraps(function)
     def checked(*args: Any, **options: Any) -> Any:
         if unknown := [name for name in options if name not in known]:
-            raise TypeError(unknown_name(function.__name__, unknown[0], known))
+            raise TypeError(unknown_name(owner, unknown[0], known))
         return function(*args, **options)
 
     return cast(Function, checked)

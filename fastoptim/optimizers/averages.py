@@ -16,7 +16,7 @@ from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
 from ..common.trees import Structure
-from ..common.validation import count, real
+from ..common.validation import count, names_arguments, real
 from ..rules.codecs import LOW
 from ..rules.coefficients import average_coefficients
 from ..rules.table import RULES, Kernel
@@ -80,6 +80,7 @@ class Average:
         *("_rest", "_start", "_structure", "_threads", "_update"),
     )
 
+    @names_arguments
     def __init__(
         self,
         params: Any,

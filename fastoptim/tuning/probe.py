@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class Probe:
     """
 
     lr: float
-    losses: np.ndarray
+    losses: np.ndarray = field(repr=False)
     score: float
     diagnosis: Diagnosis
 

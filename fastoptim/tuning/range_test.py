@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,9 @@ class RangeTest:
         The rate at which the test ended because the running mean exceeded `stop` times its minimum; NaN if it did not.
     """
 
-    rates: np.ndarray
-    losses: np.ndarray
-    smoothed: np.ndarray
+    rates: np.ndarray = field(repr=False)
+    losses: np.ndarray = field(repr=False)
+    smoothed: np.ndarray = field(repr=False)
     steepest: float
     blow_up: float
 

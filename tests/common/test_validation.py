@@ -170,6 +170,11 @@ def test_a_name_of_another_library_is_met_with_ours(name, said):
         (fo.schedules.cosine_restarts, "T_mult", "multiplier"),
         (fo.schedules.exponential, "decay_rate", "gamma"),
         (fo.schedules.one_cycle, "peak_value", "max_lr"),
+        (fo.schedules.Plateau, "patients", "patience"),
+        (fo.Average, "decays", "decay"),
+        (fo.adapters.dicts.Adam, "learning_rate", "lr"),
+        (fo.adapters.objects.Adam, "beta_1", "beta1"),
+        (fo.adapters.numpy_ml.SGD, "learning_rate", "lr"),
     ],
 )
 def test_a_misspelt_keyword_of_a_function_is_met_with_the_right_one(function, name, meant):

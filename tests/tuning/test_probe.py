@@ -678,6 +678,7 @@ def test_the_report_marks_the_chosen_rate():
     assert lines[0].startswith(f"lr {result.lr:g}, between")
     assert [line.split()[1] for line in lines if line.lstrip().startswith("*")] == [f"{result.lr:g}"]
     assert len(lines) == 2 + len(result.probes)
+    assert "array" not in repr(result)  # hundreds of losses would bury what was found
 
 
 def test_a_longer_horizon_raises_a_rate_that_a_short_probe_holds_back():
