@@ -11,6 +11,11 @@ import numpy as np
 from .checks import Array
 
 
+def put(target: Array, values: Any) -> None:
+    """Set ``target[...] = values`` in an array of the user, where no method of a subclass is to run in between."""
+    np.asarray(target)[...] = values
+
+
 class Contiguous(NamedTuple):
     """One parameter's arrays as kernels take them: contiguous, aligned, one-dimensional, in one order."""
 
@@ -20,7 +25,7 @@ class Contiguous(NamedTuple):
 
     def copy_back(self) -> None:
         for target, copy in self.copies:
-            np.asarray(target)[...] = copy.reshape(target.shape)  # asarray: no method of a subclass runs meanwhile
+            put(target, copy.reshape(target.shape))
 
 
 def _base_array(x: Array) -> Array:

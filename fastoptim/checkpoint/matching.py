@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import device
+from ..arrays import device, layout
 from ..common.trees import listing
 from .encoding import encode
 from .files import CheckpointError
@@ -89,6 +89,6 @@ def assign(p: Any, x: np.ndarray) -> None:
     """Set ``p[...] = x`` for an array on the host or on a device; a read-only one may hold these values already."""
     if isinstance(p, np.ndarray):
         if p.flags.writeable or not _is_assignable(p, x):
-            p[...] = x
+            layout.put(p, x)
         return
     device.assign(p, x)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arrays import layout
 from ..arrays.storage import compute_dtype
 from ..backends import StepInfo
 from ..common.signals import deferred_signals
@@ -274,7 +275,7 @@ class ShardedOptimizer(Steps, States):
                 info = self._transaction(params, flats, present, scale, limit, skip)
                 if info.applied:
                     for target, copy in copies:
-                        target[...] = copy.reshape(target.shape)
+                        layout.put(target, copy.reshape(target.shape))
             return info
 
     def __repr__(self) -> str:

@@ -176,7 +176,7 @@ class States(Slices):
                     self._fill_parameters(own)
                 else:
                     for name, p in self._parameters():
-                        p[...] = params[name]
+                        layout.put(p, params[name])
             return tree.get("extra")
 
     def _own_content(self, path: Any, tree: Any) -> tuple[Mapping[str, Any], Own, Mapping[str, Array] | None]:
@@ -199,7 +199,7 @@ class States(Slices):
         self._gather(flat, self._buckets)
         for (_, p), x in zip(self._parameters(), flat.values(), strict=True):
             if not np.may_share_memory(p, x):
-                p[...] = x.reshape(p.shape)
+                layout.put(p, x.reshape(p.shape))
 
     def _cut_states(self, state_dict: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """This rank's slice of whole states, by the names of parameters."""

@@ -26,13 +26,16 @@ class ParamRun:
     """Parameters of one group with one step count: one tuple of scalars serves them all."""
 
     __slots__ = (
-        *("asked", "base", "coefficients", "fresh", "group", "head", "kept", "kept_steps", "members", "names", "spec"),
-        *("states", "stored"),
+        *("asked", "base", "begins", "coefficients", "fresh", "group", "head", "kept", "kept_steps", "members"),
+        *("names", "spec", "states", "stored"),
     )
 
-    def __init__(self, group: ParamGroup, spec: UpdateSpec, base: int, fresh: bool, kept: tuple[float, ...]):
+    def __init__(
+        self, group: ParamGroup, spec: UpdateSpec, base: int, fresh: bool, begins: bool, kept: tuple[float, ...]
+    ):
         self.group, self.base = group, base
-        self.fresh = fresh  # the states were made for the plan; the parameters own them from the first step on
+        self.fresh = fresh  # states of the rule were made for the plan
+        self.begins = begins  # some arrays were, a master copy too; parameters own them from the first step on
         self.kept, self.kept_steps = kept, 0  # the rule's scalars, and after how many steps of the plan
         self.asked: Asked | None = None  # of the step that comes next, or was the last
         self.members: list[Parameter] = []
@@ -143,7 +146,7 @@ class Plan:
         """Whether new states hold what parameters or hyperparameters were, which may change up to the first step."""
         if self.counter[0]:
             return False
-        return any(run.fresh and (run.spec.kernel.rule.initial or run.has_master) for run in self.runs)
+        return any(run.begins and (run.spec.kernel.rule.initial or run.has_master) for run in self.runs)
 
     @property
     def has_master(self) -> bool:
@@ -247,13 +250,13 @@ def make_plan(
         if parameter.t >= MOST_STEPS:
             raise ValueError(f"parameter {parameter.name!r} has taken {parameter.t} steps, and no file holds 2**63")
         rule = spec.kernel.rule
-        fresh = any(name not in parameter.states for name in own)
+        fresh, begins = (any(name not in parameter.states for name in names) for names in (rule.states, own))
         kept = tuple(parameter.scalars.get(name, first) for name, first in rule.scalars.items())
         alone = parameter.name if measures else None  # norms give each array scalars of its own
-        key = (id(group), parameter.t, fresh, kept, alone)
+        key = (id(group), parameter.t, fresh, begins, kept, alone)
         if key not in runs:
             runs[key] = len(made)
-            made.append(ParamRun(group, spec, parameter.t, fresh, kept))
+            made.append(ParamRun(group, spec, parameter.t, fresh, begins, kept))
         run = made[runs[key]]
         run.members.append(parameter)
         run.names.append(tuple(own))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import layout
 from ..arrays.rows import Rows
 from ..common.generators import GENERATORS, generators_within, set_state, state_of
 from ..common.signals import Interrupts
@@ -121,7 +122,7 @@ class Sandbox:
         self._entries.put_back()
         for array, saved in zip(self._arrays, self._saved, strict=True):
             if array.flags.writeable:
-                array[...] = saved
+                layout.put(array, saved)
         if self.batches is not None:
             self.batches.load_state_dict(self._position)  # type: ignore[arg-type]
         for generator, state in zip(self._generators, self._states, strict=True):

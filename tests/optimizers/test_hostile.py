@@ -47,6 +47,24 @@ def test_methods_of_subclasses_never_run_within_a_step(backend):
     assert np.all(np.asarray(grads[1]) < 0.41)
 
 
+@pytest.mark.parametrize("what", ["load", "copy_to", "probe"])
+def test_methods_of_subclasses_never_run_while_arrays_are_restored(tmp_path, what):
+    params = [np.zeros(4), np.zeros(4).view(Stubborn)]
+    if what == "load":
+        opt = fo.SGD(params, lr=1.0)
+        opt.save(tmp_path / "file")
+        opt.step([np.ones(4), np.ones(4)])
+        opt.load(tmp_path / "file")
+    elif what == "copy_to":
+        average = fo.Average(params)
+        fo.SGD(params, lr=1.0).step([np.ones(4), np.ones(4)])
+        average.copy_to(params)
+    else:
+        errors = lambda params: [np.asarray(p) - 1 for p in params]  # noqa: E731
+        fo.probe_lr(lambda p, _: (sum((e * e).sum() for e in errors(p)), errors(p)), params, steps=10)
+    assert all(np.all(np.asarray(p) == 0) for p in params)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "odd", [lambda: np.zeros(4).view(Sub), lambda: np.asmatrix(np.zeros((2, 2)))], ids=["sub", "matrix"]

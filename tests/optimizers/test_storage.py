@@ -450,6 +450,17 @@ def test_a_checkpoint_without_master_copies_begins_with_new_ones(tmp_path):
     assert all(np.array_equal(x["master"].shape, ours[k].shape) for k, x in target.state.items())
 
 
+def test_states_loaded_without_a_master_copy_are_not_begun_anew():
+    grad, options = np.ones(4, np.float32), {"lr": 0.1, "momentum": 0.5, "dampening": 0.9}
+    plain = fo.SGD(np.ones(4, np.float16), **options)
+    plain.step(grad)
+    copying = fo.SGD(np.ones(4, np.float16), **options, master=True)
+    copying.load_state_dict(plain.state_dict())
+    for opt in (plain, copying):
+        opt.step(grad)  # dampened, as every step but that which makes the velocity
+    assert np.array_equal(plain.state["0"]["momentum_buffer"], copying.state["0"]["momentum_buffer"])
+
+
 def test_v_follows_gradients_that_fall_where_rounding_to_nearest_does_not():
     n, ratio = 2048, {}
     for name, options in {
