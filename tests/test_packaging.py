@@ -11,12 +11,15 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
+from tests.proofs.versions import PYTHONS
 from tests.support import ROOT
 from tests.support.csrc import sources_with
 
@@ -222,6 +225,19 @@ def test_wider_arithmetic_does_not_compile():
     exact = runpy.run_path(str(ROOT / "csrc" / "build_ffi.py"))["EXACT"]["i686"]
     done = subprocess.run([*command, *exact], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "wider types" not in done.stderr  # it may still lack the library's 32-bit headers
+
+
+def test_the_pythons_that_are_tested_get_numba():
+    """A marker keeps it from Pythons that have no wheels of it yet, and must not do so for longer."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (marker,) = [found.marker for found in map(Requirement, listed) if found.name == "numba"]
+    numbers = [version for version in PYTHONS if version.replace(".", "").isdigit()]
+    linux = {"implementation_name": "cpython", "sys_platform": "linux", "platform_machine": "x86_64"}
+    assert [x for x in numbers if not marker.evaluate(linux | {"python_version": x})] == []
+    workflow = ROOT / ".github" / "workflows" / "release.yml"
+    if not workflow.is_file():
+        pytest.skip("LOUD: no workflows beside the tests")
+    assert f"python: {json.dumps(numbers)}" in workflow.read_text()
 
 
 def test_every_action_is_pinned_to_a_commit():

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tests.support import ROOT
 
-PYTHONS = ("3.11", "3.12", "3.13", "3.14", "3.13t", "3.14t")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14", "3.15", "3.14t")
 EXTRAS = ("train", "checkpoint", "lowprec")
 # What meets Python, NumPy, Numba, cffi and ml_dtypes from several sides, in two minutes of processor time: not the
 # histories and proofs of the rules, nor Numba's golden hashes, as test_numba compares its bits.
@@ -52,13 +52,11 @@ def interpreters(named: list[Path]) -> dict[str, Path]:
     return found
 
 
-def requirements(age: str, numba: bool) -> list[str]:
+def requirements(age: str) -> list[str]:
     """What to install beside the wheel."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = list(project["dependencies"]) + [x for name in EXTRAS for x in project["optional-dependencies"][name]]
     plain = [re.split(r"[;#]", x)[0].strip() for x in listed]
-    if not numba:
-        plain = [x for x in plain if not x.startswith("numba")]
     return [x.replace(">=", "==") for x in plain] if age == "oldest" else plain
 
 
@@ -74,11 +72,9 @@ def tried(interpreter: Path, age: str, wheel: Path, options: list[str], folder: 
     made = run(interpreter, "-m", "venv", "--without-pip", folder / "venv")
     python = folder / "venv" / "bin" / "python"
     pip = ("-m", "pip", "--python", python, "install", "-q", "--prefer-binary")
-    free_threaded = "t" in run(interpreter, "-c", ASK).stdout
-    wanted = requirements(age, numba=not free_threaded)
-    here = Path(sys.executable)
+    wanted, here = requirements(age), Path(sys.executable)
     made = made if made.returncode else run(here, *pip, *wanted, "pytest", "hypothesis")
-    if free_threaded:  # which has no stable ABI
+    if "t" in run(interpreter, "-c", ASK).stdout:  # free-threaded: no stable ABI
         made = made if made.returncode else run(here, *pip, "setuptools>=77", "cffi>=2.1")
         build = ("-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-build-isolation", ROOT)
         made = made if made.returncode else run(here, *build)
