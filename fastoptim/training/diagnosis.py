@@ -191,7 +191,8 @@ def diagnose(
 _HINTS = {
     "FitResult": ": give its history.loss",
     "History": ": give its loss",
-    "str": ": fastoptim.plots.read_curve reads those of a file",
+    "Curve": ": give its losses",
+    "str": ": those of a file are fastoptim.plots.read_curve(path).losses",
 }
 
 

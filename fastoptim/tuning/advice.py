@@ -34,13 +34,13 @@ _BESIDE: dict[str, tuple[dict[str, float], str]] = {
     ),
     "sparse": (
         {"adagrad": 3.2, "ftrl": 1.0},
-        "Beside it, by right answers on 2,000 lines of sparse words: adagrad 87.1 %, adam 86.8 %, ftrl 86.2 %, which "
-        "chance alone may part. adagrad has half the states, ftrl exact zeros by l1. Gradients of a few rows are "
+        "Beside it, by right answers on 2,000 lines of sparse words: adagrad 87.1 %, adam 86.8 %, ftrl 86.2 %; these "
+        "differences may be chance. adagrad has half the states, ftrl exact zeros by l1. Gradients of a few rows are "
         "fastoptim.Rows, which adagrad takes.",
     ),
     "": (
         {"yogi": 0.01, "nadam": 0.01},
-        "Other rules rarely pay: on digits, yogi 97.3 %, nadam 97.1 %, adam 96.7 % right; seeds part them as much.",
+        "Other rules rarely pay: on digits, yogi 97.3 %, nadam 97.1 %, adam 96.7 % right; the seed matters as much.",
     ),
 }
 _FEWEST = 8  # examples of the smallest batch to recommend: a step of a small network on fewer takes NumPy about as long
@@ -165,7 +165,7 @@ def recommend(
     >>> print(fo.recommend())
     adam, lr 0.001
     - Nothing is known that speaks against it, and Adam's default rate works for most models.
-    - Other rules rarely pay: on digits, yogi 97.3 %, nadam 97.1 %, adam 96.7 % right; seeds part them as much.
+    - Other rules rarely pay: on digits, yogi 97.3 %, nadam 97.1 %, adam 96.7 % right; the seed matters as much.
     >>> fo.recommend(attention=True).beside
     {'schedule_free_adamw': 0.0032, 'lamb': 0.01}
     """

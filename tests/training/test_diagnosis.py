@@ -419,9 +419,15 @@ def test_what_is_no_sequence_is_refused(losses):
         fo.diagnose(losses)
 
 
-def test_what_holds_losses_is_met_with_their_place():
-    result = fo.fit(lambda w, batch: (1.0, w.copy()), np.ones(2), None, "sgd", steps=3, diagnose=False)
-    for given, place in ((result, "its history.loss"), (result.history, "its loss"), ("run.jsonl", "read_curve")):
+def test_what_holds_losses_is_met_with_their_place(tmp_path):
+    log = str(tmp_path / "run.csv")
+    result = fo.fit(lambda w, batch: (1.0, w.copy()), np.ones(2), None, "sgd", steps=3, diagnose=False, log=log)
+    curve = fo.plots.read_curve(log)
+    assert fo.diagnose(curve.losses) == fo.diagnose(result.history.loss)
+    for given, place in (
+        *((result, "its history.loss"), (result.history, "its loss"), (curve, "its losses")),
+        (log, r"plots\.read_curve\(path\)\.losses"),
+    ):
         with pytest.raises(TypeError, match=f"got {type(given).__name__}: .*{place}"):
             fo.diagnose(given)
 
