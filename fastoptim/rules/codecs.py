@@ -27,6 +27,9 @@ U32: TypeAlias = Any
 U64: TypeAlias = Any
 F32: TypeAlias = Any
 
+# Asks about numbers that are rare: infinite, NaN, beyond the largest. C passes it over in blocks that hold none.
+rare = where
+
 BLOCK = 128  # elements of a float8 array that share a scale
 LOW = ("bfloat16", "float16")  # what parameters and gradients may be that are computed in float32
 ROUNDINGS = ("stochastic", "nearest")
@@ -68,14 +71,14 @@ def bfloat16_decode(c: U32) -> F32:
 
 def bfloat16_stochastic(x: F32, r: U32) -> U32:
     u = bits(x)
-    below = where(number(u & 0x7FFFFFFF) > 3.3895313892515355e38, 0, r >> 16)  # none grows beyond the largest
-    return where(x != x, 0x7FC0, (u + below) >> 16)
+    below = rare(number(u & 0x7FFFFFFF) > 3.3895313892515355e38, 0, r >> 16)  # none grows beyond the largest
+    return rare(x != x, 0x7FC0, (u + below) >> 16)
 
 
 def bfloat16_nearest(x: F32, r: U32) -> U32:
     u = bits(x)
     cut = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
-    return where((u & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, cut)
+    return rare((u & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, cut)
 
 
 # --- float16 --------------------------------------------------------------------------------------------------------
@@ -98,8 +101,8 @@ def float16_stochastic(x: F32, r: U32) -> U32:
     small = number(a) + 6.103515625e-05
     twice = number(a) + number(a)
     cut = (bits(where(twice < small, small, twice)) - 0x38800000 + (r >> 19)) >> 13
-    kept = where(a < 0x7F800000, where(cut > 0x7BFF, 0x7BFF, cut), 0x7C00)
-    return where(x != x, 0x7E00, kept | ((u >> 16) & 0x8000))
+    kept = rare(a > 0x7F7FFFFF, 0x7C00, where(cut > 0x7BFF, 0x7BFF, cut))
+    return rare(x != x, 0x7E00, kept | ((u >> 16) & 0x8000))
 
 
 def float16_nearest(x: F32, r: U32) -> U32:
@@ -108,7 +111,7 @@ def float16_nearest(x: F32, r: U32) -> U32:
     small = bits(number(a) + 0.5) - 0x3F000000  # float32's own rounding, at the spacing of float16's smallest
     cut = (a - 0x38000000 + 0x0FFF + ((a >> 13) & 1)) >> 13
     code = where(a < 0x38800000, small, where(a < 0x477FF000, cut, 0x7C00))
-    return where(a > 0x7F800000, 0x7E00, code | ((u >> 16) & 0x8000))
+    return rare(a > 0x7F800000, 0x7E00, code | ((u >> 16) & 0x8000))
 
 
 # --- float8: the codes of a block, times its scale --------------------------------------------------------------------
@@ -132,7 +135,7 @@ def float8_decode(c: U32, scale: F32) -> F32:
     twice = number(m + 0x3C800000)
     small = twice - 0.015625
     size = where(small < twice * 0.5, small, twice * 0.5)
-    a = where(twice > 896.0, m | 0x7F800000, bits(size))
+    a = rare(twice > 896.0, m | 0x7F800000, bits(size))
     return number(a | ((c << 24) & 0x80000000)) * scale
 
 
@@ -143,8 +146,8 @@ def float8_stochastic(x: F32, inverse: F32, floor: U32, r: U32) -> U32:
     small = y + 0.015625
     cut = (bits(where(y + y < small, small, y + y)) - 0x3C800000 + (r >> 12)) >> 20
     least = where(a < floor, a, floor)  # 0 is 0
-    kept = where(cut > 0x7E, 0x7E, where(cut < least, least, cut))
-    return where(a < 0x7F800000, kept | ((u >> 24) & 0x80), 0x7F)
+    kept = where(cut < least, least, cut)
+    return rare(a > 0x7F7FFFFF, 0x7F, where(kept > 0x7E, 0x7E, kept) | ((u >> 24) & 0x80))
 
 
 def float8_nearest(x: F32, inverse: F32, floor: U32, r: U32) -> U32:
@@ -155,8 +158,8 @@ def float8_nearest(x: F32, inverse: F32, floor: U32, r: U32) -> U32:
     cut = (bits(y) - 0x3C000000 + 0x7FFFF + ((bits(y) >> 20) & 1)) >> 20
     code = where(y < 0.015625, small, cut)
     least = where(a < floor, a, floor)
-    kept = where(code > 0x7E, 0x7E, where(code < least, least, code))
-    return where(a < 0x7F800000, kept | ((u >> 24) & 0x80), 0x7F)
+    kept = where(code < least, least, code)
+    return rare(a > 0x7F7FFFFF, 0x7F, where(kept > 0x7E, 0x7E, kept) | ((u >> 24) & 0x80))
 
 
 ELEMENTWISE = (

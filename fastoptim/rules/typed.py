@@ -19,6 +19,7 @@ OPERATORS: dict[type[ast.operator], str] = {
 }
 COMPARISONS: dict[type[ast.cmpop], str] = {ast.Lt: "<", ast.Gt: ">", ast.NotEq: "!="}
 BOOL, F32 = "bool", "F32"
+RARE = "rare"
 _CASTS = {"bits": "U32", "number": F32}
 
 
@@ -58,6 +59,10 @@ class Typed(ABC):
     @abstractmethod
     def choice(self, condition: str, chosen: str, other: str) -> str: ...
 
+    def rare(self, condition: str) -> str:
+        """A condition that only rare numbers meet."""
+        return condition
+
     @abstractmethod
     def text(self) -> str: ...
 
@@ -87,10 +92,11 @@ class Typed(ABC):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
             if node.func.id in _CASTS:
                 return f"{node.func.id}({self.expression(node.args[0])[0]})", _CASTS[node.func.id]
-            if node.func.id == "where":
+            if node.func.id in ("where", RARE):
                 condition, kind = self.expression(node.args[0])
                 chosen, other, result = self.pair(node.args[1], node.args[2])
                 if kind == BOOL:
+                    condition = self.rare(condition) if node.func.id == RARE else condition
                     return self.choice(condition, chosen, other), result
         raise SyntaxError(f"{self.name}: a codec may not hold {ast.unparse(node)}")
 
@@ -105,7 +111,7 @@ _C = {"U32": "uint32_t", "U64": "uint64_t", F32: "float", BOOL: "int"}
 
 
 class TypedC(Typed):
-    """A function in C."""
+    """A function in C; where it asks about rare numbers, its first argument says that there is none."""
 
     def literal(self, value: float, kind: str) -> str:
         return f"{float(value).hex()}f" if kind == F32 else f"{value:#x}u" + "ll" * (kind == "U64")
@@ -116,8 +122,12 @@ class TypedC(Typed):
     def choice(self, condition: str, chosen: str, other: str) -> str:
         return f"({condition} ? {chosen} : {other})"
 
+    def rare(self, condition: str) -> str:
+        return f"(!ordinary && {condition})"
+
     def text(self) -> str:
         arguments = ", ".join(f"{_C[kind]} {name}" for name, kind in self.arguments.items())
+        arguments = f"int ordinary, {arguments}" if RARE in self.used else arguments
         unused = [name for name in self.arguments if name not in self.used]
         lines = [f"CODEC {_C[self.returns]} {self.name}({arguments})", "{"]
         lines += [f"    (void){name};" for name in unused]
