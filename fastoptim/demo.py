@@ -153,8 +153,9 @@ def _tell(diagnosis: Any, say: Callable[[str], None]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """``fastoptim demo [digits | valley] [--out folder]``."""
-    parser = argparse.ArgumentParser(prog="fastoptim demo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=["digits", "valley"], default="digits")
+    parser = argparse.ArgumentParser(prog="fastoptim demo", description="Show learning rates at work, with pictures.")
+    what = "train a network on real digits, one step at a time (default), or draw four optimizers in a narrow valley"
+    parser.add_argument("what", nargs="?", choices=["digits", "valley"], default="digits", help=what)
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for the pictures")
     parser.add_argument("--epochs", type=int, default=15, help="how long to train on the digits")
     options = parser.parse_args(list(arguments))
