@@ -10,66 +10,17 @@ from functools import lru_cache
 from typing import Any
 
 from .common.validation import check_range, count, flag
+from .optimizers import forms
 from .optimizers.adam import Adam, AdamW
 from .optimizers.family import Family, chosen_for
-from .optimizers.forms import (
-    adabelief,
-    adadelta,
-    adagrad,
-    adamax,
-    adan,
-    ademamix,
-    adopt,
-    asgd,
-    ftrl,
-    lamb,
-    laprop,
-    lars,
-    lion,
-    nadam,
-    novograd,
-    radam,
-    rmsprop,
-    rprop,
-    schedule_free_adamw,
-    schedule_free_sgd,
-    signsgd,
-    signum,
-    yogi,
-)
+from .optimizers.forms import *  # noqa: F403 (its __all__ is listed below)
 from .optimizers.hyperparameters import UpdateSpec
 from .optimizers.sgd import SGD
 from .optimizers.update import TINY, ArrayStep
 from .rules.table import Scalars
 
-__all__ = [
-    "adabelief",
-    "adadelta",
-    "adagrad",
-    "adam",
-    "adamax",
-    "adan",
-    "ademamix",
-    "adopt",
-    "asgd",
-    "ftrl",
-    "lamb",
-    "laprop",
-    "lars",
-    "lion",
-    "momentum",
-    "nadam",
-    "novograd",
-    "radam",
-    "rmsprop",
-    "rprop",
-    "schedule_free_adamw",
-    "schedule_free_sgd",
-    "sgd",
-    "signsgd",
-    "signum",
-    "yogi",
-]
+__all__ = ["adam", "momentum", "sgd"]
+__all__ += forms.__all__
 
 _array_step = lru_cache(maxsize=256, typed=True)(ArrayStep)
 

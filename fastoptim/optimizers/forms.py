@@ -15,6 +15,10 @@ from .moments import ADOPT, AdaBelief, Adan, AdEMAMix, LaProp, NAdam, RAdam, Yog
 from .schedule_free import ASGD, ScheduleFreeAdamW, ScheduleFreeSGD
 from .sign import Lion, Rprop, SignSGD, Signum
 
+__all__ = ["adabelief", "adadelta", "adagrad", "adamax", "adan", "ademamix", "adopt", "asgd", "ftrl", "lamb",
+    "laprop", "lars", "lion", "nadam", "novograd", "radam", "rmsprop", "rprop", "schedule_free_adamw",
+    "schedule_free_sgd", "signsgd", "signum", "yogi"]
+
 
 def rmsprop(
     p: Any, g: Any, state: dict[str, Any], *, lr: float = 0.01, alpha: float = 0.99, eps: float = 1e-08,

@@ -69,9 +69,9 @@ def text() -> str:
         modules[module] = sorted(names, key=lambda name: (not name.isupper(), name.lower()))
     *head, family = HEADER.splitlines()
     imports = sorted([family, *(f"from .{module} import {', '.join(names)}" for module, names in modules.items())])
-    return "\n\n\n".join(["\n".join([*head, *imports, ""]).rstrip(), *map(form, FAMILIES, FAMILIES.values())]).replace(
-        "\n\n\n\n", "\n\n\n"
-    )
+    listed = textwrap.wrap(f"__all__ = [{', '.join(map(_shown, sorted(FAMILIES)))}]", 116, subsequent_indent="    ")
+    top = "\n".join([*head, *imports, "", *listed])
+    return "\n\n\n".join([top, *map(str.rstrip, map(form, FAMILIES, FAMILIES.values()))]) + "\n"
 
 
 if __name__ == "__main__":
