@@ -133,12 +133,15 @@ class Collection:
     ----------
     rule : str
         A name in `fastoptim.rules.RULES`.
+    called : tuple of str
+        What errors call its states.
     """
 
-    def __init__(self, rule: str):
+    def __init__(self, rule: str, called: tuple[str, ...] = ()):
         self.count = count_of_steps()
         self._rule, self._busy = rule, list[Any]()
-        self._update, self._numbers = RuleUpdate(rule, counter=self.count), RuleUpdate(rule)
+        self._update = RuleUpdate(rule, counter=self.count, called=called)
+        self._numbers = RuleUpdate(rule, called=called)
         self._joint = Joint(0, 0)
 
     def step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import MutableSequence, Sequence
+from dataclasses import replace
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -16,7 +17,7 @@ from ..arrays.rows import Rows
 from ..backends import resolve
 from ..common.busy import Busy, exclusive
 from ..common.threads import resolve_threads
-from ..common.validation import choice, names_arguments, real, unknown_name
+from ..common.validation import check_no_method, choice, names_arguments, real, unknown_name
 from ..optimizers.update import ArrayStep, Member, Update
 from ..rules import coefficients as of_rule
 from ..rules.table import RULES, Kernel
@@ -31,10 +32,12 @@ class RuleUpdate:
         A name in `fastoptim.rules.RULES`.
     counter : array of one 64-bit integer, optional
         Its only item grows by one with each step, within the step.
+    called : tuple of str
+        What errors call the states, where the caller has names of its own.
     """
 
-    def __init__(self, rule: str, *, counter: MutableSequence[int] | None = None):
-        self._kernel = Kernel(RULES[rule], "none")
+    def __init__(self, rule: str, *, counter: MutableSequence[int] | None = None, called: tuple[str, ...] = ()):
+        self._kernel = _kernel(rule, "none", called)
         self._backend = resolve("auto", ())
         self._threads = resolve_threads(None)
         self._counter = counter
@@ -80,6 +83,11 @@ class RuleUpdate:
         return self._update
 
 
+def _kernel(rule: str, decay: str, called: tuple[str, ...]) -> Kernel:
+    found = RULES[rule]
+    return Kernel(replace(found, states=called) if called else found, decay)
+
+
 class Attributes:
     """An optimizer that has the attributes named like its arguments: others, which would do nothing, are refused.
 
@@ -99,6 +107,7 @@ class Attributes:
             known = _arguments(cls)
             if name not in known and name not in self._others:
                 raise AttributeError(unknown_name(cls.__name__, name, known))
+        check_no_method(self, name, value)
         super().__setattr__(name, value)
 
 
@@ -118,16 +127,20 @@ def step_array(
     scale: float = 1.0,
     decay: str = "none",
     decay_coefficient: float = 0.0,
+    called: tuple[str, ...] = (),
 ) -> None:
-    """One step of one array, in place, for functions that keep nothing between calls; `g` is cast if need be."""
+    """One step of one array, in place, for functions that keep nothing between calls; `g` is cast if need be.
+
+    Errors call the states as `RuleUpdate` does.
+    """
     if not isinstance(p, np.ndarray):
         raise TypeError(f"expected a NumPy array to update, got {type(p).__name__}{instead_of(p)}")
-    _array_step(rule, decay)("0", p, gradient_of(p, g), states, (scale, decay_coefficient, *coefficients))
+    _array_step(rule, decay, called)("0", p, gradient_of(p, g), states, (scale, decay_coefficient, *coefficients))
 
 
 @cache
-def _array_step(rule: str, decay: str) -> ArrayStep:
-    return ArrayStep(Kernel(RULES[rule], decay))
+def _array_step(rule: str, decay: str, called: tuple[str, ...]) -> ArrayStep:
+    return ArrayStep(_kernel(rule, decay, called))
 
 
 def velocity_coefficients(mu: float, lr: float, nesterov: bool = False, mode: str = "lr_inside") -> tuple[float, ...]:

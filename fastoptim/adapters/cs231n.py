@@ -38,7 +38,7 @@ def _stepped(
 ) -> tuple[Any, Config]:
     """What the functions return; `config` is filled in once the step has succeeded."""
     with deferred_signals():
-        step_array(rule, w, dw, tuple(entries[name] for name in states), coefficients)
+        step_array(rule, w, dw, tuple(entries[name] for name in states), coefficients, called=states)
         config.update(entries)
     return w, config
 

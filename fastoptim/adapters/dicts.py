@@ -39,7 +39,7 @@ class _Optimizer(Attributes):
 
     def __init__(self, partial: bool) -> None:
         self.partial = flag("partial", partial)
-        self._collection = Collection(self._rule)
+        self._collection = Collection(self._rule, self._states)
 
     def update(self, params: Params, grads: Grads) -> None:
         """Update every entry of `params` by that of `grads`."""
@@ -74,7 +74,7 @@ class _Optimizer(Attributes):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         steps = vars(self).pop("iter")
-        self._collection = Collection(self._rule)
+        self._collection = Collection(self._rule, self._states)
         self._collection.count[0] = steps
 
 

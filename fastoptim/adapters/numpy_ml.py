@@ -77,7 +77,7 @@ class SGD(_Optimizer):
             entry = {"velocity": np.zeros_like(new)}
         coefficients = (real("momentum", self.momentum), real("lr", self._rate(cur_loss)), 1.0)
         grad, scale = self._scaled(new, param_grad, param_name)
-        step_array("momentum", new, grad, (entry["velocity"],), coefficients, scale=scale)
+        step_array("momentum", new, grad, (entry["velocity"],), coefficients, scale=scale, called=("velocity",))
         self.cache[param_name] = entry
         return new
 
@@ -109,7 +109,8 @@ class Adam(_Optimizer):
         coefficients = adam_coefficients(t, self._rate(cur_loss), self.decay1, self.decay2, self.eps)
         grad, scale = self._scaled(new, param_grad, param_name)
         with deferred_signals():
-            step_array("adam", new, grad, (entry["mean"], entry["var"]), coefficients, scale=scale)
+            states, called = (entry["mean"], entry["var"]), ("mean", "var")
+            step_array("adam", new, grad, states, coefficients, scale=scale, called=called)
             entry["t"] = t
             self.cache[param_name] = entry
         return new

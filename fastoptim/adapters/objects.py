@@ -62,7 +62,7 @@ class _Optimizer(Attributes):
         self._data, self._grad = data, grad
         self.target: Any = None
         self.hooks: list[Callable[[list[Any]], Any]] = []
-        self._collection = Collection(self._rule)
+        self._collection = Collection(self._rule, self._states)
         self._known: dict[int, Any] = {}  # keeps the parameters alive whose identities are keys
 
     def __getstate__(self) -> Any:

@@ -18,6 +18,8 @@ from ._update import adam_coefficients, step_array
 
 __all__ = ["update"]
 
+_CALLED = ("states[0]", "states[1]")
+
 
 def update(
     p: Any,
@@ -66,10 +68,11 @@ def update(
         step_array("sgd", p, g, (), (lr,))
     elif len(states) == 1:
         mu = real("momentum", momentum)
-        step_array("momentum", p, g, states, rules.momentum_coefficients(lr, mu, mode=momentum_mode))
+        coefficients = rules.momentum_coefficients(lr, mu, mode=momentum_mode)
+        step_array("momentum", p, g, states, coefficients, called=_CALLED[:1])
     elif len(states) == 2:
         beta1, beta2 = betas
-        step_array("adam", p, g, states, adam_coefficients(t, lr, beta1, beta2, eps, eps_mode))
+        step_array("adam", p, g, states, adam_coefficients(t, lr, beta1, beta2, eps, eps_mode), called=_CALLED)
     else:
         raise TypeError(f"expected no state, one (momentum) or two (Adam), got {len(states)}")
     return p

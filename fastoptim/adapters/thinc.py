@@ -75,7 +75,7 @@ class Optimizer(optimizers.Optimizer):
                 hat = self.learn_rate(step, **arguments) * (1.0 - b2**t) ** 0.5 / (1.0 - b1**t) * lr_scale
                 c1, c2 = (float(np.float32(1.0) - np.float32(b)) for b in (b1, b2))  # as thinc's kernel has them
                 coefficients = (b1, c1, b2, c2, hat, 1.0, self.eps(step, **arguments))
-                step_array("adam", w, g, states, coefficients, scale=scale)
+                step_array("adam", w, g, states, coefficients, scale=scale, called=("mom1", "mom2"))
                 self.mom1[key], self.mom2[key] = states
             else:
                 step_array("sgd", w, g, (), (rate,), scale=scale)

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import wraps
 from inspect import BoundArguments, Signature, signature
 from operator import index
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -79,6 +80,13 @@ def do_you_mean(name: str, known: Iterable[str]) -> str:
     meant = meant or next(iter(get_close_matches(name, known, 1)), None)
     first = " (the first of them is Adam's momentum)" if (name, meant) == ("momentum", "betas") else ""
     return f"do you mean {meant!r}{first}? " if meant else ""
+
+
+def check_no_method(thing: Any, name: str, value: Any) -> None:
+    """AttributeError where `value`, which cannot be called, would take the place of a method of fastoptim's."""
+    own = getattr(type(thing), name, None)
+    if isinstance(own, FunctionType) and own.__module__.startswith("fastoptim.") and not callable(value):
+        raise AttributeError(f"{name} is a method of {type(thing).__name__}, in whose place {value!r} would be set")
 
 
 def names_arguments(function: Function) -> Function:

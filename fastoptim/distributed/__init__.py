@@ -19,7 +19,7 @@ from ..arrays.storage import compute_dtype
 from ..backends import StepInfo
 from ..common.signals import deferred_signals
 from ..common.threads import threads_from_environment
-from ..common.validation import check_range, step_options
+from ..common.validation import check_no_method, check_range, step_options
 from ..optimizers.base import Optimizer
 from ..optimizers.groups import ParamGroups
 from .agreement import description, hyper_texts, options, plain_optimizer
@@ -176,6 +176,7 @@ class ShardedOptimizer(Steps, States):
             return value
 
     def __setattr__(self, name: str, value: Any) -> None:
+        check_no_method(self, name, value)
         own = name.startswith("_") or name == "comm" or hasattr(type(self), name)
         if own:
             object.__setattr__(self, name, value)

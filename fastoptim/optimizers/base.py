@@ -26,7 +26,7 @@ from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
 from ..common.trees import Structure, leaves_of, picker
-from ..common.validation import check_range, flag, step_options, unknown_name
+from ..common.validation import check_no_method, check_range, flag, step_options, unknown_name
 from ..rules.table import Rule
 from . import pickling, saving, state_dicts
 from .applying import applied
@@ -226,6 +226,7 @@ class Optimizer:
     def _set_attribute(self, name: str, value: Any) -> None:
         if not name.startswith("_") and not hasattr(type(self), name):
             raise AttributeError(unknown_name(type(self).__name__, name, type(self)._names))
+        check_no_method(self, name, value)
         object.__setattr__(self, name, value)
 
     if not TYPE_CHECKING:  # type checkers know the hyperparameters from the annotations of the classes

@@ -96,7 +96,8 @@ class Rate(Hyper[float]):
         return found if optimizer is None else float(found)
 
     def __set__(self, optimizer: Any, value: Any) -> None:
-        super().__set__(optimizer, list(value) if isinstance(value, tuple) else value)
+        rates = list(value) if isinstance(value, (list, tuple)) else [value] * len(optimizer.param_groups)
+        optimizer._set(self.name, rates)
 
 
 class NotNeeded:

@@ -476,8 +476,8 @@ def test_cs231n_counts_whole_steps():
 
 
 def test_cs231n_keeps_its_states_under_ctrl_c(monkeypatch):
-    def pressed(*arguments, inner=cs231n.step_array):
-        inner(*arguments)
+    def pressed(*arguments, inner=cs231n.step_array, **options):
+        inner(*arguments, **options)
         signal.raise_signal(signal.SIGINT)
 
     w, config = np.ones(2), {}
@@ -689,3 +689,26 @@ def test_a_state_that_is_no_array_is_refused_by_name(bad):
     with pytest.raises(TypeError, match="a state of parameter 'w': expected a NumPy array or a number, got"):
         optimizer.update(params, {"w": 1.0, "b": np.ones(2)})
     assert params["w"] == 1 and (params["b"] == 1).all() and optimizer.h == {"w": bad}
+
+
+def test_a_state_that_does_not_fit_is_called_as_the_caller_calls_it():
+    w, g, short = np.ones(3), np.ones(3), np.zeros(2)
+    momentum, adam = dicts.Momentum(), dicts.Adam()
+    momentum.v, adam.v = {"w": short}, {"w": short}
+    of_numpy_ml = numpy_ml.Adam()
+    of_numpy_ml.cache["w"] = {"t": 1, "mean": np.zeros(3), "var": short}
+    thing = SimpleNamespace(data=w, grad=g)
+    of_objects = objects.RMSprop().setup([thing])
+    of_objects.hs = {id(thing): short}
+    calls = {
+        "v of parameter 'w'": lambda: momentum.update({"w": w}, {"w": g}),
+        "^v of parameter 'w'": lambda: adam.update({"w": w}, {"w": g}),
+        "hs of parameter '0'": of_objects.update,
+        "var of parameter": lambda: of_numpy_ml(w, g, "w"),
+        "velocity of parameter": lambda: cs231n.sgd_momentum(w, g, {"velocity": short}),
+        r"states\[1\] of parameter": lambda: per_array.update(w, g, np.zeros(3), short, t=1),
+    }
+    for message, call in calls.items():
+        with pytest.raises(ValueError, match=rf"{message}.*: expected shape \(3,\), got \(2,\)"):
+            call()
+    assert (w == 1).all()

@@ -340,6 +340,22 @@ def test_copies_are_independent_and_equal(duplicate):
     assert opt.lr == 0.1
 
 
+def test_a_method_is_not_replaced_by_what_cannot_be_called():
+    opt = fo.SGD(np.zeros(2), lr=0.1)
+    update = fo.adapters.dicts.SGD()
+    for thing, name in ((opt, "step"), (opt, "state_dict"), (update, "update")):
+        with pytest.raises(AttributeError, match=f"{name} is a method of {type(thing).__name__}, in whose place 3 "):
+            setattr(thing, name, 3)
+    calls = []
+    opt.step = lambda *given, step=opt.step: calls.append(0) or step(*given)
+    assert opt.step(np.ones(2)).applied and calls == [0]
+
+    class Own(fo.SGD):
+        def made(self): ...
+
+    Own(np.zeros(2)).made = 3
+
+
 def test_group_lists_and_dicts_refuse_what_no_step_would_read():
     opt = fo.SGD([np.zeros(2)], lr=0.1, backend="c")
     group = opt.param_groups[0]

@@ -336,13 +336,15 @@ def face():
     total = sum(p.size for p in params.values()) + extra.size
     assert COMM.allreduce(owned) == total and owned < 0.7 * total
     assert all(part["exp_avg"].shape == (part["stop"] - part["start"],) for part in parts)
-    with raises(ValueError, "different learning rates"):
+    with raises(ValueError, "different values of lr"):
         _ = opt.lr
     opt.lr = 0.3
     opt.weight_decay = 0.0
     assert opt._whole.weight_decay == 0.0 and opt.weight_decay == 0.0
     with raises(AttributeError, "speed"):
         _ = opt.speed
+    with raises(AttributeError, "step is a method of ShardedOptimizer, in whose place 3 "):
+        opt.step = 3
     assert opt.lr == 0.3 and opt.backend == plain.backend and f"rank {RANK} of {SIZE}" in repr(opt)
     opt.threads = 1
     assert opt.threads == 1 and all(piece.optimizer.threads == 1 for piece in opt._own())
