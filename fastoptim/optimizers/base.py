@@ -224,9 +224,10 @@ class Optimizer:
         cls._read = staticmethod(picker(cls._names))
 
     def _set_attribute(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and not hasattr(type(self), name):
-            raise AttributeError(unknown_name(type(self).__name__, name, type(self)._names))
-        check_no_method(self, name, value)
+        if not name.startswith("_") and name not in self._names:
+            if not hasattr(type(self), name):
+                raise AttributeError(unknown_name(type(self).__name__, name, self._names))
+            check_no_method(self, name, value)
         object.__setattr__(self, name, value)
 
     if not TYPE_CHECKING:  # type checkers know the hyperparameters from the annotations of the classes

@@ -77,12 +77,13 @@ class Hyper(Generic[T]):
     def __get__(self, optimizer: Any, owner: Any = None) -> T:
         if optimizer is None:
             return cast(T, self)
-        values = [group[self.name] for group in optimizer.param_groups]
-        if any(value != values[0] for value in values):
+        first, *others = [group[self.name] for group in optimizer.param_groups]
+        if others and any(value != first for value in others):
             raise ValueError(
                 f"the groups have different values of {self.name}: read opt.param_groups[i][{self.name!r}]"
             )
-        return cast(T, values[0])
+        found: T = first
+        return found
 
     def __set__(self, optimizer: Any, value: T | list[T]) -> None:
         optimizer._set(self.name, value if isinstance(value, list) else [value] * len(optimizer.param_groups))
@@ -92,8 +93,8 @@ class Rate(Hyper[float]):
     """The learning rate, which reads as a float; a tuple sets one per group, too."""
 
     def __get__(self, optimizer: Any, owner: Any = None) -> float:
-        found = super().__get__(optimizer, owner)
-        return found if optimizer is None else float(found)
+        rates = set() if optimizer is None else {float(group["lr"]) for group in optimizer.param_groups}
+        return rates.pop() if len(rates) == 1 else super().__get__(optimizer, owner)
 
     def __set__(self, optimizer: Any, value: Any) -> None:
         rates = list(value) if isinstance(value, (list, tuple)) else [value] * len(optimizer.param_groups)
