@@ -204,4 +204,4 @@ def test_a_schedule_without_an_argument_says_which_it_takes():
 def test_python_proposes_the_public_name_that_is_nearest():
     script = "import fastoptim as fo\nfo.AdaGrad"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "Did you mean: 'Adagrad'" in done.stderr
+    assert re.search(r"Did you mean:? '\.?Adagrad'", done.stderr)  # the words are Python's, and change
