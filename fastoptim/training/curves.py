@@ -18,6 +18,9 @@ _JUMP = math.log(4.0)  # how far, at least, all that follow lie above a first lo
 _THROWN = math.log(1.5)  # ... or the next four, above what the second half scatters about
 _RARE = math.log(4.0)  # by how much means lie above levels where rare large losses make up most of them
 _WIDE = 1.0  # scatter from which on the median of a few losses may lie anywhere
+_SUDDEN = 0.15  # share of a curve within which a rise is sudden
+_FASTER = 0.65  # duration of the second part of a rise, in units of the first, below which it gets faster ...
+_SLOWER = 1.4  # ... and from which on it gets slower
 _STRAY = 0.05  # share of values that may be negative in a curve that is positive otherwise
 
 
@@ -182,7 +185,7 @@ class MeasuredCurve:
     @property
     def room(self) -> float:
         """By how much the loss may have fallen in the second half: two standard errors more than is seen."""
-        return self.halves[1].fall + 2.0 * self.halves[1].error
+        return self.halves[1].fall + 2.0 * self.halves[1].error if np.any(self.y[self.tail_start :]) else 0.0
 
     def ends_keep_pace(self, share: float) -> float:
         """By how many standard errors the outer thirds fall faster than `share` times the middle one."""
@@ -220,6 +223,30 @@ class MeasuredCurve:
             rise = min(rise, self.end - self._mean(self.z[: self.first]))
         rare = float(np.mean(self.means[-2:] - self.levels[-2:])) > _RARE
         return min(rise, float(np.mean(self.means[-2:]) - np.mean(self.means[:2]))) if rare else rise
+
+    @cached_property
+    def bursts(self) -> bool:
+        """Whether the loss rises ever faster, or all at once, from its lowest level to its last.
+
+        Accuracies, rewards and likelihoods rise steadily or ever more slowly, and so do losses of models that overfit.
+        """
+        width = -(-self.n // 128)  # blocks of one length, so that they tell time
+        part = self.y[self.n % width :] / max(float(np.abs(self.y).max()), 1e-300)
+        levels = np.median(part.reshape(-1, width), axis=1)
+        rise = levels[int(np.argmin(levels)) :] - levels.min()
+        rise /= np.median(rise[-max(1, len(levels) // 16) :])
+        early, half, late = (int(np.sum(rise < share)) for share in (0.15, 0.45, 0.75))
+        first, second = half - early, late - half
+        if late - early <= _SUDDEN * len(levels):
+            return second <= _SLOWER * first + 1.0  # as exactly as blocks tell
+        return second < _FASTER * first
+
+    @property
+    def relieved(self) -> bool:
+        """Whether a loss that has risen above its lowest level has clearly come down again since."""
+        k = int(np.argmin(self.levels))
+        peak, end = float(self.levels[k:].max()), float(np.mean(self.levels[-2:]))
+        return peak - end > max(0.2 * (peak - float(self.levels[k])), 3.0 * self.error)
 
     @property
     def like_a_share(self) -> bool:

@@ -6,15 +6,32 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from ..common.public import public
 from ..common.validation import flag, names_arguments, real
-from .curves import MeasuredCurve, autocorrelation, blocks, detrended, fall_of_means, kendall_tau, kept_pace, spread
+from .curves import (
+    BLOCKS,
+    MeasuredCurve,
+    autocorrelation,
+    blocks,
+    detrended,
+    fall_of_means,
+    kendall_tau,
+    kept_pace,
+    spread,
+)
 
-VERDICTS = ("healthy", "diverged", "oscillating", "too slow", "plateau", "unclear", "too short")
+Verdict = Literal["healthy", "diverged", "oscillating", "too slow", "plateau", "unclear", "too short"]
+Reason = Literal[
+    "falling", "not finite", "growing", "risen far", "above start", "jumped", "cycling", "bouncing",
+    "alternating", "lost again", "slow", "straight", "flat", "rising again", "hidden", "still", "within noise",
+    "first not finite", "maybe jumped", "risen", "rate rising", "few", "few for a fall",
+    "few for a trend", "seems falling", "lost in noise", "come down since",
+]  # fmt: skip
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 MINIMUM = 10  # a shorter curve shows nothing but non-finite values
 _SHORT = 25  # a shorter curve of minibatch losses shows little
 # Thresholds, in units of the logarithm of the loss (0.1: about ten per cent). benchmarks/advice.py says on which
@@ -38,6 +55,7 @@ _REMNANT = 0.2  # drop, as a share of the rise before it, below which a jump has
 _RISEN = 1.1  # largest rate of the last quarter, in units of the median one, from which on rates count as rising
 _ROOM = 0.1  # fall that the noise of the second half may hide, from which on nobody knows that a curve is flat
 _FINISHED = 0.01  # last rate, in units of the largest, below which a schedule has come to its end
+_LOST = 0.7  # share of all gains that is a collapse if it is lost
 _PACE = 0.7  # pace of the outer thirds, in units of the middle one's, below which a curve is no straight line
 
 
@@ -57,12 +75,15 @@ class Diagnosis:
     lr_factor : float
         What to multiply the learning rate by: 0.1, 0.5, 1, 2 or 10. Weak evidence gives 1; so does a plateau, which
         asks for a schedule.
+    reason : str
+        What the verdict rests on, more exactly than that; one of `fastoptim.training.diagnosis.Reason`.
     """
 
-    verdict: str
+    verdict: Verdict
     evidence: dict[str, float]
     remedy: str
     lr_factor: float
+    reason: Reason
 
     def __str__(self) -> str:
         figures = ", ".join(f"{name} {value:.3g}" for name, value in self.evidence.items())
@@ -164,28 +185,25 @@ def diagnose(
     start = None if start is None else real("start", start)
     y = numbers(losses)
     rate, rises, varies, finished = _rates(lr, len(y))
-    advise = partial(_diagnosis, lr=rate, scheduled=scheduled or varies, finished=finished)
+    said = partial(_said, lr=rate, scheduled=scheduled or varies, finished=finished)
     finite = np.isfinite(y)
     ended = _nonfinite_end(y, finite)
-    if ended == 0:
-        finding = "Not even the first loss is finite, which is not the learning rate's doing"
-        return advise("unclear", {"first_nonfinite": 0.0}, 1.0, finding)
     if ended is not None:
-        return advise("diverged", {"first_nonfinite": float(ended)}, 0.1, "The loss is no longer finite")
+        found = Finding("not finite", 0.1) if ended else Finding("first not finite")
+        return said(found, {"first_nonfinite": float(ended)})
     missing = {"missing": float(np.sum(~finite))} if not finite.all() else {}
     y = y[finite]
     if len(y) < MINIMUM:
-        figures = {"losses": float(len(y))}
-        return advise("too short", figures | missing, 1.0, f"{_so_many(len(y))} to tell anything")
+        return said(Finding("few", detail=_so_many(len(y))), {"losses": float(len(y))} | missing)
     with np.errstate(all="ignore"):
         late = math.ceil(min(2.0 / (1.0 - momentum), len(y)))
         curve = MeasuredCurve(y, fixed_batch, late, start)
-        verdict, factor, finding = _judge_fixed(curve) if fixed_batch else _judge(curve)
-        if rises and verdict in ("too slow", "plateau"):
-            verdict, factor, finding = "unclear", 1.0, _RISING
-        if verdict == "diverged" and curve.like_a_share:
-            verdict, factor, finding = "unclear", 1.0, f"The loss has {_changed(curve)} towards 1, as an accuracy does"
-        return advise(verdict, curve.evidence() | missing, factor, finding)
+        found = _judge_fixed(curve) if fixed_batch else _judge(curve)
+        if rises and found.verdict in ("too slow", "plateau"):
+            found = Finding("rate rising")
+        if (found.verdict == "diverged" or found.reason == "maybe jumped") and curve.like_a_share:
+            found = Finding("risen", detail=_changed(curve))
+        return said(found, curve.evidence() | missing)
 
 
 _HINTS = {
@@ -220,10 +238,10 @@ def _nonfinite_end(y: np.ndarray, finite: np.ndarray) -> int | None:
     """Where the values begin that are not finite and end the curve; None if others are merely missing.
 
     Columns of tables have gaps; they end with values that are not finite only if there are more of them than in any
-    gap before. An infinite value is never a gap, but one in the first half may have been survived.
+    gap before. An infinite value is never a gap, but may have been survived: in the first half, or by ten values.
     """
     infinite = np.flatnonzero(np.isinf(y))
-    if len(infinite) and infinite[-1] >= len(y) // 2:
+    if len(infinite) and (infinite[-1] >= len(y) // 2) and np.sum(finite[infinite[-1] :]) < MINIMUM:
         return int(infinite[0])
     if finite.all() or not len(y):
         return None
@@ -249,59 +267,103 @@ def _rates(lr: Any, count: int) -> tuple[float | None, bool, bool, bool]:
     return last, rises, largest > float(rates.min()), last < _FINISHED * largest
 
 
-_ADVICE = {
+_CHANGE = {
     0.1: "divide the learning rate by 10",
     0.5: "halve the learning rate, or use momentum or Adam",
-    1.0: "keep the learning rate",
     2.0: "double the learning rate",
     10.0: "multiply the learning rate by 10",
 }
-_RISING = "The loss has fallen slowly, or not at all, while the learning rate was still rising"
-_JUMPED = "The loss has jumped up and is not clearly better than at its start"
+_KEEP = "keep the learning rate"
+_SLIGHTLY = "keep the learning rate, or see by probe_lr whether a larger one is faster"
+_STOP = "lower the learning rate by a schedule, or stop here"
+_STOP_AT_LEAST = "if it is one, stop where it was lowest; if not, lower the learning rate by a schedule"
+_PROBE = "probe_lr tells whether another rate is better or nothing is left to gain"
+_STOP_SCHEDULE = "wait if the schedule will lower the learning rate further, or stop here"
+_FINISH = "the schedule has come to its end; train again with a longer one, or stop here"
+_LOOK = "look at the model, the data and what kind of loss it is before the rate is changed"
+_LONGER = "train longer"
 _NOTHING = "The loss has not fallen beyond its noise"
-HIDDEN = "whether it still falls is hidden by its noise"
-_ADVICE_OF = {
-    HIDDEN: "train longer before the learning rate is changed",
-    _NOTHING: "probe_lr tells whether another rate is better or nothing is left to gain",
-    _JUMPED: "probe_lr tells whether a smaller rate is better",
-    _RISING: "wait until the learning rate has been at its height for a while",
-    "slight": "keep the learning rate, or see by probe_lr whether a larger one is faster",
-    "plateau": "lower the learning rate by a schedule, or stop here",
-    "finished": "the schedule has come to its end; train again with a longer one, or stop here",
-    "scheduled": "wait if the schedule will lower the learning rate further, or stop here",
-    "unclear": "look at the model, the data and what kind of loss it is before the rate is changed",
-    "too short": "train longer",
+_JUMP = "The loss has jumped up and is not clearly better than at its start"
+# What follows from each reason: the verdict, the finding, and the advice where the rate is not to be changed.
+_TEXTS: dict[Reason, tuple[Verdict, str, str]] = {
+    "falling": ("healthy", "The loss has {} and is still falling", _KEEP),
+    "seems falling": ("healthy", "The loss has {} and seems to fall still, as far as its noise tells", _KEEP),
+    "not finite": ("diverged", "The loss is no longer finite", ""),
+    "growing": ("diverged", "The loss grows", ""),
+    "risen far": ("diverged", "The loss has {}", ""),
+    "above start": ("diverged", "The loss has ended above its start", ""),
+    "jumped": ("diverged", _JUMP, ""),
+    "cycling": ("oscillating", "The loss no longer falls but cycles, about every {} steps", ""),
+    "bouncing": ("oscillating", "The loss no longer falls but jumps up and down", ""),
+    "alternating": ("oscillating", "The loss no longer falls but alternates", ""),
+    "lost again": ("oscillating", "The loss has risen by {} again after its fall", ""),
+    "slow": ("too slow", "The loss has only {}", ""),
+    "straight": ("too slow", "The loss has only {}, along a straight line", ""),
+    "flat": ("plateau", "The loss has {} and is flat now", _STOP),
+    "rising again": (
+        "plateau",
+        "The loss has {} and rises again, as a validation loss does when the model overfits",
+        _STOP_AT_LEAST,
+    ),
+    "still": ("plateau", "The loss has not moved", _PROBE),
+    "within noise": ("plateau", _NOTHING, _PROBE),
+    "lost in noise": ("plateau", _NOTHING, _PROBE),
+    "hidden": (
+        "plateau",
+        "The loss has {}; whether it still falls is hidden by its noise",
+        "train longer before the learning rate is changed",
+    ),
+    "come down since": ("unclear", "The loss has risen by {} again after its fall, and come down since", _LOOK),
+    "first not finite": ("unclear", "Not even the first loss is finite, which is not the learning rate's doing", _LOOK),
+    "maybe jumped": ("unclear", _JUMP, "probe_lr tells whether a smaller rate is better"),
+    "risen": ("unclear", "The loss has {}, as an accuracy, a reward or a validation loss may", _LOOK),
+    "rate rising": (
+        "unclear",
+        "The loss has fallen slowly, or not at all, while the learning rate was still rising",
+        "wait until the learning rate has been at its height for a while",
+    ),
+    "few": ("too short", "{} to tell anything", _LONGER),
+    "few for a fall": ("too short", "{} to tell whether the loss still falls", _LONGER),
+    "few for a trend": ("too short", "{} to tell a trend from the noise", _LONGER),
 }
 
 
-def _diagnosis(
-    verdict: str,
-    evidence: dict[str, float],
-    factor: float,
-    finding: str,
-    lr: float | None,
-    scheduled: bool,
-    finished: bool,
-) -> Diagnosis:
-    advice = _ADVICE[factor]
-    if factor == 1.0:
-        advice = _ADVICE_OF.get(finding.split("; ")[-1]) or _ADVICE_OF.get(verdict, advice)
-    if scheduled and advice == _ADVICE_OF["plateau"]:
-        advice = _ADVICE_OF["scheduled"]
-    if verdict == "healthy" and evidence["drop"] < _SLIGHT:
-        advice = _ADVICE_OF["slight"]
+class Finding(NamedTuple):
+    """What a curve shows, what to multiply the rate by, and what the text fills in."""
+
+    reason: Reason
+    factor: float = 1.0
+    detail: object = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        return _TEXTS[self.reason][0]
+
+
+def _said(found: Finding, evidence: dict[str, float], lr: float | None, scheduled: bool, finished: bool) -> Diagnosis:
+    """The finding in words, with advice; the only place that makes text."""
+    verdict, text, kept = _TEXTS[found.reason]
+    advice = _CHANGE.get(found.factor, kept)
+    if scheduled and advice == _STOP:
+        advice = _STOP_SCHEDULE
+    if found.reason == "falling" and evidence["drop"] < _SLIGHT:
+        advice = _SLIGHTLY
     if finished and verdict in ("healthy", "plateau"):
-        advice = _ADVICE_OF["finished"]
+        advice = _FINISH
     number = ""
-    if factor != 1.0 and scheduled:  # its present rate says nothing about the others
-        number = f" (all of its schedule, schedules.scale(schedule, {factor:g}))"
-    elif factor != 1.0 and lr is not None:
-        number = f" (try {lr * factor:.3g})"
-    return Diagnosis(verdict, evidence, f"{finding}: {advice}{number}.", factor)
+    if found.factor != 1.0 and scheduled:  # its present rate says nothing about the others
+        number = f" (all of its schedule, schedules.scale(schedule, {found.factor:g}))"
+    elif found.factor != 1.0 and lr is not None:
+        number = f" (try {lr * found.factor:.3g})"
+    return Diagnosis(verdict, evidence, f"{text.format(found.detail)}: {advice}{number}.", found.factor, found.reason)
 
 
 def _so_many(count: int) -> str:
     return f"{count} loss is too few" if count == 1 else f"{count} losses are too few"
+
+
+def _percent(rise: float) -> str:
+    return f"{math.expm1(min(rise, 700.0)):.0%}"
 
 
 def _changed(curve: MeasuredCurve) -> str:
@@ -318,15 +380,12 @@ def _changed(curve: MeasuredCurve) -> str:
     return f"{verb} from {start:.4g} to {end:.4g}"
 
 
-def _no_longer_falls(curve: MeasuredCurve) -> str:
+def _no_longer_falls(curve: MeasuredCurve) -> Finding:
     rises = curve.tail_trend > -_THROUGHOUT and -curve.tail_drop > _FLAT
-    return "rises again, as a validation loss does when the model overfits" if rises else "is flat now"
+    return Finding("rising again" if rises else "flat", detail=_changed(curve))
 
 
-Judgement = tuple[str, float, str]
-
-
-def _judge_fixed(c: MeasuredCurve) -> Judgement:
+def _judge_fixed(c: MeasuredCurve) -> Finding:
     """Judge losses of one batch: the first is the start, and every rise is real."""
     if c.white and c.noise >= _FLAT and c.swing < 1.0:  # the model itself is random, as with dropout
         return _judge(c)
@@ -334,7 +393,7 @@ def _judge_fixed(c: MeasuredCurve) -> Judgement:
     doubt = 3.0 * c.noise * math.sqrt(1.0 / c.first + 1.0 / c.last)
     above_start = -drop > _ABOVE_START + doubt
     if _grows(c) and (above_start or c.tail_trend > 0.8):
-        return "diverged", 0.1, "The loss grows"
+        return Finding("growing", 0.1)
     amplitude = spread(c.rest)
     sinking = c.period > 0 and fall_of_means(c.tail, c.period) > 0.5 * amplitude
     cyclic = c.cycle >= _PERIODIC and amplitude >= _AMPLITUDE and c.rises > 0.0 and not sinking
@@ -343,10 +402,10 @@ def _judge_fixed(c: MeasuredCurve) -> Judgement:
     swings = blocks(c.tail, 5, np.ptp)
     ringing = kendall_tau(swings) <= -0.6 and swings[-1] < 0.5 * swings[0]
     if ((cyclic or bouncing) and not (falling or ringing)) or (bouncing and drop < _SLOW):
-        manner = f"cycles, about every {c.period} steps" if cyclic else "jumps up and down"
-        return "oscillating", 0.1 if above_start else 0.5, f"The loss no longer falls but {manner}"
+        factor = 0.1 if above_start else 0.5
+        return Finding("cycling", factor, c.period) if cyclic else Finding("bouncing", factor)
     if above_start:
-        return "diverged", 0.1, "The loss has ended above its start"
+        return Finding("above start", 0.1)
     flat = c.tail_drop < max(_FLAT, 0.02 * drop) or c.tail_trend > _TREND
     levels = blocks(c.z, 16, np.median)
     lost, chance = c.end - float(levels.min()), 4.0 * c.noise * math.sqrt(16.0 / c.n + 1.0 / c.last)
@@ -354,60 +413,63 @@ def _judge_fixed(c: MeasuredCurve) -> Judgement:
     jumped = float(c.z[-lasting:].min()) - float(levels.min()) > enough and not falling
     jumped = jumped and lasting > c.late  # longer than momentum swings
     if (c.tail_trend > -0.7 * _TREND or jumped) and lost > enough:
-        return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
+        return Finding("lost again", 0.5, _percent(lost))
     if above > _SLOW and drop < min(_SLOW, _REMNANT * above):
-        return "diverged", 0.1, _JUMPED
+        return Finding("jumped", 0.1)
     pace = kept_pace(c.z, c.start)
     if above > max(drop, 3.0 * c.noise):  # a rate that is too slow never raises the loss
         pace = min(pace, _BENT)
     if drop < _SLOW and drop > 0.0 and c.tail_trend < _TREND:  # too small a fall for `flat` to tell
         if pace > _BENT:
-            return "too slow", 10.0, f"The loss has only {_changed(c)}"
+            return Finding("slow", 10.0, _changed(c))
         flat = pace < _ENDED
     elif drop < _STRAIGHT and pace > _BENT and not flat:
-        return "too slow", 2.0, f"The loss has only {_changed(c)}, along a straight line"
+        return Finding("straight", 2.0, _changed(c))
     elif drop < max(_AMPLITUDE, doubt):
-        return "plateau", 1.0, "The loss has not moved"
+        return Finding("still")
     if flat:
-        return "plateau", 1.0, f"The loss has {_changed(c)} and {_no_longer_falls(c)}"
-    return "healthy", 1.0, f"The loss has {_changed(c)} and is still falling"
+        return _no_longer_falls(c)
+    return Finding("falling", detail=_changed(c))
 
 
-def _judge(c: MeasuredCurve) -> Judgement:
+def _judge(c: MeasuredCurve) -> Finding:
     """Judge losses of different minibatches: only what stands out of the noise counts."""
     rise, short, tail = c.rise, c.n < _SHORT, c.halves[1]
     far = rise > max(_GROWTH, _SURE * c.doubt / 3.0) or (rise > _GROWTH and c.risen > 1.5 * _SURE * c.error)
     late = c.levels[-(len(c.levels) // 2) :]
-    if far and (_grows(c) or (rise > 4.0 * spread(detrended(late)) and not c.averaged)):
-        return "diverged", 0.1, f"The loss has {_changed(c)}"
+    if far and c.bursts and (_grows(c) or (rise > 4.0 * spread(detrended(late)) and not c.averaged)):
+        return Finding("risen far", 0.1, _changed(c))
     if _alternates(c):
-        return "oscillating", 0.1 if far else 0.5, "The loss no longer falls but alternates"
+        return Finding("alternating", 0.1 if far else 0.5)
     lost, gained = c.lost_and_gained
     enough = max(_REGAINED, 1.5 * _SURE * c.error)
     falls = tail.sure >= 1.0 and kendall_tau(late) <= _TREND
     if not short and min(gained, lost) > enough and lost > 0.3 * gained and not falls:
-        return "oscillating", 0.5, f"The loss has risen by {math.expm1(min(lost, 700.0)):.0%} again after its fall"
+        if c.bursts and (lost > _LOST * gained or not c.relieved):
+            return Finding("lost again", 0.5, _percent(lost))
+        if c.drop > 0.0:
+            return Finding("come down since", detail=_percent(lost)) if c.bursts else _no_longer_falls(c)
     remnant = c.drop < min(_SLOW, _REMNANT * (float(c.z.max()) - c.start))
     if c.jumped and (remnant or c.y[-(c.n // 10) :].mean() >= c.y[0]):  # typical losses may hide rare large ones
-        if rise > _SURE * c.scatter and not c.averaged:
-            return "diverged", 0.1, _JUMPED
-        return "unclear", 1.0, _JUMPED
+        if rise > _SURE * c.scatter and c.bursts and not c.averaged:
+            return Finding("jumped", 0.1)
+        return Finding("maybe jumped")
     if _rises(c):
-        return "unclear", 1.0, f"The loss has {_changed(c)}, which need not be the learning rate's doing"
+        return Finding("risen", detail=_changed(c))
     slow = None if short else _slow(c)
     if slow:
         return slow
     if c.drop > max(_FLAT, c.doubt) or c.whole.sure > _SURE:
         if tail.fall < max(min(_FLAT, 0.2 * c.drop), 0.02 * c.drop, 2.0 * tail.error):
             if short:
-                return "too short", 1.0, f"{_so_many(c.n)} to tell whether the loss still falls"
+                return Finding("few for a fall", detail=_so_many(c.n))
             if c.room > _ROOM:
-                return "plateau", 1.0, f"The loss has {_changed(c)}; {HIDDEN}"
-            return "plateau", 1.0, f"The loss has {_changed(c)} and {_no_longer_falls(c)}"
-        return "healthy", 1.0, f"The loss has {_changed(c)} and is still falling"
+                return Finding("seems falling" if tail.sure >= 1.0 else "hidden", detail=_changed(c))
+            return _no_longer_falls(c)
+        return Finding("falling", detail=_changed(c))
     if short:
-        return "too short", 1.0, f"{_so_many(c.n)} to tell a trend from the noise"
-    return "plateau", 1.0, _NOTHING
+        return Finding("few for a trend", detail=_so_many(c.n))
+    return Finding("lost in noise" if c.room > _ROOM else "within noise")
 
 
 def _rises(c: MeasuredCurve) -> bool:
@@ -423,9 +485,11 @@ def _grows(c: MeasuredCurve) -> bool:
     return c.envelope_trend >= 0.6 and c.envelope_rise > _GROWTH
 
 
-def _slow(c: MeasuredCurve) -> Judgement | None:
+def _slow(c: MeasuredCurve) -> Finding | None:
     """Whether the curve falls from beginning to end, for certain, along a straight line, and by little."""
     first, second = c.halves
+    if first.fall < 0.3 * second.fall:  # it has begun to fall only lately
+        return None
     throughout = kendall_tau(c.levels) <= _THROUGHOUT and min(c.whole.sure, first.sure, second.sure) > 2.5
     bend = second.fall - _BENT * first.fall
     if not throughout or c.whole.sure < _SURE or bend < 2.0 * math.hypot(1.0, _BENT) * second.error:
@@ -436,9 +500,9 @@ def _slow(c: MeasuredCurve) -> Judgement | None:
         return None
     total = max(c.whole.fall, c.drop)
     if total < _SLOW:
-        return "too slow", 10.0, f"The loss has only {_changed(c)}"
+        return Finding("slow", 10.0, _changed(c))
     if total < _STRAIGHT:
-        return "too slow", 2.0, f"The loss has only {_changed(c)}, along a straight line"
+        return Finding("straight", 2.0, _changed(c))
     return None
 
 
@@ -453,4 +517,7 @@ def _alternates(c: MeasuredCurve) -> bool:
         return False
     amplitude = spread(e)
     lasting = autocorrelation(e, 2) >= max(0.5 * limit, 0.8 * c.cycle)
-    return lasting and amplitude >= _FLAT and fall_of_means(c.tail, 2) < 0.5 * amplitude
+    fall = fall_of_means(c.tail, 2)
+    pairs = blocks(c.tail[len(c.tail) % 2 :].reshape(-1, 2).mean(axis=1), BLOCKS, np.mean)
+    falls = fall > 0.5 * amplitude or (fall > _FLAT and kendall_tau(pairs) <= _THROUGHOUT)
+    return lasting and amplitude >= _FLAT and not falls

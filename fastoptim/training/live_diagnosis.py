@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..optimizers.groups import momentum_of
-from .diagnosis import HIDDEN, MINIMUM, Diagnosis
+from .diagnosis import MINIMUM, Diagnosis
 from .diagnosis import diagnose as read_curve
 from .loop import Loop
 
@@ -50,7 +50,7 @@ class Watch:
         self._next = _FACTOR * loop.steps
         self._look_for_steps(loop)
         diagnosis = _diagnosed(loop)
-        if diagnosis is None or HIDDEN in diagnosis.remedy:
+        if diagnosis is None or diagnosis.reason == "hidden":
             return
         if diagnosis.verdict in _SEEMS.keys() - self._warned:
             self._warned.append(diagnosis.verdict)

@@ -12,12 +12,14 @@ import itertools
 import math
 import warnings
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import pytest
 
 import fastoptim as fo
 from fastoptim import cli
+from fastoptim.training import diagnosis
 from fastoptim.training.curves import kendall_tau
 from fastoptim.training.diagnosis import MINIMUM, VERDICTS
 from tests.support.scripts import benchmark
@@ -215,8 +217,9 @@ def test_minibatch_noise_hides_nothing(curve, verdict, noise):
     for seed in range(40):
         rng = np.random.default_rng(seed)
         losses = curve(np.arange(200.0)) * np.exp(noise * rng.standard_normal(200))
-        found.append(fo.diagnose(losses).verdict)
-    assert found.count(verdict) >= {0.02: 40, 0.1: 38, 0.3: 36}[noise], found
+        found.append(fo.diagnose(losses))
+    assert sum(one.verdict == verdict for one in found) >= {0.02: 40, 0.1: 38, 0.3: 32}[noise], found
+    assert all((one.lr_factor < 1.0) <= (verdict == "diverged") and one.lr_factor <= 1.0 for one in found)
 
 
 def test_alternation_is_seen_through_minibatch_noise():
@@ -248,7 +251,8 @@ def test_losses_may_be_negative():
     t = np.arange(100.0)
     assert fo.diagnose(-3.0 - 5.0 * t / 100).verdict == "healthy"
     assert fo.diagnose(-3.0 - 1e-4 * t).verdict == "too slow"
-    assert fo.diagnose(-3.0 + 0.1 * t).verdict == "diverged"
+    assert fo.diagnose(-3.0 + 0.1 * t).verdict == "unclear"  # a log-likelihood, or a reward, rises like that
+    assert fo.diagnose(-3.0 + np.exp(0.1 * t)).verdict == "diverged"
     assert fo.diagnose(-3.0 - 4.0 * (1 - np.exp(-t / 5))).verdict == "plateau"
 
 
@@ -332,12 +336,78 @@ def test_a_whole_data_set_of_mostly_noise_trains_without_a_warning():
     assert result.diagnosis.lr_factor == 1.0  # at ten times the rate it would diverge
 
 
-def test_gains_that_are_lost_again_are_called_oscillating():
+def test_gains_that_are_lost_again_on_a_fixed_batch_are_called_oscillating():
     losses = np.interp(np.arange(200), [0, 60, 200], [2.3, 0.5, 0.9])  # the peaks do not double, the end is no new high
-    for fixed in (False, True):
-        found = fo.diagnose(losses, fixed_batch=fixed)
-        assert found.verdict == "oscillating"
-        assert "risen by" in found.remedy
+    found = fo.diagnose(losses, fixed_batch=True)
+    assert (found.verdict, found.reason) == ("oscillating", "lost again")
+    assert "risen by" in found.remedy
+
+
+def test_no_rate_is_lowered_because_a_model_overfits():
+    """By a validation loss that loses much of what it had gained, or ends far above its start."""
+    t = np.arange(200) / 200
+    for seed in range(20):
+        noise = np.exp(0.03 * np.random.default_rng(seed).standard_normal(200))
+        for slope in (0.8, 3.0, 12.0):
+            found = fo.diagnose(noise * (0.2 + 2.0 * np.exp(-t / 0.05) + slope * np.maximum(t - 0.2, 0.0)))
+            assert (found.verdict, found.lr_factor) in (("plateau", 1.0), ("unclear", 1.0)), found
+            assert "validation loss" in found.remedy and "stop here" not in found.remedy
+
+
+def test_no_rate_is_lowered_because_harder_data_come():
+    t = np.arange(300)
+    for seed in range(20):
+        noise = np.exp(0.03 * np.random.default_rng(seed).standard_normal(300))
+        for level in (0.4, 0.7, 1.0):
+            harder = np.where(t < 150, 0.2 + 2.0 * np.exp(-t / 20), level + 0.6 * np.exp((150 - t) / 40))
+            assert fo.diagnose(noise * harder).lr_factor == 1.0
+
+
+def test_no_rate_is_lowered_because_scores_rise():
+    """Rewards and log-likelihoods rise steadily or ever more slowly; a lost run does so ever faster, or at once."""
+    t = np.arange(400) / 400
+    for seed in range(10):
+        noise = np.random.default_rng(seed).standard_normal(400)
+        for pace in (0.2, 0.4):  # one that is over within an eighth of the curve cannot be told from a jump
+            share = 1.0 - np.exp(-t / pace)
+            for score in (
+                10 + 88 * share + noise,
+                500 * share + 20 * noise,
+                -500 + 380 * share + 5 * noise,
+                share * 34,
+            ):
+                found = fo.diagnose(score)
+                assert (found.verdict, found.lr_factor) == ("unclear", 1.0), found
+        for lost in (np.exp(6 * t), np.where(t < 0.3, 1.0 - t, 20.0), 1.0 + 19.0 * np.minimum(20.0 * t, 1.0)):
+            assert fo.diagnose(lost * np.exp(0.05 * noise)).lr_factor == 0.1
+
+
+def test_two_sources_in_turn_are_no_oscillation_while_both_fall():
+    t = np.arange(400)
+    noise = np.exp(0.05 * np.random.default_rng(0).standard_normal(400))
+    assert fo.diagnose(noise * np.where(t % 2, 3.0, 1.0) * np.exp(-t / 300)).lr_factor == 1.0
+
+
+def test_an_infinite_loss_that_was_survived_is_no_divergence():
+    """As where mixed precision skips the step."""
+    losses = 2.0 * np.exp(-np.arange(300) / 100)
+    losses[250] = np.inf
+    assert fo.diagnose(losses).verdict == "healthy"
+    assert fo.diagnose(losses[:255]).verdict == "diverged"
+
+
+def test_what_has_begun_to_fall_only_lately_is_not_called_slow():
+    t = np.arange(300) / 300
+    assert fo.diagnose(2.3 - 0.05 * t - 3.0 * np.maximum(t - 0.8, 0.0)).verdict == "healthy"
+
+
+def test_a_rate_with_which_nothing_moves_is_not_to_be_lowered():
+    assert "probe_lr" in fo.diagnose(np.full(100, 0.5), fixed_batch=True).remedy
+
+
+def test_every_reason_has_its_text_and_every_text_a_reason():
+    assert set(get_args(diagnosis.Reason)) == set(diagnosis._TEXTS)
+    assert {text[0] for text in diagnosis._TEXTS.values()} == set(VERDICTS)
 
 
 @pytest.mark.parametrize("fixed_batch", [False, True])
@@ -574,10 +644,10 @@ def test_advice_about_curves_of_known_truth_does_no_harm(kind):
 def test_real_curves_are_judged_acceptably_and_without_harm():
     tuned, others = ADVICE.real_curves()
     assert len(tuned) + len(others) == 61
-    for curves, least, most_harmful in ((tuned, 29, 0), (others, 27, 1)):
+    for curves, least in ((tuned, 27), (others, 28)):
         found = [(curve, fo.diagnose(curve.losses)) for curve in curves]
         assert sum(curve.acceptable(one) for curve, one in found) >= least
-        assert sum(curve.harmful(one) for curve, one in found) <= most_harmful
+        assert not any(curve.harmful(one) for curve, one in found)
         assert not any(one.lr_factor == 10.0 and "raise" not in curve.rate for curve, one in found)
 
 
@@ -633,7 +703,7 @@ def test_minibatches_in_a_fixed_order_are_no_cycle():
     falling = np.exp(-t / 300) * pattern[t % 10]
     for curve in (falling, pattern[t % 10] * (1 + 3 * np.exp(-t / 20))):
         found = fo.diagnose(curve)
-        assert found.verdict in ("healthy", "plateau")
+        assert found.verdict in ("healthy", "plateau") or found.reason == "hidden"
         assert found.lr_factor == 1.0
         assert found.evidence["cycle"] > 0.9  # it is seen, and not taken for one of the optimizer
     cycle = fo.diagnose(1.0 + 0.2 * np.sin(t * 2 * np.pi / 10), fixed_batch=True)  # there every rise is real
@@ -643,7 +713,7 @@ def test_minibatches_in_a_fixed_order_are_no_cycle():
     slowly = 1 + np.exp(-t / 20) - 0.015 * np.maximum(t - 200, 0) / 200 + 0.002 * np.sin(t * 2 * np.pi / 10)
     assert fo.diagnose(slowly, fixed_batch=True).verdict == "plateau"  # means over whole periods fall
     four = np.array([1.4, 0.8, 1.0, 0.7])[t % 4]  # goes up and down at every other step, but by four different losses
-    assert fo.diagnose(four * (1 + 3 * np.exp(-t / 20))).verdict == "plateau"
+    assert fo.diagnose(four * (1 + 3 * np.exp(-t / 20))).lr_factor == 1.0
     assert fo.diagnose(np.array([1.3, 0.7])[t % 2] * (1 + 3 * np.exp(-t / 20))).verdict == "oscillating"
 
 
@@ -776,6 +846,7 @@ def test_flat_is_said_only_where_noise_cannot_hide_a_fall():
     for width, hidden in ((0.02, False), (0.5, True)):
         found = fo.diagnose(curve * np.exp(width * noise))
         assert (found.verdict, found.lr_factor) == ("plateau", 1.0)
+        assert found.reason == ("hidden" if hidden else "flat")
         assert ("hidden by its noise" in found.remedy) == hidden == ("stop here" not in found.remedy)
         assert ("train longer" in found.remedy) == hidden
 

@@ -651,7 +651,7 @@ def test_a_resumed_run_is_diagnosed_when_an_uninterrupted_one_is(tmp_path, monke
 
     def record(losses, **options):
         lengths.append(len(losses))
-        return Diagnosis("healthy", {}, "", 1.0)
+        return Diagnosis("healthy", {}, "", 1.0, "falling")
 
     def run_until(steps, **options):
         lengths.clear()

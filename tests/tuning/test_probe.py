@@ -501,7 +501,7 @@ def search(start, score, verdict=lambda k: "healthy", budget=16):
 
     def trial(k):
         evidence = {"drop": 0.5, "noise": 0.0}
-        return Probe(1.0 * k, np.array([1.0]), score(k), Diagnosis(verdict(k), evidence, "", 1.0))
+        return Probe(1.0 * k, np.array([1.0]), score(k), Diagnosis(verdict(k), evidence, "", 1.0, "falling"))
 
     found = _Search(trial, budget)
     return *found.run(start), list(found.done)
@@ -687,14 +687,14 @@ def test_a_longer_horizon_raises_a_rate_that_a_short_probe_holds_back():
 
     def at(k):
         losses = np.array([10.0, trial.get(k, 9.0)])
-        return Probe(_rate(k), losses, float(losses[-1]), Diagnosis("healthy", {}, "", 1.0))
+        return Probe(_rate(k), losses, float(losses[-1]), Diagnosis("healthy", {}, "", 1.0, "falling"))
 
     longer = _Search(at, 8, neighbours_only=True)
     assert longer.run(0) == (2, False)  # 1 is worse, but so near that 2 was tried, too
     assert sorted(longer.done) == [-1, 0, 1, 2, 3, 4]
 
     def better_and_better(k):
-        return Probe(_rate(k), np.array([200.0, 100.0 - k]), 100.0 - k, Diagnosis("healthy", {}, "", 1.0))
+        return Probe(_rate(k), np.array([200.0, 100.0 - k]), 100.0 - k, Diagnosis("healthy", {}, "", 1.0, "falling"))
 
     endless = _Search(better_and_better, 8, neighbours_only=True)
     assert endless.run(0) == (max(endless.done), True)
