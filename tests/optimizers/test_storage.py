@@ -322,7 +322,7 @@ REFUSED = {
     "adapter: an array": (lambda: per_array.update(np.ones(3, "f2"), np.ones(3, "f2")), TypeError, "'0'.*float16"),
     "adapter: its states": (
         lambda: per_array.update(np.ones(3, "f4"), np.ones(3, "f4"), np.ones(3, ml_dtypes.bfloat16)),
-        TypeError, "momentum_buffer of parameter '0'.*bfloat16"),
+        TypeError, r"states\[0\] of parameter '0'.*bfloat16"),
     "adapter: dicts": (
         lambda: dicts.SGD().update({"w": np.ones(3, "f2")}, {"w": np.ones(3, "f2")}), TypeError, "'w'.*float16"),
     "adapter: cs231n": (
