@@ -277,7 +277,7 @@ def _bar_ends(chart: Bars) -> tuple[float, float]:
 
 
 def _bars_svg(chart: Bars, top: float, standalone: bool) -> str:
-    left = min(10 + max(text_width(row.label) for row in chart.rows), 270.0)
+    left = min(10 + max(text_width(row.label) for row in chart.rows), 250.0)
     right = WIDTH - 12 - max(text_width(row.text) for row in chart.rows)
     step = 22.0
     bottom = top + 6 + step * len(chart.rows)

@@ -146,16 +146,18 @@ def size_lines(results: Results, rule: str, threads: int) -> Lines | None:
 
 
 def roofline_bars(results: Results, threads: int) -> Bars | None:
-    """Draw shares of the roofline in memory, per backend."""
+    """Draw shares of the roofline in memory; those of other backends and torch for `RULES` alone."""
     rows = []
     for entry in results.select("size", threads=threads) + results.select("list", threads=threads):
         if results.level(entry) != "memory":
             continue
-        for key in [*results.ours(), "torch-fused"]:
+        compared = entry["rule"] in RULES
+        for key in [*results.ours(), "torch-fused"] if compared else [results.focus]:
             s = results.share_of_roofline(entry, key)
             if s and s.median > 0.3:
                 dtype = "" if entry["dtype"] == "float32" else f" {entry['dtype']}"
-                label = f"{entry['rule']}{dtype} {entry['label'].split(',')[0]}, {results.title(key)}"
+                label = f"{entry['rule']}{dtype} {entry['label'].split(',')[0]}"
+                label += f", {results.title(key)}" if compared else ""
                 kind = "win" if key == results.focus else "tie"
                 text = f"{s.median:.0%}" if s.median < 0.995 else "roofline"
                 rows.append(BarRow(label, [(s.median, kind)], text, s.q1, s.q3))
