@@ -230,16 +230,33 @@ class MeasuredCurve:
 
         Accuracies, rewards and likelihoods rise steadily or ever more slowly, and so do losses of models that overfit.
         """
+        early, half, late, whole = self._rise
+        first, second = half - early, late - half
+        if late - early <= _SUDDEN * whole:
+            return second <= _SLOWER * first + 1.0  # as exactly as blocks tell
+        return second < _FASTER * first
+
+    @property
+    def like_a_score(self) -> bool:
+        """Whether the curve has never come down, and rises as scores do: ever more slowly, or steadily if negative."""
+        lost, gained = self.lost_and_gained
+        if gained > max(self.doubt, 0.2 * lost):
+            return False
+        early, half, late, whole = self._rise
+        if self.positive:
+            return late - half > half - early and late - early > _SUDDEN * whole
+        return not self.bursts
+
+    @cached_property
+    def _rise(self) -> tuple[int, int, int, int]:
+        """How long 15, 45 and 75 per cent of the rise from the lowest level take, and the whole curve, in blocks."""
         width = -(-self.n // 128)  # blocks of one length, so that they tell time
         part = self.y[self.n % width :] / max(float(np.abs(self.y).max()), 1e-300)
         levels = np.median(part.reshape(-1, width), axis=1)
         rise = levels[int(np.argmin(levels)) :] - levels.min()
         rise /= np.median(rise[-max(1, len(levels) // 16) :])
         early, half, late = (int(np.sum(rise < share)) for share in (0.15, 0.45, 0.75))
-        first, second = half - early, late - half
-        if late - early <= _SUDDEN * len(levels):
-            return second <= _SLOWER * first + 1.0  # as exactly as blocks tell
-        return second < _FASTER * first
+        return early, half, late, len(levels)
 
     @property
     def relieved(self) -> bool:

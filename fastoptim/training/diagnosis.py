@@ -437,7 +437,7 @@ def _judge(c: MeasuredCurve) -> Finding:
     rise, short, tail = c.rise, c.n < _SHORT, c.halves[1]
     far = rise > max(_GROWTH, _SURE * c.doubt / 3.0) or (rise > _GROWTH and c.risen > 1.5 * _SURE * c.error)
     late = c.levels[-(len(c.levels) // 2) :]
-    if far and c.bursts and (_grows(c) or (rise > 4.0 * spread(detrended(late)) and not c.averaged)):
+    if far and not c.like_a_score and (_grows(c) or (rise > 4.0 * spread(detrended(late)) and not c.averaged)):
         return Finding("risen far", 0.1, _changed(c))
     if _alternates(c):
         return Finding("alternating", 0.1 if far else 0.5)

