@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+import fastoptim as fo
 from fastoptim.backends import KernelCall, get_backend
 from fastoptim.backends.c import ISA_NAMES
 from fastoptim.backends.offload import OffloadBackend
@@ -83,3 +84,21 @@ def test_the_norm_of_narrow_gradients_is_that_of_their_values(backend, dtype):
         wanted = get_backend("numpy").block_sums(values, 0.3, k, 1)
         assert same_bits(get_backend(backend).block_sums(grads, 0.3, k, 2), wanted)
         assert same_bits(get_backend("numpy").block_sums(grads, 0.3, k, 1), wanted)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda p, **o: fo.Adam(p, lr=1e-3, betas=(0.9, 0.5), **o), lambda p, **o: fo.SGD(p, lr=1e-3, momentum=0.9, **o)],
+)
+@pytest.mark.parametrize("rare", [1.8446e19, np.finfo(np.float32).max, np.inf, np.nan])
+def test_one_rare_number_in_a_block_is_asked_about(make, rare):
+    """The square of the first, and the second, lie between the largest bfloat16 and the largest float32."""
+    found = {}
+    for backend in ("numpy", "c"):
+        p, g = np.ones(300, np.float32), np.full(300, 0.5, np.float32)
+        g[5] = rare
+        opt = make(p, state_dtype="bfloat16", backend=backend)
+        for _ in range(20):
+            opt.step(g)
+        found[backend] = [np.asarray(x).tobytes() for x in (p, *opt.state["0"].values()) if np.ndim(x)]
+    assert found["c"] == found["numpy"] and len(found["c"]) >= 2
