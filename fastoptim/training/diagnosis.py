@@ -29,7 +29,7 @@ Reason = Literal[
     "falling", "not finite", "growing", "risen far", "above start", "jumped", "cycling", "bouncing",
     "alternating", "lost again", "slow", "straight", "flat", "rising again", "hidden", "still", "within noise",
     "first not finite", "maybe jumped", "risen", "rate rising", "few", "few for a fall",
-    "few for a trend", "seems falling", "lost in noise", "come down since",
+    "few for a trend", "seems falling", "come down since",
 ]  # fmt: skip
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 MINIMUM = 10  # a shorter curve shows nothing but non-finite values
@@ -307,7 +307,6 @@ _TEXTS: dict[Reason, tuple[Verdict, str, str]] = {
     ),
     "still": ("plateau", "The loss has not moved", _PROBE),
     "within noise": ("plateau", _NOTHING, _PROBE),
-    "lost in noise": ("plateau", _NOTHING, _PROBE),
     "hidden": (
         "plateau",
         "The loss has {}; whether it still falls is hidden by its noise",
@@ -469,7 +468,7 @@ def _judge(c: MeasuredCurve) -> Finding:
         return Finding("falling", detail=_changed(c))
     if short:
         return Finding("few for a trend", detail=_so_many(c.n))
-    return Finding("lost in noise" if c.room > _ROOM else "within noise")
+    return Finding("within noise")
 
 
 def _rises(c: MeasuredCurve) -> bool:
