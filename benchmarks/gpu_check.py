@@ -21,7 +21,8 @@ bit differs, 2 if a bar is missed and ``--strict`` was given.
 Each part is a stage, and ``--stages smoke,bits,sizes`` runs only those, in the order given. A stage that fails leaves
 its traceback in the file and the next one runs; ``--minutes 8`` stops in good time before a limit on the command: what
 was left out is among the file's errors. ``--apart`` gives each stage a process of its own, which is ended if nothing is
-heard of it: a kernel that hangs, or that leaves the context unusable, costs no other stage.
+heard of it: a kernel that hangs, or that leaves the context unusable, costs no other stage. With ``--jobs 8`` eight
+processes share the checks of bits, most of whose time goes into compiling.
 ``smoke`` comes first: it says within a minute whether kernels compile, run and round as they should, and how fast a
 step is.
 ``ordering`` steps on streams that no other stream waits for, and reads what the step wrote. ``users`` steps views, 0-d
@@ -96,6 +97,14 @@ STREAMS = {"sgd": 3, "momentum": 5, "adam": 7}
 
 # --- What is checked ----------------------------------------------------------------------------------------------
 
+share = [0, 1]  # of the checks, this process does each `share[1]`-th kernel's, from the `share[0]`-th on
+_kernels_met: dict[str, int] = {}
+
+
+def is_mine(kernel: str) -> bool:
+    """Whether this process does the checks of a kernel, where several share them: it compiles the kernel for all."""
+    return _kernels_met.setdefault(kernel, len(_kernels_met)) % share[1] == share[0]
+
 
 def to_device(x: np.ndarray, offset: int = 0) -> Any:
     """A copy on the GPU that begins `offset` elements behind the start of an allocation."""
@@ -117,7 +126,7 @@ def check_kernels(
     variants: Sequence[Variant] | None = None,
 ) -> Iterator[tuple]:
     """(what, elements, differing elements) for one step of every variant and dtype on a list of arrays."""
-    for variant in variants or VARIANTS:
+    for variant in filter(lambda variant: is_mine(variant.kernel.name), variants or VARIANTS):
         for dtype in DTYPES:
             rng = np.random.default_rng(offset)
             hosts = []
@@ -150,7 +159,7 @@ def check_stored(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
     cases = [(adam, way) for way in ways]
     cases += [(variant, ways[i % len(ways)]) for i, variant in enumerate(stored.ONE_OF_EACH) if variant != adam]
     for i, (variant, (storages, nearest, make)) in enumerate(cases[:3] if SIMULATED else cases):
-        if not variant.rule.states and storages[0] == "float32":
+        if (not variant.rule.states and storages[0] == "float32") or not is_mine(f"{variant.label} {i}"):
             continue
         rows = stored.rows_for(np.random.default_rng(i), variant.rule, storages, nearest, make, sizes)
         devices = [[to_device_as(x) for x in arrays] for arrays, _ in rows]
@@ -167,6 +176,8 @@ def check_stored(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
 
 
 def check_norm(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
+    if not is_mine("norm"):
+        return
     rng = np.random.default_rng(9)
     for make in (ordinary, raw_bits):
         grads = [make(rng, n, dtype) for n in sizes for dtype in DTYPES]
@@ -187,7 +198,7 @@ def check_norm(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
 
 def check_measures(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
     """The sums of whole arrays that some steps depend on."""
-    for kernel in kernels(MEASURES.values()):
+    for kernel in filter(lambda kernel: is_mine(kernel.name), kernels(MEASURES.values())):
         scalars = (-0.77, 0.3, *(0.7 / (i + 2) for i in range(len(kernel.rule.coefficients))))
         for dtype, make in product(DTYPES, (ordinary, raw_bits)):
             rng = np.random.default_rng(5)
@@ -213,6 +224,8 @@ KINDS: dict[str, Callable[[Any, str], Any]] = {
 
 def check_classes(wrap: Callable[[np.ndarray], Any], unwrap: Callable[[Any], np.ndarray], name: str) -> Iterator[tuple]:
     """Ten steps of every class, some with clipping, over arrays of another library."""
+    if not is_mine(name):
+        return
     shapes = [(5, 7), (1,), (3,), (2, 3, 4)] if SIMULATED else [(257, 129), (1,), (1000,), (31, 33, 35)]
     for kind, make in KINDS.items():
         for dtype in DTYPES:
@@ -799,16 +812,34 @@ def bars(result: dict[str, Any]) -> dict[str, bool]:
 
 
 EXACT = ("smoke", "bits", "fewer_bits", "ordering", "users")
+SHARED = ("bits", "fewer_bits")
 STAGES = ("environment", "smoke", "bits", "sizes", "lists", "fewer_bits", "ordering", "users", "device", "first_use")
 LATE = "the time was up"
 SILENCE, GRACE = 120.0, 45.0  # seconds after which a process is ended: without a word, and beyond its time
 
 
-def perform_apart(stage: str, options: argparse.Namespace, minutes: float, path: Path) -> dict[str, Any]:
+def perform_shared(stage: str, options: argparse.Namespace, minutes: float, path: Path) -> dict[str, Any]:
+    """The result of a stage of checks in processes that share them."""
+    with ThreadPoolExecutor(options.jobs) as threads:
+        parts = list(
+            threads.map(
+                lambda i: perform_apart(stage, options, minutes, path.with_suffix(f".{i}"), [i, options.jobs]),
+                range(options.jobs),
+            )
+        )
+    errors = {f"{name} {i}": error for i, part in enumerate(parts) for name, error in part["errors"].items()}
+    found = [part[stage] for part in parts if stage in part]
+    sums = {key: sum((part[key] for part in found), type(found[0][key])()) for key in found[0]} if found else {}
+    return {"errors": errors} | ({stage: sums} if found else {})
+
+
+def perform_apart(
+    stage: str, options: argparse.Namespace, minutes: float, path: Path, shared: Sequence[int] = (0, 1)
+) -> dict[str, Any]:
     """The result of a stage in a process of its own: what it had written by its end, however it ended."""
     path.unlink(missing_ok=True)
     command = [sys.executable, "-X", "faulthandler", __file__, "--stages", stage, "--json", str(path)]
-    command += ["--minutes", str(minutes), *["--quick"] * options.quick]
+    command += ["--minutes", str(minutes), *["--quick"] * options.quick, "--share", *map(str, shared)]
     command += ["--sizes", *map(str, options.sizes)] if options.sizes else []
     begun = heard = time.monotonic()
     written, ended = 0, ""
@@ -841,6 +872,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--strict", action="store_true", help="exit status 2 if a bar is missed")
     parser.add_argument("--tune", action="store_true", help="also time launch configurations")
     parser.add_argument("--apart", action="store_true", help="each stage in a process of its own")
+    parser.add_argument("--jobs", type=int, default=1, help="with --apart: processes that share the checks of bits")
+    parser.add_argument("--share", type=int, nargs=2, default=[0, 1], help=argparse.SUPPRESS)  # of such a process
     parser.add_argument("--sizes", type=float, nargs="+", help="numbers of elements to time")
     parser.add_argument("--json", help="write the result to this file")
     parser.add_argument("--stages", default=",".join(STAGES), help=f"of {', '.join(STAGES)}, in the order to run")
@@ -849,6 +882,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stages = options.stages.split(",") + (["tune"] if options.tune and "tune" not in options.stages else [])
     if unknown := set(stages) - {*STAGES, "tune"}:
         parser.error(f"no such stage: {', '.join(sorted(unknown))}")
+    share[:] = options.share
     begun = time.monotonic()
     seconds, rounds = (0.05, 5) if options.quick else (0.1, 15)
     # The sizes that decide come first.
@@ -922,9 +956,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         start = time.monotonic()
         try:
-            if options.apart and len(stages) > 1:
+            if options.apart and (len(stages) > 1 or options.jobs > 1):
                 left = options.minutes - (start - begun) / 60
-                part = perform_apart(stage, options, left, path.with_suffix(f".{stage}.part"))
+                perform_part = perform_shared if stage in SHARED and options.jobs > 1 else perform_apart
+                part = perform_part(stage, options, left, path.with_suffix(f".{stage}.part"))
                 errors |= part["errors"]
                 if stage in part:
                     enter(stage, part[stage])
