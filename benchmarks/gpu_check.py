@@ -27,7 +27,8 @@ processes share the checks of bits, most of whose time goes into compiling.
 step is.
 ``ordering`` steps on streams that no other stream waits for, and reads what the step wrote. ``users`` steps views, 0-d
 arrays, in threads, from a checkpoint, and under torch's autograd. ``device`` times the kernels alone, between events
-(needs torch), against a kernel that only moves the same bytes (needs CuPy).
+(needs torch), against a kernel that only moves the same bytes (needs CuPy); ``rules`` does so for every rule, and
+``storages`` for Adam with arrays of fewer bits, against a copy of as many bytes and torch's fused and foreach forms.
 
 ``--tune`` also times launch configurations at N = 1e8. With NUMBA_ENABLE_CUDASIM=1 the script runs through its own
 logic on tiny arrays in Numba's simulator; the times then mean nothing, and the result says so.
@@ -36,6 +37,7 @@ logic on tiny arrays in Numba's simulator; the times then mean nothing, and the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -69,9 +71,11 @@ from fastoptim.backends import KernelCall, get_backend  # noqa: E402
 from fastoptim.backends.cuda import backend as cuda_backend  # noqa: E402
 from fastoptim.bench.cases import GPT2_SMALL  # noqa: E402
 from fastoptim.bench.statistics import summarise, verdict  # noqa: E402
+from fastoptim.bench.subjects import OPTIMIZERS  # noqa: E402
+from fastoptim.bench.subjects import optimizer as bench_optimizer  # noqa: E402
 from fastoptim.environment import output  # noqa: E402
 from fastoptim.rules import reference  # noqa: E402
-from fastoptim.rules.table import MEASURES, kernels  # noqa: E402
+from fastoptim.rules.table import MEASURES, RULES, kernels  # noqa: E402
 from tests.support import stored  # noqa: E402
 from tests.support.cases import (  # noqa: E402
     DTYPES,
@@ -674,6 +678,69 @@ def time_device(sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
             release()
 
 
+# What Adam is timed with: dtype of parameters and gradients, of states, and whether there is a master copy.
+STORED = [
+    ("float32", "float32", False),
+    ("float32", "bfloat16", False),
+    ("float32", "float8", False),
+    ("bfloat16", "float32", True),
+    ("bfloat16", "bfloat16", True),
+    ("bfloat16", "bfloat16", False),
+    ("bfloat16", "float8", True),
+    ("bfloat16", "float8", False),
+    ("float16", "float32", True),
+]
+
+
+def torch_forms(rule: str, size: int, dtype: Any) -> dict[str, Callable[[], Any]]:
+    """Steps of torch's optimizer that does what a rule does, in each form that it has."""
+    import torch
+
+    name, options = OPTIMIZERS.get(rule, ("", {}))
+    kind, found = getattr(torch.optim, name, None), {}
+    for form in ("fused", "foreach"):
+        parameter = torch.full((size,), 0.5, device="cuda", dtype=dtype, requires_grad=True)
+        parameter.grad = torch.full_like(parameter, 0.5)
+        with contextlib.suppress(TypeError):  # it has no such form, or torch no such optimizer
+            found[f"torch_{form}"] = kind([parameter], lr=1e-3, **options, **{form: True}).step
+    return found
+
+
+def time_alone(size: int, cases: Sequence[tuple[str, str, str, bool]], rounds: int) -> Iterator[dict[str, Any]]:
+    """Steps on the GPU's clock: against a copy of as many bytes, and torch's optimizer on such parameters.
+
+    A case is a rule, the dtype of parameters and gradients, that of states, and whether there is a master copy.
+    """
+    if not torch_on_gpu():
+        yield {"skipped": "needs torch"}
+        return
+    import torch
+
+    source = torch.full((size,), 0.5, device="cuda")
+    target = torch.empty_like(source)
+    for rule, stored_as, states, master in cases:
+        p, g = (torch.full((size,), 0.5, device="cuda", dtype=getattr(torch, stored_as)) for _ in range(2))
+        if rule == "adam":
+            optimizer: Any = fo.Adam([p], lr=1e-3, backend="cuda", state_dtype=states, master=master)
+        else:
+            optimizer = bench_optimizer(rule, [p], "cuda", 1)
+        steps: dict[str, Any] = {"ours": partial(optimizer.step, [g]), "copy": partial(target.copy_, source)}
+        steps["ours"]()
+        kept = sum(x.nbytes for x in optimizer.state["0"].values() if hasattr(x, "__cuda_array_interface__"))
+        moved = 2 * p.nbytes + g.nbytes + 2 * kept
+        steps |= torch_forms(rule, size, p.dtype)
+        times = {name: [device_time(step) for _ in range(rounds)] for name, step in steps.items()}
+        row: dict[str, Any] = {"rule": rule, "storage": [stored_as, states, *["master"] * master], "size": size}
+        row["device_us"] = {name: statistics.median(values) for name, values in times.items()}
+        row["bytes_an_element"], row["gigabytes_per_second"] = moved / size, 1e-3 * moved / row["device_us"]["ours"]
+        row["share_of_copy_bandwidth"] = row["device_us"]["copy"] / (8 * size) * moved / row["device_us"]["ours"]
+        for name in times.keys() - {"ours", "copy"}:
+            row[f"{name}_over_ours"] = against(times, name)
+        yield row
+        del p, g, optimizer, steps
+        release()
+
+
 def time_lists(seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
     """Many arrays: against torch, one flat array, new gradients at every step, and clipping."""
     lists: dict[str, list[Any]] = {"gpt2_small": list(GPT2_SMALL), "1000 x 1000": [1000] * 1000}
@@ -805,6 +872,13 @@ def bars(result: dict[str, Any]) -> dict[str, bool]:
             met[f"{label}: >= {COPY_SHARE} of copy bandwidth"] = row["share_of_copy_bandwidth"] >= COPY_SHARE
         if "torch_over_ours" in row:
             met[f"{label}: no slower than torch fused"] = not row["torch_over_ours"]["loses"]
+    for row in [*result.get("rules", []), *result.get("storages", [])]:
+        if "device_us" in row and row["size"] >= BARS_FROM:
+            label = f"{row['rule']}, {', '.join(row['storage'])}"
+            met[f"{label}: >= {COPY_SHARE} of copy bandwidth"] = row["share_of_copy_bandwidth"] >= COPY_SHARE
+            for form in ("fused", "foreach"):
+                if f"torch_{form}_over_ours" in row:
+                    met[f"{label}: no slower than torch {form}"] = not row[f"torch_{form}_over_ours"]["loses"]
     for row in result["lists"]:
         if "torch_over_ours" in row:
             met[f"{row['list']}: no slower than torch fused"] = not row["torch_over_ours"]["loses"]
@@ -813,7 +887,20 @@ def bars(result: dict[str, Any]) -> dict[str, bool]:
 
 EXACT = ("smoke", "bits", "fewer_bits", "ordering", "users")
 SHARED = ("bits", "fewer_bits")
-STAGES = ("environment", "smoke", "bits", "sizes", "lists", "fewer_bits", "ordering", "users", "device", "first_use")
+STAGES = (
+    "environment",
+    "smoke",
+    "bits",
+    "sizes",
+    "lists",
+    "fewer_bits",
+    "ordering",
+    "users",
+    "device",
+    "rules",
+    "storages",
+    "first_use",
+)
 LATE = "the time was up"
 SILENCE, GRACE = 120.0, 45.0  # seconds after which a process is ended: without a word, and beyond its time
 
@@ -890,6 +977,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = [int(size) for size in options.sizes or default]
     if SMALL:
         sizes, rounds = [100], 1
+    largest = max(n for n in sizes if n <= BARS_FROM)
     result: dict[str, Any] = {"simulated": SIMULATED, "fake_driver": FAKE, "sizes": [], "lists": []}
 
     path = Path(options.json or Path(tempfile.gettempdir()) / f"gpu-{os.getpid()}.json")
@@ -912,6 +1000,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "sizes": lambda: time_sizes(sizes, seconds, rounds),
             "device": lambda: time_device([n for n in sizes if n <= 3e8]),
             "lists": lambda: time_lists(seconds, rounds),
+            "rules": lambda: time_alone(largest, [(rule, "float32", "float32", False) for rule in RULES], rounds),
+            "storages": lambda: time_alone(largest, [("adam", *case) for case in STORED], rounds),
         }
         checks = {
             "bits": lambda: check_bits(backend, options.quick),
