@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-import threading
+from _thread import RLock
 from functools import cache
 from operator import index
 from typing import Any
@@ -75,20 +75,29 @@ def resolve_threads(threads: Any) -> int:
     return number
 
 
+class _Lock(RLock):  # type: ignore[misc]  # mypy alone calls it final
+    # Python 3.14 runs signals' handlers when a function of C returns, so also between `RLock.__enter__` and the block.
+    # No version does when an attribute has been read, or when a function of Python returns.
+    _taken = property(RLock.__enter__)
+
+    def __enter__(self) -> Any:  # type: ignore[override]
+        return self._taken
+
+
 _locks: WeakSet[Any] = WeakSet()
 
 
 def fork_safe_lock() -> Any:
     """Make a lock for one thread at a time, which may take it again, that a forked child never waits for in vain.
 
-    It is to be taken by ``with lock:`` and in no other way: the lock is made of C, so that no signal's handler can
-    raise between its being taken and the block, nor between the block and its release.
+    It is to be taken by ``with lock:`` and in no other way: then no signal's handler can raise between its being taken
+    and the block, nor between the block and its release, which is done in C.
 
     A child of a fork has one thread. A lock that another thread of its parent held would never be released there, so
     the child begins with a free one; only what the forking thread itself holds stays held. What a lock guards must be
     usable wherever its holder may be cut off.
     """
-    lock = threading.RLock()
+    lock = _Lock()
     _locks.add(lock)
     return lock
 
