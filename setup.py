@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -102,9 +103,21 @@ class FreshBuild(build_py):
         super().run()
 
 
+def described():
+    """README.md, whose links lead into the repository once that has an address: a package index has no other files."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    if "urls" not in project:
+        return text
+    release = re.search('__version__ = "(.+)"', Path("fastoptim", "__init__.py").read_text(encoding="utf-8"))[1]
+    return re.sub(r"\]\((?!\w+:|#)", f"]({project['urls']['Repository'].rstrip('/')}/blob/v{release}/", text)
+
+
 free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 setup(
     cmdclass={"build_ext": OptionalBuild, "build_py": FreshBuild},
+    long_description=described(),
+    long_description_content_type="text/markdown",
     options={} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp311"}},
     # Without cffi setuptools does not know the first of these, and without an extension it builds none.
     **(

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
+import fastoptim as fo
 from tests.proofs.versions import PYTHONS
 from tests.support import ROOT
 from tests.support.csrc import sources_with
@@ -132,6 +133,21 @@ def test_wheel_from_the_source_archive_in_a_fresh_environment(unpacked, tmp_path
     info = json.loads(run(python, "-m", "fastoptim", "info", "--json", cwd=tmp_path).stdout)
     assert info["auto"] == "c" and "-ffp-contract=off" in info["backends"]["c"]["flags"]
     assert "auto: c" in run(tmp_path / "venv" / "bin" / "fastoptim", "info", cwd=tmp_path).stdout
+
+
+def test_the_links_of_the_readme_lead_from_a_package_index_into_the_repository(unpacked):
+    def links():
+        code = "from setuptools import build_meta; print(build_meta.prepare_metadata_for_build_wheel('.'))"
+        folder = run(sys.executable, "-c", code, cwd=unpacked).stdout.split()[-1]
+        text = (unpacked / folder / "METADATA").read_text(encoding="utf-8")
+        assert "Description-Content-Type: text/markdown" in text and "# fastoptim" in text
+        return re.findall(r"\]\(([^)#]+)", text)
+
+    relative, repository = links(), "https://example.org/somebody/fastoptim"
+    assert len(relative) > 20 and all((ROOT / link).exists() for link in relative)
+    project = unpacked / "pyproject.toml"
+    project.write_text(f'{project.read_text()}\n[project.urls]\nRepository = "{repository}"\n')
+    assert links() == [f"{repository}/blob/v{fo.__version__}/{link}" for link in relative]
 
 
 def test_editable_install(unpacked, tmp_path):
