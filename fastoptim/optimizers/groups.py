@@ -299,6 +299,11 @@ def _entry(entry: Any) -> Any:
     return entry["params"] if isinstance(entry, Mapping) and "params" in entry else entry
 
 
+def ascends(optimizer: Any) -> bool:
+    """Whether an optimizer maximizes anything: its losses may then be scores, which should rise."""
+    return any(group.get("maximize", False) for group in optimizer.param_groups)
+
+
 def momentum_of(group: Mapping[str, Any]) -> float:
     """How much of a step goes on in the next, as far as a group says: 0 for rules that know no such thing."""
     betas = group.get("betas", group.get("beta1", 0.0))

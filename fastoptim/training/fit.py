@@ -161,7 +161,7 @@ def fit(
         A progress bar by tqdm, on the standard error or in a notebook. Default: if that is a terminal or a notebook.
     diagnose : bool
         Run `fastoptim.diagnose` beside the loop, after 300, 1200, 4800, ... steps, and issue a `TrainingWarning` that
-        names the remedy when its verdict is not "healthy".
+        names the remedy when its verdict is not "healthy". What an optimizer maximizes is not diagnosed.
     backend, threads
         For an optimizer that is given by its name; as for `fastoptim.SGD`.
 

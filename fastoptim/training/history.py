@@ -168,7 +168,8 @@ class FitResult:
     best_loss, best_value : float or None
         The validation loss there, and the figure that is monitored (by default the loss, too).
     diagnosis : Diagnosis or None
-        Of the whole curve of training losses, made when it is first asked for; None if the curve is too short.
+        Of the whole curve of training losses, made when it is first asked for; None if the curve is too short,
+        or the optimizer maximizes.
     """
 
     params: Any = field(repr=False)

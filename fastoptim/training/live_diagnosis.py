@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..optimizers.groups import momentum_of
+from ..optimizers.groups import ascends, momentum_of
 from .diagnosis import MINIMUM, Diagnosis
 from .diagnosis import diagnose as read_curve
 from .loop import Loop
@@ -86,9 +86,14 @@ def sees_all(batch_size: int, examples: int) -> bool:
 
 
 def curve_reader(loop: Loop) -> Callable[[], Diagnosis] | None:
-    """What `fastoptim.diagnose` says about the training losses up to now, on demand; None if they are too few."""
+    """What `fastoptim.diagnose` says about the training losses up to now, on demand.
+
+    None if they are too few, or if an optimizer that maximizes makes scores of them, of which a rise is no harm.
+    """
     losses, rates = loop.history.loss, loop.history.lr
     group = loop.optimizer.param_groups[0]
+    if ascends(loop.optimizer):
+        return None
     if loop.reason == "non-finite loss":
         losses, rates = np.append(losses, loop.loss), np.append(rates, group["lr"])
     else:

@@ -125,7 +125,7 @@ def recommend(
     losses : sequence of float, optional
         Training losses of a run so far, for `fastoptim.diagnose`.
     lr : float, optional
-        The rate of that run, which is then lowered if it was unstable.
+        The rate of that run, > 0. If it was unstable, no larger rate than this one lowered is recommended.
     batches : int
         Minibatches to measure on, at least 2.
 
@@ -180,6 +180,8 @@ def recommend(
         if answer is not None:
             flag(name, answer)
     lr = None if lr is None else real("lr", lr, 0.0)
+    if lr == 0.0:
+        raise ValueError("lr must be > 0, as a run with 0 stands still")
     batches = count("batches", batches, 2)
     figures: dict[str, float] = {}
     if loss_and_grad is not None:
@@ -192,7 +194,8 @@ def recommend(
     size = _batch(figures, reasons)
     factor = _calm(unstable, losses, lr, reasons)
     if factor < 1.0:
-        rate = (rate if lr is None else lr) * factor
+        # The run may have been of another optimizer, whose rates are larger.
+        rate = rate * factor if lr is None else min(rate, lr * factor)
         rates = (min(rate, rates[0]), max(rate, rates[0]))
     return Recommendation(optimizer, rate, rates, size, tuple(reasons), figures, beside)
 
@@ -272,7 +275,9 @@ def _calm(
     unstable: bool | None, losses: Sequence[float] | np.ndarray | None, lr: float | None, reasons: list[str]
 ) -> float:
     """What to multiply the rate by because training is unstable; the reason is appended."""
-    factor, told = (0.1, "Training is said to be unstable") if unstable else (1.0, "")
+    factor, told = (0.1 if unstable else 1.0), "Training is said to be unstable"
+    if lr is not None:
+        told += f" (try {lr * factor:.3g} there)"
     if unstable is None and losses is not None:
         found = diagnose(losses, lr=lr)
         if found.verdict in ("diverged", "oscillating"):

@@ -18,13 +18,14 @@ from ..common.validation import count, names_arguments, real
 from ..optimizers.base import Optimizer
 from ..training.diagnosis import MINIMUM, Diagnosis, diagnose
 from ..training.loop import LossAndGrad
-from .sandbox import Sandbox
+from .sandbox import Sandbox, check_first_loss
 
 _SERIES = (1.0, 2.0, 5.0)  # rates are tried on the grid 1, 2, 5, 10, 20, 50, ...
 _DECADE = len(_SERIES)
 _REACH = 2  # so many neighbours on each side must be worse: a single one may be a mere bump in the way
 _CONFIRMATIONS = 8  # most candidates of the longer horizon
 _FARTHEST = 36 * _DECADE  # rates from 1e-36 to 1e36 are tried: they are numbers in float32, too
+_CHANCE = 4.0  # standard errors within which the scores of all rates are alike
 _BAD = ("diverged", "oscillating")
 
 
@@ -75,13 +76,14 @@ class ProbeResult:
     Attributes
     ----------
     lr : float
-        The best rate found.
+        The best rate found; where to start from if none stood out.
     interval : tuple of float
         The nearest rates below and above that are worse; 0 or infinity where none was tried.
     probes : tuple of Probe
         All candidates, by rate.
     inconclusive : bool
-        Whether the budget ended before both neighbours of `lr` were known to be worse, or no rate was fit for use.
+        Whether the budget ended before both neighbours of `lr` were known to be worse, no rate was fit for use,
+        or none stood out, as nothing moved or by no more than the losses of a stream scatter.
     confirmed : tuple of Probe
         The candidates of the longer horizon, by rate; empty without `confirm`.
     """
@@ -237,8 +239,7 @@ def _trial(sandbox: Sandbox, lr: float, steps: int, fixed_batch: Any, same: bool
         sandbox.restore()
         losses = [sandbox.evaluate(fixed_batch)[0]]
         losses += _until_nonfinite(sandbox.evaluate(fixed_batch)[0] for _ in training)
-    if not math.isfinite(losses[0]):
-        raise ValueError(f"the loss is {losses[0]} at these parameters, before any step: no rate can be judged")
+    check_first_loss(losses[0])
     if not sandbox.slope_seen:
         raise ValueError(f"all gradients of {len(losses) - 1} steps are zero: no rate can be judged")
     return _judge(lr, np.array(losses), sandbox.momentum, same)
@@ -253,8 +254,13 @@ def _until_nonfinite(losses: Iterable[float]) -> Iterator[float]:
 
 def _judge(lr: float, losses: np.ndarray, momentum: float, same: bool) -> Probe:
     diagnosis = diagnose(losses, fixed_batch=same, momentum=momentum, lr=lr)
-    score = float(np.mean(losses[-max(5, len(losses) // 10) :])) if np.isfinite(losses[-1]) else math.inf
+    score = float(np.mean(losses[-_scored(len(losses)) :])) if np.isfinite(losses[-1]) else math.inf
     return Probe(lr, losses, score, diagnosis)
+
+
+def _scored(count: int) -> int:
+    """How many of so many losses the score is the mean of."""
+    return max(5, count // 10)
 
 
 def _rate(k: int) -> float:
@@ -264,7 +270,8 @@ def _rate(k: int) -> float:
 def _grid_index(lr: float) -> int:
     """Where on the grid `lr` lies, or the grid's nearest rate."""
     near = round(_DECADE * math.log10(lr))
-    return min(range(near - 1, near + 2), key=lambda k: abs(math.log(_rate(k) / lr)))
+    around = (k for k in range(near - 1, near + 2) if _rate(k) > 0.0)
+    return min(around, key=lambda k: abs(math.log(_rate(k) / lr)))
 
 
 def _better(a: Probe, b: Probe) -> bool:
@@ -290,7 +297,7 @@ class _Search:
             self.done[k] = self._trial(k)
             k = self._next()
         best = self._best()
-        if self.done[best].still:  # no rate has moved anything
+        if self.done[best].still or self._within_noise():  # no rate has moved anything
             return start, True
         return best, k is not None or self.done[best].bad or best in (min(self.done), max(self.done))
 
@@ -300,6 +307,15 @@ class _Search:
             if _better(probe, self.done[best]):
                 best = k
         return best
+
+    def _within_noise(self) -> bool:
+        """Whether scores differ by no more than chance: losses of a stream differ at the same parameters, too."""
+        probes = self.done.values()
+        if len({probe.losses[0] for probe in probes}) == 1 or not all(math.isfinite(probe.score) for probe in probes):
+            return False
+        tails = [probe.losses[-_scored(len(probe.losses)) :] for probe in probes]
+        noise = float(np.median([np.std(tail) / math.sqrt(len(tail)) for tail in tails]))
+        return bool(np.ptp([probe.score for probe in probes]) < _CHANCE * noise)
 
     def _next(self) -> int | None:
         """The rate to try next; None if the best has been accepted."""

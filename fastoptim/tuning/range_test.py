@@ -14,7 +14,9 @@ from ..common.validation import count, names_arguments, real
 from ..optimizers.base import Optimizer
 from ..training.diagnosis import MINIMUM
 from ..training.loop import LossAndGrad
-from .sandbox import Sandbox
+from .sandbox import Sandbox, check_first_loss
+
+_CHANCE = 6.0  # standard errors by which noise alone takes a running mean down to its minimum
 
 
 @public
@@ -27,9 +29,9 @@ class RangeTest:
     rates, losses, smoothed : numpy.ndarray
         Rate of each step, the loss of its minibatch before that step, and its bias-corrected running mean.
     steepest : float
-        The rate around which the loss fell fastest, by the running mean; NaN if it never fell. The first
-        ``1 / (1 - smoothing)`` values, which are means of little, and those after the minimum do not count, and the
-        ``smoothing / (1 - smoothing)`` steps by which a running mean lags behind (fewer at first) are taken off.
+        The rate around which the loss fell fastest, by the running mean; NaN if it never fell by more than chance. The
+        first ``1 / (1 - smoothing)`` values, which are means of little, and those after the minimum do not count, and
+        the ``smoothing / (1 - smoothing)`` steps by which a running mean lags behind (fewer at first) are taken off.
     blow_up : float
         The rate at which the test ended because the running mean exceeded `stop` times its minimum; NaN if it did not.
     """
@@ -85,6 +87,11 @@ def lr_range_test(
     -------
     RangeTest
 
+    Raises
+    ------
+    TypeError, ValueError
+        Bad arguments, or a first loss or gradient that is not finite; everything is put back.
+
     References
     ----------
     Smith, "Cyclical learning rates for training neural networks", WACV 2017.
@@ -111,6 +118,7 @@ def lr_range_test(
     with Sandbox(loss_and_grad, params, data, optimizer, batch_size, rng, generators, buffers, low) as sandbox:
         for lr, loss in zip(schedule, sandbox.train(schedule), strict=False):
             losses.append(loss)
+            check_first_loss(losses[0])
             mean = smoothing * mean + (1.0 - smoothing) * loss
             smoothed.append(mean / (1.0 - smoothing ** len(losses)))
             known = len(losses) > 1.0 / (1.0 - smoothing)  # before, it is the mean of a few
@@ -119,10 +127,11 @@ def lr_range_test(
                 break
     curve = np.array(smoothed)
     rates = schedule[: len(curve)]
-    return RangeTest(rates, np.array(losses), curve, _steepest(rates, curve, smoothing), blow_up)
+    found = np.array(losses)
+    return RangeTest(rates, found, curve, _steepest(rates, found, curve, smoothing), blow_up)
 
 
-def _steepest(rates: np.ndarray, curve: np.ndarray, smoothing: float) -> float:
+def _steepest(rates: np.ndarray, losses: np.ndarray, curve: np.ndarray, smoothing: float) -> float:
     """Rate of the fastest fall, between the first values of the running mean and its minimum; NaN if there is none.
 
     The fall is that over as many steps as a running mean lags behind: from one step to the next noise falls faster. The
@@ -137,7 +146,9 @@ def _steepest(rates: np.ndarray, curve: np.ndarray, smoothing: float) -> float:
     if last - first < 2:
         return math.nan
     falls = curve[first : last + 1 - width] - curve[first + width : last + 1]
-    if not falls.max() > 1e-9 * abs(curve[0]):  # no more than round-off
+    noise = float(np.std(np.diff(losses[: last + 1]))) / math.sqrt(2.0)
+    by_chance = _CHANCE * noise * math.sqrt((1.0 - smoothing) / (1.0 + smoothing))
+    if not (falls.max() > 1e-9 * abs(curve[0]) and curve[first] - curve[last] > by_chance):  # or round-off
         return math.nan
     weights = np.maximum(falls / falls.max(), 0.0) ** 4
     place = round(float(np.average(np.arange(len(falls)), weights=weights)))

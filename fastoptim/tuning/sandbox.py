@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -16,7 +17,7 @@ from ..common.generators import GENERATORS, generators_within, set_state, state_
 from ..common.signals import Interrupts
 from ..common.trees import Entries, Structure, leaves_of
 from ..optimizers.base import Optimizer
-from ..optimizers.groups import momentum_of
+from ..optimizers.groups import ascends, momentum_of
 from ..optimizers.names import maker_of
 from ..optimizers.selecting import GroupedParams
 from ..training.data import Minibatches
@@ -95,8 +96,15 @@ class Sandbox:
         self._stepping = optimizer if isinstance(optimizer, Optimizer) else made
         if strange := strange_arrays(made, leaves_of(params)):
             raise ValueError(f"the optimizer steps arrays that are not in params: {strange}")
+        if ascends(self._stepping):
+            raise ValueError(
+                "the optimizer maximizes, and rates are judged by a loss that should fall: "
+                "return minus score and minus gradients, and leave out maximize"
+            )
         groups = made.param_groups
         self.default_lr = float(groups[0]["lr"])
+        if not self.default_lr and any(group["lr"] for group in groups):
+            raise ValueError("the first group has the rate 0, to which those of the others have no ratio: freeze it")
         self._ratios = [group["lr"] / self.default_lr if self.default_lr else 1.0 for group in groups]
         self.momentum = momentum_of(groups[0])
 
@@ -209,6 +217,12 @@ class Sandbox:
             return copy.deepcopy(self._optimizer, shared)
         make = maker_of(self._optimizer) if isinstance(self._optimizer, str) else self._optimizer
         return make(self._stepped) if lr is None else make(self._stepped, lr=lr)
+
+
+def check_first_loss(loss: float) -> None:
+    """ValueError if the loss before any step is not finite."""
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss is {loss} at these parameters, before any step: no rate can be judged")
 
 
 def _check_kind(optimizer: Any) -> None:

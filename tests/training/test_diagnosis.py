@@ -589,6 +589,21 @@ def test_fit_reads_the_losses_of_a_stream_as_those_of_minibatches():
     assert whole.diagnosis.lr_factor == 1.0
 
 
+def test_a_score_that_is_maximized_is_no_loss_that_diverges():
+    """It rises to its maximum of 100, which is no reason to divide the rate by 10."""
+
+    def score(x, batch):
+        value = 100.0 * math.exp(-0.05 * np.sum((x - 3.0) ** 2))
+        return value, -0.1 * value * (x - 3.0)
+
+    x = np.zeros(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = fo.fit(score, x, None, fo.SGD(x, lr=0.01, maximize=True), steps=400)
+    assert result.history.loss[-1] > 99.0
+    assert result.diagnosis is None
+
+
 def test_fit_waits_until_a_warmup_has_ended():
     schedule = fo.schedules.warmup(fo.schedules.constant(1e-2), 30000)
     with warnings.catch_warnings():

@@ -68,14 +68,24 @@ def test_what_else_to_try_is_what_came_out_in_the_runs(answers, task, score, our
 
 def test_an_unstable_run_is_read_from_its_losses():
     t = np.arange(100.0)
-    diverged = fo.recommend(losses=np.exp(t / 10), lr=0.02)
-    assert diverged.lr == pytest.approx(0.002)
+    diverged = fo.recommend(losses=np.exp(t / 10), lr=0.002)
+    assert diverged.lr == pytest.approx(0.0002)
     assert "diverged" in diverged.reasons[-1]
     assert diverged.reasons[-1].endswith("First lower the rate, then use momentum or Adam, then a larger batch.")
-    bouncing = fo.recommend(losses=2 * np.exp(-t / 5) + 1 + 0.3 * (-1) ** t, lr=0.02)
-    assert bouncing.lr == pytest.approx(0.01)
+    bouncing = fo.recommend(losses=2 * np.exp(-t / 5) + 1 + 0.3 * (-1) ** t, lr=0.001)
+    assert bouncing.lr == pytest.approx(0.0005)
     assert fo.recommend(losses=2 * np.exp(-t / 50), lr=0.02).lr == 1e-3
     assert fo.recommend(losses=np.exp(t / 10), lr=0.02, unstable=False).lr == 1e-3  # the answer counts
+
+
+@pytest.mark.parametrize("told", [{"unstable": True}, {"losses": np.exp(np.arange(100.0) / 10)}])
+def test_a_rate_of_sgd_is_not_handed_to_adam(told):
+    """A tenth of a rate at which gradient descent diverged may be a hundred times too large for Adam."""
+    advice = fo.recommend(lr=5.0, **told)
+    assert (advice.optimizer, advice.lr) == ("adam", 1e-3)
+    assert "(try 0.5" in advice.reasons[-1]
+    with pytest.raises(ValueError, match="lr must be > 0"):
+        fo.recommend(lr=0.0, **told)
 
 
 def linear(x, y):

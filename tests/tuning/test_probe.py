@@ -532,6 +532,7 @@ def test_a_rate_that_is_too_large_is_not_chosen_for_its_loss(verdict):
 def test_rates_are_round_numbers():
     assert [_rate(k) for k in range(-4, 5)] == [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0]
     assert [_grid_index(_rate(k)) for k in range(-40, 20)] == list(range(-40, 20))
+    assert 0.0 < _rate(_grid_index(5e-324)) < 1e-322
     assert [_rate(_grid_index(lr)) for lr in (3e-4, 0.9, 30.0)] == [2e-4, 1.0, 20.0]
 
 
@@ -611,7 +612,30 @@ def test_a_model_of_which_nothing_can_be_told_is_refused(loss_and_grad, text, da
     x = np.ones(2)
     with pytest.raises(ValueError, match=text):
         fo.probe_lr(loss_and_grad, x, data, "sgd", steps=10)
+    if "zero" not in text:  # where a sweep falls nowhere
+        with pytest.raises(ValueError, match=text):
+            fo.lr_range_test(loss_and_grad, x, data, "sgd", steps=10)
     assert x.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("search", [fo.probe_lr, fo.lr_range_test])
+def test_an_optimizer_that_maximizes_is_refused(search):
+    """The lowest score would be the worst."""
+    x, y = np.zeros(1), np.zeros(2)
+    one_of_two = fo.SGD([{"params": [x]}, {"params": [y], "maximize": True}])
+    for optimizer in (one_of_two, lambda params: fo.Adam(params, maximize=True)):
+        with pytest.raises(ValueError, match="the optimizer maximizes"):
+            search(lambda params, batch: (1.0, params), [x, y], None, optimizer)
+
+
+@pytest.mark.parametrize("search", [fo.probe_lr, fo.lr_range_test])
+def test_rates_without_a_ratio_are_refused(search):
+    """Beside a first group whose rate is 0, the others cannot keep theirs."""
+    x, y = np.ones(2), np.ones(2)
+    opt = fo.SGD([{"params": [x], "lr": 0.0}, {"params": [y], "lr": 0.1}])
+    options = {"lr": 0.01} if search is fo.probe_lr else {}
+    with pytest.raises(ValueError, match="the first group has the rate 0"):
+        search(lambda p, batch: (1.0, p), [x, y], None, opt, **options)
 
 
 @pytest.mark.parametrize("search", [fo.probe_lr, lambda *given: fo.lr_range_test(*given, steps=10)])
@@ -744,11 +768,12 @@ def test_the_steepest_fall_is_neither_the_first_rate_nor_chance(optimizer):
 def test_the_steepest_fall_is_a_lasting_one():
     rates = np.geomspace(1e-7, 10.0, 200)
     first = np.interp(np.arange(200), [0, 15, 100, 150, 200], [5.0, 2.5, 2.4, 1.2, 1.2])
-    assert rates[70] < _steepest(rates, first, 0.95) < rates[150]  # the fall of the first few is chance
+    assert rates[70] < _steepest(rates, first, first, 0.95) < rates[150]  # the fall of the first few is chance
     jump = np.interp(np.arange(200), [0, 100, 160, 200], [2.4, 2.4, 1.2, 1.2])
     jump[50] -= 0.3
-    assert rates[70] < _steepest(rates, jump, 0.95) < rates[150]  # and so is that of a single step
-    assert math.isnan(_steepest(rates, np.full(200, 2.4), 0.95))
+    assert rates[70] < _steepest(rates, jump, jump, 0.95) < rates[150]  # and so is that of a single step
+    flat = np.full(200, 2.4)
+    assert math.isnan(_steepest(rates, flat, flat, 0.95))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
@@ -778,13 +803,43 @@ def test_a_noisy_loss_around_zero_does_not_blow_up():
         assert 2.0 < test.blow_up < 50.0, seed
 
 
+def test_chance_is_neither_the_best_rate_nor_the_steepest_fall():
+    """Losses of a stream that no step changes: whichever rate comes out best, or falls fastest, does so by luck."""
+    probed, swept = [], []
+    for seed in range(10):
+        stream = itertools.count()
+
+        def loss_and_grad(x, batch, seed=seed, stream=stream):
+            rng = np.random.default_rng([seed, next(stream)])
+            return 1.0 + 0.3 * rng.standard_normal(), rng.standard_normal(3)
+
+        probe = fo.probe_lr(loss_and_grad, np.zeros(3), None, "sgd")
+        probed.append(probe.inconclusive and probe.lr == 1e-3)
+        swept.append(math.isnan(fo.lr_range_test(loss_and_grad, np.zeros(3), None, "sgd").steepest))
+    assert sum(probed) >= 8
+    assert all(swept)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stream_with_something_to_learn_has_a_best_rate(seed):
+    stream = itertools.count()
+
+    def loss_and_grad(w, batch):
+        rng = np.random.default_rng([seed, next(stream)])
+        x = rng.standard_normal((8, 5))
+        error = x @ (w - 1.0) + rng.standard_normal(8)
+        return 0.5 * float(error @ error) / 8, x.T @ error / 8
+
+    found = fo.probe_lr(loss_and_grad, np.zeros(5), None, "sgd")
+    assert not found.inconclusive and 0.01 < found.lr < 1.0
+    swept = fo.lr_range_test(loss_and_grad, np.zeros(5), None, "sgd")
+    assert 1e-3 < swept.steepest < 1.0
+
+
 def test_the_range_test_may_end_without_a_finding():
     flat = fo.lr_range_test(lambda x, batch: (1.0, np.zeros(1)), np.ones(1), None, "sgd", steps=10)
     assert math.isnan(flat.steepest)
     assert math.isnan(flat.blow_up)
-    broken = fo.lr_range_test(lambda x, batch: (math.nan, np.zeros(1)), np.ones(1), None, "sgd", steps=10)
-    assert len(broken.losses) == 1
-    assert broken.blow_up == 1e-7
 
 
 class Pair(NamedTuple):
