@@ -18,6 +18,7 @@ try:
 except ImportError:  # not on this platform
     fcntl = None  # type: ignore[assignment]
 
+_ATTEMPTS = 1000  # to find two files while others write to their place
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
@@ -172,20 +173,27 @@ def remove_abandoned(path: str) -> None:
 def keep_previous(target: str, temporary: str, is_intact: Callable[[str], bool]) -> None:
     """Make `target`'s content available as the previous checkpoint, without ever taking `target` away.
 
-    Unless it is damaged and there is a previous one: until `target` is replaced, that may be the only good one.
+    Unless it is damaged and there is a previous one: until `target` is replaced, that may be the only good one. Where
+    another writer takes a file away in between, this begins again: it has put another one there.
     """
-    previous = previous_path(target)
-    if not os.path.exists(target):
-        return
-    if os.path.exists(previous) and (os.path.samefile(target, previous) or not is_intact(target)):
-        return
-    spare = _spare(temporary)
-    try:
-        os.link(target, spare)
-    except OSError:  # a file system without hard links; `read_latest` knows what to do if this is where it ends
+    previous, spare = previous_path(target), _spare(temporary)
+    for _ in range(_ATTEMPTS):
+        try:
+            if not os.path.exists(target):
+                return
+            if os.path.exists(previous) and (os.path.samefile(target, previous) or not is_intact(target)):
+                return
+            os.link(target, spare)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            break
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(spare, previous)
+            return
+    # A file system without hard links; `read_latest` knows what to do if this is where it ends.
+    with contextlib.suppress(FileNotFoundError):
         os.replace(target, previous)
-        return
-    os.replace(spare, previous)
 
 
 def sync_folder(folder: str) -> None:

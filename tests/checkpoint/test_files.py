@@ -318,3 +318,50 @@ def test_another_writer_may_remove_the_file_of_a_check_first(tmp_path, monkeypat
     monkeypatch.setattr(files.os, "unlink", second)
     files.check_target(tmp_path / "run.ckpt")
     assert not list(tmp_path.iterdir())
+
+
+@needs_posix
+def test_another_writer_may_take_away_what_is_to_become_the_previous_one(tmp_path, monkeypatch):
+    """Two processes save to one path: both succeed, and whoever reads finds a whole checkpoint at every moment."""
+    path, link, calls = tmp_path / "run.ckpt", os.link, []
+    fo.SGD(np.full(2, 1.0), lr=0.1).save(path)
+
+    def contended(source, spare):
+        calls.append(format.read(path, kind="optimizer")["params"]["0"][0])
+        if len(calls) == 1:  # the target is replaced while it gets its second name: it has none left
+            raise FileNotFoundError(errno.ENOENT, "no such file", source)
+        link(source, spare)
+        if len(calls) == 2:  # the spare name is taken for that of a dead writer's file
+            files.check_target(path)
+            assert not os.path.exists(spare)
+
+    monkeypatch.setattr(files.os, "link", contended)
+    fo.SGD(np.full(2, 2.0), lr=0.1).save(path)
+    assert calls == [1.0, 1.0, 1.0]
+    saved = [format.read(name, kind="optimizer")["params"]["0"][0] for name in (path, f"{path}.previous")]
+    assert saved == [2.0, 1.0]
+    assert sorted(name.name for name in tmp_path.iterdir()) == ["run.ckpt", "run.ckpt.previous"]
+
+
+@needs_posix
+def test_several_processes_may_save_to_one_path(tmp_path):
+    """Whichever is last wins; no save fails, and no load finds nothing or a mixture."""
+    script = """
+import sys
+import numpy as np
+import fastoptim as fo
+
+for _ in range(60):
+    opt = fo.SGD(np.full(9, float(sys.argv[2])), lr=0.1)
+    opt.save(sys.argv[1])
+    opt.load(sys.argv[1])
+    (p,) = opt.param_groups[0]["params"]
+    assert p[0] in (1.0, 2.0, 3.0) and (p == p[0]).all()
+"""
+    path = tmp_path / "run.ckpt"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(path), str(k)], stderr=subprocess.PIPE) for k in (1, 2, 3)
+    ]
+    said = [writer.communicate(timeout=600)[1].decode() for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0, 0], said
+    assert sorted(name.name for name in tmp_path.iterdir()) == ["run.ckpt", "run.ckpt.previous"]
