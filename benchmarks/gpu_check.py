@@ -607,7 +607,8 @@ def time_sizes(sizes: Sequence[int], seconds: float, rounds: int) -> Iterator[di
             medians = microseconds(times)
             row: dict[str, Any] = {"rule": kind, "size": size, "microseconds": medians}
             row["gigabytes_per_second"] = 4e-3 * size * streams / medians["ours"]
-            row["share_of_copy_bandwidth"] = (streams / medians["ours"]) / (2 / medians["copy"])
+            if size >= BARS_FROM:  # a smaller copy takes the time of the call
+                row["share_of_copy_bandwidth"] = (streams / medians["ours"]) / (2 / medians["copy"])
             if "torch_fused" in times:
                 row["torch_over_ours"] = against(times, "torch_fused")
             if "cupy_naive" in times:
@@ -728,7 +729,7 @@ def time_alone(size: int, cases: Sequence[tuple[str, str, str, bool]], rounds: i
         steps["ours"]()
         kept = sum(x.nbytes for x in optimizer.state["0"].values() if hasattr(x, "__cuda_array_interface__"))
         moved = 2 * p.nbytes + g.nbytes + 2 * kept
-        steps |= torch_forms(rule, size, p.dtype)
+        steps |= {} if master else torch_forms(rule, size, p.dtype)  # which keep no master copy
         times = {name: [device_time(step) for _ in range(rounds)] for name, step in steps.items()}
         row: dict[str, Any] = {"rule": rule, "storage": [stored_as, states, *["master"] * master], "size": size}
         row["device_us"] = {name: statistics.median(values) for name, values in times.items()}
@@ -817,22 +818,20 @@ def time_first_use() -> dict[str, float]:
 
 def tune(size: int, seconds: float, rounds: int) -> list[dict[str, Any]]:
     """Adam under other launch configurations, fastest first."""
-    rows, usual = [], cuda_backend.PIECE
+    rows = []
     processors = 1 if SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
-    choices = [(32,), (1, 2), (64,)] if SMALL else [(128, 256, 512), (4, 8, 16, 32), (2048, 4096, 8192, 16384)]
-    try:
-        for threads, per_processor, piece in product(*choices):
-            backend = cuda_backend.CudaBackend()
-            backend.threads, backend._blocks, cuda_backend.PIECE = threads, per_processor * processors, piece
-            optimizer, g = ours("adam", [filled(size)]), [filled(size)]
-            optimizer._backend = backend
-            times = interleaved({"ours": partial(optimizer.step, g)}, seconds, rounds)
-            row: dict[str, Any] = {"threads": threads, "blocks_per_multiprocessor": per_processor, "piece": piece}
-            rows.append(row | {"microseconds": microseconds(times)["ours"]})
-            del optimizer, g
-            release()
-    finally:
-        cuda_backend.PIECE = usual
+    choices = [(32,), (1, 2), (1,)] if SMALL else [(128, 256, 512, 1024), (1, 2, 4), (16, 64, 0)]
+    for threads, vectors, per_processor in product(*choices):
+        backend = cuda_backend.CudaBackend()
+        backend.threads, backend.vectors = threads, vectors
+        backend._blocks = per_processor * processors or backend._blocks
+        optimizer, g = ours("adam", [filled(size)]), [filled(size)]
+        optimizer._backend = backend
+        times = interleaved({"ours": partial(optimizer.step, g)}, seconds, rounds)
+        row: dict[str, Any] = {"threads": threads, "vectors": vectors, "blocks_per_multiprocessor": per_processor}
+        rows.append(row | {"microseconds": microseconds(times)["ours"]})
+        del optimizer, g
+        release()
     rows.sort(key=lambda row: row["microseconds"])
     for row in rows[:5]:
         print("tune", json.dumps(row), flush=True)

@@ -67,7 +67,8 @@ def measured(run: dict[str, Any]) -> list[str]:
     for row in run.get("sizes", []):
         if "microseconds" in row:
             kind, n, seconds = row["rule"], row["size"], 1e-6 * row["microseconds"]["ours"]
-            torch, share = row.get("torch_over_ours"), f"{row['share_of_copy_bandwidth']:.2f}"
+            torch, share = row.get("torch_over_ours"), row.get("share_of_copy_bandwidth")
+            share = "-" if share is None else f"{share:.2f}"
             more = [f"{row['gigabytes_per_second']:.0f}", share, ratio_text(torch["median"]) if torch else "-"]
             sizes.append([f"{kind}, {n:,}", seconds_text(seconds), expected(seconds, kind, n), *more])
     for row in run.get("lists", []):

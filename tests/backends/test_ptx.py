@@ -15,6 +15,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,10 +96,12 @@ def operations(ptx):
 def library(function, signature):
     """What numba-cuda makes of a kernel, which takes most of the time: PTX and intermediate code come from it."""
     from numba import cuda
+    from numba.cuda import dispatcher
     from numba.cuda.codegen import CUDACodeLibrary
 
-    made = []
+    made, device = [], SimpleNamespace(compute_capability=ARCHITECTURE)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatcher, "get_current_device", lambda: device)
         patch.setattr(CUDACodeLibrary, "get_asm_strs", lambda self, cc: made.append(self) or [""])
         cuda.compile_ptx(function, signature, cc=ARCHITECTURE)
     return made[0]

@@ -48,8 +48,7 @@ from .plan import CudaPlan
 from .streams import LEGACY, PER_THREAD, _chosen, _resolved, _stream_of
 from .work import NormWork, UpdateWork, factors
 
-BLOCKS_PER_MULTIPROCESSOR = 16
-PIECE = 4096  # elements that a block takes at a time
+MOST_BLOCKS = 2**31 - 1  # of a launch
 
 
 class CudaBackend(Backend):
@@ -92,8 +91,10 @@ class CudaBackend(Backend):
         self._places = Places(self.driver)
         per_thread = getattr(config, "CUDA_PER_THREAD_DEFAULT_STREAM", 0)
         self._default = PER_THREAD if per_thread else LEGACY
-        processors = 1 if self.simulated else cuda.get_current_device().MULTIPROCESSOR_COUNT
-        self._blocks = 3 if self.simulated else BLOCKS_PER_MULTIPROCESSOR * processors
+        self._blocks = 3 if self.simulated else MOST_BLOCKS
+        # Vectors that a thread takes of a piece: an H200 is fastest with one each, and as many blocks as it takes; of
+        # arrays in fewer bits with four, since a block first makes the keys of its dithers.
+        self.vectors, self.stored_vectors = 1, 4
 
     # --- kernels and launches
 
@@ -229,10 +230,9 @@ class CudaBackend(Backend):
     ) -> CudaPlan:
         return CudaPlan(self, kernels, run_of, members, counter)
 
-    def piece(self, total: int) -> int:
-        """Elements that a block takes at a time: fewer where there would be too few blocks for the device."""
-        smallest = self.threads * VECTOR_BYTES // 8
-        return max(smallest, min(PIECE, -(-total // self._blocks // smallest) * smallest))
+    def piece(self, dtype: np.dtype, is_stored: bool) -> int:
+        """Elements that a block takes at a time."""
+        return self.threads * (self.stored_vectors if is_stored else self.vectors) * VECTOR_BYTES // dtype.itemsize
 
     def prepare_norm(self, grads: Sequence[Any], threads: int) -> Norm:
         return lambda grads, grad_scale: self.norm_of([self.flat(g) for g in grads], grad_scale)

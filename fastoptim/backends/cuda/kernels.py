@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,17 +19,18 @@ _OPERATIONS = {
     np.dtype(np.float32): {"mul": "fmul_rn", "add": "fadd_rn", "div": "fdiv_rn", "root": "fsqrt_rn"},
     np.dtype(np.float64): {"mul": "dmul_rn", "add": "dadd_rn", "div": "ddiv_rn", "root": "dsqrt_rn"},
 }
+_IR_TYPES = {4: "FloatType()", 8: "DoubleType()"}
 PRELUDE = """\
 import numpy as np
 from numba import cuda
-
-inlined = cuda.jit(device=True, inline="always")
 """
 IMPORTS = """\
 from llvmlite import ir
 from numba import types
 from numba.cuda import libdevice
 from numba.cuda.extending import intrinsic
+
+inlined = cuda.jit(device=True, forceinline=True)  # by the compiler: Numba's own inlining takes seven times as long
 """
 _COMPILED = """\
 {operations}
@@ -39,35 +40,35 @@ dmul, dadd = libdevice.dmul_rn, libdevice.dadd_rn
 @inlined
 def sub(a, b):  # libdevice has no dsub_rn
     return add(a, -b)
-
-
-def element(builder, arguments, width):
-    kind = ir.{ir_type}()
+"""
+_MEMORY = """\
+def element{suffix}(builder, arguments, width):
+    kind = ir.{ir_type}
     first = builder.gep(builder.inttoptr(arguments[0], kind.as_pointer(1)), [arguments[1]])
     return builder.bitcast(first, ir.VectorType(kind, width).as_pointer(1)) if width > 1 else first
 
 
 @intrinsic
-def load(typing, address, i):
+def load{suffix}(typing, address, i):
     def build(context, builder, signature, arguments):
-        return builder.load(element(builder, arguments, 1), align={itemsize})
+        return builder.load(element{suffix}(builder, arguments, 1), align={itemsize})
 
     return types.{dtype}(types.int64, types.int64), build
 
 
 @intrinsic
-def store(typing, address, i, x):
+def store{suffix}(typing, address, i, x):
     def build(context, builder, signature, arguments):
-        builder.store(arguments[2], element(builder, arguments, 1), align={itemsize})
+        builder.store(arguments[2], element{suffix}(builder, arguments, 1), align={itemsize})
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.{dtype}), build
 
 
 @intrinsic
-def load_vector(typing, address, i):
+def load_vector{suffix}(typing, address, i):
     def build(context, builder, signature, arguments):
-        loaded = builder.load(element(builder, arguments, {width}), align={vector_bytes})
+        loaded = builder.load(element{suffix}(builder, arguments, {width}), align={vector_bytes})
         parts = [builder.extract_element(loaded, ir.IntType(32)(j)) for j in range({width})]
         return context.make_tuple(builder, signature.return_type, parts)
 
@@ -75,20 +76,21 @@ def load_vector(typing, address, i):
 
 
 @intrinsic
-def store_vector(typing, address, i, {vector}):
+def store_vector{suffix}(typing, address, i, {vector}):
     def build(context, builder, signature, arguments):
-        value = ir.Constant(ir.VectorType(ir.{ir_type}(), {width}), ir.Undefined)
+        value = ir.Constant(ir.VectorType(ir.{ir_type}, {width}), ir.Undefined)
         for j in range({width}):
             value = builder.insert_element(value, arguments[2 + j], ir.IntType(32)(j))
-        builder.store(value, element(builder, arguments, {width}), align={vector_bytes})
+        builder.store(value, element{suffix}(builder, arguments, {width}), align={vector_bytes})
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, *[types.{dtype}] * {width}), build
 """
 _SIMULATED = """\
-from fastoptim.backends.cuda.simulator import add, dadd, div, dmul, memory, mul, quiet, root, sub
-
-load, store, load_vector, store_vector = memory(np.dtype("{dtype}"), {width})
+from fastoptim.backends.cuda.simulator import add, dadd, div, dmul, inlined, memory, mul, quiet, root, sub
+"""
+_SIMULATED_MEMORY = """\
+load{suffix}, store{suffix}, load_vector{suffix}, store_vector{suffix} = memory(np.dtype("{dtype}"), {width})
 """
 # `table` holds, from `begin` on: the running total of pieces of `count` arrays, their sizes, a row of words for each.
 FIND = """\
@@ -120,17 +122,16 @@ def {name}(table, begin, count, pieces, piece, {scalars}):
         item += np.int64(cuda.gridDim.x)
 """
 _VECTORS = """\
-        if ({every}) % {vector_bytes} == 0:
+        if {aligned}:
             full = start + ((stop - start) & -{width})
             i = start + thread * {width}
             while i < full:
 {vector}
                 i += threads * {width}
-            start = full"""
-EACH = """\
+            start = full
         i = start + thread
         while i < stop:
-{step}
+{element}
             i += threads"""
 _SUM = """\
 def sum_squares_{n}(table, begin, count, blocks, s, ks, sums, stride):
@@ -239,26 +240,87 @@ def indent(depth: int, lines: Sequence[str]) -> str:
     return "\n".join("    " * depth + line for line in lines)
 
 
+class Array(NamedTuple):
+    """An array that a kernel reads or writes: the rule's value, the place, and how elements lie there."""
+
+    value: str
+    place: str
+    memory: str = ""  # suffix of what loads and stores
+    vector_bytes: int = VECTOR_BYTES
+    decoded: str = "{code}"
+    encoded: str = "{value}"  # may depend on {i}
+
+
+def loaded(arrays: Sequence[Array], numbers: Sequence[int], wide: bool) -> list[str]:
+    """Lines that load the codes ``c_p0`` of elements ``i + j`` for all `numbers` j; `wide` takes them as a vector."""
+    lines = []
+    for x in arrays:
+        codes = [f"c_{x.place}{j}" for j in numbers]
+        if wide:
+            lines.append(f"{', '.join(codes)} = load_vector{x.memory}(at_{x.place}, i)")
+        else:
+            lines += [f"{code} = load{x.memory}(at_{x.place}, i + {j})" for j, code in zip(numbers, codes, strict=True)]
+    return lines
+
+
+def computed(kernel: Kernel, read: Sequence[Array], results: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """Lines that make of the codes of elements the results ``p0``."""
+    scalars, lines = ", ".join(lowering.arguments(kernel.rule)[1]), []
+    for j in numbers:
+        values = ", ".join(x.decoded.format(code=f"c_{x.place}{j}") for x in read)
+        lines.append(", ".join(f"{x}{j}" for x in results) + f", = {kernel.name}_element({values}, {scalars})")
+    return lines
+
+
+def encoded(arrays: Sequence[Array], numbers: Sequence[int]) -> list[str]:
+    """Lines that make of results the codes ``e_p0`` that are stored."""
+    return [
+        f"e_{x.place}{j} = {x.encoded.format(value=f'{x.value}{j}', i=f'i + {j}')}" for x in arrays for j in numbers
+    ]
+
+
+def written(arrays: Sequence[Array], numbers: Sequence[int], wide: bool) -> list[str]:
+    """Lines that store the codes of elements."""
+    lines = []
+    for x in arrays:
+        codes = [f"e_{x.place}{j}" for j in numbers]
+        if wide:
+            lines.append(f"store_vector{x.memory}(at_{x.place}, i, {', '.join(codes)})")
+        else:
+            lines += [f"store{x.memory}(at_{x.place}, i + {j}, {code})" for j, code in zip(numbers, codes, strict=True)]
+    return lines
+
+
+def aligned(arrays: Sequence[Array]) -> str:
+    """Whether vectors of all arrays lie as a vector must."""
+    sizes: dict[int, list[str]] = {}
+    for x in arrays:
+        sizes.setdefault(x.vector_bytes, []).append(f"at_{x.place}")
+    return " and ".join(f"({' | '.join(dict.fromkeys(places))}) % {size} == 0" for size, places in sizes.items())
+
+
+def elementwise(kernel: Kernel, read: Sequence[Array], arrays: Sequence[Array], width: int) -> str:
+    """A loop that steps the elements of a piece, in vectors where their alignment allows it."""
+    results = list(dict.fromkeys(x.value for x in arrays))
+
+    def step(numbers: Sequence[int], wide: bool) -> list[str]:
+        lines = loaded(read, numbers, wide) + computed(kernel, read, results, numbers)
+        return lines + encoded(arrays, numbers) + written(arrays, numbers, wide)
+
+    return _VECTORS.format(
+        aligned=aligned([*read, *arrays]),
+        width=width,
+        vector=indent(4, step(range(width), True)),
+        element=indent(3, step([0], False)),
+    )
+
+
 def _update(kernel: Kernel, width: int) -> str:
-    read, scalars = lowering.arguments(kernel.rule)
+    read = lowering.arguments(kernel.rule)[0]
     terms = [f"term{j}" for j in range(kernel.rule.terms)]
-    written, streams = terms or [x for x in read if x != "g"], [*terms, *read]
-    name = kernel.name
-
-    def call(suffix: str) -> str:
-        return f"{name}_element({', '.join([x + suffix for x in read] + list(scalars))})"
-
-    vector = [", ".join(f"{x}{j}" for j in range(width)) + f" = load_vector(at_{x}, i)" for x in read]
-    vector += [", ".join(f"{x}{j}" for x in written) + f", = {call(str(j))}" for j in range(width)]
-    vector += [f"store_vector(at_{x}, i, " + ", ".join(f"{x}{j}" for j in range(width)) + ")" for x in written]
-    targets = ", ".join(written) + ("," if len(written) == 1 else "")
-    each = [f"{x} = load(at_{x}, i)" for x in read]
-    each += [f"{targets} = {call('')}"]
-    each += [f"store(at_{x}, i, {x})" for x in written]
-    every = " | ".join(f"at_{x}" for x in streams)
-    vectors = _VECTORS.format(every=every, vector_bytes=VECTOR_BYTES, width=width, vector=indent(4, vector))
-    loop = vectors + "\n" + EACH.format(step=indent(3, each))
-    return over_pieces(kernel, name, [f"at_{x}" for x in streams], loop)
+    arrays = [Array(x, x) for x in terms or [x for x in read if x != "g"]]
+    loop = elementwise(kernel, [Array(x, x) for x in read], arrays, width)
+    return over_pieces(kernel, kernel.name, [f"at_{x}" for x in (*terms, *read)], loop)
 
 
 def over_pieces(
@@ -267,11 +329,10 @@ def over_pieces(
     columns: Sequence[str],
     loop: str,
     scalars: str = "k",
-    first: Sequence[str] = (),
     loads: Sequence[str] = (),
 ) -> str:
     """A kernel that does `loop` with each piece of each array; its rows hold `columns`, addresses first."""
-    first = [*(f"{x} = k[{j}]" for j, x in enumerate(lowering.arguments(kernel.rule)[1])), *first]
+    first = [f"{x} = k[{j}]" for j, x in enumerate(lowering.arguments(kernel.rule)[1])]
     loads = [*(f"{x} = table[row + {j}]" for j, x in enumerate(columns) if x.startswith("at_")), *loads]
     return _PIECES.format(
         name=name, scalars=scalars, words=len(columns), first=indent(1, first), loads=indent(2, loads), loop=loop
@@ -310,19 +371,24 @@ def _kernels(rules: Sequence[Rule] | None) -> list[Kernel]:
 def prelude(dtype: np.dtype, simulated: bool) -> str:
     """What the kernels of one dtype are made of: operations that are rounded by themselves, access to memory."""
     width = VECTOR_BYTES // dtype.itemsize
+    operations = "\n".join(f"{name} = libdevice.{function}" for name, function in _OPERATIONS[dtype].items())
+    parts = [_SIMULATED] if simulated else [IMPORTS, _COMPILED.format(operations=operations)]
+    return "\n".join([PRELUDE, *parts, memory(dtype, width, simulated)])
+
+
+def memory(dtype: np.dtype, width: int, simulated: bool, suffix: str = "") -> str:
+    """What loads and stores an element, or `width` of them."""
     if simulated:
-        operations = _SIMULATED.format(dtype=dtype.name, width=width)
-    else:
-        operations = _COMPILED.format(
-            dtype=dtype.name,
-            itemsize=dtype.itemsize,
-            width=width,
-            vector_bytes=VECTOR_BYTES,
-            ir_type={4: "FloatType", 8: "DoubleType"}[dtype.itemsize],
-            vector=", ".join(f"x{j}" for j in range(width)),
-            operations="\n".join(f"{name} = libdevice.{function}" for name, function in _OPERATIONS[dtype].items()),
-        )
-    return "\n".join([PRELUDE, *(() if simulated else (IMPORTS,)), operations])
+        return _SIMULATED_MEMORY.format(dtype=dtype.name, width=width, suffix=suffix)
+    return _MEMORY.format(
+        dtype=dtype.name,
+        itemsize=dtype.itemsize,
+        width=width,
+        suffix=suffix,
+        vector_bytes=width * dtype.itemsize,
+        ir_type={"u": f"IntType({8 * dtype.itemsize})", "f": _IR_TYPES.get(dtype.itemsize)}[dtype.kind],
+        vector=", ".join(f"x{j}" for j in range(width)),
+    )
 
 
 def sums(threads: int) -> list[str]:

@@ -30,6 +30,13 @@ div = quiet(lambda a, b: a / b)
 root = quiet(np.sqrt)
 
 
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    from numba import cuda
+
+    device_function: Callable[..., Any] = cuda.jit(device=True)(function)
+    return device_function
+
+
 def memory(dtype: np.dtype, width: int) -> tuple[Callable[..., Any], ...]:
     """``load(address, i)``, ``store(address, i, x)`` and their forms for `width` elements at once."""
 
@@ -45,11 +52,15 @@ def memory(dtype: np.dtype, width: int) -> tuple[Callable[..., Any], ...]:
         at(address, i)[0] = x
 
     def load_vector(address: int, i: int) -> tuple[Any, ...]:
-        assert (int(address) + int(i) * dtype.itemsize) % 16 == 0, "a vector may not straddle its alignment"
+        assert (int(address) + int(i) * dtype.itemsize) % (width * dtype.itemsize) == 0, (
+            "a vector may not straddle its alignment"
+        )
         return tuple(at(address, i, width))
 
     def store_vector(address: int, i: int, *x: Any) -> None:
-        assert (int(address) + int(i) * dtype.itemsize) % 16 == 0, "a vector may not straddle its alignment"
+        assert (int(address) + int(i) * dtype.itemsize) % (width * dtype.itemsize) == 0, (
+            "a vector may not straddle its alignment"
+        )
         at(address, i, width)[:] = x
 
     return load, store, load_vector, store_vector

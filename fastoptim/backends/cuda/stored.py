@@ -1,12 +1,14 @@
 """Generates the CUDA kernels over arrays of fewer bits: a thread decodes, runs the float32 rule, encodes.
 
 What a parameter, its gradient and its states are stored in is known when a kernel is compiled (`Form`), so that each
-array is read and written once, as in float32. Where states are float8, 32 threads share a block of 128 elements, whose
-largest one they tell each other.
+array is read and written once, as in float32, four elements at a time. Where states are float8, a warp steps a block of
+128 elements, and finds the largest of them by shuffles.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,59 +18,74 @@ from ...rules.codecs import BLOCK, Stored
 from ...rules.table import Kernel, Rule
 from ...rules.typed import F32, TypedNumba
 from ..numba_stored import BITS
-from .kernels import EACH, FIND, IMPORTS, LIMIT, MOVES, PRELUDE, THREADS, indent, over_pieces, prelude, sums
+from .kernels import (
+    FIND,
+    IMPORTS,
+    LIMIT,
+    MOVES,
+    PRELUDE,
+    THREADS,
+    Array,
+    aligned,
+    computed,
+    elementwise,
+    encoded,
+    indent,
+    loaded,
+    memory,
+    over_pieces,
+    prelude,
+    sums,
+    written,
+)
 
 SINGLE = np.dtype(np.float32)
-LANES = 32  # threads that share a block of float8
+WIDTH = 4  # elements that a thread takes at a time
+LANES = BLOCK // WIDTH  # threads that share a block of float8: a warp
+_BITS = BLOCK.bit_length() - 1
 _CODES = {"bfloat16": "uint16", "float16": "uint16", "float8": "uint8"}
+_ZEROS = {"": "f32(0)", "_uint16": "u16(0)", "_uint8": "u8(0)"}
 _NAMES = {"+": "add", "-": "sub", "*": "mul", "/": "div"}
-_MEMORY = """\
-@intrinsic
-def load_{name}(typing, address, i):
-    def build(context, builder, signature, arguments):
-        kind = ir.IntType({bits})
-        at = builder.gep(builder.inttoptr(arguments[0], kind.as_pointer(1)), [arguments[1]])
-        return builder.load(at, align={itemsize})
-
-    return types.{name}(types.int64, types.int64), build
-
-
-@intrinsic
-def store_{name}(typing, address, i, x):
-    def build(context, builder, signature, arguments):
-        kind = ir.IntType({bits})
-        at = builder.gep(builder.inttoptr(arguments[0], kind.as_pointer(1)), [arguments[1]])
-        builder.store(arguments[2], at, align={itemsize})
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.{name}), build
-"""
 _VIEWS = """\
 u32, f32 = np.uint32, np.float32
 bits, number = quiet(lambda x: x.view(u32)), quiet(lambda u: u.view(f32))
 """
+_LARGEST = """\
+@inlined
+def largest(u):  # of a warp's
+{steps}
+    return u
+"""
+_SHUFFLES = [f"u = max(u, u32(cuda.shfl_xor_sync(-1, np.int32(u), {distance})))" for distance in (16, 8, 4, 2, 1)]
+_SIMULATED_LARGEST = """\
+@inlined
+def largest(u):
+    shared, thread = cuda.shared.array({lanes}, np.uint32), cuda.threadIdx.x
+    shared[thread] = u
+    cuda.syncthreads()
+    found = shared.max()
+    cuda.syncthreads()
+    return found
+"""
 _BLOCKS = """\
+        in_vectors = {aligned}
         at = start
         while at < stop:
-            first_i = at + (thread // {lanes}) * {block} + thread % {lanes}
-{largest}
-            for j in range({each}):  # unrolled, so that the arrays are registers
-                i = first_i + j * {lanes}
-                if i < stop:
+            i = at + thread * {each}
+            left = np.int32(min(stop - i, {each}))
+            in_vector = in_vectors and left == {each}
+            if in_vector:
+{load_vector}
+            else:
+{load_elements}
 {step}
-{told}
-            cuda.syncthreads()
-            j = thread - thread % {lanes}
-            while j < thread - thread % {lanes} + {lanes}:
-{together}
-                j += 1
-            cuda.syncthreads()
+            if thread % {lanes} == 0 and left > 0:
 {scales}
-            for j in range({each}):
-                i = first_i + j * {lanes}
-                if i < stop:
-{stores}
-            at += threads // {lanes} * {block}"""
+            if in_vector:
+{store_vector}
+            else:
+{store_elements}
+            at += threads * {each}"""
 
 
 class Form(NamedTuple):
@@ -103,13 +120,6 @@ def name_of(kernel: Kernel, form: Form) -> str:
     return f"{kernel.name}_{form.label}"
 
 
-def _memory(name: str, simulated: bool) -> str:
-    """``load_uint16(address, i)`` and ``store_uint16(address, i, x)``, and the like."""
-    if simulated:
-        return f'load_{name}, store_{name}, _, _ = memory(np.dtype("{name}"), 1)\n'
-    return _MEMORY.format(name=name, bits=8 * np.dtype(name).itemsize, itemsize=np.dtype(name).itemsize)
-
-
 def _codecs(simulated: bool) -> list[str]:
     """What the codecs are made of, and the codecs."""
     parts = ["u64, u16, u8 = np.uint64, np.uint16, np.uint8\n", _VIEWS if simulated else BITS]
@@ -118,10 +128,14 @@ def _codecs(simulated: bool) -> list[str]:
     return parts + [_memory(name, simulated) for name in ("uint8", "uint16")]
 
 
+def _memory(name: str, simulated: bool, suffix: bool = True) -> str:
+    return memory(np.dtype(name), WIDTH, simulated, f"_{name}" * suffix)
+
+
 def norm_source(dtype: np.dtype, threads: int, simulated: bool) -> str:
     """The sums of squares of bfloat16 or float16, and their limits, which are float32."""
     functions = (
-        f"def load(address, i):\n    return {_load(dtype.name, 'address', 'i')}\n",
+        f"def load(address, i):\n    return {_decoded(dtype.name, f'load_{_CODES[dtype.name]}(address, i)')}\n",
         lowering.scalar(updates.scale, calls=True),
     )
     access = [f"@inlined\n{text}\n" for text in functions]
@@ -133,35 +147,29 @@ def raw_source(dtype: np.dtype, simulated: bool) -> str:
     text = (
         f"{PRELUDE}\n\nfrom fastoptim.backends.cuda.simulator import memory\n" if simulated else f"{PRELUDE}\n{IMPORTS}"
     )
-    names = f"load, store = load_{dtype.name}, store_{dtype.name}\n"
-    return "\n\n".join([text, _memory(dtype.name, simulated), names, MOVES.format(dtype=dtype.name)])
+    return "\n\n".join([text, _memory(dtype.name, simulated, suffix=False), MOVES.format(dtype=dtype.name)])
 
 
-def _load(storage: str, address: str, i: str, scale: str = "", square: bool = False) -> str:
+def _decoded(storage: str, code: str, scale: str = "", square: bool = False) -> str:
+    """What a code stands for."""
     if storage == "float32":
-        return f"load({address}, {i})"
-    code = f"u32(load_{_CODES[storage]}({address}, {i}))"
+        return code
     if storage != "float8":
-        return f"{storage}_decode({code})"
-    value = f"float8_decode({code}, load({scale}, {i} // {BLOCK}))"
+        return f"{storage}_decode(u32({code}))"
+    value = f"float8_decode(u32({code}), {scale})"
     return f"squared({value})" if square else value
 
 
-class _Written(NamedTuple):
-    """An array that a kernel writes: the name of the value, its storage, whether as roots."""
-
-    name: str
-    storage: str
-    square: bool
-
-    def store(self, form: Form, value: str, i: str) -> str:
-        if self.storage == "float32":
-            return f"store(at_{self.name}, {i}, {value})"
-        codec = f"{self.storage}_{'nearest' if form.nearest else 'stochastic'}"
-        more = f"inverse_{self.name}, u32({int(self.square)}), " if self.storage == "float8" else ""
-        code = f"{codec}({value}, {more}dither(key_{self.name}, u32(first + u32({i}))))"
-        kind = _CODES[self.storage]
-        return f"store_{kind}(at_{self.name}, {i}, u{kind[4:]}({code}))"
+def _array(x: str, storage: str, nearest: bool, square: bool = False) -> Array:
+    """The array at `x`, for reading and for writing; `square` if its roots are stored."""
+    if storage == "float32":
+        return Array(x, x)
+    codec = f"{storage}_{'nearest' if nearest else 'stochastic'}"
+    more = f"inverse_{x}, u32({int(square)}), " if storage == "float8" else ""
+    kind = _CODES[storage]
+    decoded = _decoded(storage, "{code}", f"scale_{x}", square)
+    encoded = f"u{kind[4:]}({codec}({{value}}, {more}dither(key_{x}, u32(first + u32({{i}})))))"
+    return Array(x, x, f"_{kind}", WIDTH * np.dtype(kind).itemsize, decoded, encoded)
 
 
 def columns(rule: Rule, form: Form) -> list[str]:
@@ -186,60 +194,60 @@ def words(rule: Rule, stored: Stored, form: Form) -> list[int]:
     return found
 
 
+def _in_blocks(kernel: Kernel, read: Sequence[Array], singles: Sequence[Array], states: Sequence[Array]) -> str:
+    """As `elementwise`, where a warp steps a block of each state, whose new scale it finds before codes are written."""
+    names, every = [x.value for x in states], range(WIDTH)
+    roots = [x for x, square in zip(names, kernel.rule.states, strict=True) if square in kernel.rule.squares]
+    step = [f"scale_{x} = load(at_scale_{x}, min(i, stop - 1) >> {_BITS})" for x in names]
+    step += computed(kernel, read, [singles[0].value, *names], every)
+    step += [f"{x}{j} = root({x}{j})" for x in roots for j in every]
+    step += [f"top_{x} = u32(0)" for x in names]
+    for j in every:
+        step += [f"if left > {j}:", *(f"    top_{x} = max(top_{x}, float8_magnitude({x}{j}))" for x in names)]
+    step += [f"top_{x} = largest(top_{x})" for x in names]
+    step += [f"inverse_{x} = float8_inverse(number(top_{x}))" for x in names]
+    step += encoded([*singles, *states], every)
+
+    def each(lines: Callable[[Sequence[int], bool], list[str]]) -> list[str]:
+        """Line for line, for those of a thread's elements that there are."""
+        return [y for j in every for y in (f"if left > {j}:", *("    " + x for x in lines([j], False)))]
+
+    nothing = [f"c_{x.place}{j} = {_ZEROS[x.memory]}" for x in read for j in every]
+    load, store = partial(loaded, read), partial(written, [*singles, *states])
+    return _BLOCKS.format(
+        aligned=aligned([*read, *singles]),
+        each=WIDTH,
+        lanes=LANES,
+        load_vector=indent(4, load(every, True)),
+        load_elements=indent(4, nothing + each(load)),
+        step=indent(3, step),
+        scales=indent(4, [f"store(at_scale_{x}, i >> {_BITS}, float8_scale(number(top_{x})))" for x in names]),
+        store_vector=indent(4, store(every, True)),
+        store_elements=indent(4, each(store)),
+    )
+
+
 def source(kernel: Kernel, form: Form, threads: int = THREADS, simulated: bool = False) -> str:
     """The module with the kernel of a rule over arrays of fewer bits."""
     rule, name = kernel.rule, name_of(kernel, form)
-    arrays, scalars = lowering.arguments(rule)
-    states = arrays[2:]
-    squares = [x in rule.squares for x in rule.states]
-    low = dict.fromkeys(states, form.state)
-    written = [_Written("p", form.parameter, False)]
-    written += [_Written(x, form.state, square) for x, square in zip(states, squares, strict=True)]
-    blocks = [w for w in written if w.storage == "float8"]
-    each = [w for w in written if w.storage != "float8"]
+    values = lowering.arguments(rule)[0]
+    squares = dict(zip(values[2:], (x in rule.squares for x in rule.states), strict=True))
+    parameter = _array("p", form.parameter, form.nearest)
+    masters = [Array("p", "master")] if form.master else []
+    states = [_array(x, form.state, form.nearest, square) for x, square in squares.items()]
+    read = [*(masters or [parameter]), _array("g", form.gradient, form.nearest), *states]
     of_columns = columns(rule, form)
-    single = "master" if form.master else "p"
-
-    def step(i: str) -> list[str]:
-        values = [_load("float32" if form.master else form.parameter, f"at_{single}", i)]
-        values.append(_load(form.gradient, "at_g", i))
-        values += [_load(low[x], f"at_{x}", i, f"at_scale_{x}", q) for x, q in zip(states, squares, strict=True)]
-        targets = ", ".join(w.name for w in written) + ("," if len(written) == 1 else "")
-        lines = [f"{targets} = {kernel.name}_element({', '.join([*values, *scalars])})"]
-        lines += [f"store(at_master, {i}, p)"] if form.master else []
-        return lines + [w.store(form, w.name, i) for w in each]
-
-    if blocks:
-        lines = step("i")
-        lines += [f"{w.name} = root({w.name})" for w in blocks if w.square]
-        lines += [f"top_{w.name} = max(top_{w.name}, float8_magnitude({w.name}))" for w in blocks]
-        lines += [f"of_{w.name}[j] = {w.name}" for w in blocks]
-        scales = [f"inverse_{w.name} = float8_inverse(number(top_{w.name}))" for w in blocks]
-        scales += [f"if thread % {LANES} == 0 and first_i < stop:"]
-        stores = [f"store(at_scale_{w.name}, first_i // {BLOCK}, float8_scale(number(top_{w.name})))" for w in blocks]
-        loop = _BLOCKS.format(
-            lanes=LANES,
-            block=BLOCK,
-            each=BLOCK // LANES,
-            largest=indent(3, [f"top_{w.name} = u32(0)" for w in blocks]),
-            step=indent(5, lines),
-            told=indent(3, [f"shared_{w.name}[thread] = top_{w.name}" for w in blocks]),
-            together=indent(4, [f"top_{w.name} = max(top_{w.name}, shared_{w.name}[j])" for w in blocks]),
-            scales=indent(3, scales + ["    " + line for line in stores]),
-            stores=indent(5, [w.store(form, f"of_{w.name}[j]", "i") for w in blocks]),
-        )
+    if form.state == "float8" and states:
+        loop = _in_blocks(kernel, read, [*masters, parameter], states)
     else:
-        lines = step("i")
-        loop = EACH.format(step=indent(3, lines))
+        loop = elementwise(kernel, read, [*masters, parameter, *states], WIDTH)
     keys = [f"first = u32(table[row + {of_columns.index('first')}])"]
     keys += [
         f"{x} = u32(mix(u64(table[row + {j}]), u64(t)) >> u64(32))"
         for j, x in enumerate(of_columns)
         if x.startswith("key_")
     ]
-    room = [f"shared_{w.name} = cuda.shared.array({threads}, np.uint32)" for w in blocks]
-    room += [f"of_{w.name} = cuda.local.array({BLOCK // LANES}, np.float32)" for w in blocks]
-    update = over_pieces(kernel, name, of_columns, loop, "t, k", room, keys)
+    update = over_pieces(kernel, name, of_columns, loop, "t, k", keys)
     elements = [*lowering.rule_sources(True, [rule]), lowering.element(kernel, suffix="_element")]
     elements.append("def squared(x):\n    return mul(x, x)\n")
     return "\n\n".join(
@@ -247,6 +255,7 @@ def source(kernel: Kernel, form: Form, threads: int = THREADS, simulated: bool =
             prelude(SINGLE, simulated),
             *_codecs(simulated),
             *(f"@inlined\n{text}\n" for text in elements),
+            _SIMULATED_LARGEST.format(lanes=LANES) if simulated else _LARGEST.format(steps=indent(1, _SHUFFLES)),
             FIND,
             update,
         ]

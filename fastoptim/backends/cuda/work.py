@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...arrays import checks
-from ...rules.codecs import BLOCK, Stored
+from ...rules.codecs import Stored
 from ...rules.norm import NORM_BLOCK, NORM_LANES
 from ...rules.table import Kernel, Rule, Scalars
 from ..base import KernelCall
@@ -32,7 +32,7 @@ class Device(Protocol):
     def launcher(self, name: str, dtype: np.dtype, rule: Rule | None = None) -> Launcher: ...
     def stored_launcher(self, kernel: Kernel, form: stored.Form) -> Launcher: ...
     def grid(self, items: int) -> int: ...
-    def piece(self, total: int) -> int: ...
+    def piece(self, dtype: np.dtype, is_stored: bool) -> int: ...
     def begin(self, streams: Sequence[Any], device: int | None = None) -> tuple[Place, list[Place]]: ...
     def end(self, place: Place, others: Sequence[Place]) -> None: ...
     def norm_from(self, work: NormWork, grad_scale: float) -> float: ...
@@ -85,9 +85,7 @@ class UpdateWork(_Work):
                     launcher = backend.launcher(kernel.name, dtype, kernel.rule if kernel.rule.own else None)
                 else:
                     launcher = backend.stored_launcher(kernel, form)
-                piece = backend.piece(sum(row[0].size for _, row, _ in chosen))
-                if form is not None:
-                    piece = -(-piece // BLOCK) * BLOCK
+                piece = backend.piece(dtype, form is not None)
                 pieces = [-(-row[0].size // piece) for _, row, _ in chosen]
                 fixed = (len(words), len(chosen), sum(pieces), piece)
                 count = 2 + len(kernel.rule.coefficients)

@@ -56,6 +56,10 @@ static float fma_down(float a, float b, float c) {
     fesetround(FE_TONEAREST);
     return result;
 }
+static inline int shuffled(unsigned thread, int distance, int last, int mask) {  // where a thread reads
+    if (last != 31 || mask != -1) { fprintf(stderr, "fake CUDA: a shuffle of less than a warp\\n"); abort(); }
+    return (int)(thread ^ (unsigned)distance) - (int)thread;
+}
 static inline void aligned(const void *p, int size) {
     if ((uintptr_t)p % size) { fprintf(stderr, "fake CUDA: misaligned access of %d bytes at %p\\n", size, p); abort(); }
 }
@@ -118,6 +122,15 @@ def translate(ptx: str) -> Translated:
         elif instruction.startswith(("bar.sync", "barrier.sync")):
             barriers += 1
             statements.append(f"t->at = {barriers}; return 1; case {barriers}:;")
+        elif instruction.startswith("shfl.sync.bfly.b32"):  # two barriers: all have sent, all have read
+            found = re.match(r"\S+ %(\w+)(?:\|%\w+)?, %(\w+), (\S+), (\S+), (\S+)$", instruction)
+            if not found:
+                raise SyntaxError(instruction)
+            target, source, *rest = (x.replace("%", "t->") for x in found.groups())
+            barriers += 2
+            statements.append(f"t->sent = t->{source}; t->at = {barriers - 1}; return 1; case {barriers - 1}:;")
+            statements.append(f"t->{target} = t[shuffled(tid_x, {', '.join(rest)})].sent;")
+            statements.append(f"t->at = {barriers}; return 1; case {barriers}:;")
         elif instruction:
             guard = re.match(r"@(!?)%(\w+) (.*)", instruction)
             prefix = ""
@@ -127,7 +140,7 @@ def translate(ptx: str) -> Translated:
     parts = ("tid", "ntid", "ctaid", "nctaid")
     arguments = "".join(f"unsigned {part}_{axis}, " for part in parts for axis in "xyz") + "const char *P"
     arguments += "".join(f", char *shared_{x}" for x in shared)
-    source = HEAD + "struct T { int at; " + " ".join(registers) + " };\n"
+    source = HEAD + "struct T { int at; uint32_t sent; " + " ".join(registers) + " };\n"
     source += f"static int step(struct T *t, {arguments}) {{\nswitch (t->at) {{ case 0:;\n"
     source += "\n".join(statements) + "\n} return 0; }\n"
     source += BLOCK.format(

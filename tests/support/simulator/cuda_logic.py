@@ -23,7 +23,7 @@ from tests.support import cases, stored
 from tests.support.cases import DTYPES, SAMPLE, VARIANTS, ordinary, raw_bits, same_bits
 
 pytestmark = pytest.mark.simulator
-PIECE = 64  # the smallest that a block of simulated threads takes
+PIECE = 128  # float32 elements that a block of simulated threads takes
 BORDERS = (0, 1, 3, 4, 5, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 7)
 
 
@@ -95,7 +95,8 @@ def test_every_border_aligned_and_not(backend):
 
 def test_larger_pieces_and_more_pieces_than_blocks(backend, monkeypatch):
     monkeypatch.setattr(backend, "_blocks", 1)
-    assert backend.piece(10**9) == cuda_backend.PIECE
+    monkeypatch.setattr(backend, "vectors", 8)
+    assert backend.piece(np.dtype(np.float32), False) == 8 * PIECE
     assert differing(backend, VARIANTS[-1], np.float32, (4097, 5000, 3), ordinary) == []
 
 
