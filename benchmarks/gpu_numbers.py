@@ -99,6 +99,7 @@ def measured(run: dict[str, Any]) -> list[str]:
             "of the prediction",
         ]
         lines.append(table(f"Many arrays, on {card}", header, lists))
+    lines += filter(None, (alone(run, "storages", card), alone(run, "rules", card)))
     points = [
         f"{stage.replace('_', ' ')}: {run[stage]['differing']} of {run[stage]['elements']:,} elements differ from the "
         f"NumPy reference, in {run[stage]['checks']:,} checks."
@@ -113,6 +114,31 @@ def measured(run: dict[str, Any]) -> list[str]:
         )
     lines += ["\n".join(f"- {point}" for point in points)] if points else []
     return lines
+
+
+def alone(run: dict[str, Any], stage: str, card: str) -> str:
+    """The table of what was timed on the GPU's own clock; empty if nothing was."""
+    rows, found = [], [row for row in run.get(stage, []) if "device_us" in row]
+    for row in found:
+        times, first = row["device_us"], found[0]["device_us"]
+        fastest = min((times[name], name) for name in times if name.startswith("torch_")) if len(times) > 2 else None
+        parameters, states, *master = row["storage"]
+        stored = f"{parameters} parameters, {states} states{', master copy' if master else ''}"
+        more = ratio_text(first["ours"] / times["ours"]) if stage == "storages" else None
+        rows.append(
+            [
+                stored if stage == "storages" else row["rule"],
+                seconds_text(1e-6 * times["ours"]),
+                f"{row['bytes_an_element']:.3g}",
+                f"{row['share_of_copy_bandwidth']:.2f}",
+                *([more] if more else []),
+                f"{ratio_text(fastest[0] / times['ours'])} ({fastest[1][6:]})" if fastest else "-",
+            ]
+        )
+    header = ["Adam" if stage == "storages" else "float32", "a step", "bytes an element", "of a copy's bandwidth"]
+    header += ["as fast as float32"] if stage == "storages" else []
+    caption = f"{found[0]['size']:,} elements on {card}, by the GPU's clock" if found else ""
+    return table(caption, [*header, "as fast as torch's fastest form"], rows) if found else ""
 
 
 def numbers(runs: Sequence[dict[str, Any]]) -> str:
