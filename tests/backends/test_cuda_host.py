@@ -100,7 +100,7 @@ def test_numba_cuda_that_does_not_take_its_place_is_named():
     assert "pip install -U" in done.stdout
 
 
-REHEARSED = "environment,smoke,ordering,users,sizes,device,lists,first_use"
+REHEARSED = "environment,smoke,ordering,users,sizes,device,lists,rules,storages,first_use"
 
 
 def test_rehearsal_of_a_run_on_a_gpu(tmp_path):
@@ -116,7 +116,7 @@ def test_rehearsal_of_a_run_on_a_gpu(tmp_path):
     assert len(result["sizes"]) == 3
     figures = gpu_numbers.numbers([result | {"fake_driver": False}])
     row = result["sizes"][0]
-    assert f"{row['share_of_copy_bandwidth']:.2f} |" in figures
+    assert f"| {row['gigabytes_per_second']:.0f} |" in figures
     assert "first step: " in figures.lower()
     assert "Nothing has been measured" in gpu_numbers.numbers([result]), "without a GPU nothing is"
 
