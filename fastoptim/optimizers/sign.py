@@ -53,6 +53,10 @@ class Lion(Family):
     The paper's and Optax's. The sign of NaN is NaN; in torch it is 0, so that versions written there stand still
     without a word at an element whose momentum is NaN.
 
+    As all steps are alike, no noise carries a weight decay that is smaller than a unit in the last place of p: in
+    float32, one with ``lr * weight_decay < 1e-8`` may be rounded away or to twice as much, while from 1e-6 on it is
+    right within 1 %. That is so for `SignSGD` and `Signum`, too.
+
     References
     ----------
     Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023.

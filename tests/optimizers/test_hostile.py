@@ -216,6 +216,25 @@ def test_decoupled_decay_keeps_its_mean_in_float32(lr, weight_decay, backend):
     assert taken[np.float32] == pytest.approx(taken[np.float64], rel=0.01)
 
 
+@pytest.mark.parametrize("cls", [fo.Lion, fo.SignSGD, fo.Signum])
+@pytest.mark.parametrize("lr", [1e-5, 2.7e-4, 1e-3])
+def test_decay_beside_equal_steps_is_kept_from_where_the_documentation_says(cls, lr):
+    start = np.random.default_rng(0).uniform(0.05, 4.0, 2000).astype(np.float32)
+
+    def taken(dtype, decay):
+        ends = []
+        for weight_decay in (0.0, decay / lr):
+            p, noise = start.astype(dtype), np.random.default_rng(1)
+            opt = cls(p, lr=lr, weight_decay=weight_decay)
+            for _ in range(200):
+                opt.step(noise.standard_normal(p.size).astype(dtype))
+            ends.append(p.astype(np.float64).sum())
+        return ends[0] - ends[1]
+
+    assert taken(np.float32, 1e-6) == pytest.approx(taken(np.float64, 1e-6), rel=0.01)
+    assert abs(taken(np.float32, 1e-9) / taken(np.float64, 1e-9) - 1.0) > 0.5  # or the warning is out of date
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_reading_states_changes_no_count(backend):
     n = 60
