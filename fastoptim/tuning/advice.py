@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,6 @@ from ..common.validation import count, flag, names_arguments, real
 from ..optimizers.selecting import GroupedParams
 from ..training.data import positional
 from ..training.diagnosis import diagnose
-from ..training.live_diagnosis import sees_all
 from ..training.loop import LossAndGrad
 from .sandbox import Sandbox
 
@@ -304,7 +304,7 @@ def _measure(sandbox: Sandbox, structure: Structure, positions: Sequence[int], c
         return [_checked(structure.names[i], found[i], params[i]) for i in positions]
 
     batches = sandbox.batches
-    if batches is None or sees_all(batches.batch_size, batches.examples):
+    if batches is None or batches.batch_size == batches.examples:
         gradients = [gradient(sandbox.next_batch())]
         _vectors(gradients)
         return {"spread": _spread(gradients)}
@@ -330,9 +330,9 @@ def _measure(sandbox: Sandbox, structure: Structure, positions: Sequence[int], c
     examples = [
         batches.assemble([part[i : i + 1] for part in parts]) for i in range(min(_EXAMPLES, batches.batch_size))
     ]
-    norms = [math.sqrt(sum(float(g @ g) for g in gradient(example))) for example in examples]
-    if np.median(norms) > 0.0:
-        figures["example_spread"] = float(max(norms) / np.median(norms))
+    sizes = [float(_rms(np.concatenate(gradient(example)))) for example in examples]
+    if np.median(sizes) > 0.0:
+        figures["example_spread"] = min(max(sizes) / float(np.median(sizes)), sys.float_info.max)
     return figures
 
 
@@ -360,14 +360,22 @@ def _vectors(gradients: list[list[np.ndarray]]) -> np.ndarray:
 
 def _spread(gradients: list[list[np.ndarray]]) -> float:
     """Largest over smallest typical gradient: between elements (95th over 5th percentile) or between arrays."""
-    typical = [np.sqrt(np.mean(np.square(column), axis=0)) for column in zip(*gradients, strict=True)]
+    typical = [_rms(np.array(column)) for column in zip(*gradients, strict=True)]
     elements = np.concatenate(typical)
     elements = elements[elements > 0.0]
     if len(elements) == 0:
         return 1.0
-    high, low = np.percentile(elements, (95, 5))
-    arrays = [size for size in (math.sqrt(np.mean(np.square(x))) for x in typical if x.size) if size > 0.0]
-    return float(max(high / low, max(arrays) / min(arrays)))
+    high, low = np.percentile(np.log(elements), (95, 5))  # of logarithms: of a few elements they are interpolated
+    arrays = [size for size in (float(_rms(x)) for x in typical if x.size) if size > 0.0]
+    return math.exp(min(max(high - low, math.log(max(arrays)) - math.log(min(arrays))), 709.0))
+
+
+def _rms(x: np.ndarray) -> np.ndarray:
+    """Root mean square along the first axis, also of numbers whose squares are none."""
+    largest = np.abs(x).max(axis=0, initial=0.0)
+    unit = np.where(largest > 0.0, largest, 1.0)
+    size: np.ndarray = unit * np.sqrt(np.mean(np.square(x / unit), axis=0))
+    return size
 
 
 def _noise_scale(vectors: np.ndarray, size: int, examples: int, epochs: Sequence[int]) -> float:
@@ -377,6 +385,7 @@ def _noise_scale(vectors: np.ndarray, size: int, examples: int, epochs: Sequence
     so has that over all batches of an epoch together; different epochs are independent.
     """
     count = len(vectors)
+    vectors = vectors / np.abs(vectors).max()
     small = float(np.mean(np.sum(vectors**2, axis=1)))
     mean = vectors.mean(axis=0)
     large = float(mean @ mean)

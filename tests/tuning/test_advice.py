@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_the_spread_is_that_of_the_root_mean_squares():
     advice = fo.recommend(loss_and_grad, [np.zeros(2), np.zeros(1)], np.arange(4.0), batch_size=2, batches=2)
     typical = [1.0, 2.0, math.sqrt((30.0**2 + 40.0**2) / 2)]
     arrays = [math.sqrt(2.5), typical[2]]
-    high, low = np.percentile(typical, (95, 5))
+    high, low = np.exp(np.percentile(np.log(typical), (95, 5)))
     assert advice.figures["spread"] == pytest.approx(max(high / low, arrays[1] / arrays[0]))
 
 
@@ -333,6 +334,37 @@ def test_no_batch_is_larger_than_the_data():
     assert advice.figures["noise_scale"] > 64
     assert advice.batch_size == 40
     assert any("up to about 40," in reason for reason in advice.reasons)
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1.0, 1e160])
+def test_figures_do_not_depend_on_the_size_of_gradients(scale, data):
+    """Squares of the small ones are zero, and of the large ones infinite."""
+    loss_and_grad, w, data = linear(*data)
+
+    def scaled(w, batch):
+        loss, gradient = loss_and_grad(w, batch)
+        return loss, scale * gradient
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fo.recommend(scaled, w, data).figures
+    assert found == pytest.approx(fo.recommend(loss_and_grad, w, data).figures)
+
+
+def test_spreads_beyond_all_numbers_are_numbers():
+    """Between two elements, too, where percentiles are read between the lines."""
+    gradient = np.array([1e-200, 1e200])
+    for w, gradients in ((np.zeros(2), gradient), ([np.zeros(1), np.zeros(1)], [gradient[:1], gradient[1:]])):
+        advice = fo.recommend(lambda w, batch, gradients=gradients: (1.0, gradients), w, None, time_to_tune=True)
+        assert 1e300 < advice.figures["spread"] < math.inf
+        assert advice.optimizer == "adam"
+        assert "inf" not in str(advice) and "nan" not in str(advice)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 7])
+def test_one_example_tells_nothing_of_noise(batch_size):
+    loss_and_grad, w, data = linear(np.ones((1, 3)), np.ones(1))
+    assert fo.recommend(loss_and_grad, w, data, batch_size=batch_size).figures == {"spread": 1.0}
 
 
 def test_equal_gradients_have_no_noise():
