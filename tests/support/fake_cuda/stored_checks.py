@@ -80,15 +80,18 @@ def check_equal(ours, theirs, device, host):
 
 
 @each_storage
+@pytest.mark.parametrize("shifted", [(), range(9), [3]], ids=["aligned", "none aligned", "one not aligned"])
 @pytest.mark.parametrize("make", [ordinary, raw_bits], ids=lambda f: f.__name__)
-def test_compiled_kernels_equal_the_reference(storage, make):
+def test_compiled_kernels_equal_the_reference(storage, make, shifted):
+    """Also where all arrays, or one of them, begin where no vector may."""
     dtype, options = OPTIONS[storage]
     backend = get_backend("cuda")
     adam = next(v for v in stored.ONE_OF_EACH if v.rule.name == "adam" and v.decay == "none")
     kept = []
 
     def vectors(arrays):
-        kept.append((arrays, [on_device(x) for x in arrays]))
+        longer = [np.append(x[:1], x) if i in shifted else x for i, x in enumerate(arrays)]
+        kept.append((arrays, [on_device(x)[x.size - y.size :] for x, y in zip(longer, arrays, strict=True)]))
         return tuple(map(backend.flat, kept[-1][1]))
 
     launch = backend.prepare
