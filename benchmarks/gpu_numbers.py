@@ -145,7 +145,7 @@ def numbers(runs: Sequence[dict[str, Any]]) -> str:
     """Write the section of the page, in Markdown."""
     real = [run for run in runs if not run["simulated"] and not run["fake_driver"]]
     found = [line for run in real for line in measured(run)]
-    return "\n\n".join([prediction(), *(found or ["Nothing has been measured yet."])])
+    return "\n\n".join([*(found or ["Nothing has been measured yet."]), prediction()])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
