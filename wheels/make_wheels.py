@@ -7,8 +7,8 @@ system. All wheels hold the same Python files, and an extension for the stable A
 extension, ``build/wheels`` has for every target a program ``steps`` that runs the very same kernels without Python:
 ``wheels/check_wheels.py`` runs it, under an emulator where that is needed.
 
-Compiling takes about a minute for each target. Zig keeps what it compiled, by its contents: after an interruption, and
-where sources did not change, it takes the object that it has.
+Compiling takes one to two minutes of processor time for each target. Zig keeps what it compiled, by its contents: after
+an interruption, and where sources did not change, it takes the object that it has.
 """
 
 from __future__ import annotations
