@@ -158,7 +158,7 @@ def probe_lr(
     confirm : int, optional
         Try the best rate again for so many steps, with two neighbours on each side, and go on to a better one until
         all four are worse, in at most 8 trials: short probes flatter rates that are large for a noisy loss, and small
-        for a long way.
+        for a long way. With `LAMB` and `LARS`, whose steps grow with the parameters, a rate may even diverge later.
     fixed_batch : batch, optional
         A batch of your own to judge by, for example of validation data. Default: enough of the minibatches that follow
         for 256 examples or one minibatch; without minibatches the loss of the steps themselves, which is read as that

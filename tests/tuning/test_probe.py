@@ -695,6 +695,28 @@ def test_a_longer_horizon_lowers_a_rate_that_a_short_probe_flatters():
     assert all(len(probe.losses) == 401 for probe in longer.confirmed)
 
 
+def test_a_longer_horizon_finds_a_rate_that_lasts_for_steps_that_grow():
+    """LAMB's best rate of a hundred steps ends above the loss where it began."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 8))
+    data = x, (x @ rng.standard_normal(8) + rng.standard_normal(200) > 0) * 1.0
+
+    def logistic(w, batch):
+        features, target = batch
+        margin = features @ w
+        loss = np.mean(np.logaddexp(0.0, margin) - target * margin)
+        return float(loss), features.T @ (0.5 + 0.5 * np.tanh(0.5 * margin) - target) / len(target)
+
+    ends = []
+    for confirm in (None, 400):
+        found = fo.probe_lr(logistic, np.zeros(8), data, "lamb", confirm=confirm, batch_size=8)
+        w = np.zeros(8)
+        fo.fit(logistic, w, data, "lamb", lr=found.lr, steps=1500, batch_size=8, diagnose=False)
+        ends.append(logistic(w, data)[0])
+    assert ends[0] > math.log(2.0)
+    assert ends[1] < 0.3
+
+
 def test_the_report_marks_the_chosen_rate():
     problem = TABLE.quadratic(1e2)
     result = fo.probe_lr(problem.loss_and_grad, problem.params, None, fo.SGD)
