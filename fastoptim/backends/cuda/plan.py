@@ -196,7 +196,11 @@ class _Gradients:
         self._lookers = [looks[kind] for kind in self._kinds]
         self._stay = all(map(stays, self._lookers))
         self._looks = self._look(grads)
-        self._refs = list(map(weakref.ref, grads)) if self._stay else []
+        self._watch(grads)
+
+    def _watch(self, grads: tuple[Any, ...]) -> None:
+        self._gone: list[Any] = []  # a reference to what is gone gives None, and so may a caller
+        self._refs = [weakref.ref(g, self._gone.append) for g in grads] if self._stay else []
 
     def _look(self, grads: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
         """The addresses; then, one after the other, what else must be as it was."""
@@ -213,7 +217,8 @@ class _Gradients:
 
     def follow(self, grads: tuple[Any, ...]) -> bool:
         """Whether these gradients fit; the work then reads them, where they are now."""
-        if self._stay and len(grads) == len(self._refs) and all(map(is_, map(call, self._refs), grads)):
+        known = self._stay and not self._gone and len(grads) == len(self._refs)
+        if known and all(map(is_, map(call, self._refs), grads)):
             return True
         if list(map(type, grads)) != self._kinds:
             return False
@@ -230,6 +235,5 @@ class _Gradients:
                 self._backend.check_device("gradient", address if size else 0)
         self._work.patch(self._positions, self._addresses[self._there])
         self._looks = looks
-        if self._stay:
-            self._refs = list(map(weakref.ref, grads))
+        self._watch(grads)
         return True

@@ -297,6 +297,18 @@ def test_steps_whose_addresses_stay_upload_nothing():
     assert ours._plan.update._native._fixed is work, "their addresses are patched, and nothing is checked anew"
 
 
+@pytest.mark.parametrize("options", [{}, {"max_norm": 0.5}], ids=["plain", "clipped"])
+def test_no_gradient_is_not_taken_for_one_that_is_gone(options):
+    p = cuda.to_device(np.ones(129, np.float32))
+    opt = fo.Adam(p, lr=0.1, backend="cuda")
+    for value in (1.0, 2.0):
+        assert opt.step(cuda.to_device(np.full(129, value, np.float32)), **options).applied  # which nobody keeps
+    before = p.copy_to_host()
+    assert not opt.step(None, **options).applied
+    assert p.copy_to_host().tobytes() == before.tobytes()
+    assert opt.step(cuda.to_device(np.ones(129, np.float32)), **options).applied
+
+
 def test_launches_are_packed_and_sent_by_the_drivers_own_call(backend):
     ours, _, _, grads = twins((300,), 1)
     ours.step(grads[0][0], max_norm=1.0)
