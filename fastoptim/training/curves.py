@@ -99,11 +99,10 @@ class MeasuredCurve:
         self.last = max(n // 20, min(5, n // 4), 1)
         y_start = _median(y[: self.first]) if start is None else start
         y_end = _median(y[-self.last :])
-        self.positive, self.z = _scaled(y, y_start)
+        self.positive, scaled = _scaled(y if start is None else np.append(y, start), y_start)
+        self.z = scaled[:n]
         self.levels_of_loss = y_start, y_end
-        self.start = float(np.median(self.z[: self.first]))
-        if start is not None:
-            self.start = _scaled(np.append(y, start), y_start)[1][-1]
+        self.start = float(np.median(self.z[: self.first]) if start is None else scaled[n])
         self.end = float(np.median(self.z[-self.last :]))
         self.tail_start = min(max(n // 2, late), n - 5)
         self.tail = self.z[self.tail_start :]

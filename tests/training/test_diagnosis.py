@@ -926,6 +926,15 @@ def test_a_known_start_tells_a_late_log_from_a_slow_run():
     assert fo.diagnose(late, start=10.8).evidence["start"] == 10.8
 
 
+@pytest.mark.parametrize(("level", "start", "words"), [(-1.0, 0.0, "from 0 to -1"), (0.0, 1.0, "to 0")])
+def test_a_log_that_begins_when_all_is_gained_is_flat(level, start, words):
+    """The start is on the scale of the losses, also where these alone have none: all are equal, or zero."""
+    found = fo.diagnose([level] * 50, start=start)
+    assert found.reason == "flat"
+    assert found.remedy.startswith(f"The loss has dropped {words} and is flat now")
+    assert all(map(math.isfinite, found.evidence.values()))
+
+
 def test_short_curves_say_so():
     for n in range(MINIMUM):
         found = fo.diagnose(np.ones(n), lr=1.0)

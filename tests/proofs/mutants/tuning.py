@@ -55,11 +55,8 @@ MUTANTS = (
             "        (float(np.mean(self.means[-2:])",
         ),
         ("medians overflow", "return largest * float(np.median(y / largest)) if", "return float(np.median(y)) if"),
-        (
-            "a start that is told is not heard",
-            "            self.start = _scaled(np.append(y, start), y_start)[1][-1]\n",
-            "            pass\n",
-        ),
+        ("a start that is told is not heard", " if start is None else scaled[n])", ")"),
+        ("a start is no part of the scale", "y if start is None else np.append(y, start), y_start)", "y, y_start)"),
     ),
     *planted(
         DIAGNOSIS,
