@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import fastoptim as fo
+from fastoptim.backends.base import Backend
 from fastoptim.optimizers import family
 from fastoptim.optimizers.states import Plan
 from fastoptim.optimizers.update import update_array
@@ -26,6 +27,11 @@ def first_complaint(cls):
     return None
 
 
+def norms_of_all(backend, grads, scale, threads):
+    norm = backend.norm(grads, scale, threads)
+    return norm, [norm] * len(grads)
+
+
 PLANTS = {
     "states begin too early": (fo.ScheduleFreeSGD, Plan, "unsettled", False, "parameter"),
     "a form forgets the scale": (
@@ -35,6 +41,7 @@ PLANTS = {
         lambda *a: update_array(*a[:8], 1.0, *a[9:]),
         "functional form",
     ),
+    "one factor clips all arrays": (fo.SGD, Backend, "norms", norms_of_all, "parameter"),
     "apply does nothing": (fo.SGD, fo.Optimizer, "apply", lambda self, params, *a, **k: params, "of apply"),
 }
 

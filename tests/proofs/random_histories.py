@@ -2,11 +2,12 @@
 
     python -m tests.proofs.random_histories [first seed] [how many]
 
-A history is of steps with options, gradients of None and `Rows`, steps to new arrays (`apply`), changed
-hyperparameters, replaced and overwritten parameters, refused and skipped steps, `forget`, and round trips through state
-dicts, pickles and files. After each of these every parameter, state, number and step count must be that of `Kept`, to
-the last bit; and so must be what the functional form makes of the same arrays. Where states or parameters are stored in
-fewer bits, the NumPy backend without any round trip stands in for `Kept`.
+A history is of steps with options, gradients of None and `Rows`, steps to new arrays (`apply`), hyperparameters changed
+for all or for one group, added groups, other numbers of threads, replaced and overwritten parameters, refused and
+skipped steps, `forget`, and round trips through pickles, files and state dicts, also those of another backend;
+parameters and gradients lie in memory in one of five ways. After each of these every parameter, state, number and step
+count must be that of `Kept`, to the last bit; and so must be what the functional form makes of the same arrays. Where
+states or parameters are stored in fewer bits, the NumPy backend without any round trip stands in for `Kept`.
 """
 
 from __future__ import annotations
@@ -58,9 +59,10 @@ VALUES = {  # what a hyperparameter is set to, where a class has it
 ACTS = (
     *["step"] * 6,
     *["options", "none", "rows", "hyperparameter"] * 3,
-    *["apply"] * 2,
-    *("refused", "skipped", "overwrite", "replace", "forget", "state_dict", "pickle", "deepcopy", "file"),
+    *["apply", "group", "state_dict"] * 2,
+    *("refused", "skipped", "overwrite", "replace", "forget", "add", "threads", "pickle", "deepcopy", "file"),
 )
+LAYOUTS = "CFSNM"
 
 
 class Kept:
@@ -70,16 +72,20 @@ class Kept:
         self.arrays = {name: x.copy() for name, x in arrays.items()}
         self.entries = {name: {"step": 0} for name in arrays}
 
+    def add(self, name, x):
+        self.arrays[name] = x.copy()
+        self.forget(name)
+
     def forget(self, name):
         self.entries[name] = {"step": 0}
 
-    def step(self, opt, grads, scale, points=None):
-        """One step of these parameters, or of `points` in their place."""
+    def step(self, opt, grads, scales, points=None):
+        """One step of these parameters, or of `points` in their place; `scales` has a factor for each gradient."""
         for group in opt.param_groups:
             spec = opt._spec_of(group)
             rule = spec.kernel.rule
             for name in group["names"]:
-                p, g, entry = (points or self.arrays)[name], grads[name], self.entries[name]
+                p, g, entry, scale = (points or self.arrays)[name], grads[name], self.entries[name], scales[name]
                 if g is None:
                     continue
                 fresh = [state for state in rule.states if state not in entry]
@@ -129,9 +135,12 @@ class Seen:
     def __init__(self, subject):
         self._subject = subject
 
-    def step(self, opt, grads, scale, points=None):
+    def step(self, opt, grads, scales, points=None):
         if points is not None:
             points |= self._subject.applied
+
+    def add(self, name, x):
+        pass
 
     def forget(self, name):
         pass
@@ -145,7 +154,20 @@ class Seen:
         return self._subject.opt.state
 
 
-def by_the_form(opt, kept, grads, scale, backends):
+def clipped(grads, info, grad_scale=1.0, max_norm=None, clip="norm", **_):
+    """What gradients become in a step with these options, and the factor of each that is left."""
+    if max_norm is None or clip == "norm":
+        factor = 1.0 if max_norm is None else clip_factor(info.grad_norm, max_norm)
+        return grads, dict.fromkeys(grads, grad_scale * factor)
+    present = {name: g for name, g in grads.items() if g is not None}
+    if clip == "value":
+        limited = {name: np.clip(g * g.dtype.type(grad_scale), -max_norm, max_norm) for name, g in present.items()}
+        return grads | {name: g.astype(grads[name].dtype) for name, g in limited.items()}, dict.fromkeys(grads, 1.0)
+    norms = {name: fo.grad_norm(g, grad_scale=grad_scale, backend="numpy") for name, g in present.items()}
+    return grads, {name: grad_scale * clip_factor(norm, max_norm) for name, norm in norms.items()}
+
+
+def by_the_form(opt, kept, grads, scales, backends):
     """(name, array, entry) of each parameter after a step by the functional form of the class, on each backend."""
     cls = type(opt)
     for group in opt.param_groups:
@@ -160,7 +182,8 @@ def by_the_form(opt, kept, grads, scale, backends):
             if cls not in FORMS and any(map(values.get, EXTRA)):
                 continue
             for backend, threads in backends:
-                p, options = kept.arrays[name].copy(), {"grad_scale": scale, "backend": backend, "threads": threads}
+                p = kept.arrays[name].copy()
+                options = {"grad_scale": scales[name], "backend": backend, "threads": threads}
                 state = {key: np.array(x) if isinstance(x, np.ndarray) else x for key, x in entry.items()}
                 state = {key: x for key, x in state.items() if key in needed}
                 if cls in FORMS:
@@ -184,10 +207,19 @@ def by_the_form(opt, kept, grads, scale, backends):
 
 
 def laid_out(x, layout):
-    """A copy in C or Fortran order ("C", "F"), or with gaps ("S")."""
-    return (
-        np.repeat(x, 2, -1)[..., ::2] if layout == "S" and x.ndim else np.array(x, order="F" if layout == "F" else "C")
-    )
+    """A copy in C or Fortran order ("C", "F"), with gaps ("S"), with its last row first ("N"), or misaligned ("M")."""
+    if layout == "M":
+        copy = np.ndarray(x.shape, x.dtype, np.empty(x.nbytes + 1, np.uint8), offset=1)
+        copy[...] = x
+        return copy
+    if layout in "SN" and x.ndim:
+        return np.repeat(x, 2, -1)[..., ::2] if layout == "S" else x[::-1].copy()[::-1]
+    return np.array(x, order="F" if layout == "F" else "C")
+
+
+def placed(g, layout):
+    """A gradient as it is handed to one of the optimizers."""
+    return laid_out(g, layout) if isinstance(g, np.ndarray) else g
 
 
 class Subject:
@@ -197,31 +229,44 @@ class Subject:
         self._make, self._grouping = make, grouping
         self._options = {"backend": backend, "threads": threads} | storage
         self.applied = {}  # what `apply` returned, by name
+        self._layout = layout
         self.arrays = {name: laid_out(x, layout) for name, x in arrays.items()}
+        self.added = {}  # the hyperparameters of what groups were added, by the name of their array
         self.opt = self.made()
 
     def tree(self, values):
-        return {"t": values["t"], "n": [values["n.0"], values["n.1"]], "s": values["s"]}
+        first = {"t": values["t"], "n": [values["n.0"], values["n.1"]], "s": values["s"]}
+        return [first, *[values[name] for name in self.added]] if self.added else first
 
     def made(self, **options):
         tree = self.tree(self.arrays)
-        return self._make(fo.groups(tree, self._grouping) if self._grouping else tree, **self._options, **options)
+        first = tree[0] if self.added else tree
+        opt = self._make(fo.groups(first, self._grouping) if self._grouping else first, **self._options, **options)
+        for name, values in self.added.items():
+            opt.add_param_group({"params": self.arrays[name], **values})
+        return opt
+
+    def add(self, name, x, values):
+        self.arrays[name] = laid_out(x, self._layout)
+        self.opt.add_param_group({"params": self.arrays[name], **values})
+        self.added[name] = values
 
     def named(self):
         return {n: p for g in self.opt.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
 
     def apply(self, points, grads, **options):
         found = self.opt.apply(self.tree(points), self.tree(grads), **options)
-        self.applied = {"t": found["t"], "n.0": found["n"][0], "n.1": found["n"][1], "s": found["s"]}
+        first, *added = found if self.added else [found]
+        self.applied = {"t": first["t"], "n.0": first["n"][0], "n.1": first["n"][1], "s": first["s"]}
+        self.applied |= zip(self.added, added, strict=True)
         return "applied"
 
     def content(self):
         states = {name: dict(entry) for name, entry in self.opt.state.items()}
         return pickle.dumps(copy.deepcopy((self.named(), states, [g["lr"] for g in self.opt.param_groups])))
 
-    def round_trip(self, act):
+    def round_trip(self, act, saved):
         if act == "state_dict":
-            saved = self.opt.state_dict()
             self.opt = self.made(lr=0.9)
             self.opt.load_state_dict(saved)
         elif act == "file":
@@ -259,18 +304,23 @@ def history(seed, cls=None, length=20, backends=BACKENDS):
     if rng.random() < 0.3:
         name, storage = pick(STORAGES)
         dtype = other = small_dtype(name)
-    shapes = {"t": ((6, 3), dtype), "n.0": ((7,), other), "n.1": ((2, 2), dtype), "s": ((), dtype)}
+    shapes = {
+        "t": ((6, pick((3, 3, 128))), dtype),  # 128 numbers of float8 have one scale
+        "n.0": ((pick((7, 7, 7, 4099)),), other),
+        "n.1": (pick(((2, 2), (0, 3), (1,))), dtype),
+        "s": ((), dtype),
+    }
 
     def drawn():
         return {name: np.array(rng.standard_normal(shape)).astype(kind) for name, (shape, kind) in shapes.items()}
 
-    arrays, grouping, layout = drawn(), pick(GROUPINGS), pick("CFS")
+    arrays, grouping = drawn(), pick(GROUPINGS)
 
     def make(params, lr=0.1, **options):
         return cls(params, lr=lr, **options)
 
     try:
-        subjects = [Subject(make, arrays, grouping, storage, *backend, layout) for backend in backends]
+        subjects = [Subject(make, arrays, grouping, storage, *backend, pick(LAYOUTS)) for backend in backends]
     except ValueError as error:
         assert storage and "depends on norms" in str(error), error
         return
@@ -282,23 +332,28 @@ def history(seed, cls=None, length=20, backends=BACKENDS):
         told.append(act)
         options = {}
         if act in ("options", "rows"):
-            options = {"grad_scale": pick((1.0, 0.5, -2.0)), "max_norm": pick((None, 0.01, 1e9))}
+            options = {"grad_scale": pick((1.0, 0.5, -2.0, 0.0)), "max_norm": pick((None, 0.01, 1e9))}
+            options["skip_nonfinite"] = bool(rng.random() < 0.3)
+        if act == "options" and options["max_norm"] is not None:
+            options["clip"] = pick(("norm", "value", "norm_per_array"))
         if act == "none" or (act == "apply" and rng.random() < 0.3):
             grads |= {name: None for name in grads if rng.random() < 0.4}
         if act == "rows":
             rows = rng.integers(0, 6, rng.integers(0, 6))
-            values = rng.standard_normal((len(rows), 3)).astype(np.float32 if storage else dtype)
-            grads["t"] = fo.Rows(rows, values, lazy=True)
+            values = rng.standard_normal((len(rows), *shapes["t"][0][1:])).astype(np.float32 if storage else dtype)
+            grads["t"] = fo.Rows(rows, values, lazy=bool(rng.random() < 0.8))
         name, value = pick(stepped), drawn()
         if act in ("step", "options", "none", "rows"):
-            infos = {attempt(s, s.opt.step, s.tree(grads), **options) for s in subjects}
+            infos = {
+                attempt(s, s.opt.step, s.tree({n: placed(g, pick(LAYOUTS)) for n, g in grads.items()}), **options)
+                for s in subjects
+            }
             assert len(infos) == 1 and ("refused" not in infos or act == "rows" or storage), f"{told}: {infos}"
             info = infos.pop()
             if info != "refused":
-                factor = 1.0 if info.grad_norm is None else clip_factor(info.grad_norm, options["max_norm"])
-                scale = options.get("grad_scale", 1.0) * factor
-                forms = [] if storage else list(by_the_form(first.opt, kept, grads, scale, backends))
-                kept.step(first.opt, grads, scale)
+                grads, scales = (grads, {}) if storage else clipped(grads, info, **options)
+                forms = [] if storage else list(by_the_form(first.opt, kept, grads, scales, backends))
+                kept.step(first.opt, grads, scales)
                 for what, key, p, entry in forms:
                     same(p, entry, kept, key, f"seed {seed}: {told}: {what}")
         elif act == "apply":
@@ -307,7 +362,7 @@ def history(seed, cls=None, length=20, backends=BACKENDS):
             infos = {attempt(s, s.apply, points, grads, grad_scale=scale) for s in subjects}
             assert len(infos) == 1 and ("refused" not in infos or storage), f"{told}: {infos}"
             if infos == {"applied"}:
-                kept.step(first.opt, grads, scale, found)
+                kept.step(first.opt, grads, dict.fromkeys(grads, scale), found)
                 for s in subjects:
                     for key, x in s.applied.items():
                         assert alike(x, found[key]), f"seed {seed}, {s.opt.backend}: {told}: {key} of apply"
@@ -316,12 +371,31 @@ def history(seed, cls=None, length=20, backends=BACKENDS):
             chosen = pick(VALUES[key])
             for s in subjects:
                 attempt(s, setattr, s.opt, key, chosen)
+        elif act == "group":
+            key = pick([key for key in VALUES if key in cls._names])
+            chosen, index = pick(VALUES[key]), rng.integers(len(first.opt.param_groups))
+            for s in subjects:
+                group = s.opt.param_groups[index]
+                before, group[key] = group[key], chosen
+                if attempt(s, s.opt.step, s.tree(dict.fromkeys(grads))) == "refused":
+                    group[key] = before
+        elif act == "add" and len(first.added) < 2:
+            name, values = f"{len(first.opt.param_groups)}.0", {"lr": pick((0.1, 0.01))}
+            shapes[name] = ((5,), dtype)
+            x = drawn()[name]
+            kept.add(name, x)
+            for s in subjects:
+                s.add(name, x, values)
+            stepped.append(name)
+        elif act == "threads":
+            for s in subjects:
+                s.opt.threads = pick((1, 2, 3))
         elif act == "refused":
             bad = grads | {name: np.zeros(99)}
             for s in subjects:
                 for how in ({}, {"max_norm": 1.0}, {"skip_nonfinite": True}):
                     assert attempt(s, s.opt.step, s.tree(bad), **how) == "refused", f"{told}: a bad gradient was taken"
-        elif act == "skipped":
+        elif act == "skipped" and grads[name].size:
             grads[name] = np.full_like(grads[name], np.nan)
             for s in subjects:
                 before = s.content()
@@ -339,9 +413,10 @@ def history(seed, cls=None, length=20, backends=BACKENDS):
             kept.forget(name)
             for s in subjects:
                 s.opt.forget(name)
-        else:
+        elif act in ("state_dict", "pickle", "deepcopy", "file"):
+            saved = pick(subjects).opt.state_dict()
             for s in subjects[bool(storage) :]:
-                s.round_trip(act)
+                s.round_trip(act, saved)
         for s in subjects:
             compare(s, kept, f"seed {seed}, {s.opt.backend}: {told}")
 
