@@ -672,19 +672,27 @@ def test_a_resumed_run_is_diagnosed_when_an_uninterrupted_one_is(tmp_path, monke
 
 
 def test_a_resume_that_fails_leaves_data_schedule_and_callbacks_where_they_were(tmp_path):
+    class Refusing(Mean):
+        def load_state_dict(self, state):
+            if told == "not this state" and state != self.state_dict():
+                raise ValueError(told)
+
     params, data, f = problem()
     path = tmp_path / "run.ckpt"
-    options = {"lr": schedules.Plateau(0.5, patience=0), "validation": lambda p: 1.0, "validate_every": 1}
-    fo.fit(f, params, fo.minibatches(data, 16), "adam", steps=7, callbacks=[Mean()], checkpoint=path, **options)
+    options, saved = {"validation": lambda p: 1.0, "validate_every": 1}, [Mean(), Refusing()]
+    options |= {"lr": schedules.Plateau(0.5, patience=0)}
+    fo.fit(f, params, fo.minibatches(data, 16), "adam", steps=7, callbacks=saved, checkpoint=path, **options)
 
     batches, plateau, mean = fo.minibatches(data, 16, rng=5), schedules.Plateau(0.5, patience=0), Mean()
     batches.next_batch()
     plateau.update(3.0)
-    before = str([batches.state_dict(), plateau.state_dict(), mean.state_dict()])
-    for target, optimizer in ((params, "sgd"), ({**params, "w1": params["w1"][:, :4].copy()}, "adam")):
-        with pytest.raises(CheckpointError):
-            fo.fit(f, target, batches, optimizer, steps=9, callbacks=[mean], resume=path, lr=plateau)
-        assert str([batches.state_dict(), plateau.state_dict(), mean.state_dict()]) == before
+    before = [part.state_dict() for part in (batches, plateau, mean)]
+    cut = {**params, "w1": params["w1"][:, :4].copy()}
+    for target, optimizer, told in ((params, "sgd", "SGD"), (cut, "adam", "w1"), (params, "adam", "not this state")):
+        options |= {"lr": plateau, "callbacks": [mean, Refusing()]}
+        with pytest.raises(CheckpointError, match=told):
+            fo.fit(f, target, batches, optimizer, steps=9, resume=path, **options)
+        assert str([part.state_dict() for part in (batches, plateau, mean)]) == str(before)
 
 
 def test_a_callback_may_have_no_state_before_it_begins(tmp_path):
