@@ -19,7 +19,7 @@ def test_random_histories_have_the_bits_of_what_is_kept(seed):
 
 def first_complaint(cls):
     """What a history of a class says that differs; None if none of these does."""
-    for seed in range(30, 40):
+    for seed in range(70, 80):
         try:
             random_histories.history(seed, cls, backends=(("numpy", 1), ("c", 1)))
         except AssertionError as error:
