@@ -67,3 +67,24 @@ def test_gpu_check_keeps_what_it_has_and_needs_neither_cffi_nor_nvidia_smi(tmp_p
     assert kept["bits"]["checks"] == 7 and len(kept["sizes"]) == 3 and "environment" in kept
     assert [row["list"] for row in kept["lists"]] == ["the first"]  # what a stage had found before it failed
     assert smi == []
+
+
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason='NOT TESTED: gpu_check; pip install ".[cuda]"')
+def test_processes_share_the_checks_of_bits(tmp_path):
+    path, found = tmp_path / "gpu.json", []
+    for jobs in (1, 2):
+        command = ("--quick", "--apart", "--jobs", str(jobs), "--stages", "environment,fewer_bits", "--json", str(path))
+        done = subprocess.run(
+            [sys.executable, "benchmarks/gpu_check.py", *command],
+            cwd=ROOT,
+            env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        result = json.loads(path.read_text())
+        assert result["errors"] == {}
+        found.append(result["fewer_bits"])
+    assert found[0] == found[1]
+    assert found[0]["checks"] > 1
