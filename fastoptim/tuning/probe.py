@@ -25,6 +25,7 @@ _DECADE = len(_SERIES)
 _REACH = 2  # so many neighbours on each side must be worse: a single one may be a mere bump in the way
 _CONFIRMATIONS = 8  # most candidates of the longer horizon
 _FARTHEST = 36 * _DECADE  # rates from 1e-36 to 1e36 are tried: they are numbers in float32, too
+_ROUNDOFF = 1e-6  # relative, of a loss in float32
 _CHANCE = 4.0  # standard errors within which the scores of all rates are alike
 _BAD = ("diverged", "oscillating")
 
@@ -65,7 +66,7 @@ class Probe:
     def still(self) -> bool:
         """Whether the loss has not moved by more than the round-off of float32."""
         change = np.abs(self.losses[1:] - self.losses[0])
-        return len(change) > 0 and bool(change.max() <= 1e-6 * abs(self.losses[0]))
+        return len(change) > 0 and bool(change.max() <= _ROUNDOFF * abs(self.losses[0]))
 
 
 @public
@@ -311,7 +312,9 @@ class _Search:
     def _within_noise(self) -> bool:
         """Whether scores differ by no more than chance: losses of a stream differ at the same parameters, too."""
         probes = self.done.values()
-        if len({probe.losses[0] for probe in probes}) == 1 or not all(math.isfinite(probe.score) for probe in probes):
+        first = [probe.losses[0] for probe in probes]
+        repeated = np.ptp(first) <= _ROUNDOFF * abs(first[0])
+        if repeated or not all(math.isfinite(probe.score) for probe in probes):
             return False
         tails = [probe.losses[-_scored(len(probe.losses)) :] for probe in probes]
         noise = float(np.median([np.std(tail) / math.sqrt(len(tail)) for tail in tails]))

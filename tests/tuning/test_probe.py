@@ -515,6 +515,17 @@ def test_the_search_ends_at_the_minimum(start):
     assert len(done) <= 13
 
 
+@pytest.mark.parametrize(("unlike", "found"), [(1e-9, (2, False)), (0.1, (0, True))])
+def test_round_off_makes_no_stream_of_a_model(unlike, found):
+    """Small differences of scores count where all trials begin alike, and not where they begin with another loss."""
+
+    def trial(k):
+        losses = np.append(1.0 + unlike * (k % 2), np.linspace(0.9, 0.5, 100) + 1e-4 * (k - 2) ** 2)
+        return Probe(_rate(k), losses, float(losses[-1]), Diagnosis("healthy", {"drop": 0.5}, "", 1.0, "falling"))
+
+    assert _Search(trial, 16).run(0) == found
+
+
 def test_the_search_passes_a_bump():
     best, inconclusive, _ = search(-3, lambda k: 0.5 + abs(k - 2) + (2.0 if k == 1 else 0.0))
     assert (best, inconclusive) == (2, False)

@@ -179,6 +179,7 @@ MUTANTS = (
         ("walks down where nothing moves", "        return a.lr > b.lr\n", "        return a.lr < b.lr\n"),
         ("gradients of zero are probed", "if not sandbox.slope_seen:", "if False:"),
         ("an answer where nothing moves", "if self.done[best].still or", "if"),
+        ("round-off taken for a stream", "_ROUNDOFF * abs(first[0])", "0.0"),
         ("chance chooses a rate", " or self._within_noise():", ":"),
         ("no stream has a best rate", "_CHANCE = 4.0", "_CHANCE = 40.0"),
     ),
