@@ -54,6 +54,12 @@ ROWS = tuple(
 NATIVE = (GOLDEN_C, RANDOM, EMULATED, BITS, THREADS)
 DRIVER = (REFUSALS, OPTIMIZERS, RANDOM, THREADS)
 
+# They change how memory is asked for ahead, which kernels do with AVX-512 alone.
+AVX512_ALONE = (
+    "an element left out of each stretch",
+    "norm: an element left out of each stretch",
+    "storage: an element left out of each block",
+)
 MUTANTS = (
     # The kernels' arithmetic
     Mutant("adam: parenthesis of the square", RULES, "c2 * (g * g)", "(c2 * g) * g"),
