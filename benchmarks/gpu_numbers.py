@@ -119,6 +119,8 @@ def measured(run: dict[str, Any]) -> list[str]:
 def alone(run: dict[str, Any], stage: str, card: str) -> str:
     """The table of what was timed on the GPU's own clock; empty if nothing was."""
     rows, found = [], [row for row in run.get(stage, []) if "device_us" in row]
+    if not found:
+        return ""
     for row in found:
         times, first = row["device_us"], found[0]["device_us"]
         fastest = min((times[name], name) for name in times if name.startswith("torch_")) if len(times) > 2 else None
@@ -137,8 +139,8 @@ def alone(run: dict[str, Any], stage: str, card: str) -> str:
         )
     header = ["Adam" if stage == "storages" else "float32", "a step", "bytes an element", "of a copy's bandwidth"]
     header += ["as fast as float32"] if stage == "storages" else []
-    caption = f"{found[0]['size']:,} elements on {card}, by the GPU's clock" if found else ""
-    return table(caption, [*header, "as fast as torch's fastest form"], rows) if found else ""
+    caption = f"{found[0]['size']:,} elements on {card}, by the GPU's clock"
+    return table(caption, [*header, "as fast as torch's fastest form"], rows)
 
 
 def numbers(runs: Sequence[dict[str, Any]]) -> str:

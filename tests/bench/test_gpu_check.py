@@ -12,6 +12,18 @@ import pytest
 
 from tests.support import ROOT
 
+pytestmark = pytest.mark.skipif(find_spec("numba_cuda") is None, reason='NOT TESTED: gpu_check; pip install ".[cuda]"')
+
+
+def simulated(*command):
+    """What Python prints in a process of its own, with Numba's simulator."""
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
+    command = [sys.executable, *command]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 GPU_CHECK = """
 import json, os, sys
 from pathlib import Path
@@ -45,18 +57,9 @@ print(">", json.dumps(gpu_check.environment()["nvidia_smi"]))
 """
 
 
-@pytest.mark.skipif(find_spec("numba_cuda") is None, reason='NOT TESTED: gpu_check; pip install ".[cuda]"')
 def test_gpu_check_keeps_what_it_has_and_needs_neither_cffi_nor_nvidia_smi(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", GPU_CHECK, str(tmp_path / "new" / "gpu.json")],
-        cwd=ROOT,
-        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [json.loads(line[2:]) for line in done.stdout.splitlines() if line.startswith("> ")]
+    printed = simulated("-c", GPU_CHECK, str(tmp_path / "new" / "gpu.json"))
+    lines = [json.loads(line[2:]) for line in printed.splitlines() if line.startswith("> ")]
     met, kept, smi = lines
     assert met == {
         "0 differing bits": True,
@@ -69,20 +72,11 @@ def test_gpu_check_keeps_what_it_has_and_needs_neither_cffi_nor_nvidia_smi(tmp_p
     assert smi == []
 
 
-@pytest.mark.skipif(find_spec("numba_cuda") is None, reason='NOT TESTED: gpu_check; pip install ".[cuda]"')
 def test_processes_share_the_checks_of_bits(tmp_path):
     path, found = tmp_path / "gpu.json", []
     for jobs in (1, 2):
-        command = ("--quick", "--apart", "--jobs", str(jobs), "--stages", "environment,fewer_bits", "--json", str(path))
-        done = subprocess.run(
-            [sys.executable, "benchmarks/gpu_check.py", *command],
-            cwd=ROOT,
-            env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        options = ("--quick", "--apart", "--jobs", str(jobs), "--stages", "environment,fewer_bits", "--json", str(path))
+        simulated("benchmarks/gpu_check.py", *options)
         result = json.loads(path.read_text())
         assert result["errors"] == {}
         found.append(result["fewer_bits"])

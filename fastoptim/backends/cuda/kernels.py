@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -251,20 +252,23 @@ class Array(NamedTuple):
     encoded: str = "{value}"  # may depend on {i}
 
 
-def loaded(arrays: Sequence[Array], numbers: Sequence[int], wide: bool) -> list[str]:
-    """Lines that load the codes ``c_p0`` of elements ``i + j`` for all `numbers` j; `wide` takes them as a vector."""
+def _moved(line: str, code: str, arrays: Sequence[Array], numbers: Sequence[int], wide: bool) -> list[str]:
+    """Lines that move the codes of elements ``i + j`` for all `numbers` j; `wide` takes them as a vector."""
     lines = []
     for x in arrays:
-        codes = [f"c_{x.place}{j}" for j in numbers]
-        if wide:
-            lines.append(f"{', '.join(codes)} = load_vector{x.memory}(at_{x.place}, i)")
-        else:
-            lines += [f"{code} = load{x.memory}(at_{x.place}, i + {j})" for j, code in zip(numbers, codes, strict=True)]
+        codes = [f"{code}_{x.place}{j}" for j in numbers]
+        parts = [("i", ", ".join(codes))] if wide else [(f"i + {j}", c) for j, c in zip(numbers, codes, strict=True)]
+        memory = f"_vector{x.memory}" if wide else x.memory
+        lines += [line.format(memory=memory, place=x.place, i=at, codes=part) for at, part in parts]
     return lines
 
 
+loaded = partial(_moved, "{codes} = load{memory}(at_{place}, {i})", "c")
+written = partial(_moved, "store{memory}(at_{place}, {i}, {codes})", "e")
+
+
 def computed(kernel: Kernel, read: Sequence[Array], results: Sequence[str], numbers: Sequence[int]) -> list[str]:
-    """Lines that make of the codes of elements the results ``p0``."""
+    """Lines that make of the codes ``c_p0`` of elements the results ``p0``."""
     scalars, lines = ", ".join(lowering.arguments(kernel.rule)[1]), []
     for j in numbers:
         values = ", ".join(x.decoded.format(code=f"c_{x.place}{j}") for x in read)
@@ -277,18 +281,6 @@ def encoded(arrays: Sequence[Array], numbers: Sequence[int]) -> list[str]:
     return [
         f"e_{x.place}{j} = {x.encoded.format(value=f'{x.value}{j}', i=f'i + {j}')}" for x in arrays for j in numbers
     ]
-
-
-def written(arrays: Sequence[Array], numbers: Sequence[int], wide: bool) -> list[str]:
-    """Lines that store the codes of elements."""
-    lines = []
-    for x in arrays:
-        codes = [f"e_{x.place}{j}" for j in numbers]
-        if wide:
-            lines.append(f"store_vector{x.memory}(at_{x.place}, i, {', '.join(codes)})")
-        else:
-            lines += [f"store{x.memory}(at_{x.place}, i + {j}, {code})" for j, code in zip(numbers, codes, strict=True)]
-    return lines
 
 
 def aligned(arrays: Sequence[Array]) -> str:

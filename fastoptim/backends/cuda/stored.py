@@ -194,10 +194,14 @@ def words(rule: Rule, stored: Stored, form: Form) -> list[int]:
     return found
 
 
-def _in_blocks(kernel: Kernel, read: Sequence[Array], singles: Sequence[Array], states: Sequence[Array]) -> str:
-    """As `elementwise`, where a warp steps a block of each state, whose new scale it finds before codes are written."""
+def _in_blocks(
+    kernel: Kernel, read: Sequence[Array], singles: Sequence[Array], states: Sequence[Array], roots: Sequence[str]
+) -> str:
+    """As `elementwise`, where a warp steps a block of each state, whose new scale it finds before codes are written.
+
+    Of the states in `roots` the roots are stored.
+    """
     names, every = [x.value for x in states], range(WIDTH)
-    roots = [x for x, square in zip(names, kernel.rule.states, strict=True) if square in kernel.rule.squares]
     step = [f"scale_{x} = load(at_scale_{x}, min(i, stop - 1) >> {_BITS})" for x in names]
     step += computed(kernel, read, [singles[0].value, *names], every)
     step += [f"{x}{j} = root({x}{j})" for x in roots for j in every]
@@ -231,14 +235,14 @@ def source(kernel: Kernel, form: Form, threads: int = THREADS, simulated: bool =
     """The module with the kernel of a rule over arrays of fewer bits."""
     rule, name = kernel.rule, name_of(kernel, form)
     values = lowering.arguments(rule)[0]
-    squares = dict(zip(values[2:], (x in rule.squares for x in rule.states), strict=True))
+    roots = [x for x, state in zip(values[2:], rule.states, strict=True) if state in rule.squares]
     parameter = _array("p", form.parameter, form.nearest)
     masters = [Array("p", "master")] if form.master else []
-    states = [_array(x, form.state, form.nearest, square) for x, square in squares.items()]
+    states = [_array(x, form.state, form.nearest, x in roots) for x in values[2:]]
     read = [*(masters or [parameter]), _array("g", form.gradient, form.nearest), *states]
     of_columns = columns(rule, form)
     if form.state == "float8" and states:
-        loop = _in_blocks(kernel, read, [*masters, parameter], states)
+        loop = _in_blocks(kernel, read, [*masters, parameter], states, roots)
     else:
         loop = elementwise(kernel, read, [*masters, parameter, *states], WIDTH)
     keys = [f"first = u32(table[row + {of_columns.index('first')}])"]
