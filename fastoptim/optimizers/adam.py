@@ -27,7 +27,7 @@ class Adam(Family):
     Parameters
     ----------
     params : array, sequence, mapping, nesting of these, or list of group dicts
-        Writeable native float32 or float64 arrays; they are updated in place.
+        Writeable native arrays of float32, float64, bfloat16 or float16; they are updated in place.
     lr : float
         Learning rate, >= 0.
     betas : pair of float
@@ -53,13 +53,8 @@ class Adam(Family):
         Only elements whose step goes against the gradient, as m and g agree in sign, are stepped; they are multiplied
         by one over their share of the array, which counts as 1/1000 at least. Decoupled decay goes on everywhere. Reads
         gradient and m once more.
-    backend, threads, state_dir, memory_budget, max_norm, clip
+    all others, and errors
         As for `SGD`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     References
     ----------

@@ -26,7 +26,7 @@ class RMSprop(Family):
     Parameters
     ----------
     params : array, sequence, mapping, nesting of these, or list of group dicts
-        Writeable native float32 or float64 arrays; they are updated in place.
+        Writeable native arrays of float32, float64, bfloat16 or float16; they are updated in place.
     lr : float
         Learning rate, >= 0.
     alpha : float
@@ -45,13 +45,8 @@ class RMSprop(Family):
         "root" is ``g / sqrt(v + eps)`` (TensorFlow, Keras, Optax).
     momentum_mode : {"torch", "lr_inside"}
         "lr_inside" is ``x <- momentum * x + lr * d; p <- p - x`` (TensorFlow, Keras, Optax).
-    backend, threads, state_dir, memory_budget
+    all others, and errors
         As for `SGD`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
@@ -108,7 +103,7 @@ class Adagrad(Family):
     Parameters
     ----------
     params, weight_decay, maximize, eps_mode
-        As for `RMSprop`; so are backend, threads, state_dir and memory_budget.
+        As for `RMSprop`; so is all that is not listed here, errors included.
     lr : float
         Learning rate, >= 0.
     lr_decay : float
@@ -117,11 +112,6 @@ class Adagrad(Family):
         What s holds before the first step, >= 0.
     eps : float
         Added to the root, >= 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
@@ -171,18 +161,13 @@ class Adadelta(Family):
     Parameters
     ----------
     params, weight_decay, maximize
-        As for `RMSprop`; so are backend, threads, state_dir and memory_budget.
+        As for `RMSprop`; so is all that is not listed here, errors included.
     lr : float
         Learning rate, >= 0; 1 in the paper. Keras' default of 0.001 moves nothing.
     rho : float
         Decay rate of the running means, in [0, 1).
     eps : float
         Under both roots, >= 0; it makes the size of the first steps.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     References
     ----------
@@ -222,14 +207,9 @@ class Adamax(Family):
     Parameters
     ----------
     params, lr, betas, eps, weight_decay, maximize
-        As for `Adam`; so are backend, threads, state_dir and memory_budget.
+        As for `Adam`; so is all that is not listed here, errors included.
     eps_mode : {"torch", "keras"}
         "keras" adds eps behind the maximum: ``u <- max(beta2 * u, abs(g))`` and ``m / (u + eps)``. Optax is "torch".
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     References
     ----------
@@ -272,7 +252,7 @@ class FTRL(Family):
     Parameters
     ----------
     params, maximize
-        As for `RMSprop`; so are backend, threads, state_dir and memory_budget.
+        As for `RMSprop`; so is all that is not listed here, errors included.
     lr : float
         Learning rate, > 0.
     l1, l2 : float
@@ -281,11 +261,6 @@ class FTRL(Family):
         Added to ``sqrt(n)`` by way of l2, as in the paper, >= 0.
     initial_accumulator_value : float
         What n holds before the first step, >= 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----

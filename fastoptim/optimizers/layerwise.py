@@ -46,13 +46,8 @@ class LAMB(Family):
         Let the ratio be 1 at most.
     maximize : bool
         Ascend instead of descend.
-    backend, threads, state_dir, memory_budget, max_norm, clip
+    all others, and errors
         As for `SGD`. States of fewer bits (`state_dtype`) and gradients that are `Rows` are refused.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
@@ -130,13 +125,8 @@ class LARS(Family):
         Ascend instead of descend.
     mode : {"paper", "optax"}
         "optax" has ``|g + weight_decay * p| + eps`` for the denominator.
-    backend, threads, state_dir, memory_budget, max_norm, clip
+    all others, and errors
         As for `SGD`. States of fewer bits (`state_dtype`) and gradients that are `Rows` are refused.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
@@ -212,13 +202,8 @@ class NovoGrad(Family):
         Give what enters the momentum the weight ``1 - beta1``.
     maximize : bool
         Ascend instead of descend.
-    backend, threads, state_dir, memory_budget, max_norm, clip
+    all others, and errors
         As for `SGD`. States of fewer bits (`state_dtype`) and gradients that are `Rows` are refused.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----

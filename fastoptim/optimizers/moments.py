@@ -26,7 +26,7 @@ class NAdam(Family):
     Parameters
     ----------
     params, lr, betas, eps, weight_decay, maximize
-        As for `Adam`; so are backend, threads, state_dir and memory_budget.
+        As for `Adam`; so is all that is not listed here, errors included.
     momentum_decay : float
         How fast mu rises to beta1, >= 0; 1 is Keras'. For "torch" only.
     decoupled_weight_decay : bool
@@ -37,11 +37,6 @@ class NAdam(Family):
         AlgoPerf benchmark and timm).
     decay_mode : {"lr", "fixed"}
         As for `Lion`; "fixed" needs decoupled_weight_decay.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
@@ -93,14 +88,9 @@ class RAdam(Family):
     Parameters
     ----------
     params, lr, betas, eps, weight_decay, maximize
-        As for `Adam`; so are backend, threads, state_dir and memory_budget.
+        As for `Adam`; so is all that is not listed here, errors included.
     decoupled_weight_decay, decay_mode
         As for `NAdam`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
@@ -151,18 +141,13 @@ class AdaBelief(Family):
     Parameters
     ----------
     params, lr, betas, maximize
-        As for `Adam`; so are backend, threads, state_dir and memory_budget.
+        As for `Adam`; so is all that is not listed here, errors included.
     eps, eps_root : float
         Added to the root, and to v at every step, >= 0.
     weight_decay : float
         Decoupled weight decay, >= 0.
     decay_mode : {"lr", "fixed"}
         As for `Lion`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     References
     ----------
@@ -208,14 +193,9 @@ class ADOPT(Family):
     Parameters
     ----------
     params, lr, betas, eps, maximize
-        As for `Adam`; so are backend, threads, state_dir and memory_budget.
+        As for `Adam`; so is all that is not listed here, errors included.
     weight_decay, decay_mode
         As for `AdaBelief`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
@@ -263,16 +243,11 @@ class Yogi(Family):
     Parameters
     ----------
     params, lr, betas, eps, maximize
-        As for `Adam`; so are backend, threads, state_dir and memory_budget.
+        As for `Adam`; so is all that is not listed here, errors included.
     weight_decay, decay_mode
         As for `AdaBelief`.
     initial_accumulator_value : float
         What m and v hold before the first step, >= 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     References
     ----------
@@ -316,14 +291,9 @@ class LaProp(Family):
     Parameters
     ----------
     params, lr, betas, eps, maximize
-        As for `Adam`; so are backend, threads, state_dir and memory_budget.
+        As for `Adam`; so is all that is not listed here, errors included.
     weight_decay, decay_mode
         As for `AdaBelief`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
@@ -373,7 +343,7 @@ class AdEMAMix(Family):
     Parameters
     ----------
     params, lr, eps, maximize
-        As for `Adam`; so are backend, threads, state_dir and memory_budget.
+        As for `Adam`; so is all that is not listed here, errors included.
     betas : three floats
         Decay rates of the fast mean, the mean square and the slow mean, each in [0, 1).
     weight_decay, decay_mode
@@ -382,11 +352,6 @@ class AdEMAMix(Family):
         Weight of the slow mean, >= 0.
     warmup_steps : int
         Steps in which alpha grows from 0 and beta3 from beta1, as the paper has it; 0 for none.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     References
     ----------
@@ -434,18 +399,13 @@ class Adan(Family):
     Parameters
     ----------
     params, lr, eps, maximize
-        As for `Adam`; so are backend, threads, state_dir and memory_budget.
+        As for `Adam`; so is all that is not listed here, errors included.
     betas : three floats
         Decay rates of the means of gradients, of differences and of squares, each in [0, 1).
     weight_decay, decay_mode
         As for `AdaBelief`.
     mode : {"authors", "optax"}
         "optax" weighs differences with ``1 - beta2`` in place of beta2.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----

@@ -28,7 +28,7 @@ class ASGD(Family):
     Parameters
     ----------
     params : array, sequence, mapping, nesting of these, or list of group dicts
-        Writeable native float32 or float64 arrays; they are updated in place.
+        Writeable native arrays of float32, float64, bfloat16 or float16; they are updated in place.
     lr : float
         Learning rate, >= 0.
     lambd : float
@@ -41,13 +41,8 @@ class ASGD(Family):
         Coupled (L2) weight decay, >= 0.
     maximize : bool
         Ascend instead of descend.
-    backend, threads, state_dir, memory_budget
+    all others, and errors
         As for `SGD`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
@@ -153,7 +148,7 @@ class ScheduleFreeSGD(ScheduleFree):
     Parameters
     ----------
     params, weight_decay, maximize
-        As for `ASGD`; so are backend, threads, state_dir and memory_budget.
+        As for `ASGD`; so is all that is not listed here, errors included.
     lr : float
         Learning rate, >= 0: constant, and larger than that of SGD.
     momentum : float
@@ -162,11 +157,6 @@ class ScheduleFreeSGD(ScheduleFree):
         Steps in which the rate rises to lr.
     r, weight_lr_power : float
         Powers in the weights of the average, >= 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
@@ -221,7 +211,7 @@ class ScheduleFreeAdamW(ScheduleFree):
     Parameters
     ----------
     params, maximize, warmup_steps, r, weight_lr_power
-        As for `ScheduleFreeSGD`; so are backend, threads, state_dir and memory_budget.
+        As for `ScheduleFreeSGD`; so is all that is not listed here, errors included.
     lr : float
         Learning rate, >= 0: one to ten times that of AdamW.
     betas : pair of float
@@ -230,11 +220,6 @@ class ScheduleFreeAdamW(ScheduleFree):
         Added to the root, >= 0.
     weight_decay : float
         Decoupled weight decay at y, >= 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----

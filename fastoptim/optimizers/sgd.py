@@ -27,7 +27,7 @@ class SGD(Family):
     Parameters
     ----------
     params : array, sequence, mapping, nesting of these, or list of group dicts
-        Writeable native float32 or float64 arrays; they are updated in place.
+        Writeable native arrays of float32, float64, bfloat16 or float16; they are updated in place.
     lr : float
         Learning rate, >= 0.
     momentum : float
@@ -59,6 +59,14 @@ class SGD(Family):
     max_norm, clip
         What `step` takes where it is not given: a bound, and "norm", "value" or "norm_per_array". The attributes may be
         changed; state dicts and checkpoints do not hold them.
+    state_dtype : {None, "float32", "bfloat16", "float8"}
+        What states are stored in; default: float64 for float64 parameters, else float32.
+    rounding : {"stochastic", "nearest"}
+        How parameters and states are rounded to 16 bits or fewer.
+    master : bool
+        Keep a float32 copy of bfloat16 and float16 parameters among the states, and step that.
+    seed : int
+        Of stochastic rounding, >= 0.
 
     Raises
     ------

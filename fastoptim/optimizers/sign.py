@@ -27,7 +27,7 @@ class Lion(Family):
     Parameters
     ----------
     params : array, sequence, mapping, nesting of these, or list of group dicts
-        Writeable native float32 or float64 arrays; they are updated in place.
+        Writeable native arrays of float32, float64, bfloat16 or float16; they are updated in place.
     lr : float
         Learning rate, >= 0: what every element moves in a step. A third to a tenth of Adam's.
     betas : pair of float
@@ -40,13 +40,8 @@ class Lion(Family):
         "fixed" takes the share ``weight_decay`` of p in a step, whatever lr is.
     cautious : bool
         Only elements whose step goes against the gradient are stepped, as for `Adam`.
-    backend, threads, state_dir, memory_budget
+    all others, and errors
         As for `SGD`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
@@ -94,14 +89,9 @@ class SignSGD(Family):
     Parameters
     ----------
     params, weight_decay, maximize, decay_mode
-        As for `Lion`; so are backend, threads, state_dir and memory_budget.
+        As for `Lion`; so is all that is not listed here, errors included.
     lr : float
         Learning rate, >= 0: what every element moves in a step.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
@@ -144,14 +134,9 @@ class Signum(Family):
     Parameters
     ----------
     params, lr, weight_decay, maximize, decay_mode
-        As for `SignSGD`; backend, threads, state_dir and memory_budget as for `SGD`.
+        As for `SignSGD`; so is all that is not listed here, errors included.
     momentum : float
         In [0, 1).
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     References
     ----------
@@ -196,18 +181,13 @@ class Rprop(Family):
     Parameters
     ----------
     params, maximize
-        As for `Lion`; so are backend, threads, state_dir and memory_budget.
+        As for `Lion`; so is all that is not listed here, errors included.
     lr : float
         Step size w before the first step, >= 0; it has no say afterwards.
     etas : pair of float
         Factors by which w shrinks and grows, with ``0 < etas[0] < 1 < etas[1]``.
     step_sizes : pair of float
         Smallest and largest w, with ``0 <= step_sizes[0] <= step_sizes[1]``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A parameter or hyperparameter is not as described.
 
     Notes
     -----
