@@ -285,7 +285,7 @@ VALLEY_STEPS = 150
 
 
 def valley_paths() -> dict[str, np.ndarray]:
-    """Draw the paths of SGD, momentum, Adam and AdamW in a valley that is 100 times steeper across than along."""
+    """Compute the paths of SGD, momentum, Adam and AdamW in a valley that is 100 times steeper across than along."""
     makers: dict[str, Any] = {
         "SGD, lr 1.8": lambda x: SGD(x, lr=1.8),
         "momentum 0.9, lr 0.2": lambda x: SGD(x, lr=0.2, momentum=0.9),

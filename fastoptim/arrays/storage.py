@@ -79,9 +79,6 @@ class Storage(NamedTuple):
         nearest = self.rounding == "nearest"
         return Stored(dtype.name, state, roots, self.seed, number, first, nearest, self.master and low)
 
-    def as_dict(self) -> dict[str, Any]:
-        return self._asdict()
-
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype that a parameter of this one is computed in."""

@@ -94,7 +94,7 @@ def machine_table(results: Results) -> Table:
     return Table(["", ""], [[Cell(a), Cell(b)] for a, b in rows.items()], numeric=False)
 
 
-def start_up_table(results: Results) -> Table | None:
+def start_up_table(results: Results) -> Iterator[Table]:
     start = results.document["start_up"]
     once = {
         "numpy_import_seconds": "import numpy",
@@ -120,7 +120,8 @@ def start_up_table(results: Results) -> Table | None:
     for key, beyond in firsts.items():
         text = f"first step of {results.title(key)}, beyond a usual one (compilation, set-up)"
         rows.append([Cell(text), Cell(seconds_text(beyond)), Cell("once")])
-    return Table(["once per process", "median", "quartiles"], rows) if rows else None
+    if rows:
+        yield Table(["once per process", "median", "quartiles"], rows)
 
 
 # --- charts -------------------------------------------------------------------------------------------------------
@@ -286,14 +287,6 @@ def _sizes(results: Results) -> Iterator[Block]:
     )
 
 
-def _roofline(results: Results) -> Iterator[Block]:
-    yield from _figures(roofline_bars(results, threads) for threads in _thread_counts(results))
-
-
-def _scaling(results: Results) -> Iterator[Block]:
-    yield from _figures(scaling_lines(results, rule) for rule in ("adam", "sgd"))
-
-
 def _storage(results: Results) -> Iterator[Block]:
     """Rows: storages; columns: cases; cells: how many times as fast as the focus, which steps in float32."""
     entries = results.select("storage")
@@ -334,11 +327,6 @@ def _rows(results: Results) -> Iterator[Block]:
         )
 
 
-def _start_up(results: Results) -> Iterator[Block]:
-    if table := start_up_table(results):
-        yield table
-
-
 HOW = [
     "Every subject runs in a process of its own, with the same number of threads. In every round each is timed once, "
     "for {block:.0f} ms or one step, in an order that rotates. Tables show medians over rounds, brackets and whiskers "
@@ -352,10 +340,6 @@ HOW = [
     "classes.",
     "A round in which other processes used more than a tenth of the CPU is measured again while there is time.",
 ]
-
-
-def _how(results: Results) -> Iterator[Block]:
-    yield [text.format(block=results.document["settings"]["block_ms"]) for text in HOW]
 
 
 def _left_out(results: Results) -> Iterator[Block]:
@@ -390,17 +374,19 @@ SECTIONS: dict[str, Callable[[Results], Iterable[Block]]] = {
     "Speed against the others": _against_others,
     "Many arrays": _many_arrays,
     "Time per element against size": _sizes,
-    "Share of the roofline": _roofline,
-    "Threads": _scaling,
+    "Share of the roofline": lambda results: _figures(roofline_bars(results, t) for t in _thread_counts(results)),
+    "Threads": lambda results: _figures(scaling_lines(results, rule) for rule in ("adam", "sgd")),
     "Some rows of a table": _rows,
     "Clipping by the global norm, in the step": lambda results: times_table(results, results.select("clip")),
     "States and parameters in fewer bits": _storage,
     "What a call costs": lambda results: times_table(
         results, results.select("launch"), "one step on arrays of one element"
     ),
-    "Start-up, apart from all of the above": _start_up,
+    "Start-up, apart from all of the above": start_up_table,
     "The machine and the run": lambda results: [machine_table(results)],
-    "How it was measured": _how,
+    "How it was measured": lambda results: [
+        [text.format(block=results.document["settings"]["block_ms"]) for text in HOW]
+    ],
     "What was left out, and why": _left_out,
     "All times": _all_times,
 }

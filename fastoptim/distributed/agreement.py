@@ -57,7 +57,7 @@ def description(whole: Optimizer, options: dict[str, Any]) -> dict[str, str]:
     """Describe everything in which ranks must not differ, by name."""
     check_updates(whole)
     said = {"fastoptim's version": __version__, "numpy's version": np.__version__, "kind": type(whole).__name__}
-    said |= {name: repr(value) for name, value in (options | whole._storage.as_dict()).items()} | hyper_texts(whole)
+    said |= {name: repr(value) for name, value in (options | whole._storage._asdict()).items()} | hyper_texts(whole)
     for number, group in enumerate(whole.param_groups):
         said[f"names of group {number}"] = ", ".join(group["names"])
         for name, p in zip(group["names"], group["params"], strict=True):

@@ -90,7 +90,7 @@ class Slices:
             parts = bucket.parts[rank]
             views = {named[part.parameter][0]: flat[part.parameter][part.start : part.stop] for part in parts}
             hyper = {key: whole.param_groups[bucket.group][key] for key in whole._names}
-            options: Any = {"backend": whole.backend, "threads": whole.threads, **whole._storage.as_dict()}
+            options: Any = {"backend": whole.backend, "threads": whole.threads, **whole._storage._asdict()}
             optimizer = type(whole)(views, **options, **hyper) if parts else None
             self._pieces.append(None if optimizer is None else Piece(parts, optimizer))
             for q, part in zip(() if optimizer is None else optimizer._model.parameters, parts, strict=True):

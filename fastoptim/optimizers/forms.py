@@ -28,9 +28,8 @@ def rmsprop(
 ) -> None:
     """Take one step of `fastoptim.RMSprop` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "square_avg", "momentum_buffer", "grad_avg"
-    (what it needs). `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad
-    input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "square_avg", "momentum_buffer", "grad_avg" (what it needs).
+    `grad_scale` multiplies g; all else, errors included, is as for the class.
     """
     values = (lr, alpha, eps, weight_decay, momentum, centered, maximize, eps_mode, momentum_mode)
     step_array(RMSprop, p, g, state, values, grad_scale, backend, threads)
@@ -43,8 +42,8 @@ def adagrad(
 ) -> None:
     """Take one step of `fastoptim.Adagrad` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "square_avg". `grad_scale` is a factor for g;
-    all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "square_avg". `grad_scale` multiplies g; all else, errors
+    included, is as for the class.
     """
     values = (lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize, eps_mode)
     step_array(Adagrad, p, g, state, values, grad_scale, backend, threads)
@@ -57,8 +56,8 @@ def adadelta(
 ) -> None:
     """Take one step of `fastoptim.Adadelta` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "square_avg", "acc_delta". `grad_scale` is a
-    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "square_avg", "acc_delta". `grad_scale` multiplies g; all
+    else, errors included, is as for the class.
     """
     values = (lr, rho, eps, weight_decay, maximize)
     step_array(Adadelta, p, g, state, values, grad_scale, backend, threads)
@@ -71,8 +70,8 @@ def adamax(
 ) -> None:
     """Take one step of `fastoptim.Adamax` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_inf". `grad_scale` is a factor
-    for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "exp_avg", "exp_inf". `grad_scale` multiplies g; all else,
+    errors included, is as for the class.
     """
     values = (lr, betas, eps, weight_decay, maximize, eps_mode)
     step_array(Adamax, p, g, state, values, grad_scale, backend, threads)
@@ -86,9 +85,8 @@ def nadam(
 ) -> None:
     """Take one step of `fastoptim.NAdam` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq", "mu_product".
-    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
-    changed.
+    `state` is a dict, empty at first, that keeps "step", "exp_avg", "exp_avg_sq", "mu_product". `grad_scale` multiplies
+    g; all else, errors included, is as for the class.
     """
     values = (lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize, mode, decay_mode)
     step_array(NAdam, p, g, state, values, grad_scale, backend, threads)
@@ -101,8 +99,8 @@ def radam(
 ) -> None:
     """Take one step of `fastoptim.RAdam` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` is a
-    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` multiplies g; all else,
+    errors included, is as for the class.
     """
     values = (lr, betas, eps, weight_decay, decoupled_weight_decay, maximize, decay_mode)
     step_array(RAdam, p, g, state, values, grad_scale, backend, threads)
@@ -115,8 +113,8 @@ def rprop(
 ) -> None:
     """Take one step of `fastoptim.Rprop` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "prev", "step_size". `grad_scale` is a factor
-    for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "prev", "step_size". `grad_scale` multiplies g; all else,
+    errors included, is as for the class.
     """
     values = (lr, etas, step_sizes, maximize)
     step_array(Rprop, p, g, state, values, grad_scale, backend, threads)
@@ -129,8 +127,8 @@ def asgd(
 ) -> None:
     """Take one step of `fastoptim.ASGD` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "ax". `grad_scale` is a factor for g; all else
-    is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "ax". `grad_scale` multiplies g; all else, errors included, is
+    as for the class.
     """
     values = (lr, lambd, alpha, t0, weight_decay, maximize)
     step_array(ASGD, p, g, state, values, grad_scale, backend, threads)
@@ -143,8 +141,8 @@ def lion(
 ) -> None:
     """Take one step of `fastoptim.Lion` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg" (what it needs). `grad_scale` is a
-    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "exp_avg" (what it needs). `grad_scale` multiplies g; all
+    else, errors included, is as for the class.
     """
     values = (lr, betas, weight_decay, maximize, decay_mode, cautious)
     step_array(Lion, p, g, state, values, grad_scale, backend, threads)
@@ -156,8 +154,8 @@ def signsgd(
 ) -> None:
     """Take one step of `fastoptim.SignSGD` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step". `grad_scale` is a factor for g; all else is as
-    for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step". `grad_scale` multiplies g; all else, errors included, is as
+    for the class.
     """
     values = (lr, weight_decay, maximize, decay_mode)
     step_array(SignSGD, p, g, state, values, grad_scale, backend, threads)
@@ -170,8 +168,8 @@ def signum(
 ) -> None:
     """Take one step of `fastoptim.Signum` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "momentum_buffer". `grad_scale` is a factor
-    for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "momentum_buffer". `grad_scale` multiplies g; all else, errors
+    included, is as for the class.
     """
     values = (lr, momentum, weight_decay, maximize, decay_mode)
     step_array(Signum, p, g, state, values, grad_scale, backend, threads)
@@ -184,8 +182,8 @@ def adabelief(
 ) -> None:
     """Take one step of `fastoptim.AdaBelief` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_var". `grad_scale` is a
-    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "exp_avg", "exp_avg_var". `grad_scale` multiplies g; all else,
+    errors included, is as for the class.
     """
     values = (lr, betas, eps, weight_decay, maximize, eps_root, decay_mode)
     step_array(AdaBelief, p, g, state, values, grad_scale, backend, threads)
@@ -198,8 +196,8 @@ def adopt(
 ) -> None:
     """Take one step of `fastoptim.ADOPT` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` is a
-    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` multiplies g; all else,
+    errors included, is as for the class.
     """
     values = (lr, betas, eps, weight_decay, maximize, decay_mode)
     step_array(ADOPT, p, g, state, values, grad_scale, backend, threads)
@@ -212,8 +210,8 @@ def yogi(
 ) -> None:
     """Take one step of `fastoptim.Yogi` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` is a
-    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` multiplies g; all else,
+    errors included, is as for the class.
     """
     values = (lr, betas, eps, weight_decay, initial_accumulator_value, maximize, decay_mode)
     step_array(Yogi, p, g, state, values, grad_scale, backend, threads)
@@ -226,9 +224,8 @@ def laprop(
 ) -> None:
     """Take one step of `fastoptim.LaProp` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq", "exp_avg_lr".
-    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
-    changed.
+    `state` is a dict, empty at first, that keeps "step", "exp_avg", "exp_avg_sq", "exp_avg_lr". `grad_scale` multiplies
+    g; all else, errors included, is as for the class.
     """
     values = (lr, betas, eps, weight_decay, maximize, decay_mode)
     step_array(LaProp, p, g, state, values, grad_scale, backend, threads)
@@ -242,9 +239,8 @@ def ademamix(
 ) -> None:
     """Take one step of `fastoptim.AdEMAMix` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq", "exp_avg_slow".
-    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
-    changed.
+    `state` is a dict, empty at first, that keeps "step", "exp_avg", "exp_avg_sq", "exp_avg_slow". `grad_scale`
+    multiplies g; all else, errors included, is as for the class.
     """
     values = (lr, betas, eps, weight_decay, alpha, warmup_steps, maximize, decay_mode)
     step_array(AdEMAMix, p, g, state, values, grad_scale, backend, threads)
@@ -258,9 +254,8 @@ def adan(
 ) -> None:
     """Take one step of `fastoptim.Adan` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq", "exp_avg_diff",
-    "previous_grad". `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad
-    input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "exp_avg", "exp_avg_sq", "exp_avg_diff", "previous_grad".
+    `grad_scale` multiplies g; all else, errors included, is as for the class.
     """
     values = (lr, betas, eps, weight_decay, maximize, mode, decay_mode)
     step_array(Adan, p, g, state, values, grad_scale, backend, threads)
@@ -273,8 +268,8 @@ def ftrl(
 ) -> None:
     """Take one step of `fastoptim.FTRL` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "accumulator", "linear". `grad_scale` is a
-    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "accumulator", "linear". `grad_scale` multiplies g; all else,
+    errors included, is as for the class.
     """
     values = (lr, l1, l2, beta, initial_accumulator_value, maximize)
     step_array(FTRL, p, g, state, values, grad_scale, backend, threads)
@@ -288,8 +283,8 @@ def lamb(
 ) -> None:
     """Take one step of `fastoptim.LAMB` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` is a
-    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` multiplies g; all else,
+    errors included, is as for the class.
     """
     values = (lr, betas, eps, weight_decay, maximize, adapt, bias_correction, trust_clip)
     step_array(LAMB, p, g, state, values, grad_scale, backend, threads)
@@ -302,9 +297,8 @@ def lars(
 ) -> None:
     """Take one step of `fastoptim.LARS` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "momentum_buffer" (what it needs).
-    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
-    changed.
+    `state` is a dict, empty at first, that keeps "step", "momentum_buffer" (what it needs). `grad_scale` multiplies g;
+    all else, errors included, is as for the class.
     """
     values = (lr, momentum, weight_decay, trust_coefficient, eps, nesterov, maximize, adapt, mode)
     step_array(LARS, p, g, state, values, grad_scale, backend, threads)
@@ -317,8 +311,8 @@ def novograd(
 ) -> None:
     """Take one step of `fastoptim.NovoGrad` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` is a
-    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "exp_avg", "exp_avg_sq". `grad_scale` multiplies g; all else,
+    errors included, is as for the class.
     """
     values = (lr, betas, eps, weight_decay, maximize, grad_averaging)
     step_array(NovoGrad, p, g, state, values, grad_scale, backend, threads)
@@ -331,8 +325,8 @@ def schedule_free_sgd(
 ) -> None:
     """Take one step of `fastoptim.ScheduleFreeSGD` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "z", "lr_max", "weight_sum". `grad_scale` is a
-    factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing changed.
+    `state` is a dict, empty at first, that keeps "step", "z", "lr_max", "weight_sum". `grad_scale` multiplies g; all
+    else, errors included, is as for the class.
     """
     values = (lr, momentum, weight_decay, warmup_steps, r, weight_lr_power, maximize)
     step_array(ScheduleFreeSGD, p, g, state, values, grad_scale, backend, threads)
@@ -345,9 +339,8 @@ def schedule_free_adamw(
 ) -> None:
     """Take one step of `fastoptim.ScheduleFreeAdamW` in place, on arrays that the caller owns.
 
-    `state` is a dict, empty before the first step; then it keeps "step", "z", "exp_avg_sq", "lr_max", "weight_sum".
-    `grad_scale` is a factor for g; all else is as for the class. TypeError or ValueError for bad input, with nothing
-    changed.
+    `state` is a dict, empty at first, that keeps "step", "z", "exp_avg_sq", "lr_max", "weight_sum". `grad_scale`
+    multiplies g; all else, errors included, is as for the class.
     """
     values = (lr, betas, eps, weight_decay, warmup_steps, r, weight_lr_power, maximize)
     step_array(ScheduleFreeAdamW, p, g, state, values, grad_scale, backend, threads)

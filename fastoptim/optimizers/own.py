@@ -312,15 +312,11 @@ def rule(
     array([0.275, 0.275])
     """
     module = sys._getframe(1).f_globals.get("__name__", "__main__")
-    options: dict[str, Any] = {"states": states, "decay": decay, "initial": initial, "squares": squares}
-    options |= {"gives": gives, "name": name}
-    if function is None:
-        return lambda found: _make(found, coefficients, module, **options)
-    return _make(function, coefficients, module, **options)
+    make = partial(_make, coefficients, module, states, decay, initial, squares, gives, name)
+    return make if function is None else make(function)
 
 
 def _make(
-    function: Any,
     coefficients: Any,
     module: str,
     states: Any,
@@ -329,6 +325,7 @@ def _make(
     squares: Any,
     gives: Any,
     name: Any,
+    function: Any,
 ) -> type[OwnOptimizer]:
     for what, value in (("states", states), ("squares", squares)):
         if not isinstance(value, (str, list, tuple)):

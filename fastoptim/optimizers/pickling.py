@@ -23,7 +23,7 @@ def picklable(optimizer: Savable) -> dict[str, Any]:
         "elsewhere": model.elsewhere,
         "defaults": dict(model.defaults),
         "snapshot": snapshot(optimizer, lambda x: x),
-        "storage": optimizer._storage.as_dict(),
+        "storage": optimizer._storage._asdict(),
         "backend": optimizer.backend,
         "threads": optimizer.threads,
         "clipping": [optimizer.max_norm, optimizer.clip],

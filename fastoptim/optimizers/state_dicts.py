@@ -92,7 +92,7 @@ def snapshot(optimizer: Savable, copy: Callable[[Any], Any]) -> dict[str, Any]:
     return {
         "version": 1,
         "optimizer": type(optimizer).__name__,
-        **({"storage": optimizer._storage.as_dict()} if _in_fewer_bits(optimizer) else {}),
+        **({"storage": optimizer._storage._asdict()} if _in_fewer_bits(optimizer) else {}),
         "state": {
             name: {key: value if isinstance(value, (int, float)) else copy(value) for key, value in entry.items()}
             for name, entry in optimizer.state.items()

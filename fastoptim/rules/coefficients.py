@@ -130,16 +130,6 @@ def schedule_free_advance(
     return (lr_max, weight_sum + _power(t, r) * _power(lr_max, power))
 
 
-def _schedule_free(
-    beta: float, lr: float, warmup_steps: int, r: float, power: float, t: int, lr_max: float, weight_sum: float
-) -> tuple[float, ...]:
-    """``(a, b, e, c)``: weights of y and z in the new y, and the rates with which the two move."""
-    new = schedule_free_advance(lr, warmup_steps, r, power, t, lr_max, weight_sum)[1]
-    share = (new - weight_sum) / new if new else 0.0
-    rate = _warm(lr, warmup_steps, t)
-    return (1.0 - share, share, rate * (1.0 - beta * (1.0 - share)), rate)
-
-
 def schedule_free_sgd_coefficients(
     lr: float,
     momentum: float,
@@ -150,8 +140,11 @@ def schedule_free_sgd_coefficients(
     lr_max: float,
     weight_sum: float,
 ) -> tuple[float, ...]:
-    """``(a, b, e, c)``."""
-    return _schedule_free(momentum, lr, warmup_steps, r, weight_lr_power, t, lr_max, weight_sum)
+    """``(a, b, e, c)``: weights of y and z in the new y, and the rates with which the two move."""
+    new = schedule_free_advance(lr, warmup_steps, r, weight_lr_power, t, lr_max, weight_sum)[1]
+    share = (new - weight_sum) / new if new else 0.0
+    rate = _warm(lr, warmup_steps, t)
+    return (1.0 - share, share, rate * (1.0 - momentum * (1.0 - share)), rate)
 
 
 def schedule_free_adamw_coefficients(
@@ -168,7 +161,7 @@ def schedule_free_adamw_coefficients(
     weight_sum: float,
 ) -> tuple[float, ...]:
     """``(b2, c2, r2, eps, wd, a, b, e, c)``."""
-    moves = _schedule_free(beta1, lr, warmup_steps, r, weight_lr_power, t, lr_max, weight_sum)
+    moves = schedule_free_sgd_coefficients(lr, beta1, warmup_steps, r, weight_lr_power, t, lr_max, weight_sum)
     return (beta2, 1.0 - beta2, 1.0 / sqrt(1.0 - pow(beta2, t)), eps, weight_decay, *moves)
 
 

@@ -32,8 +32,8 @@ from .family import step_array
 DOCSTRING = """\
 Take one step of `fastoptim.{cls}` in place, on arrays that the caller owns.
 
-`state` is a dict, empty before the first step; then it keeps {keys}. `grad_scale` is a factor for g; all else is as \
-for the class. TypeError or ValueError for bad input, with nothing changed.
+`state` is a dict, empty at first, that keeps {keys}. `grad_scale` multiplies g; all else, errors included, is as for \
+the class.
 """
 
 
