@@ -186,6 +186,27 @@ def read_with_checksum(path: Any, *, kind: str | tuple[str, ...]) -> tuple[Any, 
             ) from error
 
 
+def read_optimizer(path: Any) -> tuple[str, Any, str]:
+    """Read the checkpoint of an optimizer or of `fit`; of `fit` on several processes the one beside it that it names.
+
+    Returns
+    -------
+    path, tree, checksum
+        Of the file that holds the optimizer's part.
+    """
+    path = os.fspath(path)
+    tree, checksum = read_with_checksum(path, kind=("optimizer", "training", "slices"))
+    with malformed(f"{path}: the state of training"):
+        beside = tree["loop"]["optimizer_file"] if "loop" in tree else None
+        if beside is None:
+            return path, tree, checksum
+        file, wanted = os.path.join(os.path.dirname(path), os.path.basename(beside)), tree["loop"]["optimizer_checksum"]
+    tree, checksum = read_with_checksum(file, kind=("optimizer", "slices"))
+    if checksum != wanted:
+        raise CheckpointError(f"{path}: the optimizer's part, {file}, is of another checkpoint")
+    return file, tree, checksum
+
+
 def read_latest(path: Any, *, kind: str, warn: Callable[[str], None]) -> Any:
     """Read as `read` does; where that fails, the previous checkpoint, after `warn` was told."""
     try:

@@ -144,19 +144,16 @@ class ShardedOptimizer(Steps, States):
             self.__dict__ |= {name: getattr(self._whole, name) for name in _METHODS}
             return
         channel.end_job_on_error()
-        error: Exception | None = None
-        described: dict[str, str] = {}
         self._channel = channel.Channel(self.comm)
         share = self._channel.share_of_cores()  # asked of all ranks, whichever of them need it
-        try:
-            if threads is None and threads_from_environment() is None:
-                threads = share
-            self._whole = plain_optimizer(kind, params, backend, threads, hyper)
+
+        def build() -> dict[str, str]:
+            number = share if threads is None and threads_from_environment() is None else threads
+            self._whole = plain_optimizer(kind, params, backend, number, hyper)
             self._options = options(reduction, deterministic, buffer_bytes, overwrite_grads)
-            described = description(self._whole, self._options)
-        except Exception as exception:
-            error = exception
-        self._channel.agree(error, "building the optimizer", described)
+            return description(self._whole, self._options)
+
+        self._channel.together("building the optimizer", build, dict)
         self._channel.mean, self._channel.deterministic = reduction == "mean", self._options["deterministic"]
         self._buckets, self._pieces = [], []
         self._add_buckets(0)
@@ -214,18 +211,16 @@ class ShardedOptimizer(Steps, States):
         """As `Optimizer.add_param_group`, on all ranks together."""
         whole = self._whole
         with self._locked(), deferred_signals():
-            error: Exception | None = None
-            described: dict[str, str] = {}
             grouped, first = whole._model.grouped, len(whole.param_groups)
-            try:
+
+            def append() -> dict[str, str]:
                 whole._append_group(group)
-                described = description(whole, self._options)
-            except Exception as exception:
-                error = exception
+                return description(whole, self._options)
+
             try:
-                self._channel.agree(error, "adding a parameter group", described)
+                self._channel.together("adding a parameter group", append, dict)
             except Exception:
-                if error is None:
+                if len(whole.param_groups) > first:
                     whole._model.remove_last(grouped)
                 raise
             self._add_buckets(first)

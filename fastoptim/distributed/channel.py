@@ -9,8 +9,8 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from mpi4py import MPI
@@ -21,6 +21,7 @@ from ..rules.codecs import widened
 from .partition import Bucket
 
 Array = np.ndarray
+T = TypeVar("T")
 
 _SUMS = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
 _BITS = {1: MPI.UINT8_T, 2: MPI.UINT16_T, 4: MPI.UINT32_T, 8: MPI.UINT64_T}  # what is only sent, by its bytes
@@ -47,16 +48,19 @@ class Channel:
     ----------
     comm : mpi4py.MPI.Intracomm
         All its ranks must take part.
+
+    Attributes
+    ----------
     mean : bool
         Whether the sum of gradients is divided by the number of ranks.
     deterministic : bool
         Whether gradients are summed in the order of ranks, whatever the MPI library would do.
     """
 
-    def __init__(self, comm: Any, mean: bool = True, deterministic: bool = False):
+    def __init__(self, comm: Any):
         self.comm = _duplicate(comm)
         self.rank, self.size = comm.rank, comm.size
-        self.mean, self.deterministic = mean, deterministic
+        self.mean, self.deterministic = True, False
 
     # --- agreement
 
@@ -82,6 +86,19 @@ class Channel:
         if np.any(least[1:3] != -least[3:5]):
             raise ValueError(self._difference(what, said))
         return least[5:]
+
+    def together(self, what: str, work: Callable[[], T], said: Callable[[T], Mapping[str, str]] | None = None) -> T:
+        """Do something on all ranks; if it fails on one, or what is `said` of the results differs, raise on all."""
+        error: Exception | None = None
+        result: Any = None
+        texts: Mapping[str, str] = {}
+        try:
+            result = work()
+            texts = {} if said is None else said(result)
+        except Exception as exception:
+            error = exception
+        self.agree(error, what, texts)
+        return cast(T, result)
 
     def _difference(self, what: str, said: Mapping[str, str]) -> str:
         texts = self.tell("\0".join(f"{key}\1{value}" for key, value in said.items()))

@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +24,8 @@ from .agreement import hyper_texts
 from .partition import Bucket, Part, ranges
 from .slices import Array, Piece, Slices, nothing
 
-T = TypeVar("T")
 # Name of a parameter -> the numbers that the rule keeps ("step" and others), and this rank's elements of its states.
 Own = Mapping[str, Mapping[str, Any]]
-KINDS = ("slices", "optimizer", "training")
 
 
 class States(Slices):
@@ -98,8 +96,7 @@ class States(Slices):
         """Restore what `state_dict` of this class or of a plain optimizer returned, the same on every rank."""
         with self._locked():
             what = "loading a state dict"
-            own, steps = self._together(what, lambda: (self._cut_states(state_dict), _step_texts(state_dict)))
-            self._channel.agree(None, what, steps)
+            own = self._channel.together(what, lambda: self._cut_states(state_dict), lambda _: _step_texts(state_dict))
             with deferred_signals():
                 self._restore(state_dict, own, what)
 
@@ -116,12 +113,12 @@ class States(Slices):
             token = channel.broadcast(secrets.token_hex(8))
             own = slices.slice_path(target, token, channel.rank)
             try:
-                self._together("saving a checkpoint", lambda: self._write_slice(own, token, target, extra))
+                channel.together("saving a checkpoint", lambda: self._write_slice(own, token, target, extra))
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(own)
                 raise
-            self._together("saving a checkpoint", lambda: self._write_manifest(target, token, extra))
+            channel.together("saving a checkpoint", lambda: self._write_manifest(target, token, extra))
 
     def _write_slice(self, path: str, token: str, target: str, extra: Any) -> None:
         format.check_tree(extra_part(extra), kind="slices")
@@ -166,10 +163,13 @@ class States(Slices):
         """
         what = f"loading {os.fspath(path)}"
         with self._locked():
-            tree, checksum = self._together(what, lambda: format.read_with_checksum(path, kind=KINDS))
-            # A node may have a folder of its own, or an old view of a shared one.
-            self._channel.agree(None, what, {"the checkpoint's content (SHA-256)": checksum})
-            state_dict, own, params = self._together(what, lambda: self._own_content(path, tree))
+            path, tree, _ = self._channel.together(
+                what,
+                lambda: format.read_optimizer(path),
+                # A node may have a folder of its own, or an old view of a shared one.
+                lambda found: {"the checkpoint's content (SHA-256)": found[2]},
+            )
+            state_dict, own, params = self._channel.together(what, lambda: self._own_content(path, tree))
             with deferred_signals():
                 self._restore(state_dict, own, what)
                 if params is None:
@@ -226,18 +226,16 @@ class States(Slices):
         """Take over hyperparameters and this rank's states; if one rank fails, all raise, with nothing changed."""
         whole, mine = self._whole, ranges(self._buckets, self._channel.rank)
         before = snapshot(whole, lambda x: x)
-        loaded: list[Callable[[], None]] = []
-        error: Exception | None = None
-        try:
+        seed = {"storage": state_dict["storage"]} if "storage" in state_dict else {}
+
+        def checked() -> list[Callable[[], None]]:
             load_snapshot(whole, {**state_dict, "state": {name: {"step": 0} for name in self._names}})
-            for bucket, piece in zip(self._buckets, self._pieces, strict=True):
-                if piece is not None:
-                    state = self._piece_state(bucket, piece, own, mine) | _seed_of(state_dict)
-                    loaded.append(read_snapshot(piece.optimizer, state)[0])
-        except Exception as exception:
-            error = exception
+            pieces = [(b, piece) for b, piece in zip(self._buckets, self._pieces, strict=True) if piece is not None]
+            states = [(piece, self._piece_state(b, piece, own, mine) | seed) for b, piece in pieces]
+            return [read_snapshot(piece.optimizer, state)[0] for piece, state in states]
+
         try:
-            self._channel.agree(error, what, hyper_texts(whole))
+            loaded = self._channel.together(what, checked, lambda _: hyper_texts(whole))
         except Exception:
             load_snapshot(whole, before)
             raise
@@ -266,21 +264,6 @@ class States(Slices):
             "state": states,
             "param_groups": [{"params": names, **hyper}],
         }
-
-    def _together(self, what: str, work: Callable[[], T]) -> T:
-        """Do something on all ranks and return what it returns here; if it fails on one, raise on all."""
-        error: Exception | None = None
-        result: Any = None
-        try:
-            result = work()
-        except Exception as exception:
-            error = exception
-        self._channel.agree(error, what, {})
-        return cast(T, result)
-
-
-def _seed_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    return {"storage": state_dict["storage"]} if "storage" in state_dict else {}
 
 
 def _step_texts(state_dict: Mapping[str, Any]) -> dict[str, str]:

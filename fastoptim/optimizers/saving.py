@@ -11,7 +11,7 @@ import numpy as np
 from ..arrays.autograd import tell_autograd, tensors_behind
 from ..arrays.storage import is_scales
 from ..checkpoint.files import CheckpointError
-from ..checkpoint.format import malformed, names_previous, read, shortened, write
+from ..checkpoint.format import malformed, names_previous, read_optimizer, shortened, write
 from ..checkpoint.matching import assign, check_arrays, is_alike, to_host
 from ..checkpoint.slices import check_slices, read_slices
 from ..common.signals import deferred_signals
@@ -42,7 +42,7 @@ def load_optimizer(optimizer: Savable, path: Any, strict: bool = True) -> tuple[
     """
     strict = flag("strict", strict)
     with names_previous(path):
-        tree = read(path, kind=("optimizer", "training", "slices"))
+        path, tree, _ = read_optimizer(path)
     with optimizer._locked():
         try:
             if isinstance(tree, dict) and "slices" in tree:

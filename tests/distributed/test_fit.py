@@ -21,7 +21,7 @@ def test_what_differs_is_named_on_every_rank(name):
 @pytest.mark.parametrize(
     "name",
     [
-        *("one_sided", "own_states", "own_averages", "one_checkpoint"),
+        *("one_sided", "own_states", "own_averages", "one_checkpoint", "loaded_by_hand"),
         *("files", "best_taken_back", "failures", "interrupted", "unwritable"),
     ],
 )

@@ -290,6 +290,22 @@ def other_number(path, epochs):
     assert len(told) == (RANK == 0 and epochs == "2"), told
 
 
+def loaded_by_hand(folder):
+    """An optimizer's `load`, sharded or plain, finds its part of a checkpoint that `fit` wrote."""
+    path = Path(folder) / "run.ckpt"
+    trained = fit(checkpoint=path)[0]["w"].tobytes()
+    params, sharded = fresh()
+    plain = fo.Adam({"w": np.zeros((6, 1))})
+    for optimizer in (sharded, plain):
+        assert optimizer.load(path) is None
+        assert np.asarray(optimizer.param_groups[0]["params"][0]).tobytes() == trained
+        assert optimizer.state_dict()["state"]["w"]["step"] == 18
+    assert params["w"].tobytes() == trained
+    sharded.save(f"{path}.optimizer-18", extra=1)
+    with refused(fo.CheckpointError, "is of another checkpoint"):
+        sharded.load(path)
+
+
 def one_checkpoint(folder):
     """No rank can take another checkpoint than the first rank does."""
     path = Path(folder) / "run.ckpt"

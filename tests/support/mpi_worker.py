@@ -314,6 +314,10 @@ def face():
     with raises(ValueError, "lr of group 3"):
         opt.add_param_group({"params": np.ones(3), "lr": odd(1.0, 2.0)})
     assert len(opt.param_groups) == 3
+    lamb = fo.distributed.ShardedOptimizer(fo.LAMB, {"w": np.ones(3)}, adapt=False)
+    with raises(ValueError, "norms of whole parameters"):
+        lamb.add_param_group({"params": np.ones(3), "adapt": True})
+    assert len(lamb.param_groups) == 1 and lamb.step({"w": np.ones(3)}).applied
 
     def step(optimizer, t):
         g = gradients(params, t)

@@ -150,8 +150,8 @@ MUTANTS = (
     *planted(
         "fastoptim/distributed/states.py",
         (RANKS,),
-        ("ranks load different files", """{"the checkpoint's content (SHA-256)": checksum}""", "{}"),
-        ("ranks load different state dicts", "self._channel.agree(None, what, steps)", "pass"),
+        ("ranks load different files", """{"the checkpoint's content (SHA-256)": found[2]}""", "{}"),
+        ("ranks load different state dicts", "lambda _: _step_texts(state_dict)", "lambda _: {}"),
         ("slices that all may read", ", like=target)", ")"),
         (
             "loading left halfway by Ctrl-C",

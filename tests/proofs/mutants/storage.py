@@ -80,7 +80,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *planted(
         "fastoptim/distributed/states.py",
         (SHARDED,),
-        ("ranks: the seed of a checkpoint is not taken", " | _seed_of(state_dict)", ""),
+        ("ranks: the seed of a checkpoint is not taken", ", own, mine) | seed)", ", own, mine))"),
         ("ranks: scales are cut like elements", ".over(self._slots[key])", ".over(1)"),
     ),
     *planted(
