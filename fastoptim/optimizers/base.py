@@ -30,7 +30,7 @@ from ..common.validation import check_no_method, check_range, flag, step_options
 from ..rules.table import Rule
 from . import pickling, saving, state_dicts
 from .applying import applied
-from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed
+from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed, one_or_each
 from .hyperparameters import Checked, Hyper, NotNeeded, Rate, UpdateSpec
 from .selecting import GroupedParams, Members, select
 from .state_dicts import IncompatibleKeys
@@ -239,7 +239,7 @@ class Optimizer:
     def _set(self, name: str, values: list[Any]) -> None:
         groups = self._model.groups
         if len(values) != len(groups):
-            raise ValueError(f"{name}: expected one value or {len(groups)} (one per group), got {len(values)}")
+            raise ValueError(f"{name}: expected {one_or_each(len(groups))}, got {len(values)}")
         found = []  # all are checked before one is set
         place = self._names.index(name)
         for group, value in zip(groups, values, strict=True):

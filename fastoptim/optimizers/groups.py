@@ -311,6 +311,11 @@ def momentum_of(group: Mapping[str, Any]) -> float:
     return float(momentum) if isinstance(momentum, (int, float)) and 0.0 <= momentum < 1.0 else 0.0
 
 
+def one_or_each(groups: int) -> str:
+    """How many values a hyperparameter may be given, for an error message."""
+    return "one value, as there is one group" if groups == 1 else f"one or {groups} (one per group)"
+
+
 def listed(params: Any) -> Any:
     """`params`, or its items if it can be walked only once or is the values of a dict."""
     return list(params) if isinstance(params, (Iterator, ValuesView)) else params

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..checkpoint.files import CheckpointError
 from ..common.validation import real
+from ..optimizers.groups import one_or_each
 from ..schedules import described, parts_of
 from .loop import Loop
 from .validation import Validation
@@ -119,7 +120,7 @@ def _given(lr: Any, optimizer: Any) -> tuple[Any, ...]:
             "each, such as lr=[schedule, fastoptim.schedules.scale(schedule, 0.1)]"
         )
     if several and len(parts) != len(groups):
-        raise ValueError(f"lr: expected one or {len(groups)} (one per group), got {len(parts)}")
+        raise ValueError(f"lr: expected {one_or_each(len(groups))}, got {len(parts)}")
     for part in parts:
         if isinstance(part, str):
             raise TypeError(f"lr must be a number or a schedule, such as fastoptim.schedules.cosine(...), got {part!r}")
@@ -145,7 +146,7 @@ def _others(schedules: Any, optimizer: Any) -> dict[str, tuple[Any, ...]]:
             raise ValueError(f"schedules: the optimizer has no hyperparameter {name!r}; it has {names}")
         parts = tuple(given) if isinstance(given, (list, tuple)) else (given,)
         if len(parts) not in (1, len(groups)):
-            raise ValueError(f"schedules: {name}: expected one or {len(groups)} (one per group), got {len(parts)}")
+            raise ValueError(f"schedules: {name}: expected {one_or_each(len(groups))}, got {len(parts)}")
         for part in parts:
             if not callable(part) and (part is not None or len(parts) == 1):
                 raise TypeError(

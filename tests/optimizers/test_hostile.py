@@ -277,6 +277,8 @@ def test_hyperparameters_are_attributes():
     adam = fo.Adam(np.zeros(1))
     adam.betas = (0.5, 0.75)
     assert adam.betas == (0.5, 0.75)
+    with pytest.raises(ValueError, match="lr: expected one value, as there is one group, got 2"):
+        adam.lr = [0.1, 0.2]
     with pytest.raises(AttributeError, match=r"zero_grad.*arguments of step"):
         adam.zero_grad()
 

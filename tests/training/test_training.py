@@ -1031,7 +1031,7 @@ def test_bad_arguments_are_refused_before_anything_is_overwritten(options, error
 def test_an_optimizer_of_other_arrays_is_refused():
     params, data, f = problem()
     copies = {"w1": params["w1"].copy(), "b1": params["b1"], "head": params["head"]}
-    with pytest.raises(ValueError, match=r"not in params: \['w1'\]"):
+    with pytest.raises(ValueError, match=r"not in params: \['w1'\]; make it of these"):
         fo.fit(f, params, data, fo.Adam(copies), steps=3)
     with pytest.raises(ValueError, match="by its name"):
         fo.fit(f, params, data, fo.Adam(params), steps=3, backend="numpy")
