@@ -412,7 +412,7 @@ def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | 
     if isinstance(optimizer, Optimizer):
         strange = strange_arrays(optimizer, [p for _, p in named_arrays(params)])
         if strange:
-            raise ValueError(f"the optimizer steps arrays that are not in params: {strange}; make it of these")
+            raise ValueError(f"the optimizer steps arrays that are not in params: {strange}; make it of these params")
     return optimizer
 
 
