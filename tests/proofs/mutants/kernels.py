@@ -46,6 +46,7 @@ ROWS = tuple(
         "rows_that_were_changed_since_are_checked_again",
         "bad_rows_change_nothing",
         "exact_steps_have_the_bits_of_dense_ones",
+        "zero_times_a_scale_of_minus_zero_reaches_every_row",
         "the_norm_forgets_the_rows_of_the_step_before",
         "another_algorithm_is_asked_for_by_name_and_decay_refused",
         "adagrad_without_eps_is_not_exact",
@@ -54,11 +55,12 @@ ROWS = tuple(
 NATIVE = (GOLDEN_C, RANDOM, EMULATED, BITS, THREADS)
 DRIVER = (REFUSALS, OPTIMIZERS, RANDOM, THREADS)
 
-# They change how memory is asked for ahead, which kernels do with AVX-512 alone.
+# They change how memory is asked for ahead, or eight doubles at a time, which kernels do with AVX-512 alone.
 AVX512_ALONE = (
     "an element left out of each stretch",
     "norm: an element left out of each stretch",
     "storage: an element left out of each block",
+    "norm: one of eight twice",
 )
 MUTANTS = (
     # The kernels' arithmetic
