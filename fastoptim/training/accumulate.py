@@ -24,12 +24,13 @@ class Accumulator:
         self._fresh: list[bool] = []
 
     def add(self, grads: Any, weight: float) -> None:
-        if self._structure is None:
-            self._structure = Structure(grads)
-            self._sums = [None] * len(self._structure.names)
-            self._means, self._dtypes = self._sums.copy(), self._sums.copy()
         if self.weight == 0.0:
+            before, self._structure = self._structure, Structure(grads)
+            if before is None or before.names != self._structure.names:  # callbacks may add groups
+                self._sums = [None] * len(self._structure.names)
+                self._means, self._dtypes = self._sums.copy(), self._sums.copy()
             self._fresh = [True] * len(self._sums)
+        assert self._structure is not None
         self.weight += weight
         for i, (name, g) in enumerate(zip(self._structure.names, self._structure.leaves(grads), strict=True)):
             if g is None:

@@ -531,8 +531,9 @@ def test_callbacks_may_change_the_optimizers_own_limit(tmp_path, first, then):
     assert repr(train("cut", 3, 4)) == repr((w, norms))  # what the callback has changed is resumed
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("several", [False, True])
-def test_a_group_that_a_callback_adds_is_scheduled_like_the_others(several):
+def test_a_group_that_a_callback_adds_is_trained_and_scheduled_like_the_others(several, accumulate):
     params, rates = {"a": np.ones(1), "b": np.ones(1)}, []
 
     def add(loop):
@@ -543,8 +544,10 @@ def test_a_group_that_a_callback_adds_is_scheduled_like_the_others(several):
     opt = fo.SGD(params["a"], lr=0.5)
     f = lambda p, b: (1.0, [np.ones(1)] * 2 if len(opt.param_groups) == 2 else np.ones(1))  # noqa: E731
     schedule = schedules.linear(1.0, 0.0, 4)
-    fo.fit(f, params, None, opt, lr=[schedule] if several else schedule, steps=4, callbacks=add, diagnose=False)
+    options = {"steps": 4, "callbacks": add, "accumulate": accumulate, "diagnose": False}
+    fo.fit(f, params, None, opt, lr=[schedule] if several else schedule, **options)
     assert rates == [[1.0], [0.75, 0.3], [0.5, 0.5], [0.25, 0.25]]
+    assert (params["a"], params["b"]) == (1.0 - 2.5, 1.0 - 0.75)
 
 
 # --- The best, with what it is computed from --------------------------------------------------------------------------
