@@ -21,6 +21,7 @@ _WIDE = 1.0  # scatter from which on the median of a few losses may lie anywhere
 _SUDDEN = 0.15  # share of a curve within which a rise is sudden
 _FASTER = 0.65  # duration of the second part of a rise, in units of the first, below which it gets faster ...
 _SLOWER = 1.4  # ... and from which on it gets slower
+_LEAST = 1e-60  # unit of losses, in that of the largest one, below which squares might overflow
 _STRAY = 0.05  # share of values that may be negative in a curve that is positive otherwise
 
 
@@ -77,7 +78,7 @@ class MeasuredCurve:
     """A curve of finite losses on the scale on which it is judged, and its figures.
 
     `z` is the logarithm of the loss where it is positive, apart from a few stray values, so that 0.1 is about ten per
-    cent; else the loss in units of its start, or of its range if it starts close to zero.
+    cent; else the loss in units of its start, or of the range of its levels if it starts close to zero.
 
     Parameters
     ----------
@@ -341,8 +342,9 @@ def _scaled(y: Array, start: float) -> tuple[bool, Array]:
         return True, np.log(np.maximum(y, floor))
     scaled = y / largest
     unit = abs(start) / largest
-    width = float(np.ptp(scaled))
-    return False, scaled / (unit if unit > 0.05 * width else width)
+    levels = np.append(blocks(scaled, min(BLOCKS, 1 + len(y) // 5), np.median), start / largest)
+    width = float(np.ptp(levels)) or float(np.ptp(scaled))  # of levels: a spike is no scale
+    return False, scaled / max(unit if unit > 0.05 * width else width, _LEAST)
 
 
 def detrended(x: Array) -> Array:

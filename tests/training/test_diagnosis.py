@@ -828,6 +828,18 @@ def test_one_negative_loss_changes_no_unit():
     assert fo.diagnose(falling).verdict == "healthy"
 
 
+@pytest.mark.parametrize("fixed_batch", [False, True])
+@pytest.mark.parametrize("spike", [150.0, -1e4, 1e30])
+def test_a_spike_among_losses_of_both_signs_changes_no_unit(spike, fixed_batch):
+    """A fall from 0.3 to -0.9 was little beside the spike: "multiply the learning rate by 10", at which it diverged."""
+    losses = np.linspace(0.3, -0.9, 300) + 0.02 * np.random.default_rng(0).standard_normal(300)
+    plain = fo.diagnose(losses, fixed_batch=fixed_batch)
+    losses[40] = spike
+    found = fo.diagnose(losses, fixed_batch=fixed_batch)
+    assert (found.verdict, found.lr_factor) == (plain.verdict, plain.lr_factor) == ("healthy", 1.0)
+    assert found.evidence["drop"] == pytest.approx(plain.evidence["drop"])
+
+
 def test_a_loss_that_was_thrown_up_at_once_is_compared_with_the_first():
     """The median of the first few is that of the jump: the loss seemed to have fallen by 95 %, and to be healthy."""
     t = np.arange(300.0)
