@@ -18,7 +18,7 @@ from ..backends import resolve
 from ..common.busy import Busy, exclusive
 from ..common.threads import resolve_threads
 from ..common.validation import check_no_method, choice, names_arguments, real, unknown_name
-from ..optimizers.update import ArrayStep, Member, Update
+from ..optimizers.update import TINY, ArrayStep, Member, Update
 from ..rules import coefficients as of_rule
 from ..rules.table import RULES, Kernel
 
@@ -174,19 +174,27 @@ def adam_coefficients(t: Any, lr: Any, beta1: Any, beta2: Any, eps: Any, mode: s
         raise ValueError(f"Adam needs the number of the step, an integer t >= 1, got {t!r}")
     beta1, beta2 = real("beta1", beta1, 0.0, 1.0), real("beta2", beta2, 0.0, 1.0)
     choice("eps_mode", mode, rules.EPS_MODES)
-    return rules.adam_coefficients(real("lr", lr), beta1, beta2, real("eps", eps), mode, operator.index(t))
+    return rules.adam_coefficients(real("lr", lr), beta1, beta2, checked_eps(eps), mode, operator.index(t))
+
+
+def checked_eps(eps: Any) -> float:
+    """`eps` as a float; ValueError for one that does not keep 0 / 0 out of float32 arrays, whatever these are of."""
+    number = real("eps", eps, 0.0)
+    if 0.0 < number < TINY:
+        raise ValueError(f"eps = {number:g} is zero in float32: give 0 or at least {TINY:.2g}")
+    return number
 
 
 def rmsprop_coefficients(lr: Any, name: str, alpha: Any, eps: Any, mode: str) -> tuple[float, ...]:
     """Those of the rule; errors call the decay rate by `name`. In mode "root" eps is inside the root."""
-    alpha, eps = real(name, alpha, 0.0, 1.0), real("eps", eps, 0.0)
+    alpha, eps = real(name, alpha, 0.0, 1.0), checked_eps(eps)
     return of_rule.rmsprop_coefficients(real("lr", lr), alpha, eps, choice("eps_mode", mode, of_rule.ROOT_MODES))
 
 
 def adagrad_coefficients(lr: Any, eps: Any, mode: str) -> tuple[float, ...]:
     """Those of the rule `rmsprop` that sum squares."""
     mode = choice("eps_mode", mode, of_rule.ROOT_MODES)
-    return of_rule.adagrad_coefficients(real("lr", lr), 0.0, real("eps", eps, 0.0), mode, 1)
+    return of_rule.adagrad_coefficients(real("lr", lr), 0.0, checked_eps(eps), mode, 1)
 
 
 def plain_floats(*arrays: Any) -> bool:

@@ -14,11 +14,14 @@ from typing import Any
 
 from .. import rules
 from ..common.validation import choice, real
+from ..optimizers.family import BELOW_ONE
+from ..optimizers.hyperparameters import check_of
 from ._update import adam_coefficients, step_array
 
 __all__ = ["update"]
 
 _CALLED = ("states[0]", "states[1]")
+_betas = check_of("betas", (0.9, 0.999), BELOW_ONE)
 
 
 def update(
@@ -71,7 +74,7 @@ def update(
         coefficients = rules.momentum_coefficients(lr, mu, mode=momentum_mode)
         step_array("momentum", p, g, states, coefficients, called=_CALLED[:1])
     elif len(states) == 2:
-        beta1, beta2 = betas
+        beta1, beta2 = betas if type(betas) is tuple and len(betas) == 2 else _betas(betas)
         step_array("adam", p, g, states, adam_coefficients(t, lr, beta1, beta2, eps, eps_mode), called=_CALLED)
     else:
         raise TypeError(f"expected no state, one (momentum) or two (Adam), got {len(states)}")

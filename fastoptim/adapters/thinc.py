@@ -22,7 +22,7 @@ import numpy as np
 
 from ..common.signals import deferred_signals
 from ..common.validation import check_range, real
-from ._update import step_array
+from ._update import checked_eps, step_array
 
 try:
     from thinc import optimizers
@@ -74,7 +74,7 @@ class Optimizer(optimizers.Optimizer):
                 states: Any = tuple(m[key] if key in m else np.zeros(w.size, np.float32) for m in moments)
                 hat = self.learn_rate(step, **arguments) * (1.0 - b2**t) ** 0.5 / (1.0 - b1**t) * lr_scale
                 c1, c2 = (float(np.float32(1.0) - np.float32(b)) for b in (b1, b2))  # as thinc's kernel has them
-                coefficients = (b1, c1, b2, c2, hat, 1.0, self.eps(step, **arguments))
+                coefficients = (b1, c1, b2, c2, hat, 1.0, checked_eps(self.eps(step, **arguments)))
                 step_array("adam", w, g, states, coefficients, scale=scale, called=("mom1", "mom2"))
                 self.mom1[key], self.mom2[key] = states
             else:

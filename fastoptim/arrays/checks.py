@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..common.trees import instead_of_function
+from ..rules.codecs import LOW
 
 Array = np.ndarray
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -119,7 +120,7 @@ def check_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
 
 def check_stored_dtype(name: str, dtype: np.dtype, role: str = "parameter") -> None:
     """TypeError unless `dtype` is native and one that arrays are stored in: float8 only for states."""
-    low = dtype.name == "bfloat16" or (dtype == np.float16 and dtype.isnative)
+    low = dtype.isnative and dtype.name in LOW
     if not (dtype in DTYPES or low or (role not in ("parameter", "gradient") and dtype.name == "float8_e4m3fn")):
         check_dtype(name, dtype, role)
 

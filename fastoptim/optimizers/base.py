@@ -215,7 +215,7 @@ class Optimizer:
         for name, value in changed:
             for number in value if isinstance(value, tuple) else (value,):
                 for dtype in dtypes if isinstance(number, (int, float)) else ():
-                    check_range(name, number, dtype, may_vanish=name != "eps")
+                    check_range(name, number, dtype, may_vanish=not name.startswith("eps"))
         return Checked(given, values, spec)
 
     def __init_subclass__(cls, **options: Any) -> None:

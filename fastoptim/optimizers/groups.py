@@ -52,7 +52,7 @@ class ParamGroup(dict[str, Any]):
         group = cls()
         group.dtypes = frozenset(map(compute_dtype, dtypes))
         values = {name: fixed(value) for name, value in hyperparameters.items()}
-        dict.update(group, {"params": ParamList(params), "names": names} | values)
+        dict.update(group, {"params": ParamList(params), "names": NameList(names)} | values)
         group.count_changes([0, 0])
         return group
 
@@ -127,6 +127,12 @@ class ParamGroups(_FixedList):
     def __setitem__(self, index: Any, value: Any) -> None:
         if isinstance(index, slice) or value is not self[index]:  # which `param_groups[0] |= {...}` puts back
             self._refuse()
+
+
+class NameList(_FixedList):
+    """The "names" of a group, by which states are saved and found again."""
+
+    _why = "names of a group are fixed: they come from the structure of the parameters"
 
 
 class ParamList(_FixedList):

@@ -162,12 +162,9 @@ def check_of(name: str, default: Any, allowed: tuple[Any, ...] | None = None) ->
 
 
 def _numbers(name: str, value: Any, size: int, limits: tuple[float, ...]) -> tuple[float, ...]:
-    try:
-        numbers = tuple(value)
-        if len(numbers) != size:
-            raise ValueError(f"{len(numbers)} items")
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be {'a pair of' if size == 2 else 'three'} numbers, got {value!r}") from error
+    numbers = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(numbers, (tuple, list)) or len(numbers) != size:  # sets, for example, have no order
+        raise TypeError(f"{name} must be {'a pair of' if size == 2 else 'three'} numbers, got {value!r}")
     return tuple([real(f"{name}[{i}]", x, *limits) for i, x in enumerate(numbers)])
 
 

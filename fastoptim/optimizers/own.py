@@ -351,6 +351,7 @@ def _make(
         raise ValueError("coefficients must take lr, the learning rate that schedules and `fit` set")
     for taken in (
         *(("weight_decay",) if decay else ()),
+        *(name for name in defaults if name.startswith("_")),
         "maximize",
         *(x for x in dir(OwnOptimizer) if x != "lr"),
         *_INIT,

@@ -430,6 +430,7 @@ def test_signatures_and_results_are_checked():
         ({"coefficients": lambda rate=0.1: (rate,)}, ValueError, "must take lr"),
         ({"coefficients": lambda lr, step=3: (lr,)}, ValueError, "cannot be called 'step'"),
         ({"coefficients": lambda lr, save=3: (lr,)}, ValueError, "cannot be called 'save'"),
+        ({"coefficients": lambda lr, _own=3: (lr,)}, ValueError, "cannot be called '_own'"),
         ({"coefficients": lambda *lr: (lr,)}, TypeError, "names of their own"),
         ({"coefficients": 3}, TypeError, "must be a function"),
         ({"coefficients": lambda lr=0.1: (lr, 1)}, ValueError, r"must return \['c'\], got 2 numbers"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import re
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
 
 import fastoptim as fo
+from fastoptim.adapters import per_array
 from fastoptim.backends import get_backend
 from fastoptim.rules import Kernel
 from fastoptim.rules.table import RULES
@@ -307,6 +309,9 @@ BAD_HYPER = [
     (fo.Adam, {"betas": (0.9, -0.1)}, r"betas\[1\]"),
     (fo.Adam, {"betas": (0.9, NAN)}, r"betas\[1\]"),
     (fo.Adam, {"betas": 0.9}, "betas"),
+    (fo.Adam, {"betas": {0.9, 0.999}}, "betas must be a pair of numbers"),  # in whatever order
+    (fo.Adam, {"betas": {0.9: 0, 0.999: 0}}, "betas must be a pair of numbers"),
+    (fo.Adan, {"betas": iter((0.98, 0.92, 0.99))}, "betas must be three numbers"),  # which can be read once
     (fo.Adam, {"eps": -1e-8}, "eps"),
     (fo.Adam, {"eps_mode": "tf"}, "eps_mode"),
     (fo.AdamW, {"weight_decay": NAN}, "weight_decay"),
@@ -360,6 +365,12 @@ def test_what_a_class_refuses_no_function_takes():
         with pytest.raises(ValueError, match="eps = 1e-50 is zero in float32"):
             fo.functional.adam(p, g, m, v, step=1, eps=eps)
     fo.functional.adam(*(np.zeros(2) for _ in range(4)), step=1, eps=1e-50)
+    for adam in (partial(fo.functional.adam, step=1), partial(per_array.update, t=1)):
+        with pytest.raises(TypeError, match="betas must be a pair of numbers"):
+            adam(p, g, m, v, betas={0.9, 0.999})
+        adam(*(np.zeros(2) for _ in range(4)), betas=np.array([0.9, 0.999]))
+    with pytest.raises(ValueError, match="eps_root = 1e-50 is zero in float32"):
+        fo.functional.adabelief(p, g, {}, eps_root=1e-50)
     assert not (np.isnan(p).any() or m.any() or v.any())
 
     def root(g, p, v, lr, eps):
@@ -370,6 +381,16 @@ def test_what_a_class_refuses_no_function_takes():
     with pytest.raises(ValueError, match="eps = 1e-50 is zero in float32"):
         own.update(p, g, v, step=1, eps=1e-50, backend="numpy")
     own.update(p, g, v, step=1, pair=[3, 4], backend="numpy")  # as the class takes it
+
+
+def test_names_of_a_group_cannot_be_changed():
+    opt = fo.SGD([np.ones(2), np.ones(2)], lr=0.5, momentum=0.5)
+    names = opt.param_groups[0]["names"]
+    changes = (names.reverse, lambda: names.append("2"), lambda: names.__setitem__(0, "w"), lambda: names.__iadd__("w"))
+    for change in changes:
+        with pytest.raises(TypeError, match="names of a group are fixed"):
+            change()
+    assert names == ["0", "1"] and type(copy.deepcopy(names)) is list
 
 
 def test_a_group_is_merged_in_place():

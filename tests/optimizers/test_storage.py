@@ -332,6 +332,8 @@ REFUSED = {
     "packing": (lambda: fo.pack([np.ones(3, "f2")]), TypeError, "float16"),
     "float8 parameters": (lambda: fo.SGD(np.ones(3, ml_dtypes.float8_e4m3fn)), TypeError, "float8_e4m3fn"),
     "foreign byte order": (lambda: fo.SGD(np.ones(3, ">f2")), TypeError, "foreign byte order"),
+    "foreign byte order of bfloat16": (
+        lambda: fo.SGD(np.zeros(3, np.dtype(ml_dtypes.bfloat16).newbyteorder())), TypeError, "foreign byte order"),
 }  # fmt: skip
 
 
