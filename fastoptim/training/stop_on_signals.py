@@ -37,6 +37,7 @@ class StopOnSignals:
     def _handle(self, number: int, frame: Any) -> None:
         if self._seen or self._loop is None:
             self._put_back()
+            signal.signal(number, _DEFAULTS[number])  # `deferred_signals` may have put this handler back since
             signal.raise_signal(number)
         self._seen = True
         if self._loop is not None:
@@ -59,5 +60,6 @@ class StopOnSignals:
 
     def end(self, loop: Loop) -> None:
         self._put_back()
+        self._loop = None
         if loop.reason is not None and any(loop.ranks.every(self._seen)):  # also where training was ending anyway
             loop.reason = "interrupted"

@@ -203,3 +203,24 @@ def test_stop_from_within_the_loss_function_ends_after_its_step():
     seen = []
     result = fo.fit(f, np.ones(2), None, "sgd", steps=100, callbacks=[Keep()])
     assert (result.reason, result.steps, len(result.history)) == ("enough", 4, 4)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_handler_that_outlives_training_lets_ctrl_c_through(twice):
+    """Two signals within a microsecond can put it back within `deferred_signals`: it called itself for ever."""
+    left = []
+
+    def look(loop):
+        left.append(signal.getsignal(signal.SIGINT))
+        if twice:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    fo.fit(lambda p, b: (1.0, np.ones(1)), np.ones(1), None, "sgd", steps=2, callbacks=look, diagnose=False)
+    signal.signal(signal.SIGINT, left[0])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, before)
