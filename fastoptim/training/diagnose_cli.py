@@ -54,7 +54,7 @@ def report(name: str, curve: Curve, **options: Any) -> str:
     if curve.others:
         lines.append(f"  others in it (--column): {', '.join(curve.others[:12])}")
     if curve.left_out:
-        lines.append(f"  the steps begin anew after {curve.left_out} losses of another run, which are left out")
+        lines.append(f"  {curve.left_out} losses of other runs in it are left out: the last run is read")
     late = options.get("start") is None and begins_late(curve)
     if late:
         lines.append(
@@ -65,10 +65,19 @@ def report(name: str, curve: Curve, **options: Any) -> str:
     said = f"{found.verdict}. {found.remedy}"
     if late and found.lr_factor > 1.0:
         said = "unclear. It falls slowly, as a good run does later on: nothing tells that the rate is too small."
+    times = _times_each(curve.steps)
+    if found.reason == "alternating" and times > 1:
+        said = f"unclear. It alternates, but has {times} losses for every step, which may be of different data or runs."
     if _MORE_IS_BETTER.search(curve.column):
         said = "unclear. Of this, more seems to be better; only losses can be judged."
     lines += [f"  {said}", f"  ({figures})"]
     return printable("\n".join(lines), keep="\n")
+
+
+def _times_each(steps: np.ndarray) -> int:
+    """How often most steps come in succession."""
+    starts = np.flatnonzero(np.diff(steps, prepend=math.nan))
+    return int(np.median(np.diff(starts, append=len(steps)))) if len(steps) else 0
 
 
 def begins_late(curve: Curve) -> bool:

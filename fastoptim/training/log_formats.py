@@ -18,8 +18,11 @@ import numpy as np
 
 # A comma may part thousands where a point follows. `2,5` and `2,345` are not read: nobody knows which is meant.
 _THOUSANDS = r"\d{1,3}(?:,\d{3})+\.\d*"
+_WITH_COMMA = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+(?:[eE][-+]?\d+)?")
 _DIGITS = rf"(?:{_THOUSANDS}|\d+\.\d*|\d+(?![\d.]|,\d)|\.\d+)(?:[eE][-+]?\d+)?"
-_NUMBER = rf"[-+]?(?:{_DIGITS}|nan|inf(?:inity)?)(?![\w.]*[A-Za-z_])"
+# What C on Windows, C elsewhere and Fortran print for what is no number, or does not fit.
+_NO_NUMBER = r"1\.#[A-Z]+\d*|nan\([\w-]*\)|\*{3,}"
+_NUMBER = rf"[-+]?(?:{_NO_NUMBER}|(?:{_DIGITS}|nan|inf(?:inity)?)(?![\w.]*[A-Za-z_#]))"
 # `loss: 0.25`, `train_loss=0.25`, `"loss": 0.25`, `Loss 0.25`, `loss | 0.25`, `loss: tensor(0.25, ...)`, `Cost after
 # iteration 100: 0.25`, `0.25 avg loss`; no val_loss, no box_loss.
 _NAME = r"(?:tr(?:ai)?n(?:ing)?[ _/-]?|total[ _/-])?loss(?!\d)|cost after \w+ \d+"
@@ -31,6 +34,9 @@ _IN_TEXT = re.compile(
 _OF_WHAT = re.compile(
     r"(?<![a-z_])(?:(tr(?:ai)?n(?:ing)?)|val|valid(?:ation)?|eval(?:uation)?|test(?:ing)?|dev)(?![a-z_])", re.I
 )
+_LOSS_IN_TEXT = re.compile(
+    rf"""(?<![A-Za-z_\-./])(?:{_NAME})["']?\s*(?:[:=|]|is\b)?\s*{_WRAPPED}([-+]?\d[^\s|;]*)""", re.I
+)
 _STEP = re.compile(r"""\b(?:global[_ ])?(?:step|iter(?:ation)?)s?["']?\s*[:=\[]?\s*(\d+)""", re.I)
 _VALIDATION = re.compile(r"val|eval|test|dev", re.I)
 _RATES = (
@@ -40,7 +46,10 @@ _RATES = (
 _STEPS = ("step", "global_step", "iter", "iteration", "iterations", "trainer/global_step", "_step", "batch", "epoch")
 _OTHER_NAMES = ("nll", "cost", "objective", "perplexity", "ppl", "error", "mse", "rmse", "mae", "cross_entropy", "bpc")
 _MODES = ("mode", "split", "phase", "stage", "set")
-_LABELS = ("metric", "tag", "key")  # of records of one value each
+_RUNS = ("run", "run_id", "run_name", "seed", "rank", "trial", "trial_id", "fold", "experiment", "worker")
+_LABELS = ("metric", "tag", "key", "name", "variable")  # of records of one value each
+_NO_LOSS = re.compile(r"loss_?(?:scale|scaling|weight|coeff?|factor)|(?:scale|weight|coeff?)_(?:of_)?loss")
+_UNREAD = 0.05  # share of losses that may be unreadable
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,20 @@ class Curve:
 
 
 class _Columns(dict[str, list[float | None]]):
-    """Columns of numbers by name, all of one length; None is a blank."""
+    """Columns of numbers by name, all of one length; None is a blank.
+
+    Attributes
+    ----------
+    unread : dict
+        By name, the cells with digits in them that are no numbers.
+    left_out : int
+        Records of other runs.
+    """
+
+    def __init__(self, columns: Mapping[str, list[float | None]], left_out: int = 0):
+        super().__init__(columns)
+        self.unread: dict[str, list[str]] = {}
+        self.left_out = left_out
 
 
 def make_out(text: str, column: str | None, pattern: str | None) -> Curve:
@@ -108,6 +130,8 @@ def rank(name: str) -> int | None:
         return 0
     if key == "loss":
         return 1
+    if _NO_LOSS.search(key):
+        return None
     if _VALIDATION.search(key):
         return 6 if "loss" in key else None
     if "loss" in key:
@@ -132,12 +156,13 @@ def _chosen(columns: _Columns, column: str | None) -> Curve:
     elif column not in filled:
         state = "is blank" if column in columns else "is missing"
         raise ValueError(f"column {column!r} {state}; there are {_listed(filled)}")
+    _check_readable(columns.unread.get(column, ()), sum(value is not None for value in filled[column]))
     steps = _of_name(filled, _STEPS)
     order = steps if steps is not None else list(range(len(filled[column])))
     rates, checks = _of_name(filled, _RATES), _validation_of(filled, column)
     where = [i for i, value in enumerate(filled[column]) if value is not None]
-    if all(later is not None and earlier is not None and later < earlier for earlier, later in pairwise(order)):
-        where.reverse()  # the newest comes first
+    if _is_sorted_otherwise([order[i] for i in where]):
+        where.sort(key=lambda i: order[i] or 0.0)
     known = [math.nan if order[i] is None else order[i] for i in where]
     begun = last_run(np.array(known, float), _array(filled[column], where))
     known, where = known[begun:], where[begun:]
@@ -151,8 +176,23 @@ def _chosen(columns: _Columns, column: str | None) -> Curve:
         _array(checks or (), there),
         column,
         tuple(name for name in candidates if name != column),
-        left_out=begun,
+        left_out=columns.left_out + begun,
     )
+
+
+def _check_readable(unread: Sequence[str], count: int) -> None:
+    """ValueError if too many of the losses are no numbers: the others may be the small ones, or of one part alone."""
+    if len(unread) > _UNREAD * (len(unread) + count):
+        raise ValueError(
+            f"{len(unread)} of {len(unread) + count} losses are no numbers like 0.25 or 1234.5: {unread[0][:40]!r}"
+        )
+
+
+def _is_sorted_otherwise(steps: list[float | None]) -> bool:
+    """Whether rows are sorted by something else than steps, or the newest comes first; every step is there once."""
+    if None in steps or len({*steps}) < len(steps):
+        return False
+    return bool(np.sum(np.diff(np.array(steps, float)) < 0.0) > 0.25 * len(steps))
 
 
 def last_run(steps: np.ndarray, losses: np.ndarray) -> int:
@@ -251,15 +291,28 @@ def _is_column(values: Any) -> bool:
 
 
 def _of_records(rows: list[dict[str, Any]]) -> _Columns | None:
-    """Columns from records; where they say of what they are (mode, split), only those of training."""
-    for key in dict.fromkeys(name for row in rows for name in row if name.lower() in _MODES):
+    """Columns from records; where they say of what they are (mode, split), only those of training.
+
+    Of several runs that say which they are only the last is taken.
+    """
+    for key in dict.fromkeys(name for row in rows for name in row):
         said = [str(row[key]).lower() for row in rows if isinstance(row.get(key), str)]
-        if any(mode.startswith("train") for mode in said):
+        named = key.lower() in _MODES or any(_OF_WHAT.fullmatch(mode) and mode[:2] != "tr" for mode in said)
+        if named and any(mode.startswith("train") for mode in said):
             rows = [row for row in rows if str(row.get(key, "train")).lower().startswith("train")]
             break
-    rows = [_flat(_labelled(row)) for row in rows]
-    names = dict.fromkeys(name for row in rows for name in row)
-    return _Columns({name: [row.get(name) for row in rows] for name in names}) if rows else None
+    count = len(rows)
+    for key in dict.fromkeys(name for row in rows for name in row if name.lower() in _RUNS):
+        last = next(row[key] for row in reversed(rows) if key in row)
+        rows = [row for row in rows if row.get(key, last) == last]
+    flat = [_flat(_labelled(row)) for row in rows]
+    names = dict.fromkeys(name for row in flat for name in row)
+    columns = _Columns({name: [row.get(name) for row in flat] for name in names}, count - len(rows))
+    for row in map(_labelled, rows):
+        for name, value in row.items():
+            if isinstance(value, str) and _number(value) is None and any(map(str.isdigit, value)):
+                columns.unread.setdefault(name, []).append(value)
+    return columns if rows else None
 
 
 def _labelled(row: dict[str, Any]) -> dict[str, Any]:
@@ -289,8 +342,11 @@ def _number(value: Any) -> float | None:
     try:
         return float(value)
     except (TypeError, ValueError):
-        parted = isinstance(value, str) and re.fullmatch(rf"[-+]?{_THOUSANDS}", value)
-        return float(value.replace(",", "")) if parted else None
+        if not isinstance(value, str):
+            return None
+        if re.fullmatch(rf"[-+]?(?:{_NO_NUMBER})", value, re.I):
+            return math.nan
+        return float(value.replace(",", "")) if re.fullmatch(rf"[-+]?{_THOUSANDS}", value) else None
     except OverflowError:
         return math.inf if value > 0 else -math.inf
 
@@ -306,7 +362,7 @@ def _from_table(text: str) -> _Columns | None:
     if not lines:
         return None
     split = _splitter(lines)
-    rows = _with_points([split(line) for line in lines]) if split is not _by_commas else _quoted(lines)
+    rows = _with_points([split(line) for line in lines] if split is not _by_commas else _quoted(lines))
     first = rows[0]
     if all(_number(cell) is not None for cell in first):
         return _bare(rows, split(comments[-1].lstrip("# ")) if comments else [])
@@ -325,11 +381,17 @@ def _from_table(text: str) -> _Columns | None:
 
 
 def _with_points(rows: list[list[str]]) -> list[list[str]]:
-    """Rows in which a comma before decimals is a point; it is one if some number cannot have thousands there."""
-    found = {cell for row in rows for cell in row if re.fullmatch(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?", cell)}
-    if all(re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", cell) for cell in found):
-        return rows
-    return [[cell.replace(",", ".") if cell in found else cell for cell in row] for row in rows]
+    """Rows in which a comma before decimals is a point, without the points between thousands there.
+
+    It is one in a column if some number in it cannot have thousands there.
+    """
+    for i in range(max(map(len, rows))):
+        found = {row[i] for row in rows if i < len(row) and _WITH_COMMA.fullmatch(row[i])}
+        if not all(re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", cell) for cell in found):
+            for row in rows:
+                if i < len(row) and row[i] in found:
+                    row[i] = row[i].replace(".", "").replace(",", ".")
+    return rows
 
 
 def _by_mark(mark: str, line: str) -> list[str]:
@@ -351,11 +413,19 @@ def _quoted(lines: list[str]) -> list[list[str]]:
 def _splitter(lines: list[str]) -> Callable[[str], list[str]]:
     """What cuts a line into cells: at the mark that the first lines have equally often, else at blanks."""
     head = lines[: min(len(lines), 20)]
+    if all(map(_WITH_COMMA.fullmatch, map(str.strip, lines))) and not _counted(lines):
+        return lambda line: [line.strip()]
     for mark in ("\t", ";", ",", "|"):
         counts = {line.count(mark) for line in head}
         if (len(counts) == 1 and counts != {0}) or (mark == "," and lines[0].count(",") and '"' in lines[0]):
             return _by_commas if mark == "," else partial(_by_mark, mark)
     return str.split if "," not in lines[0] else _by_commas
+
+
+def _counted(lines: list[str]) -> bool:
+    """Whether whole numbers before a comma go up line by line, as steps do and what stands before decimals does not."""
+    before = [float(line.partition(",")[0].replace(".", "")) for line in lines]
+    return len(before) > 1 and all(earlier < later for earlier, later in pairwise(before))
 
 
 def _bare(rows: list[list[str]], names: list[str]) -> _Columns | None:
@@ -405,6 +475,7 @@ def _from_lines(text: str, pattern: str | None) -> Curve:
         raise ValueError(f"--pattern is no regular expression: {error}") from error
     if wanted.groups < 1:
         raise ValueError("--pattern needs a group in round brackets around the loss")
+    unread: list[str] = []
     taken: list[tuple[bool, float, float]] = []  # whether it is said to be of other data, the loss, and its step
     for line in re.split(r"[\r\n]+", text):  # progress bars overwrite their line
         counted = _STEP.search(line)
@@ -416,7 +487,10 @@ def _from_lines(text: str, pattern: str | None) -> Curve:
             if (value := _number(_parted(match[group] or ""))) is not None
         ]
         taken += sorted(found, key=itemgetter(0))[:1]
+        if not found and pattern is None and (written := _LOSS_IN_TEXT.search(line)):
+            unread += [] if _is_of_other_data(line[: written.start()]) else [written[1]]
     of_training = [one for one in taken if not one[0]] or taken
+    _check_readable(unread, len(of_training))
     if not of_training:
         hint = "no line matches --pattern" if pattern else "no loss is found; name its --column, or give a --pattern"
         raise ValueError(hint)

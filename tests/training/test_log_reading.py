@@ -149,7 +149,7 @@ def test_of_several_runs_in_one_log_the_last_is_read(tmp_path, capsys):
         (tmp_path / name).write_text(text)
         assert cli.main(["diagnose", str(tmp_path / name)]) == 0
         out = capsys.readouterr().out
-        assert "healthy" in out and "begin anew after 300 losses of another run" in out
+        assert "healthy" in out and "300 losses of other runs in it are left out" in out
     within = [(i % 50, loss) for i, loss in run]  # counted within each epoch
     assert curve(table(",", ("iter", "loss"), *within)).losses.tolist() == [loss for _, loss in run]
 
@@ -186,11 +186,87 @@ def test_a_comma_in_a_number_is_read_only_where_it_can_mean_one_thing():
     assert curve('step,loss\n0,"1,234,567.0"\n1,"1,000.5"\n2,9.5\n').losses.tolist() == [1234567.0, 1000.5, 9.5]
     assert curve("E=1,500 now\nE=2,5 now\n", pattern=r"E=([\d.,]+)").losses.tolist() == [1500.0]
     assert curve("loss 0.5,acc 1\nloss:0.25,0.5\n").losses.tolist() == [0.5, 0.25]
-    for text in ("epoch 1, loss: 0,6931\n", "epoch 1, loss: 3,000\n", "epoch 1, loss1: 0.5\n"):
-        with pytest.raises(ValueError, match="no loss is found"):
-            curve(text)
+    for text in ("0,6931", "3,000", "2.1k", "2.1D-03"):
+        with pytest.raises(ValueError, match=f"1 of 1 losses are no numbers like 0.25 or 1234.5: '{text}'"):
+            curve(f"epoch 1, loss: {text}\n")
+    with pytest.raises(ValueError, match="no loss is found"):
+        curve("epoch 1, loss1: 0.5\n")
     with pytest.raises(ValueError, match=r"column 'loss' holds no numbers like 0.25; choose one by --column: 'epoch'"):
         curve("epoch;loss\n0;2,500\n1;2,400\n")  # thousands, or three decimals
+
+
+def german(x):
+    return f"{x:,.2f}".translate(str.maketrans(",.", ".,"))
+
+
+def test_german_numbers_are_read_whole():
+    """Rows over a thousand were dropped; of bare numbers what stands behind the comma was taken for the loss."""
+    losses = [1234567.5, 2500.25, 999.5, 1.75]
+    assert curve(table(";", ("epoch", "loss"), *enumerate(map(german, losses)))).losses.tolist() == losses
+    quoted = table(",", ("epoch", "loss"), *((i, f'"{german(x)}"') for i, x in enumerate(losses)))
+    assert curve(quoted).losses.tolist() == losses
+    assert curve("\n".join(map(german, losses))).losses.tolist() == losses
+    assert curve("0,7\n1,5\n2,3\n").steps.tolist() == [0, 1, 2]  # steps and losses
+    mixed = curve('size,loss\n"32,64","1,000.5"\n"8,16","26,000.0"\n')
+    assert mixed.losses.tolist() == [1000.5, 26000.0]
+
+
+def test_losses_that_can_be_read_in_part_are_refused():
+    """The large ones were left out without a word, which is another curve."""
+    some = [*[f"{2.5 - 0.01 * i:.2f}k" for i in range(20)], *[str(900 - i) for i in range(80)]]
+    texts = {
+        "2.50k": (
+            "".join(f"step {i} loss {x}\n" for i, x in enumerate(some)),
+            table(",", ("epoch", "loss"), *enumerate(some)),
+        ),
+        "3,000": ("".join(f"step {i} loss: {x:,}\n" for i, x in enumerate(range(3000, 0, -100))),),
+    }
+    for first, written in texts.items():
+        for text in written:
+            with pytest.raises(ValueError, match=f"losses are no numbers like 0.25 or 1234.5: '{first}'"):
+                curve(text)
+    rows = [{"loss": x, "step": i} for i, x in enumerate(some)]
+    with pytest.raises(ValueError, match="20 of 100 losses are no numbers"):
+        curve("\n".join(map(json.dumps, rows)))
+    assert len(curve("loss 0.5\n" * 99 + "loss 0.4x1\n").losses) == 99  # a damaged line
+    assert len(curve("loss 0.5\nvalidation loss 2k\n").losses) == 1
+
+
+@pytest.mark.parametrize("text", ["-nan(ind)", "1.#QNAN", "-1.#IND", "*******", "nan(0x8000)", "NaN"])
+def test_spellings_of_what_is_no_number_are_known(text):
+    """Windows and Fortran have their own: a run that had diverged was called healthy."""
+    losses = [*[f"{2.0 - 0.01 * i:.2f}" for i in range(40)], *[text] * 20]
+    for log in (table(",", ("step", "loss"), *enumerate(losses)), "".join(f"loss: {x}\n" for x in losses)):
+        assert fo.diagnose(curve(log).losses).verdict == "diverged"
+
+
+def test_tables_of_several_runs_or_data_sets_are_told_apart(tmp_path, capsys):
+    """Rows that take turns were taken for an oscillation, and the rate was halved."""
+    rng = np.random.default_rng(0)
+    a, b = (level * np.exp(0.03 * rng.standard_normal(300)) for level in (1.5, 3.0))
+    pairs = list(zip(range(300), b, a, strict=True))
+    for key, other, ours in (("type", "test", "train"), ("dataset", "Validation", "Training"), ("seed", "0", "1")):
+        rows = [row for i, x, y in pairs for row in ((other, i, x), (ours, i, y))]
+        assert curve(table(",", (key, "epoch", "loss"), *rows)).losses.tolist() == a.tolist()
+        lines = "\n".join(json.dumps({key: name, "epoch": i, "loss": x}) for name, i, x in rows)
+        assert curve(lines).losses.tolist() == a.tolist()
+    text = "".join(f"[{name}] step {i} loss {x}\n" for i, x, y in pairs for name, x in (("gpu0", x), ("gpu1", y)))
+    (tmp_path / "a.log").write_text(text)
+    assert cli.main(["diagnose", str(tmp_path / "a.log")]) == 0
+    out = capsys.readouterr().out
+    assert "unclear. It alternates, but has 2 losses for every step" in out and "halve" not in out
+
+
+def test_rows_that_are_sorted_by_the_loss_are_put_in_order():
+    """The best first: a good run seemed to grow."""
+    losses = [*np.linspace(3.0, 1.0, 30)]
+    rows = sorted(enumerate(losses), key=lambda row: row[1])
+    assert curve(table(",", ("epoch", "loss"), *rows)).losses.tolist() == losses
+
+
+def test_scales_and_weights_of_losses_are_no_losses():
+    found = curve("step,loss_scale,loss_weight,train_nll\n0,65536,1,2.5\n1,65536,1,2.25\n")
+    assert (found.column, found.others) == ("train_nll", ())
 
 
 def test_blanks_are_left_out_and_what_is_no_number_stays():

@@ -110,7 +110,11 @@ MUTANTS = (
         FORMATS,
         (LOGS,),
         ("validation before training", "        return 6 if", "        return -1 if"),
-        ("rows of validation taken for training", 'if any(mode.startswith("train") for mode in said):', "if False:"),
+        ("rows of validation taken for training", 'if named and any(mode.startswith("train") for mode in said):', "if False:"),
+        ("runs that take turns read as one", "name.lower() in _RUNS):", "False):"),
+        ("large losses that cannot be read dropped", "if len(unread) > _UNREAD *", "if False and _UNREAD *"),
+        ("NaN of Windows left out", "            return math.nan\n", "            return None\n"),
+        ("decimals of bare numbers taken for losses", "and not _counted(lines):", "and False:"),
         (
             "blanks taken for zeros",
             "    if value is None or isinstance(value, bool):\n        return None",
@@ -121,7 +125,7 @@ MUTANTS = (
         ("lines of text taken for a table", "    if split is str.split and any(", "    if False and any("),
         ("validation in lines taken for training", "return bool(said) and not said[-1]", "return False"),
         ("half a number with commas read", "(?![\\d.]|,\\d)", ""),
-        ("the newest row first read backwards", "        where.reverse()", "        pass"),
+        ("the newest row first read backwards", "        where.sort(key=lambda i: order[i] or 0.0)", "        pass"),
         ("a bar that overwrites its line is one line", r're.split(r"[\r\n]+", text)', r'text.split("\n")'),
     ),
     *planted(
@@ -151,6 +155,7 @@ MUTANTS = (
         (LOGS,),
         ("late logs not noticed", "first > _LATE * last and", "False and"),
         ("late logs advised to raise the rate", "if late and found.lr_factor > 1.0:", "if False:"),
+        ("ranks that take turns taken for oscillation", "and times > 1:", "and False:"),
         ("a bad log ends the command", "            continue\n", "            return status\n"),
     ),
     *planted(
