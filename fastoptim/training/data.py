@@ -265,6 +265,10 @@ class Minibatches:
         )
 
 
+_SPARSE = (
+    "a sparse matrix has no length: give x.toarray(), or x = x.tocsr() in loss_and_grad and the numbers of its rows as "
+    "data, np.arange(x.shape[0]), whose batch takes them, x[rows]"
+)
 _INSTEAD = "give arrays, or in fit data=None and steps=..., and take batches in loss_and_grad: batch = next(stream)"
 
 
@@ -299,6 +303,8 @@ def _common_length(columns: list[tuple[str, Any]]) -> int:
             hint = "make it an array, np.array(x)" if isinstance(column, (list, tuple)) else _INSTEAD
             kind = type(column).__name__
             raise TypeError(f"{name}: expected an array, or an object that arrays index, got {kind}; {hint}")
+        if hasattr(column, "tocsr"):
+            raise TypeError(f"{name}: {_SPARSE}")
         try:
             lengths[name] = len(column)
         except TypeError as error:

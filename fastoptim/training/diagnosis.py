@@ -110,7 +110,8 @@ def diagnose(
     - *oscillating*: the second half alternates, or cycles on a fixed batch or jumps by much of what was gained, and
       neither the loss nor its swings get smaller; or much of what was gained has been lost again. Fluctuations
       without structure, as minibatches cause them, are not oscillation; nor is the ringing of momentum, whose envelope
-      falls, nor a rhythm of minibatches that always come in the same order;
+      falls, nor a rhythm of minibatches that always come in the same order, unless it is one of two steps, which
+      nothing but `fit` tells from alternation: give the means of pairs then;
     - *unclear*: the loss has risen, but not by so much, or not so steadily, that it must be the learning rate: losses
       of a game between two networks, of reinforcement learning and of validation do that; or it has fallen slowly, or
       not at all, while the learning rate was still rising; or it has risen as an accuracy does, towards 1;

@@ -20,6 +20,7 @@ from .accumulate import Accumulator
 from .history import History, TrainingWarning
 from .ranks import Ranks
 
+_MUST_RETURN = "loss_and_grad(params, batch) must return (loss, gradients), the loss a number"
 _SKIPPED = StepInfo(False, math.nan)  # of a step whose loss is not finite
 
 LossAndGrad = Callable[[Any, Any], tuple[Any, Any]]
@@ -204,7 +205,8 @@ class Loop:
             if accumulator is None:
                 try:
                     loss, grads = loss_and_grad(params, next_batch())
-                    loss = float(loss)
+                    if type(loss) is not float:
+                        loss = float(checked_loss(loss))
                 except (TypeError, ValueError, StopIteration) as error:
                     explain(error)
                     raise
@@ -239,7 +241,7 @@ class Loop:
             weight = batches.next_size() / batches.batch_size
             try:
                 loss, grads = self._loss_and_grad(self.params, batches.next_batch())
-                total += weight * float(loss)
+                total += weight * float(checked_loss(loss))
             except (TypeError, ValueError, StopIteration) as error:
                 explain(error)
                 raise
@@ -337,6 +339,14 @@ def named_arrays(params: Any) -> list[tuple[str, Any]]:
     return [(name, leaf) for name, leaf in pairs if hasattr(leaf, "shape")]
 
 
+def checked_loss(loss: Any) -> Any:
+    """`loss`, or TypeError if `float` would take the real part of it alone, or read it as a text."""
+    kind = getattr(getattr(loss, "dtype", None), "kind", "")
+    if kind in ("c", "S", "U") or isinstance(loss, (complex, str, bytes, bytearray)):
+        raise TypeError(f"{_MUST_RETURN}: got {loss!r:.80}")
+    return loss
+
+
 def explain(error: Exception) -> None:
     """Raise what `loss_and_grad` should have returned, unless `error` comes from within it, or that a stream ended."""
     if isinstance(error, StopIteration):  # which would silently end whatever iteration `fit` is called in
@@ -346,5 +356,4 @@ def explain(error: Exception) -> None:
         raise RuntimeError(text) from error
     trace = error.__traceback__
     if trace is not None and trace.tb_next is None:
-        text = f"loss_and_grad(params, batch) must return (loss, gradients), the loss a number: {error}"
-        raise TypeError(text) from error
+        raise TypeError(f"{_MUST_RETURN}: {error}") from error

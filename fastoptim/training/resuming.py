@@ -12,6 +12,7 @@ from typing import Any
 from ..checkpoint import files, format, matching, slices
 from ..checkpoint.files import CheckpointError, naming
 from ..common.signals import deferred_signals
+from ..common.trees import listing
 from ..common.validation import step_options
 from ..optimizers import saving
 from ..optimizers.base import Optimizer
@@ -294,6 +295,7 @@ def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
             )
         _check_parts(loop, saved, history, best_path(path))
         frozen = frozen_arrays(loop.params, optimizer)
+        _check_groups(optimizer, tree, [name for name, _ in frozen if name not in own["frozen"]])
         matching.check_arrays(dict(frozen), own["frozen"])
         matching.check_assignable(dict(frozen), own["frozen"])
         position = loop.batches.recut(state["batches"]) if "batch_size" in overridden else state["batches"]
@@ -365,6 +367,16 @@ def _check_optimizer(optimizer: Any, state: Any, tree: Any, path: str) -> None:
             raise CheckpointError(f"the optimizer's part is missing, {file}: do all processes share the folder?")
         if format.checksum_stated_in(file) != state["optimizer_checksum"]:
             raise CheckpointError(f"the optimizer's part, {file}, is of another checkpoint")
+
+
+def _check_groups(optimizer: Any, tree: Any, new: list[str]) -> None:
+    """CheckpointError if arrays that are frozen here, and were not there, are of a group that was added there."""
+    groups = len(optimizer.param_groups)
+    if new and not saves_itself(optimizer) and (added := len(tree["optimizer"]["param_groups"]) - groups) > 0:
+        raise CheckpointError(
+            f"its optimizer had {added} more group{'s' if added > 1 else ''} of parameters, which a callback may have "
+            f"added; here nothing steps {listing(new)}: add them before fit, by optimizer.add_param_group"
+        )
 
 
 def _check_parts(loop: Loop, saved: Mapping[str, Any], history: History, best_file: str) -> None:

@@ -17,7 +17,7 @@ from ..common.validation import choice
 from .best_states import Deciding
 from .data import Minibatches
 from .history import saved_count
-from .loop import Loop, LossAndGrad, frozen_arrays, named_arrays
+from .loop import Loop, LossAndGrad, checked_loss, frozen_arrays, named_arrays
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 
@@ -232,7 +232,7 @@ def evaluator(validation: Any, loss_and_grad: LossAndGrad, batch_size: int) -> E
             total = examples = 0.0
             while examples < held_out.examples:
                 size = held_out.next_size()
-                total += size * float(loss_and_grad(params, held_out.next_batch())[0])
+                total += size * float(checked_loss(loss_and_grad(params, held_out.next_batch())[0]))
                 examples += size
             return {"loss": total / examples}
 
@@ -252,7 +252,7 @@ def evaluator(validation: Any, loss_and_grad: LossAndGrad, batch_size: int) -> E
 
 def _figure(where: str, value: Any) -> float:
     try:
-        return float(value)
+        return float(checked_loss(value))
     except (TypeError, ValueError) as error:
         text = f"validation must return the loss, a number, or a mapping of numbers; got {value!r:.80}{where}"
         raise TypeError(text) from error

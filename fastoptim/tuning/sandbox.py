@@ -22,7 +22,7 @@ from ..optimizers.names import maker_of
 from ..optimizers.selecting import GroupedParams
 from ..training.data import Minibatches
 from ..training.live_diagnosis import sees_all
-from ..training.loop import LossAndGrad, check_replaced, explain, strange_arrays
+from ..training.loop import LossAndGrad, check_replaced, checked_loss, explain, strange_arrays
 
 FIXED_EXAMPLES = 256  # the fixed batch has at least as many, if there are as many
 
@@ -145,7 +145,7 @@ class Sandbox:
         try:
             with np.errstate(all="ignore"):
                 loss, grads = self._loss_and_grad(self.params, batch)
-            loss = float(loss)
+            loss = float(checked_loss(loss))
         except (TypeError, ValueError, StopIteration) as error:
             explain(error)
             raise

@@ -378,6 +378,16 @@ def test_bad_arguments_are_refused(data, options, error, message):
         fo.minibatches(data, **options)
 
 
+def test_sparse_matrices_are_refused_with_what_to_give_instead():
+    sparse = pytest.importorskip("scipy.sparse")
+    x = sparse.csr_matrix(np.eye(8))
+    for column in (x, sparse.coo_array(np.eye(8))):
+        with pytest.raises(TypeError, match=r"data\[0\]: a sparse matrix has no length: give x.toarray\(\), or"):
+            fo.minibatches((column, np.zeros(8)))
+    taken = [x[rows].toarray() for rows in fo.minibatches(np.arange(x.shape[0]), 3)]  # as the message says
+    assert np.concatenate(taken).sum(axis=0).tolist() == [1.0] * 8
+
+
 def test_an_indexable_that_returns_something_else_is_caught():
     for shuffle in (True, False):
         with pytest.raises(ValueError, match=r"asked for 5 examples at once, x\[(ndarray|slice)\] returned 4"):

@@ -695,3 +695,75 @@ def test_a_way_of_clipping_that_there_is_not_is_refused_before_anything_changes(
     with pytest.raises(fo.CheckpointError, match="clip must be"):
         best_of(fo.SGD(again, lr=0.1), again, 10, checkpoint=tmp_path / "a", resume=True)
     assert again.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("loss", ["1.5", b"1.5", 1 + 2j, np.complex64(1 + 2j), np.str_("1.5"), np.array("1.5"), None])
+def test_a_loss_that_is_no_real_number_is_refused_by_name(loss):
+    """Of a complex one the real part was taken, and a text was read."""
+    data, wanted = np.ones((8, 1)), r"must return \(loss, gradients\), the loss a number"
+
+    def given(p, batch):
+        return loss, np.ones(2)
+
+    for accumulate in (1, 2):
+        w = np.ones(2)
+        with pytest.raises(TypeError, match=wanted):
+            fo.fit(given, w, data, "sgd", steps=2, accumulate=accumulate, batch_size=2)
+        assert w.tolist() == [1.0, 1.0]
+    with pytest.raises(TypeError, match=wanted):
+        fo.probe_lr(given, np.ones(2), data)
+    with pytest.raises(TypeError, match="validation must return the loss, a number"):
+        fo.fit(constant_gradient, np.ones(2), data, "sgd", steps=2, validation=lambda p: loss)
+
+
+def turns(levels, sigma=0.02):
+    """Losses of as many minibatches as there are levels, always in the same order."""
+    rng = np.random.default_rng(3)
+    return lambda p, batch: (levels[int(batch[0])] * math.exp(sigma * rng.standard_normal()), np.ones(2))
+
+
+def test_minibatches_that_take_turns_are_no_oscillation():
+    """Easy and difficult ones in the same order were taken for a rate that is too large."""
+    batches = np.repeat(np.arange(4), 8)
+
+    def warned(**options):
+        f = turns([1.0, 2.0, 1.0, 2.0])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = fo.fit(f, np.ones(2), batches, "sgd", lr=1e-3, batch_size=8, steps=301, **options)
+        assert fo.diagnose(result.history.loss, lr=1e-3).reason == "alternating"
+        return [str(warning.message) for warning in caught]
+
+    (said,) = warned(shuffle=False)
+    assert "plateau" in said and "halve" not in said
+    assert warned(shuffle=False, diagnose=False) == []
+
+
+def test_steps_that_overshoot_are_still_told_where_batches_are_shuffled():
+    losses = iter([1.0, 2.0] * 200)
+    with pytest.warns(fo.TrainingWarning, match="alternates: halve"):
+        fo.fit(lambda p, batch: (next(losses), np.ones(2)), np.ones(2), np.ones(32), "sgd", batch_size=8, steps=301)
+
+
+def test_resuming_without_a_group_that_a_callback_had_added_says_so(tmp_path):
+    path = tmp_path / "run.ckpt"
+
+    def run(steps, resume):
+        params = {"w": np.ones(3), "b": np.ones(2)}
+        optimizer = fo.Adam({"w": params["w"]})
+
+        def f(p, batch):
+            grads = [{"w": 2 * p["w"]}, {"b": 2 * p["b"]}][: len(optimizer.param_groups)]
+            return 1.0, grads if len(grads) > 1 else grads[0]
+
+        def add(loop):
+            if loop.steps == 2:
+                optimizer.add_param_group({"params": {"b": params["b"]}})
+
+        fo.fit(f, params, None, optimizer, steps=steps, callbacks=[add], checkpoint=path, resume=resume)
+
+    run(4, False)
+    with pytest.raises(
+        fo.CheckpointError, match=r"1 more group of parameters.*here nothing steps \['b'\]: add them before"
+    ):
+        run(6, True)

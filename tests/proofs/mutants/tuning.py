@@ -110,7 +110,11 @@ MUTANTS = (
         FORMATS,
         (LOGS,),
         ("validation before training", "        return 6 if", "        return -1 if"),
-        ("rows of validation taken for training", 'if named and any(mode.startswith("train") for mode in said):', "if False:"),
+        (
+            "rows of validation taken for training",
+            'if named and any(mode.startswith("train") for mode in said):',
+            "if False:",
+        ),
         ("runs that take turns read as one", "name.lower() in _RUNS):", "False):"),
         ("large losses that cannot be read dropped", "if len(unread) > _UNREAD *", "if False and _UNREAD *"),
         ("NaN of Windows left out", "            return math.nan\n", "            return None\n"),
