@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from .statistics import FEWEST_ROUNDS, Values, quantile, summarise, threshold
+from .statistics import BUSY, FEWEST_ROUNDS, Values, quantile, summarise, threshold
 from .subjects import SUBJECTS, distribution
 
 MAD_TO_SIGMA = 1.4826
@@ -100,6 +101,8 @@ def to_text(a: dict[str, Any], b: dict[str, Any], found: list[Change], drift: fl
     lines = [f"A: {_header(a)}", f"B: {_header(b)}"]
     lines += [f"   {name} differs: {x} / {y}" for name, x, y in _differences(a, b)]
     lines.append(f"{len(ours)} rows of fastoptim are in both.")
+    for name, run, other in (("A", a, b), ("B", b, a)):
+        lines += [f"! {name} {doubt}" for doubt in _doubts(run, other)]
     if too_few := sum(math.isinf(c.limit) for c in ours):
         lines.append(f"{too_few} of them have fewer than {FEWEST_ROUNDS} rounds in a run, too few to be significant.")
     if drift is None:
@@ -121,15 +124,34 @@ def to_text(a: dict[str, Any], b: dict[str, Any], found: list[Change], drift: fl
     return "\n".join(lines)
 
 
+def _doubts(run: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
+    """What speaks against relying on a run, and what of it the other one lacks."""
+    disturbed, cases = run["noise"]["disturbed_cases"], len(run["cases"])
+    if disturbed > BUSY * cases:
+        yield f"was measured while the machine was busy, in {disturbed} of {cases} cases: do not decide by it."
+    if missing := run["not_reached"]:
+        yield f"is not complete: {len(missing)} cases are missing."
+    families, theirs = {name: subject["family"] for name, subject in run["subjects"].items()}, _rows(other)
+    alone = [key for key in _rows(run) if key not in theirs and families.get(key[1]) == "fastoptim"]
+    if alone:
+        listed = "; ".join(f"{subject}: {case}" for case, subject in alone[:3])
+        more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+        yield f"alone has {len(alone)} rows of fastoptim, which are not compared: {listed}{more}."
+
+
+def _isa(document: dict[str, Any]) -> Any:
+    return document["machine"]["backends"].get("c", {}).get("isa", "no C kernels")
+
+
 def _header(document: dict[str, Any]) -> str:
     m = document["machine"]
-    isa = m["backends"].get("c", {}).get("isa", "no C kernels")
-    return f"{m['date']}, commit {m['commit']}, {m['cpu']}, {isa}, {document['mode']} run"
+    return f"{m['date']}, commit {m['commit']}, {m['cpu']}, {_isa(document)}, {document['mode']} run"
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """What makes two runs hard to compare."""
     rows = [(name, a["machine"][name], b["machine"][name]) for name in ("cpu", "cores", "threads")]
+    rows.append(("instruction set", _isa(a), _isa(b)))
     rows += [
         (f"version of {name}", a["machine"]["versions"].get(name), b["machine"]["versions"].get(name))
         for name in a["machine"]["versions"] | b["machine"]["versions"]

@@ -63,6 +63,8 @@ SHAPE: dict[str, Any] = {
         "threads": {ANY: str},
         "commit": str,
     },
+    "noise": {"disturbed_cases": int},
+    "not_reached": [str],
     "subjects": {ANY: {"title": str, "family": str}},
     "cases": [{"name": str, "results": {ANY: {"seconds": _check_seconds}}}],
 }

@@ -10,6 +10,7 @@ IQR_TO_SIGMA = 1.349  # interquartile range of a normal distribution, in standar
 SIGMAS = 4.0  # a report has some hundred rows: with 3 a few would stand out by chance
 FEWEST_ROUNDS = 4  # fewer show no spread that could be trusted, and a single one shows none at all
 FLOOR = 0.05  # what timings of one program on one machine differ by from day to day
+BUSY = 0.1  # of the cases or rows: where more are disturbed, the whole run is not to be relied on
 NOISY = 0.2  # rows that spread by more are left out of every range that a report states
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from .cases import TRAINING_SIZES
 from .results import Entry, Results, case_text, ratio_text, seconds_text, share_text, threads_text
-from .statistics import FEWEST_ROUNDS, NOISY, Summary, summarise, verdict
+from .statistics import BUSY, FEWEST_ROUNDS, NOISY, Summary, summarise, verdict
 
-BUSY = 0.1  # of the cases or rows: where more are disturbed, the whole run is not to be relied on
 NETWORK = "-".join(map(str, TRAINING_SIZES))
 
 

@@ -237,3 +237,24 @@ def test_a_fifo_is_not_waited_for(tmp_path, capsys):
     os.mkfifo(tmp_path / "results.json")
     assert cli.main(["bench", "compare", str(tmp_path), str(tmp_path)]) == 2
     assert "is not a file" in capsys.readouterr().err
+
+
+def test_what_is_missing_or_was_disturbed_is_said(document, tmp_path, capsys):
+    """Half a run compared as if it were whole: a case that fails now was no change at all."""
+    half = rerun(document, 6)
+    half["not_reached"] = [entry["name"] for entry in half["cases"][5:]]
+    half["cases"] = half["cases"][:5]
+    half["noise"]["disturbed_cases"] = 2
+    half["machine"]["backends"] = {"c": {"isa": "baseline"}}
+    for name, content in (("a.json", document), ("b.json", half)):
+        (tmp_path / name).write_text(json.dumps(content))
+    assert cli.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    out = capsys.readouterr().out
+    ours = {name for name, subject in document["subjects"].items() if subject["family"] == "fastoptim"}
+    alone = sum(len(ours & entry["results"].keys()) for entry in document["cases"][5:])
+    assert f"! B is not complete: {len(document['cases']) - 5} cases are missing." in out
+    assert "! B was measured while the machine was busy, in 2 of 5 cases: do not decide by it." in out
+    assert f"! A alone has {alone} rows of fastoptim, which are not compared: " in out
+    assert "instruction set differs: " in out and " / baseline" in out and "! A is" not in out
+    assert cli.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 0
+    assert "!" not in capsys.readouterr().out
