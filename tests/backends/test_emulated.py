@@ -121,7 +121,7 @@ def answers(jobs: list[golden.Job], output: bytes, order: str = "=") -> list[lis
 
 def started(command: list, data: bytes = b"") -> tuple[int, str, bytes]:
     """Exit status, what the program itself said on standard error (qemu warns there too), and its output."""
-    done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=300)
+    done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=900)
     lines = done.stderr.decode().strip().splitlines()
     return done.returncode, "\n".join(line for line in lines if not line.startswith(("qemu-", "wine"))), done.stdout
 
