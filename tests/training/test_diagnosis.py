@@ -917,8 +917,18 @@ def test_a_game_between_networks_is_unclear():
         for period in (60, 150):
             found = fo.diagnose(np.exp(np.where(t < 200, -0.35, 0.9 + 0.4 * np.sin(t / period)) + noise))
             assert (found.verdict, found.lr_factor) == ("unclear", 1.0), found
+        if seed < 4:  # a short game
+            found = fo.diagnose(np.exp(np.where(t < 40, -0.35, 0.9 + 0.6 * np.sin(t / 60)) + noise)[:400])
+            assert (found.verdict, found.lr_factor) == ("unclear", 1.0), found
         level = fo.diagnose(np.exp(np.where(t < 200, -0.35, 1.2) + noise))  # it has jumped up, and stays there
         assert (level.verdict, level.lr_factor) == ("diverged", 0.1), level
+
+
+def test_what_wanders_is_not_too_slow():
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        walk = np.exp(0.5 * rng.standard_normal(400).cumsum() / 20 + 0.05 * rng.standard_normal(400))
+        assert fo.diagnose(walk).verdict != "too slow", seed
 
 
 def test_words_are_true():

@@ -606,6 +606,7 @@ def test_the_budget_may_end_without_an_answer():
     assert [probe.verdict for probe in nowhere.probes] == ["diverged"] * 3
     assert nowhere.interval[0] == 0.0
     assert nowhere.probes[0].score == math.inf
+    assert [len(probe.losses) for probe in nowhere.probes] == [2] * 3  # no step behind the first that is none
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,16 @@ MUTANTS = (
         ("scores diagnosed", "if ascends(loop.optimizer):", "if False:"),
     ),
     *planted(
+        "fastoptim/tuning/sandbox.py",
+        (PROBING,),
+        ("a loss that is no number is probed", "if not math.isfinite(loss):", "if False:"),
+    ),
+    *planted(
+        "fastoptim/tuning/probe.py",
+        (PROBING,),
+        ("steps behind a loss that is no number", "if not math.isfinite(loss):", "if False:"),
+    ),
+    *planted(
         SANDBOX,
         (PROBING,),
         (
@@ -233,7 +243,6 @@ MUTANTS = (
             "leaves = [*self._structure.leaves(params), *leaves_of(buffers)]",
             "leaves = [*self._structure.leaves(params)]",
         ),
-        ("a loss that is no number is probed", "if not math.isfinite(loss):", "if False:"),
         ("scores probed", "if ascends(self._stepping):", "if False:"),
         ("rates without a ratio probed", "if not self.default_lr and any", "if False and any"),
         ("replaced arrays not put back", "        self._entries.put_back()\n", ""),
