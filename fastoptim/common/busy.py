@@ -22,7 +22,7 @@ class _Turn:
 
 # Whose turn it is comes first: a block, or the number of a thread, as `Optimizer.step` states this once more, for
 # speed. Lists are atomic and quicker than locks, and Ctrl-C can land nowhere between an entry's being appended and the
-# `finally` that removes it.
+# `finally` that removes it; only where a program is traced can it land before the entry.
 Busy = list[Any]
 
 
@@ -72,7 +72,8 @@ class exclusive:
             if busy[0] is not turn:
                 raise RuntimeError(BUSY)
         except BaseException:
-            busy.remove(turn)
+            with suppress(ValueError):
+                busy.remove(turn)
             raise
 
     def __exit__(self, *_: object) -> None:

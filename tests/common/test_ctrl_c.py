@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import linecache
 import pickle
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -199,3 +201,33 @@ def test_ctrl_c_while_fit_puts_handlers_back_leaves_none_behind():
         ended = interrupted_at(n, train, PACKAGE, pressed=True)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, f"place {n}"
     assert n > 5
+
+
+@pytest.mark.parametrize("call", ["step", "apply", "state_dict"])
+def test_ctrl_c_where_a_program_is_traced_stays_ctrl_c(call):
+    """A debugger lets it in right before the entry that was to be removed: ValueError came in its place."""
+    optimizer, g = fo.Adam(np.zeros(3)), np.ones(3)
+    calls = {
+        "step": lambda: optimizer.step(g),
+        "apply": lambda: optimizer.apply(np.zeros(3), g),
+        "state_dict": optimizer.state_dict,
+    }
+    came = []
+
+    def trace(frame, event, argument):
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and "busy.append(" in line and not came:
+            came.append(line)
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sys.settrace(trace)
+            calls[call]()
+    finally:
+        sys.settrace(before)
+    assert came
+    optimizer.step(g)
+    assert optimizer.state["0"]["step"] == 1
