@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from itertools import starmap
 from typing import Any
 
-from ..common.validation import count, flag, real
+from ..common.validation import flag, real, steps_taken
 from ._collection import Collection, States
 from ._update import Attributes, adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
 
@@ -66,6 +66,9 @@ class _Optimizer(Attributes):
         values, gradients = [params[key] for key in keys], [grads[key] for key in keys]
         states = [getattr(self, name) for name in self._states]
         self._collection.step(states, keys, keys, values, gradients, coefficients, keys, write, plain)
+
+    def __copy__(self) -> Any:
+        raise TypeError("a shallow copy would share states with this optimizer; use copy.deepcopy")
 
     def __getstate__(self) -> dict[str, Any]:  # public attributes alone: what is native is made anew
         public = {name: value for name, value in vars(self).items() if name != "_collection"}
@@ -143,7 +146,7 @@ class Adam(_Optimizer):
 
     @iter.setter
     def iter(self, value: int) -> None:
-        self._collection.count[0] = count("iter", value, 0)
+        self._collection.count[0] = steps_taken("iter", value)
 
 
 class AdaGrad(_Optimizer):

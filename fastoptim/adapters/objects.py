@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.validation import count, real
+from ..common.validation import real, steps_taken
 from ._collection import Collection, States
 from ._update import Attributes, adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
 
@@ -195,7 +195,7 @@ class Adam(_Optimizer):
 
     @t.setter
     def t(self, value: int) -> None:
-        self._collection.count[0] = count("t", value, 0)
+        self._collection.count[0] = steps_taken("t", value)
 
     def _coefficients(self) -> tuple[float, ...]:
         return adam_coefficients(self.t + 1, self.alpha, self.beta1, self.beta2, self.eps, self.eps_mode)

@@ -55,7 +55,11 @@ def instead_of(x: Any, name: str = "", dtype: str = "np.float32") -> str:
     if isinstance(x, ItemsView) or (isinstance(x, str) and name.endswith(".0")):
         return ": make the pairs of names and arrays a dict, dict(pairs)"
     if isinstance(x, (bool, int, float, list, tuple, np.generic)):
-        rate = f"; if it is the rate, parameters come first, as in Adam(params, lr={x})" if name == "0" else ""
+        rate = (
+            f"; if it is the rate, parameters come first, as in Adam(params, lr={x})"
+            if name == "0" and not isinstance(x, (list, tuple))
+            else ""
+        )
         return f": make it an array, np.array(x, {dtype}){rate}"
     return ""
 

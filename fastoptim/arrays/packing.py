@@ -9,11 +9,13 @@ import numpy as np
 from ..arrays import checks, layout
 from ..common.public import public
 from ..common.trees import Structure
+from ..common.validation import names_arguments
 
 _ORDER = {dtype: i for i, dtype in enumerate(reversed(checks.DTYPES))}  # float64 first: no gap is needed behind it
 
 
 @public
+@names_arguments
 def pack(params: Any) -> Any:
     """Copy a model's arrays into one aligned buffer; returns views of it in the same structure.
 

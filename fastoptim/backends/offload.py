@@ -61,16 +61,47 @@ def _base(mapping: mmap.mmap) -> int:
     return address
 
 
+def _start(x: Any) -> int:
+    """Where the mapping of a memmap array begins in the file."""
+    return int(x.offset - x.offset % mmap.ALLOCATIONGRANULARITY)
+
+
 def check_file(label: str, x: Any) -> None:
     """ValueError if the file under a memmap array has become too short for it."""
     mapping = mapping_of(x)
     if mapping is None or not x.size:
         return
-    start = x.offset - x.offset % mmap.ALLOCATIONGRANULARITY  # where the mapping begins in the file
-    end = start + np.lib.array_utils.byte_bounds(x)[1] - _base(mapping)
+    end = _start(x) + np.lib.array_utils.byte_bounds(x)[1] - _base(mapping)
     size = mapping.size()
     if size < end:
         raise ValueError(f"{label}: {x.filename} was truncated: it has {size} bytes, the array ends at byte {end}")
+
+
+def check_mapped_once(written: Iterable[checks.Span], read: Iterable[checks.Span]) -> None:
+    """ValueError if bytes of a file that are written are mapped at two addresses, where no other check sees it."""
+    files: dict[Any, list[tuple[int, int, bool, int, checks.Span]]] = {}
+    for writes, spans in ((True, written), (False, read)):
+        for s in spans:
+            mapping = mapping_of(s.array)
+            if mapping is None or s.low == s.high or s.array.mode == "c":
+                continue
+            try:
+                status = os.stat(s.array.filename)
+            except (OSError, TypeError):  # the file has no name any more, or never had one
+                continue
+            base = _base(mapping)
+            shift = _start(s.array) - base
+            files.setdefault((status.st_dev, status.st_ino), []).append(
+                (s.low + shift, s.high + shift, writes, base, s)
+            )
+    for mapped in files.values():
+        mapped.sort(key=lambda entry: entry[0])
+        for i, (_, high, writes, base, first) in enumerate(mapped):
+            for low, _, also_writes, other, second in mapped[i + 1 :]:
+                if low >= high:
+                    break
+                if base != other and (writes or also_writes):
+                    raise ValueError(f"{first.label} and {second.label} overlap in the file {first.array.filename}")
 
 
 def _advise(arrays: Iterable[Any], advice: int) -> None:
@@ -136,6 +167,11 @@ class OffloadBackend(Backend):
         other = OffloadBackend(self.inner, self.folder)
         other.budget = self.budget // parts
         return other
+
+    def check_disjoint(self, written: Iterable[checks.Span], read: Iterable[checks.Span]) -> None:
+        written, read = list(written), list(read)
+        super().check_disjoint(written, read)
+        check_mapped_once(written, read)
 
     # --- arithmetic, tile by tile
 

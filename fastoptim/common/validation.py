@@ -196,6 +196,17 @@ def count(name: str, value: Any, low: int = 1) -> int:
     return number
 
 
+MOST_STEPS = 2**63 - 2**40  # nobody takes 2**40 more, and counts have 64 bits
+
+
+def steps_taken(name: str, value: Any) -> int:
+    """Return a count of steps as an int from 0 to `MOST_STEPS`, so that it can go on; an error names it."""
+    number = count(name, value, 0)
+    if number > MOST_STEPS:
+        raise ValueError(f"{name} must be at most 2**63 - 2**40, so that steps can still be counted, got {number}")
+    return number
+
+
 def flag(name: str, value: Any) -> bool:
     """Return `value` if it is a bool; TypeError that names it."""
     if value is not True and value is not False and not isinstance(value, np.bool_):

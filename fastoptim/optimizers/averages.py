@@ -16,7 +16,7 @@ from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
 from ..common.trees import Structure
-from ..common.validation import count, names_arguments, real
+from ..common.validation import count, names_arguments, real, steps_taken
 from ..rules.codecs import LOW
 from ..rules.coefficients import average_coefficients
 from ..rules.table import RULES, Kernel
@@ -191,7 +191,7 @@ class Average:
         with exclusive(self._busy):
             try:
                 version, arrays = state_dict["version"], dict(state_dict["arrays"])
-                n, start = count("count", state_dict["count"], 0), count("start", state_dict["start"], 0)
+                n, start = steps_taken("count", state_dict["count"]), count("start", state_dict["start"], 0)
                 decay = _checked_decay(state_dict["decay"])
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"not a state dict of an Average: {error}") from error

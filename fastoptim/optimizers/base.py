@@ -170,6 +170,9 @@ class Optimizer:
         stepped = sorted(i for m in members for i in m.positions)
         for i in stepped:
             backend.check_parameter(names[i], leaves[i])
+        memory_maps = any(isinstance(leaves[i], np.memmap) for i in stepped)
+        if memory_maps and not isinstance(backend, OffloadBackend):
+            backend = OffloadBackend(backend)
         spans = [backend.span(f"parameter {names[i]!r}", leaves[i]) for i in stepped]
         spans += [
             backend.span(f"parameter {q.name!r}", p) for q, p in zip(model.parameters, model.arrays(), strict=True)
@@ -187,10 +190,8 @@ class Optimizer:
                 shape, dtype = described[i]
                 member_of(names[i], shape, dtype, spec, self._storage)
             entries.append(entry)
-        memory_maps = any(isinstance(leaves[i], np.memmap) for i in stepped)
-        if memory_maps and not isinstance(backend, OffloadBackend):
-            self._backend = OffloadBackend(backend)
         with deferred_signals():
+            self._backend = backend
             self._drop_plan()
             model.append(structure, entries, [m.positions for m in members], described)
 

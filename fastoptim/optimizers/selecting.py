@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..common.public import public
 from ..common.trees import Structure, find
+from ..common.validation import names_arguments
 
 Selector = str | tuple[str, ...] | Callable[[str, Any], bool]
 
@@ -30,6 +31,7 @@ class GroupedParams:
 
 
 @public
+@names_arguments
 def groups(params: Any, rules: Mapping[Selector, Mapping[str, Any] | None]) -> GroupedParams:
     """Divide parameters into groups by their names, for an optimizer's first argument.
 

@@ -302,7 +302,8 @@ def _loaded(optimizer: Savable, parameter: Parameter, entry: Mapping[str, Any], 
             states |= _loaded_master(optimizer, parameter, rules[0], value, converted)
         elif scales.get(name) not in rest:
             raise ValueError(f"{what}: unknown name {name!r}")
-    return int(t), states, scalars
+    in_order = {name: states[name] for name in (*rest, *states) if name in states}  # as saved: scales come last
+    return int(t), in_order, scalars
 
 
 def _stored(optimizer: Savable, parameter: Parameter, rule: Rule) -> Stored | None:

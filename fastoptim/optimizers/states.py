@@ -12,14 +12,13 @@ import numpy as np
 from ..arrays.autograd import tensors_behind
 from ..arrays.storage import MASTER, Storage, compute_dtype, pack, state_arrays, template
 from ..backends.base import Backend, count_of_steps
+from ..common.validation import MOST_STEPS
 from ..rules.measures import Measured
 from ..rules.table import Scalars
 from .groups import Groups, Parameter, ParamGroup
 from .hyperparameters import UpdateSpec
 from .measuring import Asked
 from .update import Member, Update
-
-MOST_STEPS = 2**63 - 2**40  # no plan lives for 2**40 steps
 
 
 class ParamRun:

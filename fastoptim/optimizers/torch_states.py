@@ -11,7 +11,7 @@ import numpy as np
 from ..arrays.checks import DTYPES
 from ..arrays.storage import unpack
 from ..common.public import public
-from ..common.validation import count
+from ..common.validation import count, names_arguments
 from ..rules.coefficients import asgd_coefficients
 from ..rules.table import Rule, rules_of
 from .base import Optimizer
@@ -30,6 +30,7 @@ _FOLLOWS = {"ASGD": ("eta", "mu")}  # what torch keeps although it follows from 
 
 
 @public
+@names_arguments
 def to_torch_state(optimizer: Optimizer, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Convert states and hyperparameters to a state dict for the torch.optim class of the same name.
 
@@ -102,6 +103,7 @@ def to_torch_state(optimizer: Optimizer, names: Sequence[str] | None = None) -> 
 
 
 @public
+@names_arguments
 def from_torch_state(
     optimizer: Optimizer, state_dict: Mapping[str, Any], names: Sequence[str] | None = None, step: int = 0
 ) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -123,3 +124,15 @@ def test_errors_say_what_to_do():
         fo.SGD(p).step(p)
     with pytest.raises(TypeError, match=r"make it a list of them, list\(x\)"):
         fo.SGD(np.array([np.ones(2), np.ones(3)], object))
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Momentum", "Nesterov", "Adam", "AdaGrad", "RMSprop"])
+def test_a_shallow_copy_would_share_states(kind):
+    opt = getattr(dicts, kind)()
+    opt.update({"w": START.copy()}, {"w": GRADS[0]})
+    with pytest.raises(TypeError, match=r"share states with this optimizer; use copy\.deepcopy"):
+        copy.copy(opt)
+    a, b = {"w": START.copy()}, {"w": START.copy()}
+    copy.deepcopy(opt).update(a, {"w": GRADS[1]})
+    opt.update(b, {"w": GRADS[1]})
+    assert a["w"].tobytes() == b["w"].tobytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -269,3 +270,24 @@ def test_tiles_end_at_blocks_of_the_norm(tmp_path):
     assert len(backend._cut(plain)) > 10
     expected = get_backend("numpy").block_sums([np.array(plain)], 0.5, 1.0, 1)
     assert (backend.block_sums([plain], 0.5, 1.0, 1) == expected).all()
+
+
+def test_one_file_mapped_twice_is_noticed(tmp_path):
+    """At two addresses, so that no other check of overlaps can see it; what lies side by side in a file may."""
+    path, hidden = tmp_path / "w", tmp_path / "g"
+    np.arange(4096, dtype=np.float32).tofile(path)
+    whole, half = np.memmap(path, np.float32, "r+"), np.memmap(path, np.float32, "r+", 8192)
+    (tmp_path / "link").hardlink_to(path)
+    linked = np.memmap(tmp_path / "link", np.float32, "r+", 4, 100)
+    for other in (half, linked, half[5:7]):
+        with pytest.raises(ValueError, match=f"'.' and parameter '.' overlap in the file {re.escape(str(tmp_path))}"):
+            fo.SGD([whole, other])
+    opt = fo.SGD([whole[:2048], half], lr=1.0)
+    with pytest.raises(ValueError, match="overlap in the file"):
+        opt.add_param_group({"params": linked})
+    assert len(opt.param_groups) == 1
+    with pytest.raises(ValueError, match="parameter '1' and gradient of parameter '0' overlap in the file"):
+        opt.step([np.memmap(path, np.float32, "r", 8192), np.ones(2048, np.float32)])
+    private = np.memmap(path, np.float32, "c", 8192)  # its pages are its own once they are written
+    assert opt.step([np.memmap(hidden, np.float32, "w+", 0, 2048), private * 0 + 1]).applied
+    np.testing.assert_array_equal(np.fromfile(path, np.float32), np.arange(4096) - np.repeat([0, 1], 2048))

@@ -172,6 +172,11 @@ def test_a_name_of_another_library_is_met_with_ours(name, said):
         (fo.schedules.one_cycle, "peak_value", "max_lr"),
         (fo.schedules.Plateau, "patients", "patience"),
         (fo.Average, "decays", "decay"),
+        (fo.groups, "rule", "rules"),
+        (fo.rule, "state", "states"),
+        (fo.pack, "param", "params"),
+        (fo.to_torch_state, "name", "names"),
+        (fo.from_torch_state, "optimiser", "optimizer"),
         (fo.adapters.dicts.Adam, "learning_rate", "lr"),
         (fo.adapters.objects.Adam, "beta_1", "beta1"),
         (fo.adapters.numpy_ml.SGD, "learning_rate", "lr"),
@@ -205,3 +210,10 @@ def test_python_proposes_the_public_name_that_is_nearest():
     script = "import fastoptim as fo\nfo.AdaGrad"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert re.search(r"Did you mean:? '\.?Adagrad'", done.stderr)  # the words are Python's, and change
+
+
+def test_a_list_in_place_of_an_array_is_taken_for_no_rate():
+    with pytest.raises(TypeError, match=r"got float: make it an array, .* parameters come first, .*lr=0\.1"):
+        fo.Adam(0.1)
+    with pytest.raises(TypeError, match=r"got list: make it an array, np\.array\(x, np\.float32\)$"):
+        fo.SGD([np.ones((1, 1), np.float32)]).apply([[[1.0]]], [np.ones((1, 1), np.float32)])

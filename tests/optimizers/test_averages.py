@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
+from fastoptim.adapters import dicts, objects
 from fastoptim.backends import available
 from fastoptim.training.averaging import validated_params
 from tests.support.cases import raw_bits, same_bits
@@ -317,3 +318,22 @@ def test_nor_is_a_tensor():
     torch = pytest.importorskip("torch", reason="LOUD: pip install torch==2.13.0")
     with pytest.raises(TypeError, match=r"array 'w': expected a NumPy array, got Tensor: .* t\.detach\(\)\.numpy\(\)"):
         fo.Average({"w": torch.ones(3), "b": np.ones(3)})
+
+
+@pytest.mark.parametrize("taken", [2**63 - 2**40 + 1, 2**63 - 1])
+def test_counts_leave_room_for_the_updates_to_come(taken):
+    """A count of 64 bits would go on with -2**63."""
+    average = fo.Average(np.ones(3))
+    saved = average.state_dict()
+    with pytest.raises(ValueError, match=f"count must be at most .*got {taken}"):
+        average.load_state_dict(saved | {"count": taken})
+    average.load_state_dict(saved | {"count": 2**63 - 2**40})
+    average.update()
+    assert average.count == 2**63 - 2**40 + 1
+    opt = dicts.Adam()
+    with pytest.raises(ValueError, match=f"iter must be at most .*got {taken}"):
+        opt.iter = taken
+    other = objects.Adam()
+    with pytest.raises(ValueError, match=f"t must be at most .*got {taken}"):
+        other.t = taken
+    assert opt.iter == other.t == 0

@@ -587,3 +587,14 @@ def test_the_table_of_the_page_is_that_of_the_benchmark():
     for storage in ("bfloat16 states", "float8 states"):
         assert abs(ends[storage] / ends["float32"] - 1) < 0.05
     assert ends["bfloat16 states, to nearest"] > 10 * ends["float32"]
+
+
+def test_entries_keep_their_order():
+    """Two checkpoints of one state are the same file, whether it was loaded or not."""
+    opt = fo.Adam(np.ones((3, 200), np.float16), state_dtype="float8", master=True, amsgrad=True)
+    opt.step(np.ones((3, 200), np.float16))
+    saved = opt.state_dict()
+    opt.load_state_dict(saved)
+    for _ in range(2):
+        assert list(opt.state_dict()["state"]["0"]) == list(saved["state"]["0"])
+        opt.step(np.ones((3, 200), np.float16))
