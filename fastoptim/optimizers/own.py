@@ -15,7 +15,7 @@ import numpy as np
 from ..arrays.storage import MASTER, Storage, scale_name
 from ..backends import Backend, available, choose, get_backend, resolve
 from ..common.public import public
-from ..common.validation import check_range, choice, count, flag, names_arguments, real, unknown_name
+from ..common.validation import check_range, choice, count, flag, real, unknown_name
 from ..common.warning import warn
 from ..rules.language import own_rule
 from ..rules.table import Kernel, Rule
@@ -238,7 +238,6 @@ def rule(
 
 
 @public
-@names_arguments
 def rule(
     function: Callable[..., Any] | None = None,
     *,

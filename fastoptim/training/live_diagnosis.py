@@ -108,16 +108,13 @@ def curve_reader(loop: Loop) -> Callable[[], Diagnosis] | None:
         "lr": rates,
         "scheduled": loop.scheduled,
     }
-    return partial(_read, losses, options, in_order=getattr(loop.batches, "shuffle", True) is False)
-
-
-def _read(losses: np.ndarray, options: dict[str, Any], in_order: bool) -> Diagnosis:
-    """What the curve shows; alternation of minibatches that always come in the same order is theirs, not the rate's."""
-    found = read_curve(losses, **options)
-    if in_order and found.reason == "alternating":
-        pairs = losses[len(losses) % 2 :].reshape(-1, 2).mean(axis=1)
-        found = read_curve(pairs, **options | {"lr": options["lr"][1 - len(losses) % 2 :: 2][: len(pairs)]})
-    return found
+    in_order = getattr(loop.batches, "shuffle", True) is False
+    if in_order and read_curve(losses, **options).reason == "alternating":
+        # Minibatches that always come in the same order alternate by themselves: the means of pairs say more.
+        odd = len(losses) % 2
+        losses = losses[odd:].reshape(-1, 2).mean(axis=1)
+        options["lr"] = rates[odd + 1 :: 2]
+    return partial(read_curve, losses, **options)
 
 
 def _diagnosed(loop: Loop) -> Diagnosis | None:

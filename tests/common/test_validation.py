@@ -173,7 +173,6 @@ def test_a_name_of_another_library_is_met_with_ours(name, said):
         (fo.schedules.Plateau, "patients", "patience"),
         (fo.Average, "decays", "decay"),
         (fo.groups, "rule", "rules"),
-        (fo.rule, "state", "states"),
         (fo.pack, "param", "params"),
         (fo.to_torch_state, "name", "names"),
         (fo.from_torch_state, "optimiser", "optimizer"),
