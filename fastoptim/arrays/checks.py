@@ -5,7 +5,7 @@ Whatever is refused is refused before anything was changed, by a TypeError or Va
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable
+from collections.abc import Callable, ItemsView, Iterable
 from inspect import isroutine
 from typing import Any, NamedTuple
 
@@ -201,21 +201,30 @@ def _share_memory(a: Span, b: Span) -> bool:
         return True
 
 
+Entry = tuple[int, int, bool, Span]  # first byte, byte behind the last, whether it is written, and what lies there
+
+
+def first_overlap(entries: list[Entry], collide: Callable[[Span, Span], bool]) -> tuple[Entry, Entry] | None:
+    """Two of which one is written, whose bytes overlap and which `collide`; None if there are none."""
+    entries = sorted(entries, key=lambda entry: entry[0])
+    for i, first in enumerate(entries):
+        for second in entries[i + 1 :]:
+            if second[0] >= first[1]:
+                break
+            if (first[2] or second[2]) and collide(first[3], second[3]):
+                return first, second
+    return None
+
+
 def check_disjoint(written: Iterable[Span], read: Iterable[Span]) -> None:
     """ValueError if something that is written overlaps anything else."""
-    spans = sorted(
-        [(s.low, s.high, True, s) for s in written if s.low < s.high]
-        + [(s.low, s.high, False, s) for s in read if s.low < s.high],
-        key=lambda entry: entry[0],
-    )
-    for i, (_, high, writes, first) in enumerate(spans):
-        for low, _, also_writes, second in spans[i + 1 :]:
-            if low >= high:
-                break
-            if (writes or also_writes) and _share_memory(first, second):
-                gradient = "gradient" in first.label or "gradient" in second.label
-                hint = ": copy the gradient, g.copy()" if gradient and not (writes and also_writes) else ""
-                raise ValueError(f"{first.label} and {second.label} overlap in memory{hint}")
+    entries = [(s.low, s.high, True, s) for s in written if s.low < s.high]
+    entries += [(s.low, s.high, False, s) for s in read if s.low < s.high]
+    if found := first_overlap(entries, _share_memory):
+        (_, _, writes, first), (_, _, also_writes, second) = found
+        gradient = "gradient" in first.label or "gradient" in second.label
+        hint = ": copy the gradient, g.copy()" if gradient and not (writes and also_writes) else ""
+        raise ValueError(f"{first.label} and {second.label} overlap in memory{hint}")
 
 
 _SUBNORMAL = np.float32(1e-40)

@@ -79,7 +79,7 @@ def check_file(label: str, x: Any) -> None:
 
 def check_mapped_once(written: Iterable[checks.Span], read: Iterable[checks.Span]) -> None:
     """ValueError if bytes of a file that are written are mapped at two addresses, where no other check sees it."""
-    files: dict[Any, list[tuple[int, int, bool, int, checks.Span]]] = {}
+    files: dict[Any, list[checks.Entry]] = {}
     for writes, spans in ((True, written), (False, read)):
         for s in spans:
             mapping = mapping_of(s.array)
@@ -89,19 +89,17 @@ def check_mapped_once(written: Iterable[checks.Span], read: Iterable[checks.Span
                 status = os.stat(s.array.filename)
             except (OSError, TypeError):  # the file has no name any more, or never had one
                 continue
-            base = _base(mapping)
-            shift = _start(s.array) - base
-            files.setdefault((status.st_dev, status.st_ino), []).append(
-                (s.low + shift, s.high + shift, writes, base, s)
-            )
+            shift = _start(s.array) - _base(mapping)
+            entry = (s.low + shift, s.high + shift, writes, s)
+            files.setdefault((status.st_dev, status.st_ino), []).append(entry)
     for mapped in files.values():
-        mapped.sort(key=lambda entry: entry[0])
-        for i, (_, high, writes, base, first) in enumerate(mapped):
-            for low, _, also_writes, other, second in mapped[i + 1 :]:
-                if low >= high:
-                    break
-                if base != other and (writes or also_writes):
-                    raise ValueError(f"{first.label} and {second.label} overlap in the file {first.array.filename}")
+        if found := checks.first_overlap(mapped, _at_two_addresses):
+            first, second = (entry[3] for entry in found)
+            raise ValueError(f"{first.label} and {second.label} overlap in the file {first.array.filename}")
+
+
+def _at_two_addresses(a: checks.Span, b: checks.Span) -> bool:
+    return _base(a.array._mmap) != _base(b.array._mmap)
 
 
 def _advise(arrays: Iterable[Any], advice: int) -> None:

@@ -71,6 +71,11 @@ def previous_path(path: Any) -> str:
     return str(os.path.realpath(os.fspath(path))) + ".previous"
 
 
+def beside(path: str, name: str) -> str:
+    """Return where the file is that the checkpoint at `path` names; what it says of folders is left out."""
+    return os.path.join(os.path.dirname(path), os.path.basename(name))
+
+
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
     """Let an OSError that names no file, such as that of a full disk, name this one."""

@@ -200,7 +200,7 @@ def read_optimizer(path: Any) -> tuple[str, Any, str]:
         beside = tree["loop"]["optimizer_file"] if "loop" in tree else None
         if beside is None:
             return path, tree, checksum
-        file, wanted = os.path.join(os.path.dirname(path), os.path.basename(beside)), tree["loop"]["optimizer_checksum"]
+        file, wanted = files.beside(path, beside), tree["loop"]["optimizer_checksum"]
     tree, checksum = read_with_checksum(file, kind=("optimizer", "slices"))
     if checksum != wanted:
         raise CheckpointError(f"{path}: the optimizer's part, {file}, is of another checkpoint")

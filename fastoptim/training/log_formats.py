@@ -305,10 +305,11 @@ def _of_records(rows: list[dict[str, Any]]) -> _Columns | None:
     for key in dict.fromkeys(name for row in rows for name in row if name.lower() in _RUNS):
         last = next(row[key] for row in reversed(rows) if key in row)
         rows = [row for row in rows if row.get(key, last) == last]
-    flat = [_flat(_labelled(row)) for row in rows]
+    labelled = [_labelled(row) for row in rows]
+    flat = [_flat(row) for row in labelled]
     names = dict.fromkeys(name for row in flat for name in row)
     columns = _Columns({name: [row.get(name) for row in flat] for name in names}, count - len(rows))
-    for row in map(_labelled, rows):
+    for row in labelled:
         for name, value in row.items():
             if isinstance(value, str) and _number(value) is None and any(map(str.isdigit, value)):
                 columns.unread.setdefault(name, []).append(value)

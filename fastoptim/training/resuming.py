@@ -316,7 +316,7 @@ def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
                 if own["best"] is not None and isinstance(validation := parts.get("validation"), Validation):
                     validation.take_own_arrays(own["best"])
             if state["optimizer_file"] is not None:
-                optimizer.load(_beside(path, state["optimizer_file"]))
+                optimizer.load(files.beside(path, state["optimizer_file"]))
             else:
                 with optimizer._locked():
                     saving.restore_optimizer(optimizer, tree)
@@ -362,7 +362,7 @@ def _check_optimizer(optimizer: Any, state: Any, tree: Any, path: str) -> None:
             "use the same, or another checkpoint"
         )
     if saves_itself(optimizer):
-        file = _beside(path, state["optimizer_file"])
+        file = files.beside(path, state["optimizer_file"])
         if not os.path.exists(file):
             raise CheckpointError(f"the optimizer's part is missing, {file}: do all processes share the folder?")
         if format.checksum_stated_in(file) != state["optimizer_checksum"]:
@@ -402,10 +402,6 @@ def best_path(path: str) -> str:
     """Where the best checkpoint so far goes."""
     root, suffix = os.path.splitext(path)
     return f"{root}.best{suffix}"
-
-
-def _beside(path: str, name: str) -> str:
-    return os.path.join(os.path.dirname(path), os.path.basename(name))
 
 
 def _files_of(loop: Loop, path: str) -> dict[str, str]:

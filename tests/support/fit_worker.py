@@ -18,7 +18,6 @@ from mpi4py import MPI
 import fastoptim as fo
 from fastoptim.checkpoint import format
 from fastoptim.distributed import ShardedOptimizer
-from fastoptim.training import resuming
 from tests.support.mpi import run_named
 
 COMM = MPI.COMM_WORLD
@@ -329,12 +328,12 @@ def one_checkpoint(folder):
     with refused(fo.CheckpointError, "is of another checkpoint"):
         fit(epochs=3, checkpoint=path, resume=True)
     format.checksum_stated_in = checksum
-    beside = resuming._beside
+    beside = format.files.beside
     if LAST:
-        resuming._beside = lambda file, name: f"/somewhere else/{name}"
+        format.files.beside = lambda file, name: f"/somewhere else/{name}"
     with refused(fo.CheckpointError, "do all processes share the folder?"):
         fit(epochs=3, checkpoint=path, resume=True)
-    resuming._beside = beside
+    format.files.beside = beside
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     COMM.Barrier()
