@@ -322,6 +322,7 @@ def test_the_functional_forms_are_those_that_the_script_writes():
         (lambda p: fo.ScheduleFreeSGD(p, warmup_steps=1.5), TypeError, "warmup_steps must be an int"),
         (lambda p: fo.AdaBelief(p.astype("f"), eps=1e-60), ValueError, "eps = 1e-60 is zero in float32"),
         (lambda p: fo.functional.lion(p, p, {}), ValueError, "overlap"),
+        (lambda p: fo.functional.lion(p, 1 * p, {}, beta1=0.9), TypeError, "lion has no 'beta1': do you mean 'betas'"),
         (lambda p: fo.functional.lion(p, 1 * p, []), TypeError, "state must be a dict"),
         (lambda p: fo.functional.lion(p, 1 * p, {"step": 3}), ValueError, "state lacks 'exp_avg'"),
         (lambda p: fo.functional.lion(p, 1 * p, {"x": 3}), ValueError, r"state holds \['x'\]"),
