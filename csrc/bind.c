@@ -338,6 +338,9 @@ static void release(PyObject *capsule)
 /* Smaller work than this is over before another thread could make use of the interpreter. */
 static const double RELEASE_BYTES = 64e3;
 
+/* A smaller array is stepped by one thread in any case, in some ten microseconds, for which others can wait. */
+static const double ONE_THREAD_BYTES = 65536;
+
 /* Reads and binds what a step takes: params, grads, states and rows. 0 if the arrays need another way. */
 static int bind_step(bound *b, const PyObject *views, PyObject *const *args, PyObject *grads, PyObject *scale, int may_be_rows)
 {
@@ -403,7 +406,7 @@ static int take_shape(fo_plan *plan, PyObject *object)
     param->dimensions = PyArray_NDIM(array), param->shape = (const int64_t *)PyArray_DIMS(array);
     for (int i = 0; i < param->dimensions; i++)
         bytes *= (double)param->shape[i];
-    if (bytes == 0 || bytes * (2 * param->slots - 1) >= RELEASE_BYTES)
+    if (bytes == 0 || bytes >= ONE_THREAD_BYTES)
         return 0;
     for (int i = 0; i < param->dimensions; i++)
         n *= param->shape[i];

@@ -15,8 +15,9 @@ from .optimizers.adam import Adam, AdamW
 from .optimizers.family import Family, chosen_for
 from .optimizers.forms import *  # noqa: F403 (its __all__ is listed below)
 from .optimizers.hyperparameters import UpdateSpec
+from .optimizers.one_array import ArrayStep
 from .optimizers.sgd import SGD
-from .optimizers.update import TINY, ArrayStep
+from .optimizers.update import TINY
 from .rules.table import Scalars
 
 __all__ = ["adam", "momentum", "sgd"]

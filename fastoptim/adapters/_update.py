@@ -18,7 +18,8 @@ from ..backends import resolve
 from ..common.busy import Busy, exclusive
 from ..common.threads import resolve_threads
 from ..common.validation import check_no_method, choice, names_arguments, real, unknown_name
-from ..optimizers.update import TINY, ArrayStep, Member, Update
+from ..optimizers.one_array import ArrayStep
+from ..optimizers.update import TINY, Member, Update
 from ..rules import coefficients as of_rule
 from ..rules.table import RULES, Kernel
 

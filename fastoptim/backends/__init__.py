@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.threads import resolve_threads
+from ..common.threads import resolve_threads, threads_from_environment
 from ..common.warning import warn
 from .base import Backend, KernelCall, StepInfo
 
@@ -98,7 +98,7 @@ _NAMES = (*SETTINGS, "FASTOPTIM_NUM_THREADS", "OMP_NUM_THREADS")
 # CPython keeps the environment in a dict; asking os.environ itself would take longer than a small step.
 ENVIRONMENT: Any = getattr(os.environ, "_data", None)
 VARIABLES: tuple[Any, ...] = tuple(getattr(os.environ, "encodekey", str)(name) for name in _NAMES)
-_choices: dict[Any, Backend] = {}
+_choices: dict[Any, tuple[Backend, int | None]] = {}
 
 
 def read_environment() -> tuple[Any, ...]:
@@ -110,14 +110,16 @@ def read_environment() -> tuple[Any, ...]:
 
 def choose(name: str, threads: int | None, p: Any) -> tuple[Backend, int]:
     """Backend and number of threads for a step of one array; looked up again when the environment changes."""
-    if type(p) is not np.ndarray or p.nbytes >= SMALL:
+    if type(p) is not np.ndarray:
         return resolve(name, (p,)), resolve_threads(threads)
     key = (name, threads, type(threads), read_environment())
-    backend = _choices.get(key)
-    if backend is None:
-        resolve_threads(threads)  # refuses what makes no sense
-        backend = _choices[key] = resolve(name, (p,))
-    return backend, 1
+    if key not in _choices:
+        number = threads_from_environment() if threads is None else resolve_threads(threads)
+        _choices[key] = resolve(name, (p,)), number
+    backend, number = _choices[key]
+    if p.nbytes < SMALL:
+        return backend, 1
+    return backend, number or resolve_threads(None)  # the cores that may be used can change
 
 
 def takes_native_steps(name: str, threads: int | None) -> bool:

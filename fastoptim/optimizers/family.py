@@ -10,23 +10,25 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar
 from functools import cache, lru_cache
 from inspect import Parameter, Signature, get_annotations, signature
+from math import isfinite
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arrays.checks import check_dtype
+from ..arrays.checks import DTYPES, check_dtype
 from ..arrays.storage import Storage
 from ..backends import Backend, choose
 from ..common.signals import deferred_signals
-from ..common.validation import bound, count, kept_number
+from ..common.trees import picker
+from ..common.validation import MOST_STEPS, bound, count, kept_number
 from ..rules.measures import Measured
 from ..rules.table import RULES, Kernel
 from .base import Optimizer
 from .groups import fixed
 from .hyperparameters import Hyper, UpdateSpec, check_of, kind_of_decay
+from .one_array import ArrayStep, update_array
 from .states import begin
-from .update import update_array
 
 BELOW_ONE = (0.0, 1.0)
 
@@ -147,6 +149,43 @@ def valid_spec(cls: type[Optimizer], dtype: np.dtype[Any], *values: Any) -> Upda
 _known: Callable[..., UpdateSpec] = lru_cache(maxsize=64, typed=True)(valid_spec)
 
 
+def _how_counted(cls: type[Optimizer], dtype: Any, backend: str, threads: int | None, *values: Any) -> Any:
+    """What `_counted` needs to know of the hyperparameters; TypeError or ValueError where it has no way."""
+    if dtype not in DTYPES:
+        raise TypeError("the native call takes float32 and float64 alone")
+    spec = valid_spec(cls, dtype, *values)
+    if spec.measured is not None:
+        raise TypeError("norms are taken before the step")
+    rule = spec.kernel.rule
+    size = len(rule.states) + len(rule.scalars)
+    return ArrayStep(spec.kernel, backend, threads), spec, size, picker(rule.states), tuple(rule.scalars)
+
+
+_known_counted: Callable[..., Any] = lru_cache(maxsize=256, typed=True)(_how_counted)
+
+
+def _counted(cls: type[Optimizer], p: Any, g: Any, state: Any, values: tuple[Any, ...], *where: Any) -> bool:
+    """Whether one native call could take the step and count it, so that no signal has to wait."""
+    if type(p) is not np.ndarray or type(state) is not dict:
+        return False
+    taken, kept = state.get("step", 0), ()
+    if type(taken) is not int or not 0 <= taken < MOST_STEPS:
+        return False
+    try:
+        step, spec, size, states_of, scalars = _known_counted(cls, p.dtype, *where, *values)
+        states = states_of(state)
+        if scalars:
+            kept = tuple([state[name] for name in scalars])
+    except (TypeError, ValueError, KeyError):  # which `step_array` reports, or makes
+        return False
+    if len(state) - ("step" in state) != size or (kept and not all(type(x) is float and isfinite(x) for x in kept)):
+        return False
+    after = {"step": taken + 1}
+    if kept:
+        after.update(zip(scalars, spec.advance(taken + 1, *kept), strict=True))
+    return bool(step.counted(p, g, states, spec.scalars(taken + 1, taken == 0, kept), state, after))
+
+
 def step_array(
     cls: type[Optimizer],
     p: Any,
@@ -164,6 +203,8 @@ def step_array(
     TypeError, ValueError
         Bad array, state or hyperparameter; nothing was changed.
     """
+    if type(grad_scale) is float and grad_scale == 1.0 and _counted(cls, p, g, state, values, backend, threads):
+        return
     if not isinstance(state, dict):
         raise TypeError(f"state must be a dict, empty before the first step, got {type(state).__name__}")
     chosen, number, dtype = chosen_for(p, backend, threads)

@@ -22,7 +22,7 @@ from ..rules.table import Kernel, Rule
 from .base import Optimizer
 from .family import dtype_of, valid_spec
 from .hyperparameters import Checked, Hyper, UpdateSpec, check_of, checked_rate, kind_of_decay
-from .update import update_array
+from .one_array import update_array
 
 GIVES = ("step", "parameter")
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, MutableSequence, Sequence, Set
-from functools import cache, lru_cache
+from functools import lru_cache
 from operator import is_
-from threading import local
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import rules
-from ..arrays.checks import DTYPES, check_dtype, check_unchanged
+from ..arrays.checks import check_dtype, check_unchanged
 from ..arrays.rows import Rows
 from ..arrays.storage import compute_dtype, state_arrays
-from ..backends import ENVIRONMENT, VARIABLES, choose, get_backend, read_environment, takes_native_steps
 from ..backends.base import (
     Backend,
     KernelCall,
@@ -36,9 +34,8 @@ from ..backends.base import (
 from ..common.signals import deferred_signals
 from ..common.validation import check_range, step_options
 from ..rules.codecs import Stored
-from ..rules.measures import Measured
 from ..rules.table import Kernel, Scalars
-from .measuring import Asked, Asking, Measuring
+from .measuring import Asking, Measuring
 from .sparse import SparseStep, check_rule
 
 APPLIED = StepInfo(True, None)
@@ -500,91 +497,3 @@ class Update:
             return None
         same = all(map(is_, states, bound.states))
         return bound if same and self._backend.layouts(params + grads, states) == bound.layouts else None
-
-
-# --- one array, for callers that keep nothing between steps
-
-
-class ArrayStep:
-    """Steps arrays by one kernel, whatever their shapes: small ones by one native call each.
-
-    What the environment says about backend and threads is looked up where it has changed since the last call.
-
-    Parameters
-    ----------
-    kernel : Kernel
-    backend, threads
-        As for `fastoptim.SGD`.
-    """
-
-    __slots__ = ("_backend", "_kernel", "_native", "_threads", "_values")
-
-    def __init__(self, kernel: Kernel, backend: str = "auto", threads: int | None = None) -> None:
-        self._kernel, self._backend, self._threads = kernel, backend, threads
-        self._look_up()
-
-    def _look_up(self) -> None:
-        self._values = read_environment()
-        native = takes_native_steps(self._backend, self._threads)
-        self._native = _native_step(self._kernel) if native else None
-
-    def __call__(
-        self,
-        name: str,
-        p: Any,
-        g: Any,
-        states: tuple[Any, ...],
-        scalars: Scalars,
-        grad_scale: Any = 1.0,
-        measured: Measured | None = None,
-    ) -> None:
-        """One step, in place, as by `Update.step`; errors call the parameter by `name`."""
-        if self._native is not None and measured is None and type(grad_scale) is float and grad_scale == 1.0:
-            if self._native(p, g, states, scalars, ENVIRONMENT, VARIABLES, self._values):
-                return
-            if not all(map(is_, self._values, read_environment())):
-                self._look_up()
-        backend, threads = choose(self._backend, self._threads, p)
-        update_array(backend, self._kernel, name, p, g, states, scalars, threads, grad_scale, measured)
-
-
-@cache
-def _native_step(kernel: Kernel) -> Callable[..., bool] | None:
-    return get_backend("c").array_step(kernel)
-
-
-_kept = local()  # an `Update` serves one thread at a time
-
-
-def update_array(
-    backend: Backend,
-    kernel: Kernel,
-    name: str,
-    p: Any,
-    g: Any,
-    states: tuple[Any, ...],
-    scalars: Scalars,
-    threads: int,
-    grad_scale: Any = 1.0,
-    measured: Measured | None = None,
-    t: int = 1,
-    kept: Scalars = (),
-) -> Scalars:
-    """One step of one array, in place, by a chosen backend; returns what is `kept` where norms enter it."""
-    plain = type(grad_scale) is float and grad_scale == 1.0
-    if type(p) is not np.ndarray or p.dtype not in DTYPES or measured is not None:
-        backend.check_parameter(name, p)
-        member = Member(name, *backend.describe(p))
-        asked = None if measured is None else Asked(measured, math.prod(member.shape), t, kept)
-        update = Update(backend, [kernel], [0], [member], threads, asking=None if asked is None else [asked])
-        update.step((p,), (g,), states, (scalars,), PLAIN if plain else update.options(grad_scale))
-        return kept if asked is None else asked.kept
-    updates: dict[Any, Update] = _kept.__dict__.setdefault("updates", {})
-    key = (backend, kernel, name, p.shape, p.dtype, threads)
-    found = updates.pop(key, None)  # the handler of a signal may step meanwhile
-    update = found or Update(backend, [kernel], [0], [Member(name, p.shape, p.dtype)], threads)
-    update.step((p,), (g,), states, (scalars,), PLAIN if plain else update.options(grad_scale))
-    if len(updates) >= 256:
-        updates.clear()
-    updates[key] = update
-    return kept

@@ -114,6 +114,17 @@ def array(call):
     return lambda: (np.ones(3), {}), lambda x: call(*x), lambda x: x, lambda x: call(*x)
 
 
+def begun(size):
+    """A parameter and a dict of states after a step: from then on a native call steps and counts."""
+    p, state = np.ones(size), {}
+    functional.nadam(p, np.full(size, 0.5), state, lr=0.1)
+    return lambda: (p.copy(), {key: np.copy(x) if np.ndim(x) else x for key, x in state.items()})
+
+
+def again_in_place(x):
+    functional.nadam(x[0], np.full_like(x[0], 0.25), x[1], lr=0.1)
+
+
 def cached():
     """An optimizer that returns new arrays, of which its cache is all there is to see."""
     made = numpy_ml.Adam()
@@ -140,6 +151,8 @@ CASES = {
     "state of plateau": plateau([5.0], lambda p: p.load_state_dict({"lr": 0.5, "best": 2.0, "bad": 1, "cooling": 1})),
     "average": (average, fo.Average.update, fo.Average.state_dict, fo.Average.update),
     "functional form": array(lambda p, state: functional.nadam(p, GRADS[0], state, lr=0.1)),
+    "functional form that has begun": (begun(3), again_in_place, lambda x: x, again_in_place),
+    "functional form of a large array": (begun(30_000), again_in_place, lambda x: x, again_in_place),
     "adapter": array(lambda p, config: cs231n.adam(p, GRADS[0], config)),
     "adapter that returns new arrays": (cached, again, lambda optimizer: optimizer.cache, again),
 }

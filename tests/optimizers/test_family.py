@@ -13,6 +13,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim.backends import available
+from fastoptim.optimizers import family
 from fastoptim.optimizers.names import FAMILIES, OPTIMIZERS
 from fastoptim.rules.table import RULES, rules_of
 from tests.proofs import forms_write, summary
@@ -111,6 +112,21 @@ def test_backends_forms_and_checkpoints_have_the_same_bits(name, options, tmp_pa
         optimizer.step(grads(9))
         assert_same(values, params)
     assert_same(twin, again)
+
+
+@pytest.mark.skipif(available("c") is not None, reason="LOUD: no C extension, and so no native call")
+@pytest.mark.parametrize("size", [3, 30_000])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("lamb", "lars", "novograd")])
+def test_a_form_that_has_begun_is_one_native_call(name, size, monkeypatch):
+    """In Python, with signals made to wait, it would take longer than NumPy's own lines do for small arrays."""
+    form, p, state = getattr(fo.functional, name), np.ones(size), {}
+    form(p, np.full(size, 0.5), state)
+    monkeypatch.setattr(family, "update_array", None)
+    monkeypatch.setattr(family, "deferred_signals", None)
+    before = p.copy()
+    form(p, np.full(size, 0.25), state)
+    assert state["step"] == 2
+    assert not same_bits(p, before)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES[::4], ids=IDS[::4])

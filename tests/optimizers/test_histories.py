@@ -7,8 +7,8 @@ import pytest
 import fastoptim as fo
 from fastoptim.backends.base import Backend
 from fastoptim.optimizers import family
+from fastoptim.optimizers.one_array import update_array
 from fastoptim.optimizers.states import Plan
-from fastoptim.optimizers.update import update_array
 from tests.proofs import random_histories
 
 
