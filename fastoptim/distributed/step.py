@@ -26,22 +26,22 @@ class Steps(Slices):
 
     def _checked(self, grads: Any) -> tuple[list[Array], list[Array | None], list[tuple[Array, Array]]]:
         """Flat parameters and gradients after every check that a step makes, and which parameters are copies."""
-        params, leaves = self._parameters(), self._whole._model.leaves(grads)
+        params, leaves, backend = self._parameters(), self._whole._model.leaves(grads), self._whole._backend
         written: list[checks.Span] = []
         read: list[checks.Span] = []
         checked = []
         for (name, p), g in zip(params, leaves, strict=True):
-            written.append(checks.span(f"parameter {name!r}", p))
+            written.append(backend.span(f"parameter {name!r}", p))
             if g is not None:
                 computed = compute_dtype(p.dtype)
                 dtype = computed if getattr(g, "dtype", None) == computed else p.dtype
                 g = checks.check_companion(name, "gradient", g, p.shape, dtype)
                 overwritten = self._options["overwrite_grads"] and g.flags.writeable and dtype == computed
-                (written if overwritten else read).append(checks.span(f"gradient of parameter {name!r}", g))
+                (written if overwritten else read).append(backend.span(f"gradient of parameter {name!r}", g))
             checked.append(g)
         for _, entry in self._entries():
-            written += [checks.span("a state", x) for key, x in entry.items() if key in self._slots]
-        checks.check_disjoint(written, read)
+            written += [backend.span("a state", x) for key, x in entry.items() if key in self._slots]
+        backend.check_disjoint(written, read)
         if self.backend != "c":
             checks.check_arithmetic()
         flat = [layout.flat(np.asarray(p)) for _, p in params]

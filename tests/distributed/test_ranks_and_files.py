@@ -13,6 +13,6 @@ run = partial(mpi.run_worker, ROOT / "tests" / "support" / "mpi_worker.py")
 
 
 @needs_mpi
-@pytest.mark.parametrize("name", ["differing", "modes_of_files", "interrupted", "numbers"])
+@pytest.mark.parametrize("name", ["differing", "mapped_twice", "modes_of_files", "interrupted", "numbers"])
 def test_ranks_and_files(tmp_path, name):
     run(2, name, tmp_path / "run")

@@ -610,6 +610,17 @@ def interrupted(path):
     assert same_states(third.state_dict(), saved)
 
 
+def mapped_twice(path):
+    """A gradient that lies in the file of a parameter, at another address, is refused on every rank."""
+    path = f"{path}.{RANK}"
+    np.ones(4096, np.float32).tofile(path)
+    mapped, again = np.memmap(path, np.float32, "r+"), np.memmap(path, np.float32, "r")
+    opt = sharded({"w": mapped, "v": np.ones(8, np.float32)})
+    with raises(odd(RuntimeError, ValueError), "parameter 'w' and gradient of parameter 'w' overlap in the file"):
+        opt.step({"w": odd(np.ones(4096, np.float32), again), "v": np.ones(8, np.float32)})
+    assert (mapped == 1).all() and opt.step({"w": np.zeros(4096, np.float32), "v": None}).applied
+
+
 def modes_of_files(path):
     """A checkpoint that others may not read keeps its slices from them too."""
     opt = sharded(parameters())
