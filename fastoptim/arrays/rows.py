@@ -106,13 +106,13 @@ class TableRows(NamedTuple):
 
 def coalesced(name: str, given: Rows, shape: tuple[int, ...], dtype: Any) -> TableRows:
     """The rows of a gradient of the parameter `name`, checked; TypeError or ValueError that names what is wrong."""
-    values = given.values
-    _check_arrays(given.indices, values)  # which may be others by now
+    _check_arrays(given.indices, given.values)  # which may be others by now
+    indices, values = np.asarray(given.indices), np.asarray(given.values)  # no methods of subclasses
     check_dtype(name, dtype)
     if not shape:
         raise ValueError(f"gradient of parameter {name!r}: Rows needs a parameter of rows, and this has shape ()")
     check_match(name, "gradient", values.shape, values.dtype, (len(values), *shape[1:]), dtype)
-    indices, n = given.indices, shape[0]
+    n = shape[0]
     if indices.shape != (len(values),):
         raise ValueError(f"gradient of parameter {name!r}: {indices.shape} indices for {len(values)} rows")
     order = np.argsort(indices, kind="stable")

@@ -207,7 +207,7 @@ class Groups:
     """All parameter groups of an optimizer: their parameters, and how gradients map to them."""
 
     def __init__(self, defaults: dict[str, Any], kind: str) -> None:
-        self.defaults, self._kind = defaults, kind
+        self.defaults, self._kind = {name: fixed(value) for name, value in defaults.items()}, kind
         self.groups = ParamGroups()
         self.parameters: list[Parameter] = []
         self.structures: list[Structure | Part] = []

@@ -21,6 +21,7 @@ from ..rules.language import own_rule
 from ..rules.table import Kernel, Rule
 from .base import Optimizer
 from .family import dtype_of, valid_spec
+from .groups import fixed
 from .hyperparameters import Checked, Hyper, UpdateSpec, check_of, checked_rate, kind_of_decay
 from .one_array import update_array
 
@@ -404,6 +405,5 @@ def _hyperparameters(coefficients: Any) -> dict[str, Any]:
     for argument in found:
         if argument.kind not in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY):
             raise TypeError(f"coefficients: expected arguments with names of their own, got {argument}")
-        value = argument.default
-        defaults[argument.name] = tuple(value) if isinstance(value, list) else value
+        defaults[argument.name] = fixed(argument.default)
     return defaults

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ..arrays.storage import MASTER, compute_dtype, scale_name, unpack
 from ..common.public import public
 from ..rules import coefficients as k
 from .family import BELOW_ONE, Family, spec_of
-from .hyperparameters import Hyper, Rate, UpdateSpec
+from .hyperparameters import Hyper, NotNeeded, Rate, UpdateSpec
 
 
 @public
@@ -77,6 +77,10 @@ class ASGD(Family):
 
 class ScheduleFree(Family):
     """Base of the two: gradients are taken at y (the parameters), z moves, x is the average that is used in the end."""
+
+    if not TYPE_CHECKING:
+        train = NotNeeded("gradients are always taken at the parameters")
+        eval = NotNeeded("validate with what averaged() returns")
 
     @staticmethod
     def _beta(group: Any) -> float:

@@ -45,6 +45,9 @@ def test_methods_of_subclasses_never_run_within_a_step(backend):
     grads = [np.full(4, 3.0), np.full(8, 4.0)[::2].view(Stubborn)]
     assert fo.clip_grad_norm(grads, 1.0, backend=backend) == 10.0
     assert np.all(np.asarray(grads[1]) < 0.41)
+    rows = fo.Rows(np.array([1, 1, 0]).view(Stubborn), np.ones(3).view(Stubborn))
+    fo.SGD([first, odd], lr=1.0, backend=backend).step([rows, rows], max_norm=100.0)
+    assert np.asarray(odd).tolist() == first.tolist() == [-2, -3, -1, -1]
 
 
 @pytest.mark.parametrize("what", ["load", "copy_to", "probe"])

@@ -402,6 +402,15 @@ def test_arrays_of_groups_do_not_move_about(change, backend):
     assert [p[0] for p in (*params, new)] == [-1.0, 0.0, -10.0, 4.0]
 
 
+def test_what_an_added_group_does_not_say_is_what_was_given_then():
+    lr, betas = np.array(0.25), [0.5, 0.75]
+    opt = fo.Adam([np.zeros(1)], lr=lr, betas=betas)
+    lr *= 2
+    betas[0] = 0.0
+    opt.add_param_group({"params": [np.zeros(1)]})
+    assert [(group["lr"], group["betas"]) for group in opt.param_groups] == [(0.25, (0.5, 0.75))] * 2
+
+
 def test_a_group_added_to_nested_parameters_finds_a_free_name():
     opt = fo.SGD([[np.zeros(1), np.zeros(1)], [np.zeros(1)]], lr=1.0)
     opt.add_param_group({"params": [np.zeros(1)], "lr": 2.0})

@@ -563,6 +563,22 @@ def test_cells_of_a_notebook_have_source():
     assert p.tolist() == [0.0, 0.0]
 
 
+def test_defaults_that_are_arrays_are_what_they_were_when_the_rule_was_made():
+    weights, flag = np.array([0.5, 0.25]), np.True_
+
+    def numbers(lr=1.0, weights=weights, flag=flag):
+        return (lr * weights[0] if flag else 0.0,)
+
+    def own(g, p, c):
+        return c * g
+
+    rule, p = fo.rule(own, coefficients=numbers), np.ones(2)
+    weights *= 0
+    opt = rule(p, backend="numpy")
+    opt.step(np.ones(2))
+    assert opt.param_groups[0]["weights"] == (0.5, 0.25) and p.tolist() == [0.5, 0.5]
+
+
 def test_classes_are_pickled_by_the_variable_that_holds_them(monkeypatch):
     module = sys.modules[__name__]
     monkeypatch.setattr(module, "SomeName", fo.rule(given, coefficients=lambda lr=0.1: (lr,)), raising=False)
