@@ -1,5 +1,5 @@
 /* Reads NumPy arrays through NumPy's public structures: a thousand of them in microseconds, checked at every step, so that
- * no address is kept from one step to the next. Only plain arrays pass; the Python side handles or refuses the others. */
+ * no address is kept from one step to the next. Only arrays of plain layout pass; the Python side handles or refuses the others. */
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #define NPY_TARGET_VERSION NPY_2_0_API_VERSION
 #include <Python.h>
@@ -14,6 +14,7 @@
 
 static PyTypeObject *ndarray_type, *memmap_type, *rows_type;
 static PyObject *const *rows_fields; /* the names of what Rows hold: indices, values, lazy */
+static PyObject *mask;               /* the name of what masked arrays have */
 static size_t tuple_head;
 
 /* A call for each item would cost as much as checking it. */
@@ -28,7 +29,7 @@ int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t types, size_t head)
     if (items[0] != (PyObject *)ndarray || items[1] != (PyObject *)memmap)
         return 0;
     rows_type = (PyTypeObject *)items[2];
-    rows_fields = items + 3;
+    rows_fields = items + 3, mask = items[6];
     return 1;
 }
 
@@ -67,11 +68,20 @@ static int begin(bound *b) { return !b->busy && (b->busy = 1); }
 static void end(bound *b) { b->busy = 0; }
 #endif
 
+/* Of a subclass nothing is asked but whether it masks, and that only where asking runs no other code. */
+static int is_array(PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    return type == ndarray_type || type == memmap_type ||
+           (PyType_IsSubtype(type, ndarray_type) && Py_TYPE((PyObject *)type) == &PyType_Type &&
+            !PyObject_HasAttr((PyObject *)type, mask));
+}
+
 /* Binds one slot: -1 if the array is not as expected, else whether its address is another than at the last step. `order`
  * keeps the contiguity flags that all arrays share. */
 static int bind(PyObject *object, fo_param *param, int slot, int *order)
 {
-    if (Py_TYPE(object) != ndarray_type && Py_TYPE(object) != memmap_type)
+    if (!is_array(object))
         return -1;
     PyArrayObject *array = (PyArrayObject *)object;
     const PyArray_Descr *dtype = PyArray_DESCR(array);
@@ -96,7 +106,7 @@ static int bind(PyObject *object, fo_param *param, int slot, int *order)
 
 static int is_plain(PyObject *object, int needed)
 {
-    return (Py_TYPE(object) == ndarray_type || Py_TYPE(object) == memmap_type) &&
+    return is_array(object) &&
            PyArray_DESCR((PyArrayObject *)object)->byteorder != NPY_OPPBYTE &&
            (PyArray_FLAGS((PyArrayObject *)object) & needed) == needed;
 }
@@ -395,7 +405,7 @@ done:
 /* Makes the plan's only parameter one of the shape and dtype of `object`; 0 if it is none, empty or too large. */
 static int take_shape(fo_plan *plan, PyObject *object)
 {
-    if (Py_TYPE(object) != ndarray_type && Py_TYPE(object) != memmap_type)
+    if (!is_array(object))
         return 0;
     PyArrayObject *array = (PyArrayObject *)object;
     fo_param *param = plan->params;

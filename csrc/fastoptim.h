@@ -118,9 +118,8 @@ void fo_pace_observe_serial(fo_pace *pace, double elapsed_ns);
 void fo_pace_observe_threaded(fo_pace *pace, double elapsed_ns, double waited_ns);
 
 /* bind.c: the plan as Python functions. Objects are given by their addresses. fo_set_up comes first: `types`, which stays, is
- * the tuple (ndarray, memmap, Rows, "indices", "values", "lazy"), and `head` the size of a tuple without its items; 0 if they
- * are not found behind it. fo_functions takes
- * the plan over and appends to a list
+ * the tuple (ndarray, memmap, Rows, "indices", "values", "lazy", "mask"), and `head` the size of a tuple without its
+ * items; 0 if they are not found behind it. fo_functions takes the plan over and appends to a list
  *   step(params, grads, states, rows, scale = 1.0) -> True, or False with nothing touched if an array is not plain, not as expected, or
  *     overlaps another; tuples of arrays (grads may be a list, and hold Rows), and a tuple with one tuple of floats (scale, decay, coefficients) for each run,
  *     and behind them the number of the step where dithers need it; or Adam's (see bind.c), which stays the same;

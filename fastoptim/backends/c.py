@@ -45,7 +45,7 @@ try:
 except (ImportError, AttributeError) as error:
     raise ImportError(f"the C extension of fastoptim is missing or cannot be loaded ({error}){_hint()}") from error
 
-_TYPES = np.ndarray, np.memmap, Rows, "indices", "values", "lazy"  # which the extension keeps
+_TYPES = np.ndarray, np.memmap, Rows, "indices", "values", "lazy", "mask"  # which the extension keeps
 _STORAGE = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3, "float8": 4, "scales": 5}
 _SLOTS = 2 + MAX_STATES + MAX_STATES + 1
 _KEPT = 64  # plans of norms
