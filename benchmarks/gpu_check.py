@@ -202,7 +202,8 @@ def check_norm(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
 
 def check_measures(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
     """The sums of whole arrays that some steps depend on."""
-    for kernel in filter(lambda kernel: is_mine(kernel.name), kernels(MEASURES.values())):
+    measures = list(kernels(MEASURES.values()))
+    for kernel in filter(lambda kernel: is_mine(kernel.name), measures[:2] if SIMULATED else measures):
         scalars = (-0.77, 0.3, *(0.7 / (i + 2) for i in range(len(kernel.rule.coefficients))))
         for dtype, make in product(DTYPES, (ordinary, raw_bits)):
             rng = np.random.default_rng(5)
@@ -231,8 +232,8 @@ def check_classes(wrap: Callable[[np.ndarray], Any], unwrap: Callable[[Any], np.
     if not is_mine(name):
         return
     shapes = [(5, 7), (1,), (3,), (2, 3, 4)] if SIMULATED else [(257, 129), (1,), (1000,), (31, 33, 35)]
-    for kind, make in KINDS.items():
-        for dtype in DTYPES:
+    for i, (kind, make) in enumerate(KINDS.items()):
+        for dtype in DTYPES[i % 2 :][:1] if SIMULATED else DTYPES:
             rng = np.random.default_rng(3)
             host = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
             device = [wrap(x.copy()) for x in host]

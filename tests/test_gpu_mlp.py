@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "gpu_mlp.py"
+from tests.support import ROOT, simulator
+
+EXAMPLE = ROOT / "examples" / "gpu_mlp.py"
 SLICE = ("--data=sklearn", "--train=8", "--test=8", "--batch=8", "--hidden=8", "--epochs=2", "--lr=0.02")
 needs = [
     pytest.mark.skipif(find_spec("numba_cuda") is None, reason='LOUD: pip install ".[cuda]"'),
@@ -20,19 +21,8 @@ needs = [
 pytestmark = needs
 
 
-def run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, str(EXAMPLE), *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
 def test_a_slice_in_the_simulator():
-    done = run(*SLICE, NUMBA_ENABLE_CUDASIM="1")
+    done = simulator.run(str(EXAMPLE), *SLICE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "scikit-learn digits: 8 images to learn from, 8 to test on; simulator, products by tiles" in done.stdout
     rows = [
@@ -52,6 +42,9 @@ def test_without_a_gpu_it_says_so():
 
     if cuda.is_available():
         pytest.skip("LOUD: there is a GPU here")
-    done = run(NUMBA_ENABLE_CUDASIM="0")
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "0"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE)], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 2
     assert "no GPU was found" in done.stderr

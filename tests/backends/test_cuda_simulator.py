@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -17,7 +16,7 @@ import fastoptim as fo
 from benchmarks import gpu_numbers
 from fastoptim.backends import available
 from fastoptim.backends.cuda import backend as cuda_backend
-from tests.support import ROOT
+from tests.support import ROOT, simulator
 from tests.support.cases import SAMPLE
 
 needs_numba_cuda = pytest.mark.skipif(
@@ -27,28 +26,16 @@ needs_numba_cuda = pytest.mark.skipif(
 
 @needs_numba_cuda
 def test_logic_in_the_simulator():
-    done = simulated("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/support/simulator/cuda_logic.py")
+    done = simulator.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/support/simulator/cuda_logic.py")
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
     assert counts["passed"] > 80
     assert "skipped" not in counts
 
 
-def simulated(*command):
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-
-
 @needs_numba_cuda
 def test_gpu_check_runs_through_its_logic(tmp_path):
-    done = simulated("benchmarks/gpu_check.py", "--tune", "--json", str(tmp_path / "gpu.json"))
+    done = simulator.run("benchmarks/gpu_check.py", "--tune", "--json", str(tmp_path / "gpu.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["simulated"] is True
@@ -103,7 +90,7 @@ print(sum(differing for *_, differing in checks))
 
 @needs_numba_cuda
 def test_gpu_check_finds_a_planted_error():
-    done = simulated("-c", PLANTED)
+    done = simulator.run("-c", PLANTED)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 10
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import simulator
 
 pytestmark = pytest.mark.skipif(find_spec("numba_cuda") is None, reason='NOT TESTED: gpu_check; pip install ".[cuda]"')
 
 
 def simulated(*command):
     """What Python prints in a process of its own, with Numba's simulator."""
-    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
-    command = [sys.executable, *command]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = simulator.run(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

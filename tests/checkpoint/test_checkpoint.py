@@ -26,7 +26,7 @@ from fastoptim.backends import available
 from fastoptim.checkpoint import files, format, slices
 from fastoptim.checkpoint.files import CheckpointError
 from tests.proofs.fuzz_checkpoint import save_slices
-from tests.support import PROOFS
+from tests.support import PROOFS, simulator
 from tests.support.forks import in_child
 from tests.support.platforms import needs_posix
 
@@ -855,12 +855,6 @@ print("same bits")
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="needs numba-cuda, whose simulator stands for a device")
 def test_device_arrays_go_to_a_file_and_back(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", SIMULATED, str(tmp_path / "a.ckpt")],
-        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = simulator.run("-c", SIMULATED, str(tmp_path / "a.ckpt"))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "same bits\n"
