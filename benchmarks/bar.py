@@ -30,7 +30,7 @@ import torch
 
 import fastoptim as fo
 from fastoptim.backends import get_backend
-from fastoptim.backends.base import count_of_steps
+from fastoptim.backends.base import Member, Runs, count_of_steps
 from fastoptim.bench.cases import GPT2_SMALL
 from fastoptim.bench.statistics import summarise, verdict
 from fastoptim.rules import Kernel
@@ -122,7 +122,7 @@ def ours(rule, shapes, threads):
 
 def native_adam(p, g, m, v, threads):
     """Adam's native call by itself."""
-    plan = c.plan([Kernel(RULES["adam"], "none")], [0], [p], count_of_steps(), threads)
+    plan = c.plan(Runs.one(Kernel(RULES["adam"], "none"), [Member.of(p)]), count_of_steps(), threads)
     return partial(plan.step, (p,), (g,), (m, v), ((1.0, 0.0, *ADAM),))
 
 
@@ -342,7 +342,7 @@ def clipping_rows(sizes, rounds):
         def make(n=n):
             p, g = arrays([n]), arrays([n])
             opt = optimizer("adam", p, 1)
-            plan = c.plan([Kernel(RULES["sgd"], "none")], [0] * len(g), g, count_of_steps(), 1)
+            plan = c.plan(Runs.one(Kernel(RULES["sgd"], "none"), [Member.of(x) for x in g]), count_of_steps(), 1)
             parameters = torch_parameters(arrays([n]), arrays([n]))
             peer = torch_optimizer("adam", parameters)
 

@@ -15,11 +15,12 @@ from .. import rules
 from ..arrays.checks import DTYPES, instead_of, real_array
 from ..arrays.rows import Rows
 from ..backends import resolve
+from ..backends.base import Member, Runs
 from ..common.busy import Busy, exclusive
 from ..common.threads import resolve_threads
 from ..common.validation import check_no_method, choice, names_arguments, real, unknown_name
 from ..optimizers.one_array import ArrayStep
-from ..optimizers.update import TINY, Member, Update
+from ..optimizers.update import TINY, Update
 from ..rules import coefficients as of_rule
 from ..rules.table import RULES, Kernel
 
@@ -78,8 +79,7 @@ class RuleUpdate:
                 name = str(names[i] if names else i)
                 self._backend.check_parameter(name, p)
                 members.append(Member(name, *self._backend.describe(p)))
-            one = [self._kernel], [0] * len(params)
-            self._update = Update(self._backend, *one, members, self._threads, self._counter)
+            self._update = Update(self._backend, Runs.one(self._kernel, members), self._threads, self._counter)
             self._shapes, self._names = shapes, names
         return self._update
 

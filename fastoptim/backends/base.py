@@ -38,22 +38,38 @@ def count_of_steps() -> array[int]:
     return array("q", (0,))
 
 
-class Described(Protocol):
-    """Anything that has a shape and a dtype; and, if some of its arrays have fewer bits, how it is `stored`."""
+class Member(NamedTuple):
+    """What is expected of a parameter."""
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    stored: Stored | None = None  # how its arrays are stored, where some have fewer bits than they are computed in
 
-    @property
-    def dtype(self) -> Any: ...
+    @classmethod
+    def of(cls, x: Any) -> Member:
+        """One without states like an array at hand, of any dtype."""
+        low = x.dtype not in checks.DTYPES
+        return cls("", x.shape, x.dtype, Stored(x.dtype.name, "float32", (), 0, 0) if low else None)
 
 
-def limits_of(run_of: Sequence[int], members: Sequence[Described], runs: int) -> list[float]:
-    """For each run, the least number that is infinite in a type that one of its members is computed in."""
-    limits = [math.inf] * runs
-    for run, member in zip(run_of, members, strict=True):
-        limits[run] = min(limits[run], limit_of(compute_dtype(np.dtype(member.dtype))))
-    return limits
+class Runs(NamedTuple):
+    """Parameters in runs, each with a kernel and, at each step, a row of scalars."""
+
+    kernels: Sequence[Kernel]
+    run_of: Sequence[int]  # of each member
+    members: Sequence[Member]
+
+    @classmethod
+    def one(cls, kernel: Kernel, members: Sequence[Member]) -> Runs:
+        return cls([kernel], [0] * len(members), members)
+
+    def limits(self) -> list[float]:
+        """For each run, the least number that is infinite in a type that one of its members is computed in."""
+        limits = [math.inf] * len(self.kernels)
+        for run, member in zip(self.run_of, self.members, strict=True):
+            limits[run] = min(limits[run], limit_of(compute_dtype(member.dtype)))
+        return limits
 
 
 def in_range(rows: Sequence[Scalars], limits: Sequence[float]) -> bool:
@@ -197,15 +213,8 @@ class Backend(ABC):
 
         return measure
 
-    def measure_plan(
-        self,
-        kernels: Sequence[Kernel],
-        measures: Sequence[Kernel],
-        run_of: Sequence[int],
-        members: Sequence[Described],
-        threads: int,
-    ) -> NativeMeasure | None:
-        """As `plan`, of what ``measures[run]`` says of the parameters that ``kernels[run]`` steps; or None."""
+    def measure_plan(self, runs: Runs, measures: Sequence[Kernel], threads: int) -> NativeMeasure | None:
+        """As `plan`, of what ``measures[run]`` says of the parameters of a run; or None."""
         return None
 
     check_arithmetic = staticmethod(checks.check_arithmetic)
@@ -243,16 +252,8 @@ class Backend(ABC):
         return self.prepare_norm(grads, threads)(grads, grad_scale)
 
     # --- repeated steps over the same arrays
-    def plan(
-        self,
-        kernels: Sequence[Kernel],
-        run_of: Sequence[int],
-        members: Sequence[Described],
-        counter: MutableSequence[int],
-        threads: int,
-        lazy: bool = False,
-    ) -> NativePlan | None:
-        """A plan that checks and steps arrays by itself, member i by kernel ``run_of[i]``; or None.
+    def plan(self, runs: Runs, counter: MutableSequence[int], threads: int, lazy: bool = False) -> NativePlan | None:
+        """A plan that checks and steps arrays by itself; or None.
 
         With `lazy`, `Rows` leave other rows as they are, whatever the rule.
         """

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,8 @@ from .. import rules
 from ..arrays import checks
 from ..arrays.rows import Rows
 from ..arrays.storage import small_dtype
-from ..rules.codecs import Stored
 from ..rules.table import DECAYS, MAX_STATES, MEASURES, RULES, Kernel, Scalars
-from .base import Backend, BlockMeasures, Described, KernelCall, Launch, NativeMeasure, count_of_steps
+from .base import Backend, BlockMeasures, KernelCall, Launch, Member, NativeMeasure, Runs, count_of_steps
 
 
 def _hint() -> str:
@@ -49,6 +48,7 @@ _TYPES = np.ndarray, np.memmap, Rows, "indices", "values", "lazy", "mask"  # whi
 _STORAGE = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3, "float8": 4, "scales": 5}
 _SLOTS = 2 + MAX_STATES + MAX_STATES + 1
 _KEPT = 64  # plans of norms
+_ANY = Member("", (1,), np.dtype(np.float64))  # of a plan whose arrays are checked by nothing but each other
 
 
 def _names(function: Any) -> list[str]:
@@ -68,20 +68,6 @@ def _know_types() -> None:
     lib.fo_set_types(*(-1 if dtype is None else dtype.num for dtype in map(small_dtype, ("bfloat16", "float8"))))
 
 
-class _Row(NamedTuple):
-    """A member of a plan that is made for arrays at hand."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-    stored: Stored | None
-
-
-def _row(x: Any) -> _Row:
-    """The member for an array of any dtype."""
-    low = x.dtype not in checks.DTYPES
-    return _Row(x.shape, x.dtype, Stored(x.dtype.name, "float32", (), 0, 0) if low else None)
-
-
 class CPlan:
     """A list of parameters prepared for repeated steps.
 
@@ -91,8 +77,7 @@ class CPlan:
         What kernels there are.
     run_of : sequence of int
         The run that each member belongs to.
-    members : sequence
-        Anything with the `shape` and `dtype` of a parameter.
+    members : sequence of Member
     counter : array of one 64-bit integer
         Its only item grows by one with each step that was applied, whatever interrupts the caller then.
     threads : int
@@ -132,7 +117,7 @@ class CPlan:
         self,
         runs: Sequence[tuple[int, str]],
         run_of: Sequence[int],
-        members: Sequence[Described],
+        members: Sequence[Member],
         counter: MutableSequence[int],
         threads: int,
         states: Sequence[int] | None = None,
@@ -152,8 +137,8 @@ class CPlan:
         for i, member in enumerate(members):
             run = run_of[i]
             count = lib.fo_rule_states(runs[run][0]) if states is None else states[run]
-            if (by := getattr(member, "stored", None)) is None:
-                storage[i, : 2 + count] = _STORAGE[np.dtype(member.dtype).name]
+            if (by := member.stored) is None:
+                storage[i, : 2 + count] = _STORAGE[member.dtype.name]
                 continue
             slots = [by.parameter, by.parameter, *[by.state] * count, *["scales"] * by.scales]
             slots += ["float32"] * by.master
@@ -203,7 +188,7 @@ class CBackend(Backend):
             _check_tables()
             if not lib.fo_set_up(id(np.ndarray), id(np.memmap), id(_TYPES), tuple.__basicsize__):
                 raise ImportError("the C extension of fastoptim cannot read tuples of this Python; please report this")
-            CPlan([(0, "none")], [0], [np.empty(1)], count_of_steps(), 1)
+            CPlan([(0, "none")], [0], [_ANY], count_of_steps(), 1)
         except (AttributeError, TypeError, ValueError) as error:
             raise ImportError(
                 f"the C extension was built from other sources ({error}): install fastoptim again{_hint()}"
@@ -240,50 +225,32 @@ class CBackend(Backend):
 
     check_arithmetic = staticmethod(checks.check_rounding)  # coefficients are computed by the caller's thread
 
-    def plan(
-        self,
-        kernels: Sequence[Kernel],
-        run_of: Sequence[int],
-        members: Sequence[Described],
-        counter: MutableSequence[int],
-        threads: int,
-        lazy: bool = False,
-    ) -> CPlan:
-        if bad := [kernel.name for kernel in kernels if kernel.decay not in kernel.rule.decays]:
+    def plan(self, runs: Runs, counter: MutableSequence[int], threads: int, lazy: bool = False) -> CPlan:
+        if bad := [kernel.name for kernel in runs.kernels if kernel.decay not in kernel.rule.decays]:
             raise ValueError(f"no such kernels: {bad}; a rule's decays say which there are")
-        runs = [(RULE_NAMES.index(kernel.rule.name), kernel.decay) for kernel in kernels]
-        return CPlan(runs, run_of, members, counter, threads, lazy=lazy)
+        return CPlan(_numbered(runs.kernels), runs.run_of, runs.members, counter, threads, lazy=lazy)
 
     def array_step(self, kernel: Kernel) -> Callable[..., bool]:
-        return self.plan([kernel], [0], [np.empty(1)], count_of_steps(), 1).step_array
+        return self.plan(Runs.one(kernel, [_ANY]), count_of_steps(), 1).step_array
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         run_of = [i for i, call in enumerate(calls) for _ in call.arrays]
         rows = [row for call in calls for row in call.arrays]
         params, grads = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
         states = tuple(x for row in rows for x in row[2:])
-        members = [_Row(row[0].shape, row[0].dtype, stored) for call in calls for row, stored in call.rows]
-        plan = self.plan([call.kernel for call in calls], run_of, members, count_of_steps(), threads)
+        members = [Member("", row[0].shape, row[0].dtype, stored) for call in calls for row, stored in call.rows]
+        plan = self.plan(Runs([call.kernel for call in calls], run_of, members), count_of_steps(), threads)
         return lambda scalars: _applied(plan.step(params, grads, states, tuple(scalars)))
 
-    def measure_plan(
-        self,
-        kernels: Sequence[Kernel],
-        measures: Sequence[Kernel],
-        run_of: Sequence[int],
-        members: Sequence[Described],
-        threads: int,
-    ) -> NativeMeasure:
-        runs = [(RULE_NAMES.index(measure.rule.name), measure.decay) for measure in measures]
-        states = [len(kernel.rule.states) for kernel in kernels]
-        return CPlan(runs, run_of, members, count_of_steps(), threads, states).measure
+    def measure_plan(self, runs: Runs, measures: Sequence[Kernel], threads: int) -> NativeMeasure:
+        states = [len(kernel.rule.states) for kernel in runs.kernels]
+        return CPlan(_numbered(measures), runs.run_of, runs.members, count_of_steps(), threads, states).measure
 
     def prepare_measures(self, calls: Sequence[KernelCall], threads: int) -> BlockMeasures:
         plans = []
         for i, (kernel, rows, _) in enumerate(calls):
             for p, g, *states in rows:
-                runs = [(RULE_NAMES.index(kernel.rule.name), kernel.decay)]
-                plan = CPlan(runs, [0], [_row(p)], count_of_steps(), threads, [len(states)])
+                plan = CPlan(_numbered([kernel]), [0], [Member.of(p)], count_of_steps(), threads, [len(states)])
                 plans.append((plan, ((p,), (g,), tuple(states)), i, kernel.rule.terms))
 
         def measure(scalars: Sequence[Scalars], k: float) -> list[np.ndarray]:
@@ -337,7 +304,8 @@ class CBackend(Backend):
     def _bare_loop(
         self, name: str, params: Sequence[Any], grads: Sequence[Any], states: Sequence[Any], threads: int
     ) -> Any:
-        plan = CPlan([(RULE_NAMES.index(name), "none")], [0] * len(params), params, count_of_steps(), threads)
+        runs, members = [(RULE_NAMES.index(name), "none")], [Member.of(p) for p in params]
+        plan = CPlan(runs, [0] * len(params), members, count_of_steps(), threads)
         arrays = tuple(params), tuple(grads), tuple(x for entry in states for x in entry)
         return lambda: _applied(plan.step(*arrays, ((1.0, 0.0),)))
 
@@ -351,9 +319,14 @@ class CBackend(Backend):
         }
 
 
+def _numbered(kernels: Sequence[Kernel]) -> list[tuple[int, str]]:
+    """What the extension calls kernels."""
+    return [(RULE_NAMES.index(kernel.rule.name), kernel.decay) for kernel in kernels]
+
+
 def _plan_of_sums(grads: Sequence[Any], threads: int) -> CPlan:
     """A plan for the sums of squares of gradients like these; it makes no steps."""
-    return CPlan([(0, "none")], [0] * len(grads), [_row(g) for g in grads], count_of_steps(), threads)
+    return CPlan([(0, "none")], [0] * len(grads), [Member.of(g) for g in grads], count_of_steps(), threads)
 
 
 def _applied(plain: bool) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays.checks import DTYPES, check_companion, check_dtype, check_unchanged, instead_of
 from ..backends import resolve
-from ..backends.base import count_of_steps
+from ..backends.base import Member, Runs, count_of_steps
 from ..checkpoint import matching
 from ..common.busy import Busy, exclusive
 from ..common.public import public
@@ -21,7 +21,7 @@ from ..rules.codecs import LOW
 from ..rules.coefficients import average_coefficients
 from ..rules.table import RULES, Kernel
 from .groups import listed
-from .update import Member, Update
+from .update import Update
 
 
 @public
@@ -107,9 +107,9 @@ class Average:
         self._members = [Member(n, *self._backend.describe(p)) for n, p in zip(self._names, chosen, strict=True)]
         self._averages = tuple(self._backend.zeros_like(p) for p in chosen)
         self._rest = tuple(None if averaged else leaf for leaf, averaged in zip(leaves, self._averaged, strict=True))
-        kernels, runs = [Kernel(RULES["average"], "none")], [0] * len(chosen)
+        runs = Runs.one(Kernel(RULES["average"], "none"), self._members)
         self._counter = count_of_steps()
-        self._update = Update(self._backend, kernels, runs, self._members, self._threads, self._counter)
+        self._update = Update(self._backend, runs, self._threads, self._counter)
         self._copy(chosen)
 
     def _chosen(self, leaves: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import rules
-from ..backends.base import Backend, BlockMeasures, KernelCall, NativeMeasure
+from ..backends.base import Backend, BlockMeasures, KernelCall, NativeMeasure, Runs
 from ..rules.measures import Measured
 from ..rules.reference import tree_sum
-from ..rules.table import Kernel, Scalars
+from ..rules.table import Scalars
 
 ScalarRows = tuple[Scalars, ...]  # of each run
 Arrays = tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]  # parameters, gradients, states
@@ -51,31 +51,19 @@ class Measuring:
 
     Parameters
     ----------
-    backend, kernels, members, threads
+    backend, runs, asking, threads
         As for `Update`.
-    runs : sequence of Asking
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        kernels: Sequence[Kernel],
-        runs: Sequence[Asking],
-        members: Sequence[Any],
-        threads: int,
-    ) -> None:
-        self._backend, self._kernels, self._runs, self._threads = backend, kernels, runs, threads
-        self._single = all(np.dtype(member.dtype) == np.float32 for member in members)
+    def __init__(self, backend: Backend, runs: Runs, asking: Sequence[Asking], threads: int) -> None:
+        self._backend, self._runs, self._threads = backend, asking, threads
+        kernels, _, members = runs
+        self._single = all(member.dtype == np.float32 for member in members)
         self._rounds: list[tuple[list[int], NativeMeasure | None]] = []
-        for k in range(max(len(self._measures(i)) for i in range(len(runs)))):
-            chosen = [i for i in range(len(runs)) if k < len(self._measures(i))]
-            native = backend.measure_plan(
-                [kernels[i] for i in chosen],
-                [self._measures(i)[k].kernel for i in chosen],
-                list(range(len(chosen))),
-                [members[i] for i in chosen],
-                threads,
-            )
+        for k in range(max(len(self._measures(i)) for i in range(len(asking)))):
+            chosen = [i for i in range(len(asking)) if k < len(self._measures(i))]
+            these = Runs([kernels[i] for i in chosen], range(len(chosen)), [members[i] for i in chosen])
+            native = backend.measure_plan(these, [self._measures(i)[k].kernel for i in chosen], threads)
             self._rounds.append((chosen, native))
         counts = [len(kernel.rule.states) for kernel in kernels]
         ends = np.cumsum(counts).tolist()

@@ -15,11 +15,11 @@ import numpy as np
 
 from ..arrays.checks import DTYPES
 from ..backends import ENVIRONMENT, VARIABLES, choose, get_backend, read_environment, takes_native_steps
-from ..backends.base import Backend
+from ..backends.base import Backend, Member, Runs
 from ..rules.measures import Measured
 from ..rules.table import Kernel, Scalars
 from .measuring import Asked
-from .update import PLAIN, Member, Update
+from .update import PLAIN, Update
 
 
 class ArrayStep:
@@ -141,7 +141,7 @@ class _KeptUpdate:
             member = Member(name, *backend.describe(p))
             asked = None if measured is None else Asked(measured, math.prod(member.shape), 1, ())
             asking = None if asked is None else [asked]
-            known = Update(backend, [kernel], [0], [member], threads, asking=asking), asked
+            known = Update(backend, Runs.one(kernel, [member]), threads, asking=asking), asked
         self.update, self.asked = known
 
     def keep(self) -> None:

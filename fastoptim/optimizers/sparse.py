@@ -13,7 +13,7 @@ from .. import rules
 from ..arrays import layout
 from ..arrays.rows import Rows, coalesced, touched_blocks
 from ..arrays.storage import compute_dtype
-from ..backends.base import Backend, Described, KernelCall
+from ..backends.base import Backend, KernelCall, Member
 from ..rules import reference
 from ..rules.codecs import BLOCK, Stored
 from ..rules.norm import NORM_BLOCK
@@ -28,18 +28,19 @@ def _stays_still(rule: Rule, coefficients: Sequence[float]) -> bool:
     return all(x == 1.0 for x in ones) and (not above or sum(above) > 0.0)
 
 
-def check_rule(member: Described, name: str, given: Rows, kernel: Kernel, scalars: Scalars, lazy: bool) -> None:
+def check_rule(member: Member, given: Rows, kernel: Kernel, scalars: Scalars, lazy: bool) -> None:
     """ValueError unless a step of `kernel` with Rows means something."""
-    rule, what, stored = kernel.rule, f"gradient of parameter {name!r}", getattr(member, "stored", None)
+    name, shape, _, stored = member
+    rule, what = kernel.rule, f"gradient of parameter {name!r}"
     if kernel.decay != "none":
         raise ValueError(
             f"{what}: weight decay acts on every row, and Rows hold only some: set weight_decay=0, or, where others "
             f"decay, fo.groups(params, {{{name!r}: {{'weight_decay': 0.0}}}})"
         )
-    scaled = stored is not None and stored.scales > 0
-    if scaled and math.prod(member.shape) and math.prod(member.shape[1:]) % BLOCK:
+    scaled, length = stored is not None and stored.scales > 0, math.prod(shape[1:])
+    if scaled and 0 not in shape and length % BLOCK:
         raise ValueError(
-            f"{what}: float8 states have one scale for {BLOCK} elements, which rows of {math.prod(member.shape[1:])} "
+            f"{what}: float8 states have one scale for {BLOCK} elements, which rows of {length} "
             f"would share: pad rows to a multiple of {BLOCK}, or use state_dtype='bfloat16'"
         )
     if lazy or given.lazy:

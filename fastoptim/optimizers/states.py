@@ -11,14 +11,14 @@ import numpy as np
 
 from ..arrays.autograd import tensors_behind
 from ..arrays.storage import MASTER, Storage, compute_dtype, pack, state_arrays, template
-from ..backends.base import Backend, count_of_steps
+from ..backends.base import Backend, Member, Runs, count_of_steps
 from ..common.validation import MOST_STEPS
 from ..rules.measures import Measured
 from ..rules.table import Scalars
 from .groups import Groups, Parameter, ParamGroup
 from .hyperparameters import UpdateSpec
 from .measuring import Asked
-from .update import Member, Update
+from .update import Update
 
 
 class ParamRun:
@@ -263,7 +263,7 @@ def make_plan(
         run.stored |= member.stored is not None
         run_of.append(runs[key])
     kernels = [run.spec.kernel for run in made]
-    update = Update(backend, kernels, run_of, members, threads, counter, skipped, lazy, made)
+    update = Update(backend, Runs(kernels, run_of, members), threads, counter, skipped, lazy, made)
     return Plan(made, run_of, update, counter)
 
 

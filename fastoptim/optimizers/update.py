@@ -23,13 +23,14 @@ from ..backends.base import (
     Backend,
     KernelCall,
     Launch,
+    Member,
     NativePlan,
     Norm,
     Prepared,
+    Runs,
     StepInfo,
     count_of_steps,
     in_range,
-    limits_of,
 )
 from ..common.signals import deferred_signals
 from ..common.validation import check_range, step_options
@@ -78,15 +79,6 @@ def clipped_scale(scale: float, norm: float | None, limit: float | None, dtypes:
     return scale
 
 
-class Member(NamedTuple):
-    """What is expected of a parameter."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    stored: Stored | None = None  # how its arrays are stored, where some have fewer bits than they are computed in
-
-
 class _Bound:
     """Checked arrays, ready to be stepped; kept for the next step where the backend can tell that it still fits."""
 
@@ -124,12 +116,8 @@ class Update:
     Parameters
     ----------
     backend : Backend
-    kernels : sequence of Kernel
-        What the runs of parameters are stepped by.
-    run_of : sequence of int
-        The run that each parameter belongs to.
-    members : sequence of Member
-        What is expected of each parameter.
+    runs : Runs
+        The kernels, and what is expected of each parameter.
     threads : int
     counter : array of one 64-bit integer, optional
         Its only item grows by one with each step that every parameter has taken.
@@ -156,6 +144,7 @@ class Update:
         "_members",
         "_native",
         "_run_of",
+        "_runs",
         "_skipped",
         "_threads",
     )
@@ -163,30 +152,29 @@ class Update:
     def __init__(
         self,
         backend: Backend,
-        kernels: Sequence[Kernel],
-        run_of: Sequence[int],
-        members: Sequence[Member],
+        runs: Runs,
         threads: int,
         counter: MutableSequence[int] | None = None,
         skipped: Callable[[list[bool]], None] | None = None,
         lazy: bool = False,
         asking: Sequence[Asking] | None = None,
     ) -> None:
-        for member in members:
+        self._backend, self._runs = backend, runs
+        self._kernels, self._run_of, self._members = runs
+        for member in self._members:
             if member.stored is None:
                 check_dtype(member.name, member.dtype)
-        self._backend, self._kernels, self._run_of, self._members = backend, kernels, run_of, members
         self._threads, self._skipped, self._lazy = threads, skipped, lazy
         self._counter = count_of_steps() if counter is None else counter
-        self._native = backend.plan(kernels, run_of, members, self._counter, threads, lazy)
+        self._native = backend.plan(runs, self._counter, threads, lazy)
         self._bound: _Bound | None = None
-        self._dtypes = frozenset(compute_dtype(member.dtype) for member in members)
-        self._limits = limits_of(run_of, members, len(kernels))
+        self._dtypes = frozenset(compute_dtype(member.dtype) for member in self._members)
+        self._limits = runs.limits()
         self._asking = asking
         self._by_array: Update | None = None
         self._measuring: Measuring | None = None
         if asking is not None and any(run.measured is not None for run in asking):
-            self._measuring = Measuring(backend, kernels, asking, members, threads)
+            self._measuring = Measuring(backend, runs, asking, threads)
 
     @property
     def in_c(self) -> bool:
@@ -332,11 +320,10 @@ class Update:
     def _one_run_each(self) -> Update:
         """This update with scalars for each parameter."""
         if self._by_array is None:
-            kernels = [self._kernels[run] for run in self._run_of]
+            runs = Runs([self._kernels[run] for run in self._run_of], range(len(self._members)), self._members)
             asking = None if self._asking is None else [self._asking[run] for run in self._run_of]
             rest = (self._counter, self._skipped, self._lazy, asking)
-            runs = range(len(kernels))
-            self._by_array = Update(self._backend, kernels, runs, self._members, self._threads, *rest)
+            self._by_array = Update(self._backend, runs, self._threads, *rest)
         return self._by_array
 
     def _step_natively(
@@ -385,7 +372,7 @@ class Update:
             raise ValueError(f"expected {len(self._members)} gradients, got {len(grads)}")
         for member, g, run in zip(self._members, grads, self._run_of, strict=True):
             if type(g) is Rows:
-                check_rule(member, member.name, g, self._kernels[run], scalars[run], self._lazy)
+                check_rule(member, g, self._kernels[run], scalars[run], self._lazy)
         backend.check_arithmetic()
         dense = tuple(None if type(g) is Rows else g for g in grads)
         for member, g in zip(self._members, grads, strict=True):

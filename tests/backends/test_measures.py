@@ -11,6 +11,7 @@ import pytest
 import fastoptim as fo
 from fastoptim import rules
 from fastoptim.backends import KernelCall, available, get_backend
+from fastoptim.backends.base import Member, Runs
 from fastoptim.backends.c import ISA_NAMES
 from fastoptim.rules import reference
 from fastoptim.rules.table import MEASURES, Kernel, kernels
@@ -37,7 +38,7 @@ def check(backend, kernel: Kernel, dtype, make, sizes=SIZES, threads=3, vectors=
         )
         assert all(map(same_bits, found, wanted)) and len(found) == len(wanted), (kernel.name, k)
         step = Kernel(rules.RULES[("momentum", "adam", "amsgrad")[count]], "none")  # with as many states
-        plan = backend.measure_plan([step], [kernel], [0] * len(rows), [row[0] for row in rows], threads)
+        plan = backend.measure_plan(Runs.one(step, [Member.of(p) for p, *_ in rows]), [kernel], threads)
         if plan is not None:
             params, grads = (tuple(row[i] for row in rows) for i in (0, 1))
             states = tuple(x for row in rows for x in row[2:])

@@ -15,7 +15,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim.backends import get_backend
-from fastoptim.backends.base import count_of_steps
+from fastoptim.backends.base import Member, Runs, count_of_steps
 from fastoptim.rules import reference
 from fastoptim.rules.table import RULES, Kernel
 from tests.support.cases import on_threads, same_bits
@@ -181,7 +181,8 @@ def test_a_plan_serves_one_thread_at_a_time():
     """Without the guard of the classes; on an interpreter without a global lock, threads meet inside all the time."""
     params, grads = tuple(model()), tuple(model(1))
     counter, threads, tries = count_of_steps(), 3, 60
-    plan = get_backend("c").plan([Kernel(RULES["sgd"], "none")], [0] * len(params), params, counter, 1)
+    members = [Member.of(p) for p in params]
+    plan = get_backend("c").plan(Runs.one(Kernel(RULES["sgd"], "none"), members), counter, 1)
     row, start = ((1.0, 0.0, 0.01),), threading.Barrier(threads)
 
     def work(number):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastoptim.backends import get_backend
-from fastoptim.backends.base import count_of_steps
+from fastoptim.backends.base import Member, Runs, count_of_steps
 from fastoptim.rules import reference
 from tests.support.cases import DTYPES, SPECIAL, VARIANTS, Variant, bits, on_threads, ordinary, raw_bits, states_for
 
@@ -181,8 +181,8 @@ def run_case(number: int) -> Case:
     try:
         params, grads = (tuple(entry[slot] for entry in arrays) for slot in (0, 1))
         states = tuple(x for _, _, *entry in arrays for x in entry)
-        run_of = [i for i, run in enumerate(runs) for _ in run.entries]
-        plan = backend.plan([run.variant.kernel for run in runs], run_of, params, count_of_steps(), threads)
+        run_of, members = [i for i, run in enumerate(runs) for _ in run.entries], [Member.of(p) for p in params]
+        plan = backend.plan(Runs([run.variant.kernel for run in runs], run_of, members), count_of_steps(), threads)
         with on_threads():
             for i in range(steps):
                 if not plan.step(params, grads, states, tuple(run.scalars(run.rows[i], s) for run in runs)):

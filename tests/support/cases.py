@@ -18,7 +18,7 @@ import numpy as np
 
 from fastoptim import rules
 from fastoptim.backends import Backend, KernelCall, get_backend
-from fastoptim.backends.base import count_of_steps
+from fastoptim.backends.base import Member, Runs, count_of_steps
 from fastoptim.rules.norm import NORM_BLOCK
 from fastoptim.rules.reference import update
 from fastoptim.rules.table import Kernel, Rule, kernels
@@ -220,7 +220,7 @@ def differing(
 
 
 def native_plan(backend: Backend, kernel: Kernel, members: Sequence[np.ndarray], threads: int = 1) -> Any:
-    return backend.plan([kernel], [0] * len(members), members, count_of_steps(), threads)
+    return backend.plan(Runs.one(kernel, [Member.of(x) for x in members]), count_of_steps(), threads)
 
 
 def bits(x: np.ndarray) -> bytes:

@@ -29,7 +29,7 @@ from ...arrays.storage import compute_dtype
 from ...common.threads import fork_safe_lock
 from ...rules import lowering
 from ...rules.table import Kernel, Rule, Scalars
-from ..base import Backend, BlockMeasures, Described, KernelCall, Launch, Norm
+from ..base import Backend, BlockMeasures, KernelCall, Launch, Norm, Runs
 from . import driver, stored
 from .device_arrays import (
     ContiguousOnDevice,
@@ -219,16 +219,8 @@ class CudaBackend(Backend):
 
         return launch
 
-    def plan(
-        self,
-        kernels: Sequence[Kernel],
-        run_of: Sequence[int],
-        members: Sequence[Described],
-        counter: MutableSequence[int],
-        threads: int,
-        lazy: bool = False,
-    ) -> CudaPlan:
-        return CudaPlan(self, kernels, run_of, members, counter)
+    def plan(self, runs: Runs, counter: MutableSequence[int], threads: int, lazy: bool = False) -> CudaPlan:
+        return CudaPlan(self, runs, counter)
 
     def piece(self, dtype: np.dtype, is_stored: bool) -> int:
         """Elements that a block takes at a time."""

@@ -14,8 +14,8 @@ from ...arrays.autograd import tell_autograd, tensors_among
 from ...arrays.storage import state_arrays
 from ...common.signals import deferred_signals
 from ...rules.codecs import Stored
-from ...rules.table import Kernel, Scalars
-from ..base import Described, KernelCall, in_range, limits_of
+from ...rules.table import Scalars
+from ..base import KernelCall, Runs, in_range
 from .device_arrays import Vector, look_of, stays
 from .work import Device, NormWork, UpdateWork, factors
 
@@ -25,21 +25,13 @@ class CudaPlan:
 
     in_c = False
 
-    def __init__(
-        self,
-        backend: Device,
-        kernels: Sequence[Kernel],
-        run_of: Sequence[int],
-        members: Sequence[Described],
-        counter: MutableSequence[int],
-    ):
-        self._backend, self._kernels, self._run_of, self._counter = backend, kernels, run_of, counter
-        self._limits = limits_of(run_of, members, len(kernels))
-        self._stored: list[Stored | None] = [getattr(member, "stored", None) for member in members]
+    def __init__(self, backend: Device, runs: Runs, counter: MutableSequence[int]):
+        self._backend, self._kernels, self._run_of, self._counter = backend, runs.kernels, runs.run_of, counter
+        self._limits = runs.limits()
+        self._stored = [member.stored for member in runs.members]
         self._expected = []  # of each member: what its parameter and what is kept beside it must be
-        for member, run, stored in zip(members, run_of, self._stored, strict=True):
-            shape, dtype = tuple(member.shape), np.dtype(member.dtype)
-            beside = state_arrays(kernels[run].rule, stored, shape, dtype)
+        for (_, shape, dtype, stored), run in zip(runs.members, runs.run_of, strict=True):
+            beside = state_arrays(runs.kernels[run].rule, stored, shape, dtype)
             self._expected.append([(shape, dtype), *beside.values()])
         self._fixed: _Fixed | None = None
         self._norm: tuple[NormWork, _Gradients] | None = None
