@@ -19,18 +19,17 @@ from ..common.public import public
 from ..common.validation import limit_of
 from ..rules import reference
 from ..rules.codecs import Stored, part
-from ..rules.table import Kernel, Scalars
+from ..rules.table import Kernel, ScalarRows, Scalars
 
 TILE = 1 << 15  # elements, whole blocks of the norm: the temporaries of one tile fit a level-2 cache
 
+Arrays = tuple[Any, ...]
 Launch = Callable[[Sequence[Scalars]], None]
 Norm = Callable[[Sequence[Any], float], float]
 # (scalars of each call, k) -> for each array and each of its terms, sums of (k * term)**2, one for each block.
 BlockMeasures = Callable[[Sequence[Scalars], float], list[np.ndarray]]
 # (params, grads, states, rows, k) -> these sums over whole arrays; None if they need another way.
-NativeMeasure = Callable[
-    [tuple[Any, ...], tuple[Any, ...], tuple[Any, ...], tuple[Scalars, ...], float], list[float] | None
-]
+NativeMeasure = Callable[[Arrays, Arrays, Arrays, ScalarRows, float], list[float] | None]
 
 
 def count_of_steps() -> array[int]:

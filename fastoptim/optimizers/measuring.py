@@ -13,13 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import rules
-from ..backends.base import Backend, BlockMeasures, KernelCall, NativeMeasure, Runs
+from ..backends.base import Arrays, Backend, BlockMeasures, KernelCall, NativeMeasure, Runs
 from ..rules.measures import Measured
 from ..rules.reference import tree_sum
-from ..rules.table import Scalars
+from ..rules.table import ScalarRows, Scalars
 
-ScalarRows = tuple[Scalars, ...]  # of each run
-Arrays = tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]  # parameters, gradients, states
+_Lists = tuple[Arrays, Arrays, Arrays]  # parameters, gradients, states
 
 
 class Asking(Protocol):
@@ -73,15 +72,13 @@ class Measuring:
         measured = self._runs[i].measured
         return () if measured is None else measured.measures
 
-    def natively(
-        self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], rows: ScalarRows
-    ) -> ScalarRows | None:
+    def natively(self, params: Arrays, grads: Arrays, states: Arrays, rows: ScalarRows) -> ScalarRows | None:
         """`rows` with what the norms make of them, by native calls; None if the arrays need another way."""
         norms: list[Scalars] = [()] * len(rows)
         for k, (chosen, native) in enumerate(self._rounds):
             if native is None:
                 return None
-            own: Arrays = params, grads, states
+            own: _Lists = params, grads, states
             if len(chosen) < len(rows):
                 own = (
                     tuple(params[i] for i in chosen),
@@ -96,7 +93,7 @@ class Measuring:
             self._add(norms, k, chosen, rules.norms_from_squares(sums, self._single))
         return self._finished(range(len(rows)), rows, norms)
 
-    def prepare(self, arrays: Sequence[tuple[Any, ...]], present: Sequence[int]) -> Callable[[ScalarRows], ScalarRows]:
+    def prepare(self, arrays: Sequence[Arrays], present: Sequence[int]) -> Callable[[ScalarRows], ScalarRows]:
         """The same for arrays as kernels take them, of the parameters that are `present`; a row for each."""
         rounds: list[tuple[int, list[int], BlockMeasures]] = []
         places = {i: place for place, i in enumerate(present)}
@@ -128,7 +125,7 @@ class Measuring:
         )
 
 
-def _again(native: NativeMeasure, arrays: Arrays, rows: ScalarRows, first: list[float], k: float) -> list[float]:
+def _again(native: NativeMeasure, arrays: _Lists, rows: ScalarRows, first: list[float], k: float) -> list[float]:
     """The sums for a factor; those for 1 are there."""
     found = first if k == 1.0 else native(*arrays, rows, k)
     assert found is not None

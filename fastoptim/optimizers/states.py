@@ -14,7 +14,7 @@ from ..arrays.storage import MASTER, Storage, compute_dtype, pack, state_arrays,
 from ..backends.base import Backend, Member, Runs, count_of_steps
 from ..common.validation import MOST_STEPS
 from ..rules.measures import Measured
-from ..rules.table import Scalars
+from ..rules.table import ScalarRows, Scalars
 from .groups import Groups, Parameter, ParamGroup
 from .hyperparameters import UpdateSpec
 from .measuring import Asked
@@ -23,11 +23,6 @@ from .update import Update
 
 class ParamRun:
     """Parameters of one group with one step count: one tuple of scalars serves them all."""
-
-    __slots__ = (
-        *("asked", "base", "begins", "coefficients", "fresh", "group", "head", "kept", "kept_steps", "members"),
-        *("names", "spec", "states", "stored"),
-    )
 
     def __init__(
         self, group: ParamGroup, spec: UpdateSpec, base: int, fresh: bool, begins: bool, kept: tuple[float, ...]
@@ -100,25 +95,8 @@ class Plan:
     """
 
     __slots__ = (
-        "_dithers",
-        "_fixed",
-        "_measures",
-        "_varies",
-        "arrays_version",
-        "changes",
-        "counter",
-        "is_list",
-        "kept_rows",
-        "leaves",
-        "native_rows",
-        "native_step",
-        "params",
-        "run_of",
-        "runs",
-        "states",
-        "tensors",
-        "update",
-        "version",
+        *("_dithers", "_fixed", "_measures", "_varies", "arrays_version", "changes", "counter", "is_list", "kept_rows"),
+        *("leaves", "native_rows", "native_step", "params", "run_of", "runs", "states", "tensors", "update", "version"),
     )
 
     def __init__(self, runs: list[ParamRun], run_of: list[int], update: Update, counter: MutableSequence[int]):
@@ -153,7 +131,7 @@ class Plan:
         return any(run.has_master for run in self.runs)
 
     def _look_at_specs(self) -> None:
-        self.kept_rows: tuple[Scalars, ...] | None = None  # the scalars, while they do not change
+        self.kept_rows: ScalarRows | None = None  # the scalars, while they do not change
         # The same with the steps before the plan, where the number of each step comes behind them.
         self._fixed: list[tuple[Scalars, int]] = []
         # What the C extension takes at every step in place of scalars that change.
@@ -180,7 +158,7 @@ class Plan:
         self._look_at_specs()
         return True
 
-    def rows(self) -> tuple[Scalars, ...]:
+    def rows(self) -> ScalarRows:
         """The scalars of each run for the next step."""
         if self.kept_rows is not None:
             return self.kept_rows

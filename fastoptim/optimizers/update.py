@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, MutableSequence, Sequence, Set
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from ..arrays.checks import check_dtype, check_unchanged
 from ..arrays.rows import Rows
 from ..arrays.storage import compute_dtype, state_arrays
 from ..backends.base import (
+    Arrays,
     Backend,
     KernelCall,
     Launch,
@@ -35,7 +36,7 @@ from ..backends.base import (
 from ..common.signals import deferred_signals
 from ..common.validation import check_range, step_options
 from ..rules.codecs import Stored
-from ..rules.table import Kernel, Scalars
+from ..rules.table import Kernel, ScalarRows, Scalars
 from .measuring import Asking, Measuring
 from .sparse import SparseStep, check_rule
 
@@ -49,6 +50,14 @@ class StepOptions(NamedTuple):
     max_norm: float | None = None
     skip_nonfinite: bool = False
     clip: str = "norm"
+
+    @property
+    def asks_norm(self) -> bool:
+        return self.max_norm is not None or self.skip_nonfinite
+
+    def skips(self, norm: float | None) -> bool:
+        """Whether nothing is to happen where this is the norm of the gradients."""
+        return self.skip_nonfinite and norm is not None and not math.isfinite(norm)
 
 
 PLAIN = StepOptions()
@@ -82,32 +91,26 @@ def clipped_scale(scale: float, norm: float | None, limit: float | None, dtypes:
 class _Bound:
     """Checked arrays, ready to be stepped; kept for the next step where the backend can tell that it still fits."""
 
-    __slots__ = (
-        "copies",
-        "forms",
-        "grads",
-        "in_order",
-        "launch",
-        "layouts",
-        "measure",
-        "norm",
-        "present",
-        "runs",
-        "states",
-        "whole",
-    )
-
     def __init__(
-        self, launch: Launch, forms: list[Prepared], grads: list[Any], present: list[bool], runs: list[int]
+        self,
+        launch: Launch,
+        measure: Callable[[ScalarRows], ScalarRows] | None,
+        forms: list[Prepared],
+        grads: list[Any],
+        runs: list[int],
     ) -> None:
-        self.launch, self.forms, self.grads, self.present, self.runs = launch, forms, grads, present, runs
+        self.launch, self.measure, self.forms, self.runs = launch, measure, forms, runs
+        self.grads, self.present = [g for g in grads if g is not None], [g is not None for g in grads]
         self.copies = [form for form in forms if form.copies]
-        self.whole = all(present)
-        self.in_order = runs == list(range(len(runs))) and self.whole  # calls are the runs, one by one
+        self.in_order = runs == list(range(len(runs))) and all(self.present)  # calls are the runs, one by one
         self.norm: Norm | None = None
-        self.measure: Callable[[tuple[Scalars, ...]], tuple[Scalars, ...]] | None = None
         self.layouts: object | None = None
-        self.states: tuple[Any, ...] = ()
+        self.states: Arrays = ()
+
+    def run(self, scalars: ScalarRows) -> None:
+        self.launch(scalars)
+        for form in self.copies:
+            form.copy_back()
 
 
 class Update:
@@ -131,22 +134,8 @@ class Update:
     """
 
     __slots__ = (
-        "_asking",
-        "_backend",
-        "_bound",
-        "_by_array",
-        "_counter",
-        "_dtypes",
-        "_kernels",
-        "_lazy",
-        "_limits",
-        "_measuring",
-        "_members",
-        "_native",
-        "_run_of",
-        "_runs",
-        "_skipped",
-        "_threads",
+        *("_asking", "_backend", "_bound", "_by_array", "_counter", "_dtypes", "_kernels", "_lazy", "_limits"),
+        *("_measuring", "_members", "_native", "_run_of", "_runs", "_skipped", "_threads"),
     )
 
     def __init__(
@@ -214,12 +203,12 @@ class Update:
 
     def step(
         self,
-        params: tuple[Any, ...],
-        grads: tuple[Any, ...],
-        states: tuple[Any, ...],
-        scalars: tuple[Scalars, ...] | Callable[[], tuple[Scalars, ...]],
+        params: Arrays,
+        grads: Arrays,
+        states: Arrays,
+        scalars: ScalarRows | Callable[[], ScalarRows],
         options: StepOptions = PLAIN,
-        native_scalars: tuple[Scalars, ...] | None = None,
+        native_scalars: ScalarRows | None = None,
     ) -> StepInfo:
         """One step; it happens whole, or raises and leaves every byte and every count as it was.
 
@@ -258,14 +247,12 @@ class Update:
             return self._step_rows(params, grads, states, scalars, options)
         bound = self._known(params, grads, states) or self._bind(params, grads, states)
         norm = None
-        if options.max_norm is not None or options.skip_nonfinite:
+        if options.asks_norm:
             present = grads if bound.layouts is not None else bound.grads
             if bound.norm is None:
                 bound.norm = self._backend.prepare_norm(present, self._threads)
             norm = bound.norm(present, options.grad_scale)
-            if options.skip_nonfinite and not math.isfinite(norm):
-                return StepInfo(False, norm)
-        if not any(bound.present):
+        if options.skips(norm) or not any(bound.present):
             return StepInfo(False, norm)
         if not bound.in_order:
             scalars = tuple([scalars[run] for run in bound.runs])
@@ -273,24 +260,26 @@ class Update:
         if bound.measure is not None:
             scaled = bound.measure(scaled)
             self.check_scalars(scaled, bound.runs)
+        return self._done(partial(bound.run, scaled), bound.present, norm)
+
+    def _done(self, work: Callable[[], None], present: list[bool], norm: float | None) -> StepInfo:
+        """Do what was prepared, and count it."""
         with deferred_signals():
-            bound.launch(scaled)
-            for form in bound.copies:
-                form.copy_back()
-            if bound.whole:
+            work()
+            if all(present):
                 self._counter[0] += 1
             elif self._skipped is not None:
-                self._skipped(bound.present)
+                self._skipped(present)
         return StepInfo(True, norm)
 
     def _step_limited(
         self,
-        params: tuple[Any, ...],
-        grads: tuple[Any, ...],
-        states: tuple[Any, ...],
-        scalars: tuple[Scalars, ...] | Callable[[], tuple[Scalars, ...]],
+        params: Arrays,
+        grads: Arrays,
+        states: Arrays,
+        scalars: ScalarRows | Callable[[], ScalarRows],
         options: StepOptions,
-        native_scalars: tuple[Scalars, ...] | None,
+        native_scalars: ScalarRows | None,
     ) -> StepInfo:
         """The step with gradients that are clipped each by itself: by factors, or by value, which takes new arrays."""
         if Rows in map(type, grads):
@@ -304,7 +293,7 @@ class Update:
             norm, norms = backend.norms(present, scale, self._threads)
         elif options.skip_nonfinite:
             norm = backend.norm(present, scale, self._threads)
-        if options.skip_nonfinite and norm is not None and not math.isfinite(norm):
+        if options.skips(norm):
             return StepInfo(False, norm)
         if options.clip == "value":
             limited = tuple(None if g is None else backend.limited(g, scale, limit) for g in checked)
@@ -327,17 +316,11 @@ class Update:
         return self._by_array
 
     def _step_natively(
-        self,
-        native: NativePlan,
-        params: tuple[Any, ...],
-        grads: tuple[Any, ...],
-        states: tuple[Any, ...],
-        scalars: tuple[Scalars, ...],
-        options: StepOptions,
+        self, native: NativePlan, params: Arrays, grads: Arrays, states: Arrays, rows: ScalarRows, options: StepOptions
     ) -> StepInfo | None:
         """The step by native calls, one for the norm and one for the rest; None if the arrays need another way."""
         norm = None
-        if options.max_norm is not None or options.skip_nonfinite:
+        if options.max_norm is not None or options.skip_nonfinite:  # `asks_norm`, and `skips`, without calls
             norm = native.norm(grads, options.grad_scale)
             if norm is None:
                 return None
@@ -348,17 +331,12 @@ class Update:
                 return StepInfo(False, norm)
         scale = self._scale(options, norm)
         if self._measuring is not None:
-            rows = self._measuring.natively(params, grads, states, self._scaled(scalars, options, norm))
-            return StepInfo(True, norm) if rows is not None and native.step(params, grads, states, rows) else None
-        return StepInfo(True, norm) if native.step(params, grads, states, scalars, scale) else None
+            own = self._measuring.natively(params, grads, states, self._scaled(rows, options, norm))
+            return StepInfo(True, norm) if own is not None and native.step(params, grads, states, own) else None
+        return StepInfo(True, norm) if native.step(params, grads, states, rows, scale) else None
 
     def _step_rows(
-        self,
-        params: tuple[Any, ...],
-        grads: tuple[Any, ...],
-        states: tuple[Any, ...],
-        scalars: tuple[Scalars, ...],
-        options: StepOptions,
+        self, params: Arrays, grads: Arrays, states: Arrays, scalars: ScalarRows, options: StepOptions
     ) -> StepInfo:
         """The step where some gradients are `Rows`."""
         backend = self._backend
@@ -384,22 +362,12 @@ class Update:
             for member, given, (p, g, own) in zip(self._members, grads, found, strict=True)
         ]
         step = SparseStep(backend, self._kernels, self._run_of, checked, self._lazy, self._threads)
-        norm = None
-        if options.max_norm is not None or options.skip_nonfinite:
-            norm = step.norm(options.grad_scale)
-            if options.skip_nonfinite and not math.isfinite(norm):
-                return StepInfo(False, norm)
-        scaled = scalars if options is PLAIN else self._scaled(scalars, options, norm)
-        apply = step.prepare(scaled)
-        with deferred_signals():
-            apply()
-            if all(step.present):
-                self._counter[0] += 1
-            elif self._skipped is not None:
-                self._skipped(step.present)
-        return StepInfo(True, norm)
+        norm = step.norm(options.grad_scale) if options.asks_norm else None
+        if options.skips(norm):
+            return StepInfo(False, norm)
+        return self._done(step.prepare(self._scaled(scalars, options, norm)), step.present, norm)
 
-    def _scaled(self, scalars: tuple[Scalars, ...], options: StepOptions, norm: float | None) -> tuple[Scalars, ...]:
+    def _scaled(self, scalars: ScalarRows, options: StepOptions, norm: float | None) -> ScalarRows:
         """`scalars` with the scale of the gradients in them."""
         scale = self._scale(options, norm)
         return scalars if scale == 1.0 else tuple([(row[0] * scale, *row[1:]) for row in scalars])
@@ -410,8 +378,8 @@ class Update:
     # --- checks
 
     def _check(
-        self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...], may_lack: bool = False
-    ) -> list[tuple[Any, Any, tuple[Any, ...]]]:
+        self, params: Arrays, grads: Arrays, states: Arrays, may_lack: bool = False
+    ) -> list[tuple[Any, Any, Arrays]]:
         """(parameter, gradient or None, its states) after every check that a step makes."""
         backend, members = self._backend, self._members
         if not len(params) == len(grads) == len(members):
@@ -444,13 +412,13 @@ class Update:
             self._backend.check_parameter(name, state, f"{slot} of parameter")
             yield state
 
-    def _bind(self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...]) -> _Bound:
+    def _bind(self, params: Arrays, grads: Arrays, states: Arrays) -> _Bound:
         """Check the arrays, bring them into the form that kernels take, and prepare the kernels."""
         backend = self._backend
         backend.check_arithmetic()
         self._bound = None
         checked = self._check(params, grads, states)
-        rows: dict[int, list[tuple[Any, ...]]] = {}
+        rows: dict[int, list[Arrays]] = {}
         stored: dict[int, list[Stored | None]] = {}
         forms: list[Prepared] = []
         for run, member, (p, g, own) in zip(self._run_of, self._members, checked, strict=True):
@@ -467,17 +435,15 @@ class Update:
         measure = None
         if self._measuring is not None:
             measure = self._measuring.prepare([form.arrays for form in forms], list(rows))
-        present = [g is not None for _, g, _ in checked]
-        bound = _Bound(launch, forms, [g for _, g, _ in checked if g is not None], present, list(rows))
-        bound.measure = measure
-        fits_again = bound.whole and all(form.views for form in forms)
+        bound = _Bound(launch, measure, forms, [g for _, g, _ in checked], list(rows))
+        fits_again = all(bound.present) and all(form.views for form in forms)
         if fits_again and (layouts := backend.layouts(params + grads, states)) is not None:
             bound.layouts, bound.states = layouts, states
             bound.forms, bound.grads = [], []  # keep no gradient alive
             self._bound = bound
         return bound
 
-    def _known(self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...]) -> _Bound | None:
+    def _known(self, params: Arrays, grads: Arrays, states: Arrays) -> _Bound | None:
         """What the last step has prepared, if it fits these arrays, too."""
         bound = self._bound
         if bound is None or len(states) != len(bound.states):

@@ -165,6 +165,7 @@ def rules_of(optimizer: Any) -> list[Rule]:
 
 
 Scalars = tuple[float, ...]  # (scale, decay, *coefficients) of a kernel
+ScalarRows = tuple[Scalars, ...]  # of each run
 
 
 class Kernel(NamedTuple):

@@ -15,7 +15,7 @@ from ...arrays.storage import state_arrays
 from ...common.signals import deferred_signals
 from ...rules.codecs import Stored
 from ...rules.table import Scalars
-from ..base import KernelCall, Runs, in_range
+from ..base import Arrays, KernelCall, Runs, in_range
 from .device_arrays import Vector, look_of, stays
 from .work import Device, NormWork, UpdateWork, factors
 
@@ -36,14 +36,7 @@ class CudaPlan:
         self._fixed: _Fixed | None = None
         self._norm: tuple[NormWork, _Gradients] | None = None
 
-    def step(
-        self,
-        params: tuple[Any, ...],
-        grads: tuple[Any, ...],
-        states: tuple[Any, ...],
-        rows: Sequence[Scalars],
-        scale: float = 1.0,
-    ) -> bool:
+    def step(self, params: Arrays, grads: Arrays, states: Arrays, rows: Sequence[Scalars], scale: float = 1.0) -> bool:
         if not in_range(rows, self._limits):
             return False
         if scale != 1.0:
@@ -82,7 +75,7 @@ class CudaPlan:
         positions = [work.gradients.get(i, -1) for i in range(len(vectors))]
         return work, _Gradients(self._backend, grads, vectors, positions, work, None)
 
-    def _bind(self, params: tuple[Any, ...], grads: tuple[Any, ...], states: tuple[Any, ...]) -> _Fixed | None:
+    def _bind(self, params: Arrays, grads: Arrays, states: Arrays) -> _Fixed | None:
         """Check all arrays; None if one is not plain or not right: the long way will do it, or say what is wrong."""
         self._fixed = None
         backend, rest = self._backend, iter(states)
@@ -151,7 +144,7 @@ class _Fixed:
 
     __slots__ = ("_params", "_states", "_watched", "gradients", "tensors", "update")
 
-    def __init__(self, params: tuple[Any, ...], states: tuple[Any, ...], update: UpdateWork, gradients: _Gradients):
+    def __init__(self, params: Arrays, states: Arrays, update: UpdateWork, gradients: _Gradients):
         self._params, self._states, self.update, self.gradients = params, states, update, gradients
         every = [(x, look_of(type(x))) for x in (*params, *states)]
         self._watched = [(x, look, look(x)) for x, look in every if not stays(look)]
