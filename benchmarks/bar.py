@@ -33,8 +33,7 @@ from fastoptim.backends import get_backend
 from fastoptim.backends.base import Member, Runs, count_of_steps
 from fastoptim.bench.cases import GPT2_SMALL
 from fastoptim.bench.statistics import summarise, verdict
-from fastoptim.rules import Kernel
-from fastoptim.rules.table import RULES
+from fastoptim.rules.table import RULES, Kernel
 
 LR = np.float32(1e-3)
 ADAM = (0.9, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)  # coefficients of the rule

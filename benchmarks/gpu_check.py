@@ -66,7 +66,6 @@ sys.path.insert(0, str(ROOT))
 from numba import config, cuda  # noqa: E402
 
 import fastoptim as fo  # noqa: E402
-from fastoptim import rules  # noqa: E402
 from fastoptim.backends import KernelCall, get_backend  # noqa: E402
 from fastoptim.backends.cuda import backend as cuda_backend  # noqa: E402
 from fastoptim.bench.cases import GPT2_SMALL  # noqa: E402
@@ -75,6 +74,7 @@ from fastoptim.bench.subjects import OPTIMIZERS  # noqa: E402
 from fastoptim.bench.subjects import optimizer as bench_optimizer  # noqa: E402
 from fastoptim.environment import output  # noqa: E402
 from fastoptim.rules import reference  # noqa: E402
+from fastoptim.rules.norm import NORM_RETRY  # noqa: E402
 from fastoptim.rules.table import MEASURES, RULES, kernels  # noqa: E402
 from tests.support import stored  # noqa: E402
 from tests.support.cases import (  # noqa: E402
@@ -186,7 +186,7 @@ def check_norm(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
     for make in (ordinary, raw_bits):
         grads = [make(rng, n, dtype) for n in sizes for dtype in DTYPES]
         vectors = [backend.flat(to_device(g)) for g in grads]
-        for k in (1.0, rules.NORM_RETRY, 1 / rules.NORM_RETRY):
+        for k in (1.0, NORM_RETRY, 1 / NORM_RETRY):
             wanted = np.concatenate([reference.block_sums(g, 0.3, k) for g in grads])
             yield (
                 f"block sums/{make.__name__}/k={k:g}",
@@ -210,7 +210,7 @@ def check_measures(backend: Any, sizes: Sequence[int]) -> Iterator[tuple]:
             rows = [[make(rng, n, dtype) for _ in range(2 + len(kernel.rule.states))] for n in sizes]
             devices = [[to_device(x) for x in row] for row in rows]
             measured = backend.prepare_measures([KernelCall(kernel, [tuple(map(backend.flat, d)) for d in devices])], 1)
-            for k in (1.0, rules.NORM_RETRY):
+            for k in (1.0, NORM_RETRY):
                 wanted = [x for p, g, *states in rows for x in reference.measure(kernel, p, g, states, scalars, k)]
                 found = measured([scalars], k)
                 elements = sum(x.size for row in rows for x in row)

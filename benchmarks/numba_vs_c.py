@@ -18,8 +18,7 @@ from functools import partial
 import numpy as np
 
 from fastoptim.backends import KernelCall, get_backend
-from fastoptim.rules import Kernel
-from fastoptim.rules.table import RULES
+from fastoptim.rules.table import RULES, Kernel
 
 BAR, OUT_OF_CACHE = 1.10, 10_000_000
 COEFFICIENTS = {

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import fastoptim as fo
-from fastoptim import rules
+from fastoptim.rules import updates
+from fastoptim.rules.table import RULES
 from tests.proofs.mutants.__main__ import TABLES, place_of
 
 PACKAGE = Path(fo.__file__).parent
@@ -205,8 +206,8 @@ def test_examples_in_docstrings(name):
 
 def test_update_rules_are_made_of_exact_operations():
     allowed = (ast.Add, ast.Sub, ast.Mult, ast.Div)
-    functions = [rules.scale, rules.coupled, rules.plain, rules.decoupled]
-    for function in functions + [rule.function for rule in rules.RULES.values()]:
+    functions = [updates.scale, updates.coupled, updates.plain, updates.decoupled]
+    for function in functions + [rule.function for rule in RULES.values()]:
         for node in ast.walk(ast.parse(inspect.getsource(function))):
             if isinstance(node, ast.BinOp):
                 assert isinstance(node.op, allowed), function.__name__

@@ -132,7 +132,7 @@ class Collection:
     Parameters
     ----------
     rule : str
-        A name in `fastoptim.rules.RULES`.
+        A name in `fastoptim.rules.table.RULES`.
     called : tuple of str
         What errors call its states.
     """

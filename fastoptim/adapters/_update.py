@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import rules
 from ..arrays.checks import DTYPES, instead_of, real_array
 from ..arrays.rows import Rows
 from ..backends import resolve
@@ -31,7 +30,7 @@ class RuleUpdate:
     Parameters
     ----------
     rule : str
-        A name in `fastoptim.rules.RULES`.
+        A name in `fastoptim.rules.table.RULES`.
     counter : array of one 64-bit integer, optional
         Its only item grows by one with each step, within the step.
     called : tuple of str
@@ -149,8 +148,8 @@ def velocity_coefficients(mu: float, lr: float, nesterov: bool = False, mode: st
 
     In the other modes they hold gradients, as `fastoptim.SGD` says.
     """
-    if choice("momentum_mode", mode, ("lr_inside", "torch") if nesterov else rules.MOMENTUM_MODES) != "lr_inside":
-        coefficients = rules.nesterov_coefficients if nesterov else rules.momentum_coefficients
+    if choice("momentum_mode", mode, ("lr_inside", "torch") if nesterov else of_rule.MOMENTUM_MODES) != "lr_inside":
+        coefficients = of_rule.nesterov_coefficients if nesterov else of_rule.momentum_coefficients
         return coefficients(lr, mu, mode=mode)
     return (mu, -lr, -1.0, mu, -lr) if nesterov else (mu, -lr, -1.0)
 
@@ -174,8 +173,8 @@ def adam_coefficients(t: Any, lr: Any, beta1: Any, beta2: Any, eps: Any, mode: s
     if not hasattr(t, "__index__") or operator.index(t) < 1:
         raise ValueError(f"Adam needs the number of the step, an integer t >= 1, got {t!r}")
     beta1, beta2 = real("beta1", beta1, 0.0, 1.0), real("beta2", beta2, 0.0, 1.0)
-    choice("eps_mode", mode, rules.EPS_MODES)
-    return rules.adam_coefficients(real("lr", lr), beta1, beta2, checked_eps(eps), mode, operator.index(t))
+    choice("eps_mode", mode, of_rule.EPS_MODES)
+    return of_rule.adam_coefficients(real("lr", lr), beta1, beta2, checked_eps(eps), mode, operator.index(t))
 
 
 def checked_eps(eps: Any) -> float:

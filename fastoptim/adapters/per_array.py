@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import rules
 from ..common.validation import choice, real
 from ..optimizers.family import BELOW_ONE
 from ..optimizers.hyperparameters import check_of
+from ..rules import coefficients as k
 from ._update import adam_coefficients, step_array
 
 __all__ = ["update"]
@@ -65,13 +65,13 @@ def update(
     array([0.9])
     """
     lr = real("lr", lr)
-    choice("momentum_mode", momentum_mode, rules.MOMENTUM_MODES)
-    choice("eps_mode", eps_mode, rules.EPS_MODES)
+    choice("momentum_mode", momentum_mode, k.MOMENTUM_MODES)
+    choice("eps_mode", eps_mode, k.EPS_MODES)
     if not states:
         step_array("sgd", p, g, (), (lr,))
     elif len(states) == 1:
         mu = real("momentum", momentum)
-        coefficients = rules.momentum_coefficients(lr, mu, mode=momentum_mode)
+        coefficients = k.momentum_coefficients(lr, mu, mode=momentum_mode)
         step_array("momentum", p, g, states, coefficients, called=_CALLED[:1])
     elif len(states) == 2:
         beta1, beta2 = betas if type(betas) is tuple and len(betas) == 2 else _betas(betas)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .. import rules
 from ..arrays import checks, layout
 from ..arrays.rows import TableRows
 from ..arrays.storage import compute_dtype
@@ -19,6 +18,7 @@ from ..common.public import public
 from ..common.validation import limit_of
 from ..rules import reference
 from ..rules.codecs import Stored, part
+from ..rules.norm import NORM_BLOCK, norm_from_squares, norms_from_squares
 from ..rules.table import Kernel, ScalarRows, Scalars
 
 TILE = 1 << 15  # elements, whole blocks of the norm: the temporaries of one tile fit a level-2 cache
@@ -222,13 +222,13 @@ class Backend(ABC):
         """Norm of all gradients (of any layout) after `grad_scale`, and that of each by itself."""
         self.check_arithmetic()
         ordered = [self.flat(g) for g in grads]
-        ends = np.cumsum([-(-g.size // rules.NORM_BLOCK) for g in ordered])[:-1]
+        ends = np.cumsum([-(-g.size // NORM_BLOCK) for g in ordered])[:-1]
 
         def sums(k: float) -> list[float]:
             blocks = self.block_sums(ordered, grad_scale, k, threads)
             return [reference.tree_sum(x) for x in (blocks, *np.split(blocks, ends))]
 
-        norm, *each = rules.norms_from_squares(sums)
+        norm, *each = norms_from_squares(sums)
         return norm, each
 
     def prepare_norm(self, grads: Sequence[Any], threads: int) -> Norm:
@@ -239,9 +239,7 @@ class Backend(ABC):
 
         def norm(grads: Sequence[Any], grad_scale: float) -> float:
             ordered = [self.flat(g) for g in grads]
-            return rules.norm_from_squares(
-                lambda k: reference.tree_sum(self.block_sums(ordered, grad_scale, k, threads))
-            )
+            return norm_from_squares(lambda k: reference.tree_sum(self.block_sums(ordered, grad_scale, k, threads)))
 
         return norm
 

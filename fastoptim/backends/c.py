@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import rules
 from ..arrays import checks
 from ..arrays.rows import Rows
 from ..arrays.storage import small_dtype
+from ..rules.norm import norm_from_squares
 from ..rules.table import DECAYS, MAX_STATES, MEASURES, RULES, Kernel, Scalars
 from .base import Backend, BlockMeasures, KernelCall, Launch, Member, NativeMeasure, Runs, count_of_steps
 
@@ -170,7 +170,7 @@ class CPlan:
         """Norm of all gradients; None if one is not plain and C-ordered."""
         total = self.sum_squares(grads, grad_scale, 1.0)
         again: Any = partial(self.sum_squares, grads, grad_scale)
-        return None if total is None else rules.norm_from_squares(again, total)
+        return None if total is None else norm_from_squares(again, total)
 
     def block_sums(self, terms: int = 1) -> np.ndarray:
         """The block sums that the last `sum_squares` or `measure` left; of two terms one behind the other."""

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import rules
 from ..arrays import checks
 from ..common.threads import fork_safe_lock
 from ..common.warning import warn
 from ..rules import lowering, reference
 from ..rules.codecs import widened
-from ..rules.norm import NORM_BLOCK
+from ..rules.norm import NORM_BLOCK, norm_from_squares
 from ..rules.table import Kernel, Rule, Scalars
 from . import numba_stored
 from .base import Backend, BlockMeasures, KernelCall, Launch, Norm
@@ -275,7 +274,7 @@ class NumbaBackend(Backend):
         if not all(g.flags.c_contiguous and g.flags.aligned and g.dtype in checks.DTYPES for g in grads):
             return super().prepare_norm(grads, threads)
         sums = self._sums(grads, threads)
-        return lambda _, grad_scale: rules.norm_from_squares(lambda k: reference.tree_sum(sums(grad_scale, k)))
+        return lambda _, grad_scale: norm_from_squares(lambda k: reference.tree_sum(sums(grad_scale, k)))
 
     def info(self) -> dict[str, Any]:
         return {"version": self._numba.__version__, "threads_at_most": self._numba.config.NUMBA_NUM_THREADS}

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import rules
 from ..arrays import checks, layout
 from ..rules.codecs import part
+from ..rules.norm import NORM_BLOCK
 from ..rules.table import Scalars
 from .base import Backend, BlockMeasures, KernelCall, Launch
 
@@ -182,7 +182,7 @@ class OffloadBackend(Backend):
         if all(mapping_of(x) is None for x in streams):
             return [(0, list(streams))] if size else []
         length = self.budget // (3 * sum(x.itemsize for x in streams))
-        length = max(rules.NORM_BLOCK, length - length % rules.NORM_BLOCK)
+        length = max(NORM_BLOCK, length - length % NORM_BLOCK)
         return [(i, [part(x, size, i, i + length) for x in streams]) for i in range(0, size, length)]
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:

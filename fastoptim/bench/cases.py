@@ -22,7 +22,7 @@ class Case:
     """One thing to time, for every subject."""
 
     section: str  # where the report shows it: "size", "list", "clip", "storage", "launch", "training" or "rows"
-    rule: str  # a key of `fastoptim.rules.RULES`
+    rule: str  # a key of `fastoptim.rules.table.RULES`
     arrays: tuple[tuple[int, int], ...]  # the list of parameters: (count, elements)
     threads: int  # that a step may use
     label: str

@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import rules
 from ..arrays.rows import Rows
 from ..arrays.storage import small_dtype
 from ..environment import available_memory
-from ..rules import reference
+from ..rules import norm, reference
 from .cases import TRAINING_SIZES, Case
 from .subjects import Stepper, Subject, Unsupported, make_stepper, optimizer, tables
 
@@ -42,13 +41,13 @@ def clip_factor(case: Case, gradients: list[Array]) -> float:
     """Compute the reference's clip factor for these gradients."""
     if case.max_norm is None:
         return 1.0
-    slab = 1024 * rules.NORM_BLOCK
+    slab = 1024 * norm.NORM_BLOCK
 
     def sum_of_squares(k: float) -> float:
         parts = [reference.block_sums(g[i : i + slab], 1.0, k) for g in gradients for i in range(0, g.size, slab)]
         return reference.tree_sum(np.concatenate(parts))
 
-    return rules.clip_factor(rules.norm_from_squares(sum_of_squares), case.max_norm)
+    return norm.clip_factor(norm.norm_from_squares(sum_of_squares), case.max_norm)
 
 
 def checked_parts(size: int, budget: int) -> list[slice]:

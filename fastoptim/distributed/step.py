@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import rules
 from ..arrays import checks, layout
 from ..arrays.storage import compute_dtype
 from ..backends import StepInfo
 from ..optimizers.update import clipped_scale
-from ..rules.norm import NORM_BLOCK
+from ..rules.norm import NORM_BLOCK, norm_from_squares
 from ..rules.reference import tree_sum
 from .agreement import check_updates
 from .partition import Part
@@ -104,7 +103,7 @@ class Steps(Slices):
 
         norm = None
         if wants_norm:
-            norm = rules.norm_from_squares(sum_of_squares)
+            norm = norm_from_squares(sum_of_squares)
             if skip and not math.isfinite(norm):
                 return StepInfo(False, norm)
         if not any(here):

@@ -8,8 +8,8 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from .. import rules
 from ..common.validation import choice, count, flag, real
+from ..rules import coefficients as k
 from ..rules import measures
 from ..rules.table import Kernel
 
@@ -35,7 +35,7 @@ class UpdateSpec(NamedTuple):
 
     def native_scalars(self, taken: int) -> tuple[float, ...] | None:
         """What the C extension finds `scalars` from, for all steps behind the first `taken`; None if it cannot."""
-        if getattr(self.coefficients, "func", None) is not rules.adam_coefficients or self.measured is not None:
+        if getattr(self.coefficients, "func", None) is not k.adam_coefficients or self.measured is not None:
             return None
         *numbers, mode = self.coefficients.args  # type: ignore[union-attr]
         return (*self.head, *numbers, float(mode == "hat"), taken)
@@ -132,12 +132,12 @@ def checked_rate(lr: Any) -> float:
 
 
 def kind_of_decay(lr: float, weight_decay: float, apart: bool, mode: str = "lr") -> tuple[str, float]:
-    """One of `rules.DECAYS` and its coefficient; `apart` is decoupled weight decay, which alone has a mode."""
+    """One of `rules.table.DECAYS` and its coefficient; `apart` is decoupled weight decay, which alone has a mode."""
     if mode != "lr" and not apart:
         raise ValueError(f"decay_mode={mode!r} is for decoupled weight decay (AdamW, decoupled_weight_decay=True)")
     if not weight_decay:
         return "none", 0.0
-    return ("decoupled", rules.decoupled_coefficient(lr, weight_decay, mode)) if apart else ("coupled", weight_decay)
+    return ("decoupled", k.decoupled_coefficient(lr, weight_decay, mode)) if apart else ("coupled", weight_decay)
 
 
 def check_of(name: str, default: Any, allowed: tuple[Any, ...] | None = None) -> Callable[[Any], Any]:

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import rules
 from ..backends.base import Arrays, Backend, BlockMeasures, KernelCall, NativeMeasure, Runs
 from ..rules.measures import Measured
+from ..rules.norm import norms_from_squares
 from ..rules.reference import tree_sum
 from ..rules.table import ScalarRows, Scalars
 
@@ -90,7 +90,7 @@ class Measuring:
             if first is None:
                 return None
             sums = partial(_again, native, own, asked, first)
-            self._add(norms, k, chosen, rules.norms_from_squares(sums, self._single))
+            self._add(norms, k, chosen, norms_from_squares(sums, self._single))
         return self._finished(range(len(rows)), rows, norms)
 
     def prepare(self, arrays: Sequence[Arrays], present: Sequence[int]) -> Callable[[ScalarRows], ScalarRows]:
@@ -107,7 +107,7 @@ class Measuring:
             for k, here, measure in rounds:
                 asked = tuple(self._measures(i)[k].scalars(rows[places[i]]) for i in here)
                 sums = partial(_totals, measure, asked)
-                self._add(norms, k, here, rules.norms_from_squares(sums, self._single))
+                self._add(norms, k, here, norms_from_squares(sums, self._single))
             return self._finished(present, rows, norms)
 
         return run

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import rules
 from ..arrays import layout
 from ..arrays.rows import Rows, coalesced, touched_blocks
 from ..arrays.storage import compute_dtype
 from ..backends.base import Backend, KernelCall, Member
 from ..rules import reference
 from ..rules.codecs import BLOCK, Stored
-from ..rules.norm import NORM_BLOCK
+from ..rules.norm import NORM_BLOCK, norm_from_squares
 from ..rules.table import Kernel, Rule, Scalars
 
 
@@ -121,7 +120,7 @@ class SparseStep:
                 start = stop
             return reference.tree_sum(np.concatenate(sums))
 
-        return rules.norm_from_squares(sum_squares)
+        return norm_from_squares(sum_squares)
 
     def prepare(self, scalars: Sequence[Scalars]) -> Callable[[], None]:
         """What does the step when it is called; all memory is there then."""

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import rules
 from ..arrays.checks import check_dtype, check_unchanged
 from ..arrays.rows import Rows
 from ..arrays.storage import compute_dtype, state_arrays
@@ -36,6 +35,7 @@ from ..backends.base import (
 from ..common.signals import deferred_signals
 from ..common.validation import check_range, step_options
 from ..rules.codecs import Stored
+from ..rules.norm import clip_factor
 from ..rules.table import Kernel, ScalarRows, Scalars
 from .measuring import Asking, Measuring
 from .sparse import SparseStep, check_rule
@@ -82,7 +82,7 @@ SINGLE, TINY = np.dtype(np.float32), 2.0**-149  # the smallest number that it ha
 def clipped_scale(scale: float, norm: float | None, limit: float | None, dtypes: Set[np.dtype[Any]]) -> float:
     """`scale` times the clip factor; ValueError if it would drop all gradients, which are then in float32."""
     if norm is not None:
-        scale *= rules.clip_factor(norm, limit)
+        scale *= clip_factor(norm, limit)
     if 0.0 < abs(scale) < TINY and limit is not None and limit > TINY and dtypes == {SINGLE}:
         check_range("grad_scale times the clip factor", scale, SINGLE)
     return scale

@@ -70,8 +70,8 @@ def scalar(function: Callable[..., Any], calls: bool = False) -> str:
 
     Examples
     --------
-    >>> from fastoptim import rules
-    >>> print(scalar(rules.sgd, calls=True))
+    >>> from fastoptim.rules import updates
+    >>> print(scalar(updates.sgd, calls=True))
     def sgd(g, p, c):
         u = mul(c, g)
         return (u,)

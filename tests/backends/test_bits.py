@@ -7,9 +7,10 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from fastoptim import rules
 from fastoptim.backends.c import ISA_NAMES, RULE_NAMES
+from fastoptim.rules.norm import NORM_RETRY, norm_from_squares
 from fastoptim.rules.reference import block_sums, tree_sum
+from fastoptim.rules.table import RULES
 from tests.support.cases import (
     DTYPES,
     LARGE_SIZES,
@@ -91,7 +92,7 @@ def test_offset_in_the_cache_line_does_not_change_bits(c, offset):
 def test_block_sums_equal_reference(c, dtype, make):
     rng = np.random.default_rng(3)
     grads = [at_offset(make(rng, n, dtype), i % 16) for i, n in enumerate((*SIZES, *LARGE_SIZES))]
-    for k in (1.0, rules.NORM_RETRY, 1 / rules.NORM_RETRY):
+    for k in (1.0, NORM_RETRY, 1 / NORM_RETRY):
         wanted = np.concatenate([block_sums(g, 0.3, k) for g in grads])
         for threads in THREADS:
             assert same_bits(c.block_sums(grads, 0.3, k, threads), wanted)
@@ -101,7 +102,7 @@ def test_norm_equals_reference_and_survives_overflow(c):
     rng = np.random.default_rng(4)
     for factor in (1.0, 1e160, 1e-170, 0.0):
         grads = [factor * rng.standard_normal(n) for n in (1, 4097, 70001)]
-        wanted = rules.norm_from_squares(
+        wanted = norm_from_squares(
             lambda k, grads=grads: tree_sum(np.concatenate([block_sums(g, 1.0, k) for g in grads]))
         )
         exact = factor * np.linalg.norm(np.concatenate(grads) / factor) if factor else 0.0
@@ -130,4 +131,4 @@ def test_flush_to_zero_set_by_others_changes_nothing(c):
 
 
 def test_tables_of_rules_and_extension_agree():
-    assert RULE_NAMES[: len(rules.RULES)] == list(rules.RULES)
+    assert RULE_NAMES[: len(RULES)] == list(RULES)

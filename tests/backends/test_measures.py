@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim import rules
 from fastoptim.backends import KernelCall, available, get_backend
 from fastoptim.backends.base import Member, Runs
 from fastoptim.backends.c import ISA_NAMES
 from fastoptim.rules import reference
-from fastoptim.rules.table import MEASURES, Kernel, kernels
+from fastoptim.rules.norm import NORM_RETRY
+from fastoptim.rules.table import MEASURES, RULES, Kernel, kernels
 from tests.proofs.random_measures import CLASSES, run_case
 from tests.support.cases import DTYPES, at_offset, on_instruction_set, ordinary, raw_bits, same_bits
 
@@ -31,13 +31,13 @@ def check(backend, kernel: Kernel, dtype, make, sizes=SIZES, threads=3, vectors=
     ]  # one state more than is read
     scalars = (-0.77, 0.3, *(0.7 / (i + 2) for i in range(len(kernel.rule.coefficients))))
     before = [x.tobytes() for row in rows for x in row]
-    for k in (1.0, 1.0 / rules.NORM_RETRY):
+    for k in (1.0, 1.0 / NORM_RETRY):
         wanted = [x for p, g, *states in rows for x in reference.measure(kernel, p, g, states, scalars, k)]
         found = backend.prepare_measures([KernelCall(kernel, [tuple(vectors(row)) for row in rows])], threads)(
             [scalars], k
         )
         assert all(map(same_bits, found, wanted)) and len(found) == len(wanted), (kernel.name, k)
-        step = Kernel(rules.RULES[("momentum", "adam", "amsgrad")[count]], "none")  # with as many states
+        step = Kernel(RULES[("momentum", "adam", "amsgrad")[count]], "none")  # with as many states
         plan = backend.measure_plan(Runs.one(step, [Member.of(p) for p, *_ in rows]), [kernel], threads)
         if plan is not None:
             params, grads = (tuple(row[i] for row in rows) for i in (0, 1))

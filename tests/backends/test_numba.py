@@ -327,8 +327,9 @@ import sys
 sys.path.insert(0, {str(tmp_path)!r})
 import other_rule
 from dataclasses import replace
-from fastoptim import rules
-rules.RULES["adam"] = replace(rules.RULES["adam"], function=other_rule.adam)
+from fastoptim.rules.table import RULES
+
+RULES["adam"] = replace(RULES["adam"], function=other_rule.adam)
 """
     assert python(changed + INSPECT + show, **cache).split() == ["0", "False", "-1.0"]
 

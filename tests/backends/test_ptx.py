@@ -24,9 +24,9 @@ from numpy import where
 import fastoptim as fo
 from fastoptim.backends.cuda import kernels, stored
 from fastoptim.backends.cuda.backend import load_overloads
-from fastoptim.rules import Kernel, lowering, updates
+from fastoptim.rules import lowering, updates
 from fastoptim.rules.norm import NORM_LANES
-from fastoptim.rules.table import RULES
+from fastoptim.rules.table import RULES, Kernel
 from fastoptim.rules.table import kernels as rule_kernels
 from tests.support.cases import EVERY_CASE
 

@@ -134,7 +134,8 @@ def test_storages_in_fewer_bits_have_the_bits_of_the_reference(name, n):
 NEW_RULE = """
 import importlib.util, json, sys
 from pathlib import Path
-from fastoptim import rules
+from fastoptim.rules.table import RULES
+
 from fastoptim.bench import cases, worker
 from fastoptim.rules.table import row
 from fastoptim.bench.subjects import OPTIMIZERS, SUBJECTS, Subject
@@ -152,7 +153,7 @@ spec = importlib.util.spec_from_file_location("new_rule", path)
 module = importlib.util.module_from_spec(spec)
 sys.modules["new_rule"] = module
 spec.loader.exec_module(module)
-rules.RULES["new_sign"] = row(module.new_sign, "sign")
+RULES["new_sign"] = row(module.new_sign, "sign")
 assert {case.name for case in cases.full_cases(2) if case.rule == "new_sign"} > {"size/new_sign/float32/1e5/2 threads"}
 answers = {}
 for name in sys.argv[2:]:

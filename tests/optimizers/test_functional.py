@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim import functional, rules
+from fastoptim import functional
 from fastoptim.backends import get_backend
 from fastoptim.backends.c import lib
 from fastoptim.backends.numpy_cpu import TILE
 from fastoptim.common.signals import deferred_signals
 from fastoptim.optimizers import one_array
 from fastoptim.optimizers.update import Update
+from fastoptim.rules import coefficients as k
 from fastoptim.rules import reference
+from fastoptim.rules.norm import clip_factor
+from fastoptim.rules.table import RULES, Kernel
 from tests.support.cases import DTYPES, native_plan, same_bits
 from tests.support.threads import in_threads
 
@@ -106,7 +109,7 @@ def test_clip_grad_norm(backend):
     before = [g.copy() for g in grads]
     norm = fo.clip_grad_norm(grads, 2.0, backend=backend)
     assert norm == fo.grad_norm(before, backend="numpy")
-    factor = rules.clip_factor(norm, 2.0)
+    factor = clip_factor(norm, 2.0)
     assert all(same_bits(g, b * b.dtype.type(factor)) for g, b in zip(grads, before, strict=True))
     assert fo.clip_grad_norm(grads, 100.0, backend=backend) == pytest.approx(2.0, rel=1e-6)
     assert same_bits(grads[0], before[0] * factor), "a norm below the limit changes nothing"
@@ -155,7 +158,7 @@ def test_clip_limits(max_norm):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_clipping_is_exact_whatever_the_modes_of_floating_point(backend):
     a, b = np.array([3.0, 1e-40], np.float32), np.array([4.0, 1e-308])
-    wanted = [x * x.dtype.type(rules.clip_factor(5.0, 1.0)) for x in (a, b)]
+    wanted = [x * x.dtype.type(clip_factor(5.0, 1.0)) for x in (a, b)]
     with np.errstate(all="raise"):  # 1e-308 becomes subnormal
         fo.clip_grad_norm([x := a.copy(), y := b.copy()], 1.0, backend=backend)
         assert same_bits(x, wanted[0]) and same_bits(y, wanted[1])
@@ -475,8 +478,8 @@ def test_a_signal_without_a_handler_still_ends_the_process(monkeypatch):
 
 def test_code_that_runs_when_known_states_go_may_step_too():
     """States that are replaced may take memory with them whose finaliser makes a step of its own with the same plan."""
-    plan = native_plan(get_backend("c"), rules.Kernel(rules.RULES["adam"], "none"), [np.ones(8)] * 2)
-    scalars = ((1.0, 0.0, *rules.adam_coefficients(0.1, 0.9, 0.999, 1e-8, "torch", 1)),)
+    plan = native_plan(get_backend("c"), Kernel(RULES["adam"], "none"), [np.ones(8)] * 2)
+    scalars = ((1.0, 0.0, *k.adam_coefficients(0.1, 0.9, 0.999, 1e-8, "torch", 1)),)
     memory = np.zeros((4, 8))
     nested = []
 

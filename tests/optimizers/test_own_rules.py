@@ -15,7 +15,8 @@ from numpy import sqrt, where
 
 import fastoptim as fo
 from fastoptim.backends import available
-from fastoptim.rules import Kernel, language
+from fastoptim.rules import language
+from fastoptim.rules.table import Kernel
 from tests.support.cases import raw_bits, same_bits
 
 DTYPES = (np.float32, np.float64)

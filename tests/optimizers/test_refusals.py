@@ -13,8 +13,7 @@ import pytest
 import fastoptim as fo
 from fastoptim.adapters import per_array
 from fastoptim.backends import get_backend
-from fastoptim.rules import Kernel
-from fastoptim.rules.table import RULES
+from fastoptim.rules.table import RULES, Kernel
 from tests.support import cases as support
 
 BACKENDS = ("c", "numba", "numpy")

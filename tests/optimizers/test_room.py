@@ -9,8 +9,8 @@ import pytest
 
 from fastoptim.optimizers.family import Family
 from fastoptim.optimizers.hyperparameters import Hyper, Rate, UpdateSpec
-from fastoptim.rules import RULES, Kernel, lowering
-from fastoptim.rules.table import row
+from fastoptim.rules import lowering
+from fastoptim.rules.table import RULES, Kernel, row
 from tests.support.cases import same_bits
 
 

@@ -26,7 +26,8 @@ from fastoptim.arrays.storage import small_dtype
 from fastoptim.backends import available, get_backend
 from fastoptim.optimizers.names import FAMILIES
 from fastoptim.optimizers.states import begin
-from fastoptim.rules import clip_factor, norm_from_squares, reference
+from fastoptim.rules import reference
+from fastoptim.rules.norm import clip_factor, norm_from_squares
 
 CLASSES = [*dict.fromkeys([fo.SGD, fo.Adam, fo.AdamW, *FAMILIES.values()])]
 BACKENDS = (("numpy", 1), ("c", 1), ("c", 3))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastoptim import rules
 from fastoptim.rules import lowering
+from fastoptim.rules.table import RULES
 from tests.support.cases import DTYPES, VARIANTS, expected, raw_bits, same_bits, states_for
 
 PLAIN = {"root": np.sqrt}
@@ -87,7 +87,7 @@ def test_what_a_rule_may_not_use_is_refused(function):
 
 
 def test_arguments_of_every_rule_are_told_apart():
-    for rule in rules.RULES.values():
+    for rule in RULES.values():
         streams, scalars = lowering.arguments(rule)
         assert streams[:2] == ("p", "g")
         assert len(streams) == 2 + len(rule.states)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from fastoptim import rules
 from fastoptim.backends import Backend, KernelCall, get_backend
 from fastoptim.backends.base import Member, Runs, count_of_steps
+from fastoptim.rules import coefficients as k
 from fastoptim.rules.norm import NORM_BLOCK
 from fastoptim.rules.reference import update
 from fastoptim.rules.table import Kernel, Rule, kernels
@@ -66,11 +66,11 @@ HYPER = {
     "denominator": 1.9,
 }
 MODES = {
-    "momentum": rules.MOMENTUM_MODES,
+    "momentum": k.MOMENTUM_MODES,
     "nesterov": ("torch", "lr_inside"),
-    "adam": rules.EPS_MODES,
-    "amsgrad": rules.EPS_MODES,
-    "nadam": rules.coefficients.NADAM_MODES,
+    "adam": k.EPS_MODES,
+    "amsgrad": k.EPS_MODES,
+    "nadam": k.NADAM_MODES,
     "adamax": ("keras",),  # the other makes no other kernel
     "adan": ("authors",),
 }
@@ -80,9 +80,9 @@ NONNEGATIVE = ("sq", "var", "acc", "inf", "step_size")
 
 def coefficients(rule: Rule, mode: str | None = None, **hyper: object) -> tuple[float, ...]:
     """Coefficients of `rule` from `HYPER`; plain numbers for a rule without a coefficient function."""
-    function = getattr(rules.coefficients, f"{rule.name}_coefficients", None)
+    function = getattr(k, f"{rule.name}_coefficients", None)
     if function is None and "amsgrad" in rule.name:
-        function = getattr(rules.coefficients, f"{rule.name.replace('amsgrad', 'adam')}_coefficients")
+        function = getattr(k, f"{rule.name.replace('amsgrad', 'adam')}_coefficients")
     if function is None:
         return tuple(0.7 / (i + 2) for i in range(len(rule.coefficients)))
     wanted = inspect.signature(function).parameters

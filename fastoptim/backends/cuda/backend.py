@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from ... import rules
 from ...arrays import checks
 from ...arrays.autograd import tell_autograd
 from ...arrays.device import assign, device_dtype, to_host
 from ...arrays.storage import compute_dtype
 from ...common.threads import fork_safe_lock
 from ...rules import lowering
+from ...rules.norm import NORM_BLOCK, NORM_RETRY, norm_from_squares
 from ...rules.table import Kernel, Rule, Scalars
 from ..base import Backend, BlockMeasures, KernelCall, Launch, Norm, Runs
 from . import driver, stored
@@ -230,13 +230,13 @@ class CudaBackend(Backend):
         return lambda grads, grad_scale: self.norm_of([self.flat(g) for g in grads], grad_scale)
 
     def norm_of(self, vectors: Sequence[Vector], grad_scale: float) -> float:
-        return self.norm_from(NormWork(self, vectors, factors(rules.NORM_RETRY, vectors), tree=True), grad_scale)
+        return self.norm_from(NormWork(self, vectors, factors(NORM_RETRY, vectors), tree=True), grad_scale)
 
     def norm_from(self, work: NormWork, grad_scale: float) -> float:
         """The norm that the sums of `work` give; the host waits for the device once."""
         sums = work.run(grad_scale)[:, 0].tolist()
-        ks = (1.0, 1.0 / rules.NORM_RETRY, rules.NORM_RETRY)
-        return rules.norm_from_squares(dict(zip(ks, sums if len(sums) > 1 else 3 * sums, strict=True)).__getitem__)
+        ks = (1.0, 1.0 / NORM_RETRY, NORM_RETRY)
+        return norm_from_squares(dict(zip(ks, sums if len(sums) > 1 else 3 * sums, strict=True)).__getitem__)
 
     def block_sums(self, grads: Sequence[Any], grad_scale: float, k: float, threads: int) -> np.ndarray:
         sums: np.ndarray = NormWork(self, grads, (float(k),), tree=False).run(grad_scale)[0]
@@ -250,7 +250,7 @@ class CudaBackend(Backend):
                 every.append(([(*terms, *row) for terms, row in zip(scratch, rows, strict=True)], scratch))
         work = UpdateWork(self, [KernelCall(call.kernel, rows) for call, (rows, _) in zip(calls, every, strict=True)])
         terms = [term for _, scratch in every for own in scratch for term in own]
-        ends = np.cumsum([-(-term.size // rules.NORM_BLOCK) for term in terms])[:-1]
+        ends = np.cumsum([-(-term.size // NORM_BLOCK) for term in terms])[:-1]
 
         def measure(scalars: Sequence[Scalars], k: float) -> list[np.ndarray]:
             work.run(scalars)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ... import rules
 from ...arrays.autograd import tell_autograd, tensors_among
 from ...arrays.storage import state_arrays
 from ...common.signals import deferred_signals
 from ...rules.codecs import Stored
+from ...rules.norm import NORM_RETRY
 from ...rules.table import Scalars
 from ..base import Arrays, KernelCall, Runs, in_range
 from .device_arrays import Vector, look_of, stays
@@ -71,7 +71,7 @@ class CudaPlan:
                 vectors.append(self._backend.vector(None, layout, stream))
         except (TypeError, ValueError):
             return None
-        work = NormWork(self._backend, vectors, factors(rules.NORM_RETRY, vectors), tree=True)
+        work = NormWork(self._backend, vectors, factors(NORM_RETRY, vectors), tree=True)
         positions = [work.gradients.get(i, -1) for i in range(len(vectors))]
         return work, _Gradients(self._backend, grads, vectors, positions, work, None)
 

@@ -9,8 +9,7 @@ import pytest
 from numba import cuda
 
 import fastoptim as fo
-from fastoptim import rules
-from fastoptim.backends import KernelCall, get_backend
+from fastoptim.backends import KernelCall, base, get_backend
 from fastoptim.backends.cuda import backend as cuda_backend
 from fastoptim.backends.cuda import device_arrays
 from fastoptim.backends.cuda import kernels as cuda_kernels
@@ -18,6 +17,7 @@ from fastoptim.backends.cuda import places as cuda_places
 from fastoptim.backends.cuda import streams as cuda_streams
 from fastoptim.backends.cuda import work as cuda_work
 from fastoptim.rules import reference
+from fastoptim.rules.norm import NORM_RETRY
 from fastoptim.rules.table import MEASURES, kernels
 from tests.support import cases, stored
 from tests.support.cases import DTYPES, SAMPLE, VARIANTS, ordinary, raw_bits, same_bits
@@ -55,7 +55,7 @@ def backend():
 @pytest.fixture(params=[128])
 def small_blocks(request, monkeypatch):
     """A fresh backend whose norm has short blocks, so that small arrays have many."""
-    for module in (cuda_work, cuda_kernels, reference, rules):
+    for module in (cuda_work, cuda_kernels, cuda_backend, base, reference):
         monkeypatch.setattr(module, "NORM_BLOCK", request.param)
     return cuda_backend.CudaBackend()
 
@@ -105,7 +105,7 @@ def test_block_sums_equal_reference(small_blocks, make):
     rng = np.random.default_rng(1)
     sizes = (0, 1, 15, 17, 128, 129, 300)
     grads = [make(rng, n, dtype) for n in sizes for dtype in DTYPES]
-    for k in (1.0, rules.NORM_RETRY, 1 / rules.NORM_RETRY):
+    for k in (1.0, NORM_RETRY, 1 / NORM_RETRY):
         wanted = np.concatenate([reference.block_sums(g, 0.3, k) for g in grads])
         assert same_bits(small_blocks.block_sums(vectors(small_blocks, grads), 0.3, k, 1), wanted)
 
@@ -460,7 +460,7 @@ def test_the_simulator_itself_cannot_run_the_operations():
 def test_measures_equal_reference(small_blocks, kernel):
     rng = np.random.default_rng(2)
     scalars = (-0.77, 0.3, *(0.7 / (i + 2) for i in range(len(kernel.rule.coefficients))))
-    for dtype, make, k in zip(DTYPES, (raw_bits, ordinary), (rules.NORM_RETRY, 1.0), strict=True):
+    for dtype, make, k in zip(DTYPES, (raw_bits, ordinary), (NORM_RETRY, 1.0), strict=True):
         rows = [[make(rng, n, dtype) for _ in range(3 + len(kernel.rule.states))] for n in (0, 1, 129, 300)]
         calls = [KernelCall(kernel, [tuple(vectors(small_blocks, row)) for row in rows])]
         wanted = [x for p, g, *states in rows for x in reference.measure(kernel, p, g, states, scalars, k)]
