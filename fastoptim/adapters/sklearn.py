@@ -108,13 +108,8 @@ def _update_sgd(self: SGDOptimizer, params: Any, grads: Any) -> None:
         return
     books = _books_of(self)
     velocities = tuple(books.states(self, "velocities"))
-    mu, rate = float(self.momentum), float(self.learning_rate)
-    if self.nesterov:
-        books.updater("nesterov")(
-            tuple(params), tuple(grads), velocities, velocity_coefficients(mu, rate, nesterov=True)
-        )
-    else:
-        books.updater("momentum")(tuple(params), tuple(grads), velocities, velocity_coefficients(mu, rate))
+    numbers = velocity_coefficients(float(self.momentum), float(self.learning_rate), self.nesterov)
+    books.updater("nesterov" if self.nesterov else "momentum")(tuple(params), tuple(grads), velocities, numbers)
 
 
 def _update_adam(self: AdamOptimizer, params: Any, grads: Any) -> None:

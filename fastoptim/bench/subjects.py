@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.storage import small_dtype
+from ..optimizers.names import FAMILIES
 from ..rules.table import RULES, Kernel
 from .cases import Case
 
@@ -123,37 +124,18 @@ def distribution(module: str) -> str:
 
 
 # Rule -> the class whose default it is with these hyperparameters, beside lr: fastoptim's, and torch's if it has one.
-_ADAM = {"betas": BETAS, "eps": EPS}
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{rule: (FAMILIES[rule].__name__, {}) for rule in RULES if rule in FAMILIES},
     "sgd": ("SGD", {}),
     "momentum": ("SGD", {"momentum": MOMENTUM}),
     "nesterov": ("SGD", {"momentum": MOMENTUM, "nesterov": True}),
-    "adam": ("Adam", _ADAM),
-    "amsgrad": ("Adam", _ADAM | {"amsgrad": True}),
-    "rmsprop": ("RMSprop", {}),
+    "adam": ("Adam", {"betas": BETAS, "eps": EPS}),
+    "amsgrad": ("Adam", {"betas": BETAS, "eps": EPS, "amsgrad": True}),
     "rmsprop_momentum": ("RMSprop", {"momentum": MOMENTUM}),
     "rmsprop_centered": ("RMSprop", {"centered": True}),
     "rmsprop_centered_momentum": ("RMSprop", {"momentum": MOMENTUM, "centered": True}),
-    "adadelta": ("Adadelta", {}),
-    "adamax": ("Adamax", _ADAM),
-    "nadam": ("NAdam", _ADAM),
-    "rprop": ("Rprop", {}),
-    "asgd": ("ASGD", {}),
-    "signsgd": ("SignSGD", {}),
-    "signum": ("Signum", {}),
-    "lion": ("Lion", {}),
-    "adabelief": ("AdaBelief", _ADAM),
-    "yogi": ("Yogi", {}),
-    "adopt": ("ADOPT", {}),
-    "laprop": ("LaProp", {}),
-    "ademamix": ("AdEMAMix", {}),
-    "adan": ("Adan", {}),
-    "schedule_free_sgd": ("ScheduleFreeSGD", {}),
-    "schedule_free_adamw": ("ScheduleFreeAdamW", _ADAM),
-    "ftrl": ("FTRL", {}),
-    "novograd": ("NovoGrad", {}),
-    "cautious_adam": ("Adam", _ADAM | {"cautious": True}),
-    "cautious_amsgrad": ("Adam", _ADAM | {"cautious": True, "amsgrad": True}),
+    "cautious_adam": ("Adam", {"cautious": True}),
+    "cautious_amsgrad": ("Adam", {"cautious": True, "amsgrad": True}),
     "cautious_lion": ("Lion", {"cautious": True}),
 }
 
