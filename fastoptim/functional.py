@@ -12,10 +12,10 @@ from typing import Any
 from .common.validation import check_range, count, flag
 from .optimizers import forms
 from .optimizers.adam import Adam, AdamW
-from .optimizers.family import Family, chosen_for
+from .optimizers.family import Family
 from .optimizers.forms import *  # noqa: F403 (its __all__ is listed below)
 from .optimizers.hyperparameters import UpdateSpec
-from .optimizers.one_array import ArrayStep
+from .optimizers.one_array import ArrayStep, chosen_for
 from .optimizers.sgd import SGD
 from .optimizers.update import TINY
 from .rules.table import Scalars

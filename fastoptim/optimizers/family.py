@@ -8,27 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar
-from functools import cache, lru_cache
+from functools import cache
 from inspect import Parameter, Signature, get_annotations, signature
-from math import isfinite
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..arrays.checks import DTYPES, check_dtype
 from ..arrays.storage import Storage
-from ..backends import Backend, choose
-from ..common.signals import deferred_signals
-from ..common.trees import picker
-from ..common.validation import MOST_STEPS, bound, count, kept_number
+from ..common.validation import bound
 from ..rules.measures import Measured
 from ..rules.table import RULES, Kernel
 from .base import Optimizer
-from .groups import fixed
 from .hyperparameters import Hyper, UpdateSpec, check_of, kind_of_decay
-from .one_array import ArrayStep, update_array
-from .states import begin
 
 BELOW_ONE = (0.0, 1.0)
 
@@ -122,114 +112,3 @@ def spec_of(
 @cache
 def _kernel(rule: str, decay: str) -> Kernel:
     return Kernel(RULES[rule], decay)
-
-
-# --- One step of one array, for `forms` ---------------------------------------------------------------------------
-
-
-def chosen_for(p: Any, backend: str, threads: int | None) -> tuple[Backend, int, np.dtype[Any]]:
-    """Backend, number of threads and dtype for a step of `p`; TypeError or ValueError if none can step it."""
-    chosen, number = choose(backend, threads, p)
-    return chosen, number, dtype_of(chosen, p)
-
-
-def dtype_of(backend: Backend, p: Any) -> np.dtype[Any]:
-    """The dtype of an array; TypeError or ValueError if it can take no step by itself."""
-    backend.check_parameter("p", p)
-    dtype: np.dtype[Any] = backend.describe(p)[1]
-    check_dtype("p", dtype)
-    return dtype
-
-
-def valid_spec(cls: type[Optimizer], dtype: np.dtype[Any], *values: Any) -> UpdateSpec:
-    """The update of these hyperparameters, for a parameter of this dtype."""
-    return cls._checked(tuple(map(fixed, values)), (dtype,)).spec
-
-
-_known: Callable[..., UpdateSpec] = lru_cache(maxsize=64, typed=True)(valid_spec)
-
-
-def _how_counted(cls: type[Optimizer], dtype: Any, backend: str, threads: int | None, *values: Any) -> Any:
-    """What `_counted` needs to know of the hyperparameters; TypeError or ValueError where it has no way."""
-    if dtype not in DTYPES:
-        raise TypeError("the native call takes float32 and float64 alone")
-    spec = valid_spec(cls, dtype, *values)
-    if spec.measured is not None:
-        raise TypeError("norms are taken before the step")
-    rule = spec.kernel.rule
-    size = len(rule.states) + len(rule.scalars)
-    return ArrayStep(spec.kernel, backend, threads), spec, size, picker(rule.states), tuple(rule.scalars)
-
-
-_known_counted: Callable[..., Any] = lru_cache(maxsize=256, typed=True)(_how_counted)
-
-
-def _counted(cls: type[Optimizer], p: Any, g: Any, state: Any, values: tuple[Any, ...], *where: Any) -> bool:
-    """Whether one native call could take the step and count it, so that no signal has to wait."""
-    if type(p) is not np.ndarray or type(state) is not dict:
-        return False
-    taken, kept = state.get("step", 0), ()
-    if type(taken) is not int or not 0 <= taken < MOST_STEPS:
-        return False
-    try:
-        step, spec, size, states_of, scalars = _known_counted(cls, p.dtype, *where, *values)
-        states = states_of(state)
-        if scalars:
-            kept = tuple([state[name] for name in scalars])
-    except (TypeError, ValueError, KeyError):  # which `step_array` reports, or makes
-        return False
-    if len(state) - ("step" in state) != size or (kept and not all(type(x) is float and isfinite(x) for x in kept)):
-        return False
-    after = {"step": taken + 1}
-    if kept:
-        after.update(zip(scalars, spec.advance(taken + 1, *kept), strict=True))
-    return bool(step.counted(p, g, states, spec.scalars(taken + 1, taken == 0, kept), state, after))
-
-
-def step_array(
-    cls: type[Optimizer],
-    p: Any,
-    g: Any,
-    state: dict[str, Any],
-    values: tuple[Any, ...],
-    grad_scale: Any,
-    backend: str,
-    threads: int | None,
-) -> None:
-    """One step of `cls` on an array that the caller owns, with what `state` holds; `state` is empty at the start.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Bad array, state or hyperparameter; nothing was changed.
-    """
-    if type(grad_scale) is float and grad_scale == 1.0 and _counted(cls, p, g, state, values, backend, threads):
-        return
-    if not isinstance(state, dict):
-        raise TypeError(f"state must be a dict, empty before the first step, got {type(state).__name__}")
-    chosen, number, dtype = chosen_for(p, backend, threads)
-    try:
-        spec = _known(cls, dtype, *values)
-    except TypeError:  # not hashable, or not valid, which this says again
-        spec = valid_spec(cls, dtype, *values)
-    rule = spec.kernel.rule
-    if unknown := sorted(map(str, state.keys() - {"step", *rule.states, *rule.scalars})):
-        raise ValueError(f"state holds {unknown}, which is not of {cls.__name__} with these hyperparameters")
-    t = count("state['step']", state.get("step", 0), 0) + 1
-    kept = tuple(kept_number(f"state[{name!r}]", state.get(name, first)) for name, first in rule.scalars.items())
-    arrays = dict(state)
-    for name in rule.states:
-        if name not in state:
-            if t > 1:
-                raise ValueError(
-                    f"state lacks {name!r}, and its step count is {t - 1}: give all of it, or an empty dict"
-                )
-            arrays[name] = chosen.zeros_like(p)
-            begin(chosen, arrays[name], p, rule.initial.get(name, 0.0), dict(zip(cls._names, values, strict=True)))
-    states = tuple(arrays[name] for name in rule.states)
-    scalars = spec.scalars(t, t == 1, kept)
-    rest = (grad_scale, spec.measured, t, kept)
-    with deferred_signals():
-        after = update_array(chosen, spec.kernel, "p", p, g, states, scalars, number, *rest)
-        after = after if spec.advance is None else spec.advance(t, *kept)
-        state.update(zip((*rule.states, *rule.scalars), (*states, *after), strict=True), step=t)

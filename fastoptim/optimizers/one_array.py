@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import DTYPES
+from ..arrays.checks import DTYPES, check_dtype
 from ..backends import ENVIRONMENT, VARIABLES, choose, get_backend, read_environment, takes_native_steps
 from ..backends.base import Backend, Member, Runs
 from ..rules.measures import Measured
 from ..rules.table import Kernel, Scalars
+from .base import Optimizer
+from .groups import fixed
+from .hyperparameters import UpdateSpec
 from .measuring import Asked
 from .update import PLAIN, Update
 
@@ -149,3 +152,22 @@ class _KeptUpdate:
             if len(self._updates) >= 256:
                 self._updates.clear()
             self._updates[self._key] = self.update, self.asked
+
+
+def chosen_for(p: Any, backend: str, threads: int | None) -> tuple[Backend, int, np.dtype[Any]]:
+    """Backend, number of threads and dtype for a step of `p`; TypeError or ValueError if none can step it."""
+    chosen, number = choose(backend, threads, p)
+    return chosen, number, dtype_of(chosen, p)
+
+
+def dtype_of(backend: Backend, p: Any) -> np.dtype[Any]:
+    """The dtype of an array; TypeError or ValueError if it can take no step by itself."""
+    backend.check_parameter("p", p)
+    dtype: np.dtype[Any] = backend.describe(p)[1]
+    check_dtype("p", dtype)
+    return dtype
+
+
+def valid_spec(cls: type[Optimizer], dtype: np.dtype[Any], *values: Any) -> UpdateSpec:
+    """The update of these hyperparameters, for a parameter of this dtype."""
+    return cls._checked(tuple(map(fixed, values)), (dtype,)).spec

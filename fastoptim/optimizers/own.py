@@ -20,10 +20,9 @@ from ..common.warning import warn
 from ..rules.language import own_rule
 from ..rules.table import Kernel, Rule
 from .base import Optimizer
-from .family import dtype_of, valid_spec
 from .groups import fixed
 from .hyperparameters import Checked, Hyper, UpdateSpec, check_of, checked_rate, kind_of_decay
-from .one_array import update_array
+from .one_array import dtype_of, update_array, valid_spec
 
 GIVES = ("step", "parameter")
 
