@@ -558,8 +558,8 @@ MUTANTS = (
             "scaled = scalars",
         ),
         ("what was prepared kept though arrays moved", " == bound.layouts else None", " is not None else None"),
-        ("a partly skipped step counted for all", "if bound.whole:", "if True:"),
-        ("odd layouts not copied back", "for form in bound.copies:", "for form in ():"),
+        ("a partly skipped step counted for all", "if all(present):", "if True:"),
+        ("odd layouts not copied back", "for form in self.copies:", "for form in ():"),
         (
             "bad input let pass where the norm skips",
             "                self._check(params, grads, states)",
