@@ -13,7 +13,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim.backends import available
-from fastoptim.optimizers import family
+from fastoptim.optimizers import forms
 from fastoptim.optimizers.names import FAMILIES, OPTIMIZERS
 from fastoptim.rules.table import RULES, rules_of
 from tests.proofs import forms_write, summary
@@ -121,8 +121,8 @@ def test_a_form_that_has_begun_is_one_native_call(name, size, monkeypatch):
     """In Python, with signals made to wait, it would take longer than NumPy's own lines do for small arrays."""
     form, p, state = getattr(fo.functional, name), np.ones(size), {}
     form(p, np.full(size, 0.5), state)
-    monkeypatch.setattr(family, "update_array", None)
-    monkeypatch.setattr(family, "deferred_signals", None)
+    monkeypatch.setattr(forms, "update_array", None)
+    monkeypatch.setattr(forms, "deferred_signals", None)
     before = p.copy()
     form(p, np.full(size, 0.25), state)
     assert state["step"] == 2

@@ -6,7 +6,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim.backends.base import Backend
-from fastoptim.optimizers import family
+from fastoptim.optimizers import forms
 from fastoptim.optimizers.one_array import update_array
 from fastoptim.optimizers.states import Plan
 from tests.proofs import random_histories
@@ -36,7 +36,7 @@ PLANTS = {
     "states begin too early": (fo.ScheduleFreeSGD, Plan, "unsettled", False, "parameter"),
     "a form forgets the scale": (
         fo.Lion,
-        family,
+        forms,
         "update_array",
         lambda *a: update_array(*a[:8], 1.0, *a[9:]),
         "functional form",
