@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from ..common.public import public
+from ..common.text import printable
 
 try:
     import fcntl
@@ -25,6 +26,9 @@ _BINARY = getattr(os, "O_BINARY", 0)
 @public
 class CheckpointError(ValueError):
     """A file is not a whole checkpoint, or not one of this model, optimizer and data."""
+
+    def __str__(self) -> str:  # which may quote what the file says
+        return printable(super().__str__())
 
 
 def check_target(path: Any) -> None:

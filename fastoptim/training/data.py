@@ -92,6 +92,8 @@ class Minibatches:
         Examples handed out in the present epoch.
     rng : numpy.random.Generator
         Where permutations come from.
+    seed : str
+        What it was made of, in words.
     """
 
     def __init__(
@@ -111,7 +113,9 @@ class Minibatches:
         self.drop_last = flag("drop_last", drop_last)
         self.shuffle = flag("shuffle", shuffle)
         self.rng = generator_of(rng)
+        self.seed = type(rng).__name__ if rng is self.rng else str(np.array(rng).tolist())
         self._share = (0, 1)
+        self._begun: int | None = None  # the epoch whose length is known
         self._order: Array | None
         self._lay_out(_common_length(self._columns))
         self.epoch = 0
@@ -136,9 +140,11 @@ class Minibatches:
         self._readers = [_reader(name, column, self.batch_size, self._shuffled) for name, column in self._columns]
 
     def _begin_epoch(self) -> None:
-        """Take the data as long as they are now; within an epoch they stay as long as they were."""
-        if self._varies and (examples := _common_length(self._columns)) != self.examples:
-            self._lay_out(examples)
+        """Take the data as long as they are now, once an epoch: within it they stay as long as they were."""
+        if self._varies and self._begun != self.epoch:
+            if (examples := _common_length(self._columns)) != self.examples:
+                self._lay_out(examples)
+            self._begun = self.epoch
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -249,7 +255,7 @@ class Minibatches:
             order = _permutation(order, self.examples)
         with deferred_signals():
             set_checked_state(self.rng, state["rng"])
-            self.epoch, self.cursor, self._order = epoch, cursor, order
+            self.epoch, self.cursor, self._order, self._begun = epoch, cursor, order, None
 
     def recut(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The position `state`, of batches of another size, for these: the batch that it is in begins anew."""

@@ -25,7 +25,7 @@ from .log import Log, path_of
 from .loop import Callback, Loop, LossAndGrad, Rate, frozen_arrays, named_arrays, strange_arrays
 from .progress import Progress, bar_class
 from .rank_sync import StayTogether, share
-from .ranks import Ranks
+from .ranks import Ranks, whole_of
 from .rates import Rates
 from .resuming import CALLBACK, Checkpoints
 from .resuming import resume as go_on
@@ -151,9 +151,10 @@ def fit(
     override : str or iterable of str
         Names of settings in which this program may differ from the checkpoint that it resumes: "lr" (rates, schedules,
         `Plateau`), "schedules" (and all hyperparameters), "batch_size" (the batch that the checkpoint is in begins
-        anew), "accumulate", "max_norm", "skip_nonfinite", "monitor" (what a `Plateau` is told), "rounding", and the
-        optimizer's hyperparameters ("momentum", "weight_decay", ...). Training goes on with those that are given here.
-        A difference in any other is a CheckpointError that names both values.
+        anew), "accumulate", "max_norm", "skip_nonfinite", "monitor" (what a `Plateau` is told), "average",
+        "state_dtype", "rounding", "master", and the optimizer's hyperparameters ("momentum", "weight_decay", ...).
+        Training goes on with those that are given here. A difference in any other, or in a seed, is a CheckpointError
+        that names both values.
     log : path
         ``.jsonl`` (JSON lines) or ``.csv``: one line per step and validation, in a new file. A resumed run continues
         the log where its checkpoint was taken, and refuses the log of another run.
@@ -232,8 +233,9 @@ def _ranks(given: SimpleNamespace) -> Ranks:
     params = given.params
     if isinstance(params, GroupedParams):
         given.params = params.params
-    given.optimizer = _optimizer(given.optimizer, given.params, given.backend, given.threads, params)
     ranks = Ranks(getattr(given.optimizer, "comm", None))
+    with ranks.together("fit"):
+        given.optimizer = _optimizer(given.optimizer, given.params, given.backend, given.threads, params)
     if ranks.size > 1:
         for names in (("checkpoint", "log", "resume"), ("checkpoint_every", "keep", "override")):
             vars(given).update(ranks.pooled({name: getattr(given, name) for name in names}))
@@ -409,7 +411,7 @@ def _optimizer(optimizer: Any, params: Any, backend: str | None, threads: int | 
     if not all(hasattr(optimizer, name) for name in ("step", "param_groups", "save", "load")):
         hint = ": arrays of data are one argument, (x, y)" if hasattr(optimizer, "__array__") else ""
         raise TypeError(f"optimizer must be a name or an optimizer, got {type(optimizer).__name__}{hint}")
-    if isinstance(optimizer, Optimizer):
+    if isinstance(whole_of(optimizer), Optimizer):
         strange = strange_arrays(optimizer, [p for _, p in named_arrays(params)])
         if strange:
             raise ValueError(f"the optimizer steps arrays that are not in params: {strange}; make it of these params")

@@ -48,6 +48,8 @@ class StayTogether:
 
     def __call__(self, loop: Loop) -> None:
         if loop.epoch_ended:
+            loop.batches.next_size()  # begins the next epoch: data may have grown
+            loop.ranks.same({"examples": repr(loop.batches.examples)})
             digests = loop.ranks.every(_digest(loop.batches.state_dict()))
             if len(set(digests)) > 1:
                 raise ValueError(

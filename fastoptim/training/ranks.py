@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -134,6 +134,11 @@ def _plain(value: Any) -> Any:
     """`value` as something that any process can be sent."""
     if isinstance(value, (os.PathLike, bytes)):
         return os.fsdecode(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Set):  # whose order differs from process to process
+        return sorted(map(_plain, value), key=repr)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple, set)) else repr(value)
+    several = isinstance(value, Iterable) and not isinstance(value, Mapping)
+    return [_plain(item) for item in value] if several else repr(value)

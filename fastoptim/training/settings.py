@@ -47,18 +47,19 @@ class Settings:
         }
         self.texts["accumulate"] = str(accumulate)
         if isinstance(batches, Minibatches):
-            self.texts["batch_size"] = str(batches.asked_size)
+            self.texts |= {"batch_size": str(batches.asked_size), "rng": batches.seed}
         if rates.monitor is not None:
             self.texts["monitor"] = rates.monitor
         storage = getattr(whole_of(optimizer), "_storage", None)
         if storage is not None:
-            self.texts["rounding"] = storage.rounding
+            self.texts |= {name: str(value) for name, value in storage._asdict().items()}
         if average is not None:
             self.texts["average"] = f"decay={average._decay}, start={average._start}"
         self._override = _names(override)
-        unknown = [name for name in self._override if name not in self.texts]
+        known = sorted(self.texts.keys() - set(_OF_THE_BEGINNING))
+        unknown = [name for name in self._override if name not in known]
         if unknown:
-            raise ValueError(f"override: there is no {unknown}; it may name {sorted(self.texts)}")
+            raise ValueError(f"override: there is no {unknown}; it may name {known}")
 
     def _hyper_text(self, name: str) -> str:
         texts = [text_of(group[name]) for group in self._hyper]
@@ -69,10 +70,12 @@ class Settings:
         different = [name for name, text in self.texts.items() if saved.get(name, text) != text]
         refused = [name for name in different if name not in self._override]
         if refused:
-            differences = "; ".join(f"{name} is {self.texts[name]} here, {saved[name]} there" for name in refused)
+            pairs = ((name, self.texts[name], saved[name]) for name in refused)
+            differences = "; ".join(f"{name} is {here} here, {there!s:.1000} there" for name, here, there in pairs)
+            possible = [name for name in different if name not in _OF_THE_BEGINNING]
+            instead = f", or pass override={possible} to continue with the values given here" if possible else ""
             raise CheckpointError(
-                f"the checkpoint was written with other settings: {differences}. Use the same, or pass "
-                f"override={different} to continue with the values given here"
+                f"the checkpoint was written with other settings: {differences}. Use the same{instead}"
             )
         return set(different)
 
@@ -85,6 +88,7 @@ class Settings:
 
 
 _ARRAYS = ("params", "names")
+_OF_THE_BEGINNING = ("rng", "seed")  # seeds, in whose place a checkpoint has what has become of them
 
 
 def _names(override: Any) -> tuple[str, ...]:

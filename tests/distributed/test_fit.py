@@ -13,7 +13,7 @@ run = partial(mpi.run_worker, ROOT / "tests" / "support" / "fit_worker.py")
 pytestmark = needs_mpi
 
 
-@pytest.mark.parametrize("name", ["differences", "generators"])
+@pytest.mark.parametrize("name", ["differences", "generators", "lengths"])
 def test_what_differs_is_named_on_every_rank(name):
     run(2, name)
 
@@ -22,7 +22,7 @@ def test_what_differs_is_named_on_every_rank(name):
     "name",
     [
         *("one_sided", "own_states", "own_averages", "one_checkpoint", "loaded_by_hand"),
-        *("files", "best_taken_back", "failures", "interrupted", "unwritable"),
+        *("files", "best_taken_back", "failures", "interrupted", "unwritable", "counts_and_names"),
     ],
 )
 def test_two_ranks(name, tmp_path):

@@ -103,6 +103,8 @@ def differences():
         batches.next_batch()
     with refused(ValueError, "cursor: 0 on rank 0, 8 on rank"):
         fit(f, batches, batch_size=None)
+    with refused(ValueError, "differ in rng: 0 on rank 0, 1 on rank"):
+        fit(f, rng=int(LAST))
     with refused(ValueError, "kind of generator"):
         fit(f, rng=np.random.Generator(np.random.MT19937(0) if LAST else np.random.PCG64(0)))
     for kind, text in ((ValueError, "max_norm"), (RuntimeError, "failed on rank")):
@@ -111,7 +113,48 @@ def differences():
                 fit(f, max_norm=-1.0 if LAST else 1.0)
     with refused(TypeError if LAST else RuntimeError, "callbacks must be callable"):
         fit(f, callbacks=[3] if LAST else [])
+    with refused(ValueError if LAST else RuntimeError, "backend and threads belong to"):
+        fit(f, backend="numpy" if LAST else None)
+    optimizer = fresh()[1]
+    with refused(ValueError if LAST else RuntimeError, "make it of these params"):
+        fo.fit(f, {"w": np.zeros((6, 1))} if LAST else {"w": optimizer.param_groups[0]["params"][0]}, DATA, optimizer)
     assert not calls
+
+
+def lengths():
+    """Data that grow grow alike, or all ranks say so: they would end the epoch after different steps."""
+
+    class Data:
+        grown = 48
+
+        def __len__(self):
+            return self.grown
+
+        def __getitem__(self, rows):
+            return np.resize(DATA, (64, 6))[rows]
+
+    def run(last):
+        data = Data()
+
+        def grow(loop):
+            if loop.steps == 3:
+                data.grown = last if LAST else 56
+
+        return fit(data=data, callbacks=grow)[1].steps
+
+    assert run(56) == 6 + 7 + 7
+    with refused(ValueError, "examples: 56 on rank 0, 40 on rank"):
+        run(40)
+
+
+def counts_and_names(folder):
+    """Counts may be NumPy's, and names of settings stand in a set, as in one process."""
+    path = {"checkpoint": Path(folder) / "run.ckpt", "checkpoint_every": np.int64(4), "keep": np.int32(2)}
+    fit(epochs=1, **path)
+    names = ("lr", "accumulate", "max_norm", "schedules", "batch_size")
+    for override in (set(names), frozenset(names), dict.fromkeys(names).keys(), (name for name in names)):
+        fit(epochs=2, resume=True, lr=0.1, override=override, **path)
+        fit(epochs=1, **path)
 
 
 def one_sided(folder):

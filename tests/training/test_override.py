@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
 import fastoptim as fo
 from fastoptim import schedules
+from fastoptim.checkpoint import format
 from fastoptim.checkpoint.files import CheckpointError
 from fastoptim.training.data import Minibatches
 
@@ -45,6 +48,25 @@ SETTINGS = {
     "accumulate": ({}, {"accumulate": 2}, "accumulate is 2 here, 1 there"),
     "batch_size": ({}, {"batch_size": 5}, "batch_size is 5 here, 4 there"),
 }
+SEEDS = {
+    "rng": ({}, {"rng": 5}, "rng is 5 here, 0 there"),
+    "a generator": ({"rng": 5}, {"rng": np.random.default_rng(5)}, "rng is Generator here, 5 there"),
+    "several numbers": ({"rng": (1, 2)}, {"rng": [1, 3]}, r"rng is \[1, 3\] here, \[1, 2\] there"),
+}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_another_seed_is_refused(tmp_path, name):
+    """The order of the data goes on from the checkpoint's generator, whatever it is: a seed would not count."""
+    first, then, message = SEEDS[name]
+    fit(tmp_path / "a.ckpt", 3, **first)
+    with pytest.raises(CheckpointError, match=message + r". Use the same$"):
+        fit(tmp_path / "a.ckpt", 5, resume=True, **then)
+    with pytest.raises(ValueError, match="there is no"):
+        fit(tmp_path / "a.ckpt", 5, resume=True, override="rng", **then)
+    assert fit(tmp_path / "a.ckpt", 5, resume=True, **first)[1].steps == 5
+    fit(tmp_path / "b.ckpt", 3, rng=5)
+    assert fit(tmp_path / "b.ckpt", 5, rng=np.int64(5), resume=True)[1].steps == 5
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -204,15 +226,39 @@ def test_what_a_plateau_is_told_is_compared(tmp_path):
     assert fit(path, 5, override="monitor", **then)[1].steps == 5
 
 
-def test_the_rounding_of_states_is_compared(tmp_path):
-    pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test bfloat16")
+@pytest.mark.parametrize(
+    ("name", "first", "then"),
+    [
+        ("rounding", "stochastic", "nearest"),
+        ("seed", 0, 7),
+        ("master", False, True),
+        ("master", True, False),
+        ("state_dtype", "bfloat16", "float8"),
+    ],
+)
+def test_how_states_are_stored_is_compared(tmp_path, name, first, then):
     path = tmp_path / "a.ckpt"
 
-    def rounded(steps, rounding, **options):
-        w = np.ones(2, np.float32)
-        return fit(path, steps, fo.Adam(w, state_dtype="bfloat16", rounding=rounding), w, **options)[1]
+    def stored(steps, value, **options):
+        w = np.ones(2, np.float16)
+        return fit(path, steps, fo.Adam(w, **{"state_dtype": "bfloat16", name: value}), w, **options)[1]
 
-    rounded(3, "stochastic")
-    with pytest.raises(CheckpointError, match="rounding is nearest here, stochastic there"):
-        rounded(5, "nearest", resume=True)
-    assert rounded(5, "nearest", resume=True, override="rounding").steps == 5
+    pytest.importorskip("ml_dtypes", reason="LOUD: pip install ml_dtypes to test bfloat16")
+    stored(3, first)
+    with pytest.raises(CheckpointError, match=f"{name} is {then} here, {first} there"):
+        stored(5, then, resume=True)
+    if name != "seed":
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "states were saved in another storage")
+            assert stored(5, then, resume=True, override=name).steps == 5
+
+
+def test_what_a_checkpoint_says_is_shown_without_terminal_escapes(tmp_path):
+    path = tmp_path / "a.ckpt"
+    fit(path, 3)
+    tree = format.read(path, kind="training")
+    tree["loop"]["settings"]["momentum"] = "\x1b[31mred" + 10**6 * "!"
+    format.write(path, tree, kind="training")
+    with pytest.raises(CheckpointError, match=r"momentum is 0.0 here, \\x1b\[31mred!* there") as caught:
+        fit(path, 5, resume=True)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 3000

@@ -681,7 +681,8 @@ def test_a_resume_that_fails_leaves_data_schedule_and_callbacks_where_they_were(
     path = tmp_path / "run.ckpt"
     options, saved = {"validation": lambda p: 1.0, "validate_every": 1}, [Mean(), Refusing()]
     options |= {"lr": schedules.Plateau(0.5, patience=0)}
-    fo.fit(f, params, fo.minibatches(data, 16), "adam", steps=7, callbacks=saved, checkpoint=path, **options)
+    batches = fo.minibatches(data, 16, rng=5)
+    fo.fit(f, params, batches, "adam", steps=7, callbacks=saved, checkpoint=path, **options)
 
     batches, plateau, mean = fo.minibatches(data, 16, rng=5), schedules.Plateau(0.5, patience=0), Mean()
     batches.next_batch()
@@ -777,7 +778,11 @@ def test_resume_refuses_other_data_models_and_optimizers(tmp_path):
         ((params, data, "adam"), {"batch_size": 16, "shuffle": False}, "shuffle"),
         ((params, data, "adam"), {"batch_size": 16, "accumulate": 2}, "accumulate"),
         ((params, data, "sgd"), {"batch_size": 16}, "Adam"),
-        ((params, data, "adam"), {"batch_size": 16, "rng": np.random.Generator(np.random.MT19937(0))}, "generator"),
+        (
+            (params, data, "adam"),
+            {"batch_size": 16, "rng": np.random.Generator(np.random.MT19937(0))},
+            "rng is Generator",
+        ),
         ((params, data, "adam"), {"batch_size": 16, "callbacks": [Mean()]}, "callbacks"),
         (({**params, "w1": params["w1"].astype(np.float64)}, data, "adam"), {"batch_size": 16}, "w1"),
         (({**params, "more": np.zeros(2)}, data, "adam"), {"batch_size": 16}, "parameters"),

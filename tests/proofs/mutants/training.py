@@ -244,14 +244,14 @@ MUTANTS = (
         ),
         (
             "permutation not restored",
-            "self.epoch, self.cursor, self._order = epoch, cursor, order",
-            "self.epoch, self.cursor = epoch, cursor",
+            "self.epoch, self.cursor, self._order, self._begun = epoch, cursor, order, None",
+            "self.epoch, self.cursor, self._begun = epoch, cursor, None",
         ),
         ("permutation with an entry twice", "if not seen.all():", "if False:"),
         ("position within a batch", " or cursor % self.batch_size", ""),
         ("share counted as the whole", "return size - size % self._share[1]", "return size"),
         ("shares overlap", "start += rank * part", "start += rank * (part - 1)"),
-        ("length of the data not looked at again", "if self._varies and (examples", "if False and (examples"),
+        ("length of the data not looked at again", "if self._varies and self._begun", "if False and self._begun"),
         (
             "order of the epoch before kept",
             "self._order = examples, size, end, shuffled, None",
