@@ -10,6 +10,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim.adapters import dicts, objects
+from fastoptim.rules.coefficients import MOMENTUM_MODES
 
 RNG = np.random.default_rng(0)
 START, GRADS = RNG.normal(size=9), RNG.normal(size=(58, 9))
@@ -54,7 +55,7 @@ def test_roots_of_both_conventions(kind, options, mode):
     assert opt.h["w"].tobytes() == other.hs[id(thing)].tobytes()
 
 
-@pytest.mark.parametrize("mode", fo.rules.MOMENTUM_MODES)
+@pytest.mark.parametrize("mode", MOMENTUM_MODES)
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_momentum_of_all_conventions(mode, nesterov):
     kind = dicts.Nesterov if nesterov else dicts.Momentum

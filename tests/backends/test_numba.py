@@ -342,7 +342,7 @@ def test_compiled_kernels_fuse_nothing_and_are_vectorised(tmp_path):
     out = python(
         """
         import re
-        from fastoptim.rules import kernels
+        from fastoptim.rules.table import kernels
         from fastoptim.backends import get_backend
         backend = get_backend("numba")
         for kernel in kernels()[::6]:  # each compiles for half a second

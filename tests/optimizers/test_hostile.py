@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim import rules
 from fastoptim.backends import available, get_backend, numpy_cpu
 from fastoptim.optimizers.names import FAMILIES
+from fastoptim.rules.table import RULES, Kernel
 from tests.support.cases import native_plan, same_bits
 
 BACKENDS = [name for name in ("c", "numba", "numpy") if available(name) is None]
@@ -568,7 +568,7 @@ def test_subclasses_are_stepped_natively_unless_they_may_mask(role):
         (np.ma.MaskedArray, False),
     ):
         p, g = np.ones((3, 5)), np.full((3, 5), 0.5)
-        plan = native_plan(get_backend("c"), rules.Kernel(rules.RULES["sgd"], "none"), [p])
+        plan = native_plan(get_backend("c"), Kernel(RULES["sgd"], "none"), [p])
         given = [np.ndarray.view(x, cls) if what == role else x for x, what in ((p, "parameter"), (g, "gradient"))]
         assert plan.step((given[0],), (given[1],), (), ((1.0, 0.0, 1.0),)) is natively
         assert np.all(p == (0.5 if natively else 1.0))
