@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -236,6 +237,9 @@ def _ranks(given: SimpleNamespace) -> Ranks:
     ranks = Ranks(getattr(given.optimizer, "comm", None))
     with ranks.together("fit"):
         given.optimizer = _optimizer(given.optimizer, given.params, given.backend, given.threads, params)
+        for name in ("checkpoint", "log", "resume"):  # ranks may have working folders of their own
+            if isinstance(path := getattr(given, name), (str, bytes, os.PathLike)):
+                setattr(given, name, path_of(name, path))
     if ranks.size > 1:
         for names in (("checkpoint", "log", "resume"), ("checkpoint_every", "keep", "override")):
             vars(given).update(ranks.pooled({name: getattr(given, name) for name in names}))

@@ -22,7 +22,7 @@ def test_what_differs_is_named_on_every_rank(name):
     "name",
     [
         *("one_sided", "own_states", "own_averages", "one_checkpoint", "loaded_by_hand"),
-        *("files", "best_taken_back", "failures", "interrupted", "unwritable", "counts_and_names"),
+        *("files", "best_taken_back", "failures", "interrupted", "unwritable", "counts_and_names", "other_folders"),
     ],
 )
 def test_two_ranks(name, tmp_path):

@@ -147,6 +147,15 @@ def lengths():
         run(40)
 
 
+def other_folders(folder):
+    """A path is that of the process that gives it, whose working folder need not be the others'."""
+    os.chdir(folder if RANK == 0 else "/")
+    fit(epochs=1, checkpoint="run.ckpt" if RANK == 0 else None)
+    assert fit(epochs=2, resume="run.ckpt" if RANK == 0 else False)[1].steps == 12
+    with refused(ValueError, "differ in checkpoint", "/run.ckpt' on rank 0, '/run.ckpt' on rank"):
+        fit(checkpoint="run.ckpt")
+
+
 def counts_and_names(folder):
     """Counts may be NumPy's, and names of settings stand in a set, as in one process."""
     path = {"checkpoint": Path(folder) / "run.ckpt", "checkpoint_every": np.int64(4), "keep": np.int32(2)}
