@@ -97,7 +97,9 @@ class Checkpoints:
         with loop.ranks.together("trying to save a checkpoint"):
             if _stateful(loop, users=True):
                 self.rehearse(loop, callbacks=True)
-        self._overtaken = self._continues and loop.ranks.rank == 0 and self._is_overtaken()
+        if self._continues and loop.ranks.rank == 0:
+            self._overtaken = self._is_overtaken()
+            self._keep_last(loop.steps)
 
     def due(self, loop: Loop) -> float:
         return loop.next_due(self._every)
@@ -126,6 +128,14 @@ class Checkpoints:
             return _steps_in(best) != steps and _steps_in(previous) == steps and format.is_intact(previous)
         return False
 
+    def _keep_last(self, steps: int) -> None:
+        """Keep the checkpoint that the run goes on from, if it was killed before it could."""
+        kept = kept_path(self.path, steps)
+        if self._keep is not None and steps in self._kept and not os.path.exists(kept):
+            with contextlib.suppress(OSError, CheckpointError, LookupError, TypeError):
+                if _steps_in(self.path) == steps:
+                    _link(self.path, kept)
+
     def _take_best_back(self, writes: bool) -> None:
         """Put the best checkpoint of before the last end in its place, once training has gone on from there."""
         best = os.path.realpath(best_path(self.path))
@@ -149,16 +159,16 @@ class Checkpoints:
             kept = [*self._kept, loop.steps][-self._keep :]
         outdated = [kept_path(path, step) for step in self._kept if kept and step not in kept]
         self._kept = kept or self._kept
+        if loop.ranks.rank == 0:
+            _remove(outdated)  # first: what was killed in between would leave them for ever
         if saves_itself(loop.optimizer):
             self._save_apart(loop, path, keep_previous, outdated)
         else:
             state = _state(loop, self._settings) | {"own": [_own_state(loop)]}
             with loop.optimizer._locked():
                 _write(path, {"loop": state, **saving.optimizer_tree(loop.optimizer)}, keep_previous)
-        if loop.ranks.rank == 0:
-            if kept:
-                _link(path, kept_path(path, loop.steps))
-            _remove(outdated)
+        if kept and loop.ranks.rank == 0:
+            _link(path, kept_path(path, loop.steps))
         loop.ranks.wait()
 
     def _save_apart(self, loop: Loop, path: str, keep_previous: bool, outdated: Sequence[str]) -> None:
@@ -285,7 +295,7 @@ def _restore(loop: Loop, settings: Settings, path: str, tree: Any) -> None:
         overridden = settings.overridden(state["settings"])
         history = History.restored(state["history"], steps, epoch)
         clipping = dict(zip(_CLIPPING, state["clipping"], strict=True))
-        step_options(1.0, clipping["max_norm"], False, "norm" if clipping["clip"] is None else clipping["clip"])
+        step_options(1.0, clipping["max_norm"], False, clipping["clip"] if hasattr(optimizer, "clip") else "norm")
         own, saved = _own_of(loop, state["own"]), dict(state["parts"])
         parts, users = _stateful(loop), _stateful(loop, users=True)
         if set(own["callbacks"]) != set(users):

@@ -16,7 +16,7 @@ import pytest
 import fastoptim as fo
 from fastoptim.checkpoint import files, format
 from fastoptim.training import log as logs
-from fastoptim.training import progress
+from fastoptim.training import progress, resuming
 from tests.support.forks import in_child
 from tests.support.platforms import needs_posix
 
@@ -387,6 +387,28 @@ def test_the_last_few_are_kept(tmp_path):
     fit(steps=4, checkpoint=path, keep=1)  # a new run leaves the others, and writes over its own
     assert format.read(tmp_path / "run-4.ckpt", kind="training")["loop"]["steps"] == 4
     assert {"run-7.ckpt", "run-8.ckpt", "run-10.ckpt"} < set(names(tmp_path))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("name", ["_remove", "_write", "_link"])
+def test_as_many_are_kept_when_a_run_was_killed_while_it_saved(tmp_path, monkeypatch, name, after):
+    class Killed(BaseException):
+        pass
+
+    options = {"checkpoint": tmp_path / "run.ckpt", "checkpoint_every": 1, "keep": 2}
+    carry_out, steps = getattr(resuming, name), []
+
+    def die(*args, **kwargs):
+        if after or steps[-1] != 5:
+            carry_out(*args, **kwargs)
+        if steps[-1] == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(resuming, name, die)
+        fit(steps=8, callbacks=lambda loop: steps.append(loop.steps), **options)
+    fit(steps=6, resume=True, callbacks=lambda loop: None, **options)
+    assert names(tmp_path) == sorted(["run-5.ckpt", "run-6.ckpt", "run.ckpt", "run.ckpt.previous"])
 
 
 def test_checkpoints_of_another_run_stay_where_this_one_goes_on_elsewhere(tmp_path):

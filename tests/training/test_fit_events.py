@@ -685,7 +685,7 @@ def test_best_states_that_could_not_be_put_back_at_the_end_are_refused_when_resu
     assert again.tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("clip", [0, "", [], "values"])
+@pytest.mark.parametrize("clip", [None, 0, "", [], "values"])
 def test_a_way_of_clipping_that_there_is_not_is_refused_before_anything_changes(tmp_path, clip):
     w, again = np.zeros(2), np.ones(2)
     best_of(fo.SGD(w, lr=0.1), w, 5, checkpoint=tmp_path / "a")
