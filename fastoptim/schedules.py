@@ -25,9 +25,9 @@ from functools import partial, wraps
 from inspect import Signature, signature
 from itertools import pairwise
 from operator import index
-from types import CellType
 from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
+from .common.text import in_words
 from .common.validation import bound, choice, count, flag, names_arguments, real
 
 __all__ = [
@@ -94,18 +94,7 @@ def _text(value: Any) -> str:
     if isinstance(value, partial):
         named = [f"{name}={_text(item)}" for name, item in value.keywords.items()]
         return f"partial({', '.join([_text(value.func), *map(_text, value.args), *named])})"
-    if callable(value) and not isinstance(value, (Schedule, Plateau)):
-        return str(getattr(value, "__qualname__", type(value).__name__)) + _enclosed(value)
-    return repr(value)
-
-
-def _enclosed(function: Any) -> str:
-    """The numbers and strings that a function has taken from where it was made, as other libraries' schedules do."""
-    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
-    cells = zip(names, getattr(function, "__closure__", None) or (), strict=False)
-    found = {name: cell.cell_contents for name, cell in cells if cell != CellType()}
-    plain = [f"{name}={value!r}" for name, value in found.items() if isinstance(value, (bool, int, float, str))]
-    return f"({', '.join(plain)})" if plain else ""
+    return in_words(value, (Schedule, Plateau)) or repr(value)
 
 
 def described(schedules: Iterable[Any]) -> str:

@@ -488,6 +488,27 @@ def test_what_partial_functions_hold_is_recorded():
     assert repr(schedules.scale(functools.partial(pow, 0.5), 2.0)) == "scale(schedule=partial(pow, 0.5), factor=2.0)"
 
 
+def test_what_functions_hold_is_recorded_whatever_its_type():
+    """As other libraries' schedules hold it: NumPy's numbers, lists and dicts of boundaries, other functions."""
+
+    def made(held):
+        return lambda step: held
+
+    def text(held):
+        return schedules.described([made(held)]).split("<lambda>", 1)[1]
+
+    assert text(np.float32(0.5)) == text(np.float64(0.5)) == text(0.5) == "(held=0.5)]"
+    assert text({10: 0.1, 20: np.float64(0.01)}) == "(held=dict([[10, 0.1], [20, 0.01]]))]"
+    assert text((np.array([1, 2]), None)) == "(held=[[1, 2], None])]"
+    assert text([schedules.constant(0.5), abs]) == "(held=[constant(lr=0.5), abs])]"
+    assert "(held=0.25))]" in text(made(0.25)) and text(object()) == text([1, object()]) == text(np.ones(9999)) == "]"
+
+    def recursive(step):
+        return recursive(step - 1) if step else 0.5
+
+    assert schedules.described([recursive]).endswith("recursive]")
+
+
 # --- Steps without a norm, limits and groups that change --------------------------------------------------------------
 
 
