@@ -139,8 +139,14 @@ def minimize(
         with np.errstate(over="ignore"):
             return number.astype(float).item(), slope.astype(x.dtype)
 
+    def evaluated(x: np.ndarray) -> tuple[float, np.ndarray]:
+        try:
+            return evaluate(x)
+        except StopIteration as error:  # which would silently end whatever iteration `minimize` is called in
+            raise RuntimeError("fun or jac raised StopIteration: what it reads has ended") from error
+
     nit, status = 0, 1
-    value, gradient = evaluate(x)
+    value, gradient = evaluated(x)
     while True:
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
             status = 2
@@ -154,7 +160,7 @@ def minimize(
                     callback(x.copy())
             except StopIteration:
                 status = 3
-            value, gradient = evaluate(x)
+            value, gradient = evaluated(x)
             continue
         message = _MESSAGES[status] if tol is not None or status != 1 else _WITHOUT_TOL
         return MinimizeResult(x, value, gradient, nit, nit + 1, nit + 1, status, status == 0, message)

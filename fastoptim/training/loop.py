@@ -170,6 +170,9 @@ class Loop:
                 self.reason = None
                 if not isinstance(error, KeyboardInterrupt):  # which may come within an exchange: it ends the job
                     self.ranks.fail(error)
+                if isinstance(error, StopIteration):  # as in `explain`
+                    text = "a schedule, callback or validation raised StopIteration: what it reads has ended"
+                    raise RuntimeError(text) from error
                 raise
 
     def _train(self) -> None:

@@ -406,6 +406,20 @@ def test_a_stream_that_ends_too_early_is_an_error_that_ends_no_iteration(accumul
         fo.probe_lr(lambda p, batch: (next(stream) + 1.0, np.ones(1)), np.ones(1), None, "sgd")
 
 
+@pytest.mark.parametrize("where", ["lr", "validation", "callbacks", "fun"])
+def test_what_ends_too_early_anywhere_ends_no_iteration(where):
+    def train(_):
+        read = iter([0.1, 0.1]).__next__
+        if where == "fun":
+            return fo.minimize(lambda x: (read(), x), np.ones(1), jac=True)
+        options = {"lr": lambda step: read(), "validation": lambda p: read(), "callbacks": lambda loop: read()}
+        f = lambda p, batch: (1.0, np.ones(1))  # noqa: E731
+        return fo.fit(f, np.ones(1), np.ones(1), "sgd", epochs=9, **{where: options.get(where)})
+
+    with pytest.raises(RuntimeError, match="raised StopIteration: what it reads has ended"):
+        list(map(train, (1, 2)))
+
+
 def test_a_run_that_trains_nothing_any_more_says_so_once(tmp_path):
     def run(steps, good, grads=np.ones(1), **options):  # noqa: B008
         losses = iter([1.0] * good + [math.nan] * steps)
