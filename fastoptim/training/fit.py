@@ -153,7 +153,7 @@ def fit(
         Names of settings in which this program may differ from the checkpoint that it resumes: "lr" (rates, schedules,
         `Plateau`), "schedules" (and all hyperparameters), "batch_size" (the batch that the checkpoint is in begins
         anew), "accumulate", "max_norm", "skip_nonfinite", "monitor" (what a `Plateau` is told), "average",
-        "state_dtype", "rounding", "master", and the optimizer's hyperparameters ("momentum", "weight_decay", ...).
+        "rounding", and the optimizer's hyperparameters ("momentum", "weight_decay", ...).
         Training goes on with those that are given here. A difference in any other, or in a seed, is a CheckpointError
         that names both values.
     log : path

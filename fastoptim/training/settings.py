@@ -51,8 +51,8 @@ class Settings:
         if rates.monitor is not None:
             self.texts["monitor"] = rates.monitor
         storage = getattr(whole_of(optimizer), "_storage", None)
-        if storage is not None:
-            self.texts |= {name: str(value) for name, value in storage._asdict().items()}
+        if storage is not None:  # states of another storage are converted
+            self.texts |= {name: str(getattr(storage, name)) for name in ("rounding", "seed")}
         if average is not None:
             self.texts["average"] = f"decay={average._decay}, start={average._start}"
         self._override = _names(override)

@@ -24,7 +24,7 @@ CHECKPOINT = "fastoptim"
 MUTANTS = (
     *planted(
         CHECKPOINT,
-        (SAVING, FITTING),
+        (SAVING, FILES, FITTING),
         ("checksum not compared", " or digest.hexdigest().encode() != header[digits]", ""),
         ("file not synced", "    file.flush()\n    os.fsync(file.fileno())\n", "    file.flush()\n"),
         ("folder not synced", "        files.sync_folder(os.path.dirname(target))\n", ""),
