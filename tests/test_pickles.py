@@ -90,6 +90,9 @@ KINDS = {
     "Adam": lambda: stepped(fo.Adam, amsgrad=True),
     "AdamW": lambda: stepped(fo.AdamW, backend="numpy"),
     "groups": groups,
+    "GroupedParams": lambda: fo.groups({"w": np.ones(2), "b": np.ones(1)}, {"b": {"lr": 0.1}}),
+    "Rows": lambda: fo.Rows(np.array([1]), np.ones((1, 2))),
+    "IncompatibleKeys": lambda: groups().load_state_dict(groups().state_dict()),
     "param_groups": lambda: groups().param_groups,
     "params of a group": lambda: groups().param_groups[0]["params"],
     "state_dict": lambda: groups().state_dict(),
@@ -160,6 +163,9 @@ def test_what_is_loaded_goes_on_as_the_original():
         o.step(grads)
     np.testing.assert_equal(again.state_dict(), opt.state_dict())
     assert again.weight_decay == opt.weight_decay and type(again) is fo.AdamW
+    divided = [pickle.loads(pickle.dumps(KINDS["GroupedParams"]())), KINDS["GroupedParams"]()]
+    assert [group["lr"] for group in fo.SGD(divided[0]).param_groups] == [0.001, 0.1]
+    assert divided[0].groups == divided[1].groups and type(divided[0].groups[0]) is type(divided[1].groups[0])
     one = dict_optimizer(fo.adapters.dicts.Adam)
     two = pickle.loads(pickle.dumps(one))
     results = [{"w": np.ones(3), "b": 1.0} for _ in range(2)]

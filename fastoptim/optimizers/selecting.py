@@ -29,6 +29,12 @@ class GroupedParams:
     params: Any
     groups: tuple[Members, ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(Members(*members) for members in self.groups))
+
+    def __reduce__(self) -> Any:  # pickles name public things alone
+        return GroupedParams, (self.params, tuple(map(tuple, self.groups)))
+
 
 @public
 @names_arguments

@@ -285,6 +285,8 @@ def test_hyperparameters_are_attributes():
         adam.lr = [0.1, 0.2]
     with pytest.raises(AttributeError, match=r"zero_grad.*arguments of step"):
         adam.zero_grad()
+    with pytest.raises(AttributeError, match=r"ScheduleFreeSGD has no attribute 'eval': .*averaged\(\)"):
+        fo.ScheduleFreeSGD(np.zeros(1)).eval()
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="LOUD: the rounding mode is set through Linux' libm here")
