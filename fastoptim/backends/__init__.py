@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..common.threads import resolve_threads, threads_from_environment
+from ..common.validation import choice
 from ..common.warning import warn
 from .base import Backend, KernelCall, StepInfo
 
@@ -82,6 +83,8 @@ def _best_host_backend() -> str:
 
 def resolve(name: str, leaves: tuple[Any, ...]) -> Backend:
     """The backend that `name` means for these parameters; FASTOPTIM_BACKEND speaks where `name` is "auto"."""
+    if not isinstance(name, str):  # asked at every step: other texts are refused where they are looked up
+        choice("backend", name, ("auto", *BACKENDS))
     if name == "auto":
         name = setting("FASTOPTIM_BACKEND") or "auto"
     setting("FASTOPTIM_ISA"), setting("FASTOPTIM_REQUIRE_C")  # wrong ones are refused, whichever backend it is

@@ -138,10 +138,11 @@ def read_snapshot(
         raise ValueError(f"not a state dict of an optimizer: {error}{hint}") from error
     if version != 1:
         raise ValueError(f"state dict has version {version!r}; this fastoptim reads version 1")
-    listed = isinstance(groups, (list, tuple)) and all(isinstance(x, Mapping) and "params" in x for x in groups)
+    listed = isinstance(groups, (list, tuple)) and all(isinstance(x, Mapping) and _has_names(x) for x in groups)
     if not listed or not isinstance(entries, Mapping):
         raise ValueError(
-            "not a state dict of an optimizer: state must be a mapping, param_groups a list of mappings with params"
+            "not a state dict of an optimizer: state must be a mapping, param_groups a list of mappings, each with a "
+            "list of names under 'params'"
         )
     own_kind = type(optimizer).__name__
     if strict and kind != own_kind:
@@ -188,10 +189,15 @@ def read_snapshot(
     return put, keys
 
 
+def _has_names(group: Mapping[str, Any]) -> bool:
+    names = group.get("params")
+    return isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+
+
 def _check_groups(optimizer: Savable, entries: Any, groups: Any) -> None:
     """ValueError unless groups, names and hyperparameters of a snapshot are this optimizer's; names in any order."""
     names = [sorted(group["names"]) for group in optimizer.param_groups]
-    if [isinstance(group, Mapping) and sorted(map(str, group.get("params", ()))) for group in groups] != names:
+    if [sorted(group["params"]) for group in groups] != names:
         raise ValueError(
             "state dict has other parameter groups or names than this optimizer; strict=False loads what they share"
         )

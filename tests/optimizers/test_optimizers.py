@@ -312,12 +312,18 @@ def test_state_dict_that_does_not_fit_is_refused_and_changes_nothing():
         ),
         r"lacks \['exp_avg'\]": broken(lambda d: d["state"]["1"].pop("exp_avg")),
         "parameter '0': step must be": broken(lambda d: d["state"]["0"].update(step=10**400)),
-        "param_groups a list of mappings with params": broken(lambda d: d["param_groups"][0].pop("params")),
+        "list of names under 'params'": broken(lambda d: d["param_groups"][0].pop("params")),
+        "of names under 'params'": broken(lambda d: d["param_groups"][0].update(params=5)),
+        "names under 'params'": broken(lambda d: d["param_groups"][0].update(params=[["0"], "1"])),
+        "under 'params'": broken(lambda d: d["param_groups"][0].update(params="01")),
         "lr": broken(lambda d: d["param_groups"][0].update(lr=-1.0)),
     }
     for message, bad in cases.items():
         with pytest.raises((TypeError, ValueError), match=message):
             opt.load_state_dict(bad)
+        if "under" in message:
+            with pytest.raises(ValueError, match=message):
+                opt.load_state_dict(bad, strict=False)
         assert repr(opt.state_dict()) == repr(before)
     with pytest.raises((TypeError, ValueError)):
         opt.load_state_dict(None)

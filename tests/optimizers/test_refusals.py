@@ -428,6 +428,9 @@ def test_bad_construction():
         fo.SGD([], backend="c")
     with pytest.raises(ValueError, match="backend"):
         fo.SGD(np.ones(2), backend="gpu")
+    for backend in (np.ones(2), ["c"], None):
+        with pytest.raises(TypeError, match="backend must be one of"):
+            fo.SGD(np.ones(2), backend=backend)
     with pytest.raises(ValueError, match="threads"):
         fo.SGD(np.ones(2), threads=0)
     for threads in (2**29, 2**31, 2**64):  # the first once divided by 0 in C
