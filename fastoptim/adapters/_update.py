@@ -111,6 +111,11 @@ class Attributes:
         super().__setattr__(name, value)
 
 
+def no_shallow_copy(optimizer: Any) -> Any:
+    """Stands for ``__copy__``."""
+    raise TypeError("a shallow copy would share states with this optimizer; use copy.deepcopy")
+
+
 @cache
 def _arguments(cls: Any) -> list[str]:
     """The attributes that are named like arguments."""

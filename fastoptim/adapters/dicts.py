@@ -1,4 +1,5 @@
-"""Optimizers with ``update(params, grads)`` over dicts, as in "Deep Learning from Scratch" (common/optimizer.py).
+"""Optimizers with ``update(params, grads)`` over dicts or lists, as in "Deep Learning from Scratch"
+(common/optimizer.py).
 
     from fastoptim.adapters.dicts import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
 
@@ -24,12 +25,28 @@ from typing import Any
 
 from ..common.validation import flag, real, steps_taken
 from ._collection import Collection, States
-from ._update import Attributes, adagrad_coefficients, adam_coefficients, rmsprop_coefficients, velocity_coefficients
+from ._update import (
+    Attributes,
+    adagrad_coefficients,
+    adam_coefficients,
+    no_shallow_copy,
+    rmsprop_coefficients,
+    velocity_coefficients,
+)
 
 __all__ = ["SGD", "AdaGrad", "Adam", "Momentum", "Nesterov", "RMSprop"]
 
-Params = MutableMapping[Any, Any]
-Grads = Mapping[Any, Any]
+Params = MutableMapping[Any, Any] | list[Any]
+Grads = Mapping[Any, Any] | list[Any]
+
+
+def _keys(what: str, given: Any) -> Any:
+    """The names of `given`, or the positions in a list, to iterate over and to look for."""
+    if isinstance(given, list):
+        return range(len(given))
+    if not hasattr(given, "keys"):
+        raise TypeError(f"{what} must be a dict or list of arrays or numbers, got {type(given).__name__}")
+    return given
 
 
 class _Optimizer(Attributes):
@@ -42,14 +59,14 @@ class _Optimizer(Attributes):
         self._collection = Collection(self._rule, self._states)
 
     def update(self, params: Params, grads: Grads) -> None:
-        """Update every entry of `params` by that of `grads`."""
+        """Update every entry of `params`, a dict or a list, by that of `grads`."""
         coefficients = self._coefficients()
-        for what, given in (("params", params), ("grads", grads)):
-            if not hasattr(given, "keys"):
-                raise TypeError(f"{what} must be a dict of arrays or numbers by name, got {type(given).__name__}")
-        keys = list(grads if self.partial else params)
-        there = params if self.partial else grads
+        known, with_gradients = _keys("params", params), _keys("grads", grads)
+        keys, there = (with_gradients, known) if self.partial else (known, with_gradients)
+        keys = list(keys)
         missing = [key for key in keys if key not in there]
+        if isinstance(grads, list) and len(grads) > len(params):
+            raise ValueError(f"expected {len(params)} gradients, got {len(grads)}")
         if missing:
             what = "parameters" if self.partial else "gradients"
             hint = "" if self.partial else "; with partial=True only parameters that have gradients are updated"
@@ -60,15 +77,14 @@ class _Optimizer(Attributes):
 
         def write(targets: Sequence[Any], values: Sequence[Any]) -> Iterator[None]:
             pairs = zip(targets, values, strict=True)
-            return map(params.update, (pairs,)) if plain else starmap(params.__setitem__, pairs)
+            return map(params.update, (pairs,)) if type(params) is dict else starmap(params.__setitem__, pairs)
 
-        plain = type(params) is dict
+        plain = type(params) in (dict, list)
         values, gradients = [params[key] for key in keys], [grads[key] for key in keys]
         states = [getattr(self, name) for name in self._states]
         self._collection.step(states, keys, keys, values, gradients, coefficients, keys, write, plain)
 
-    def __copy__(self) -> Any:
-        raise TypeError("a shallow copy would share states with this optimizer; use copy.deepcopy")
+    __copy__ = no_shallow_copy
 
     def __getstate__(self) -> dict[str, Any]:  # public attributes alone: what is native is made anew
         public = {name: value for name, value in vars(self).items() if name != "_collection"}

@@ -19,7 +19,7 @@ from ..arrays.checks import real_array
 from ..arrays.rows import Rows
 from ..common.signals import deferred_signals
 from ..common.validation import norm_limit, real
-from ._update import Attributes, adam_coefficients, as_dtype_of, gradient_of, step_array
+from ._update import Attributes, adam_coefficients, as_dtype_of, gradient_of, no_shallow_copy, step_array
 
 __all__ = ["SGD", "Adam"]
 
@@ -31,6 +31,8 @@ class _Optimizer(Attributes):
         self.lr, self.clip_norm, self.lr_scheduler = lr, clip_norm, lr_scheduler
         self.cache: dict[str, dict[str, Any]] = {}
         self.cur_step = 0
+
+    __copy__ = no_shallow_copy
 
     def step(self) -> None:
         """Count a step, for the learning rate's schedule."""

@@ -98,7 +98,16 @@ class _Optimizer(Attributes):
 
     def update(self) -> None:
         """Update every parameter that has a gradient."""
-        params = [p for p in self._params() if getattr(p, self._grad) is not None]
+        params = list(self._params())
+        try:
+            params = [p for p in params if getattr(p, self._grad) is not None]
+        except AttributeError as error:
+            if any(isinstance(p, (np.ndarray, tuple, list, str)) for p in params):
+                raise TypeError(
+                    f"parameters must be objects with .{self._data} and .{self._grad}, got {type(params[0]).__name__}: "
+                    "fastoptim.adapters.dicts updates arrays in dicts and lists"
+                ) from error
+            raise
         for hook in self.hooks:
             hook(params)
         if not params:

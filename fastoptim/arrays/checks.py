@@ -24,7 +24,7 @@ def _in_code(dtype: Any) -> str:
     return f"{'np' if hasattr(np, name) else 'ml_dtypes'}.{name}"
 
 
-def instead_of(x: Any, name: str = "", dtype: str = "np.float32") -> str:
+def instead_of(x: Any, name: str = "", dtype: str = "np.float64") -> str:
     """What to write instead of `x`, which is no NumPy array; empty where nobody can tell."""
     module = type(x).__module__.partition(".")[0]
     if isinstance(x, np.ma.MaskedArray):
@@ -55,6 +55,8 @@ def instead_of(x: Any, name: str = "", dtype: str = "np.float32") -> str:
     if isinstance(x, ItemsView) or (isinstance(x, str) and name.endswith(".0")):
         return ": make the pairs of names and arrays a dict, dict(pairs)"
     if isinstance(x, (bool, int, float, list, tuple, np.generic)):
+        if isinstance(x, np.floating) and x.dtype in DTYPES:
+            dtype = _in_code(x.dtype)
         rate = (
             f"; if it is the rate, parameters come first, as in Adam(params, lr={x})"
             if name == "0" and not isinstance(x, (list, tuple))
@@ -151,7 +153,10 @@ def check_match(
             f"{conversion(dtype, expected_dtype, 'g' if role == 'gradient' else 'x')}"
         )
     if tuple(shape) != tuple(expected_shape):
-        raise ValueError(f"{role} of parameter {name!r}: expected shape {expected_shape}, got {tuple(shape)}")
+        own, wanted = ([n for n in each if n != 1] for each in (shape, expected_shape))
+        x = "g" if role == "gradient" else "x"
+        hint = f": {x}.reshape({tuple(expected_shape)})" if own == wanted else ""
+        raise ValueError(f"{role} of parameter {name!r}: expected shape {expected_shape}, got {tuple(shape)}{hint}")
 
 
 def check_unchanged(

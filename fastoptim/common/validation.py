@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
-from inspect import BoundArguments, Signature, signature
+from inspect import BoundArguments, Signature, isroutine, signature
 from operator import index
 from types import FunctionType
 from typing import Any, TypeVar, cast
@@ -143,9 +143,10 @@ def _is_array(value: Any) -> bool:
 def _described(value: Any) -> str:
     """A value for an error message; of an array its shape, as that is what is wrong with it."""
     if _is_array(value):
-        return f"an array of shape {tuple(value.shape)}"
+        return f"an array of shape {tuple(value.shape)}{': x.item()' if math.prod(value.shape) == 1 else ''}"
     text = repr(value)
-    return text if len(text) <= 200 else text[:200] + "..."
+    text = text if len(text) <= 200 else text[:200] + "..."
+    return f"{text}: give what it returns, before each step" if isroutine(value) else text
 
 
 # Compute type -> what rounds to zero in it, and what rounds to infinity.

@@ -117,7 +117,7 @@ class NotNeeded:
 
 
 def checked_rate(lr: Any) -> float:
-    if type(lr) is float:
+    if type(lr) is float and lr >= 0.0:
         return real("lr", lr, 0.0)
     if callable(lr):
         raise TypeError(
@@ -128,7 +128,10 @@ def checked_rate(lr: Any) -> float:
             f"lr must be a number, got {lr!r}: groups take rates of their own, [{{'params': a, 'lr': 0.1}}, ...]; "
             "opt.lr = [...] sets them anew"
         )
-    return real("lr", lr, 0.0)
+    try:
+        return real("lr", lr, 0.0)
+    except ValueError as error:
+        raise ValueError(f"{error}{': to climb, say maximize=True' if lr < 0 else ''}") from None
 
 
 def kind_of_decay(lr: float, weight_decay: float, apart: bool, mode: str = "lr") -> tuple[str, float]:

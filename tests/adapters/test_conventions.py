@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
-from fastoptim.adapters import dicts, objects
+from fastoptim.adapters import dicts, numpy_ml, objects
 from fastoptim.rules.coefficients import MOMENTUM_MODES
 
 RNG = np.random.default_rng(0)
@@ -123,6 +123,16 @@ def test_errors_say_what_to_do():
     p = np.ones(3)
     with pytest.raises(ValueError, match=r"overlap in memory: copy the gradient, g.copy\(\)"):
         fo.SGD(p).step(p)
+    with pytest.raises(ValueError, match=r"expected shape \(3,\), got \(3, 1\): g.reshape\(\(3,\)\)$"):
+        fo.SGD(p).step(np.ones((3, 1)))
+    with pytest.raises(ValueError, match=r"expected shape \(3,\), got \(2,\)$"):
+        fo.SGD(p).step(np.ones(2))
+    with pytest.raises((TypeError, ValueError), match=r"weight_decay .*shape \(1,\): x.item\(\)"):
+        fo.SGD(p, weight_decay=np.ones(1))
+    with pytest.raises(ValueError, match=r"lr .*-0.1: to climb, say maximize=True"):
+        fo.SGD(p, lr=-0.1)
+    with pytest.raises(TypeError, match=r"lr .*: give what it returns, before each step"):
+        fo.SGD(p, lr=abs)
     with pytest.raises(TypeError, match=r"make it a list of them, list\(x\)"):
         fo.SGD(np.array([np.ones(2), np.ones(3)], object))
 
@@ -134,6 +144,8 @@ def test_a_shallow_copy_would_share_states(kind):
     with pytest.raises(TypeError, match=r"share states with this optimizer; use copy\.deepcopy"):
         copy.copy(opt)
     a, b = {"w": START.copy()}, {"w": START.copy()}
+    with pytest.raises(TypeError, match=r"share states with this optimizer; use copy\.deepcopy"):
+        copy.copy(numpy_ml.Adam())
     copy.deepcopy(opt).update(a, {"w": GRADS[1]})
     opt.update(b, {"w": GRADS[1]})
     assert a["w"].tobytes() == b["w"].tobytes()

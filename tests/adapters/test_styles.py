@@ -667,9 +667,12 @@ def test_what_is_no_dict_and_no_model_is_named():
         data, grad = 1.0, 1.0
 
     calls = {
-        "params must be a dict of arrays or numbers by name, got list": lambda: dicts.Adam().update([1.0], {0: 1.0}),
-        "grads must be a dict of arrays or numbers by name, got NoneType": lambda: dicts.Adam().update(
+        "params must be a dict or list of arrays or numbers, got float": lambda: dicts.Adam().update(1.0, {0: 1.0}),
+        "grads must be a dict or list of arrays or numbers, got NoneType": lambda: dicts.Adam().update(
             {"w": 1.0}, None
+        ),
+        r"objects with .data and .grad, got ndarray: fastoptim.adapters.dicts updates arrays in dicts and lists": (
+            lambda: objects.SGD().setup([np.ones(2)]).update()
         ),
         r"parameters in a list or another iterable, got Number": lambda: objects.SGD().setup(Number()),
         r"such as its values\(\), got dict": lambda: objects.SGD().setup({"w": Number()}),
@@ -681,6 +684,25 @@ def test_what_is_no_dict_and_no_model_is_named():
     for message, call in calls.items():
         with pytest.raises(TypeError, match=message):
             call()
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("kind", dicts.__all__)
+def test_lists_are_updated_as_dicts_are(kind, partial):
+    rng = np.random.default_rng(4)
+    listed = [rng.standard_normal((3, 2)), 0.5, np.float32(2)]
+    named = {i: x.copy() if isinstance(x, np.ndarray) else x for i, x in enumerate(listed)}
+    first, of_lists, of_dicts = listed[0], getattr(dicts, kind)(), getattr(dicts, kind)()
+    of_lists.partial = of_dicts.partial = partial
+    for t in range(3):
+        grads = [rng.standard_normal((3, 2)), 1.5, np.float32(t)][: 2 if partial else 3]
+        of_lists.update(listed, grads)
+        of_dicts.update(named, dict(enumerate(grads)))
+    assert listed[0] is first, "arrays stay where they are"
+    for i, x in named.items():
+        assert type(listed[i]) is type(x) and np.array_equal(listed[i], x), i
+    with pytest.raises(ValueError, match="expected 3 gradients, got 4"):
+        of_lists.update(listed, [np.ones((3, 2)), 1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("bad", [None, "x", True, 1j, [1.0]])

@@ -214,5 +214,5 @@ def test_python_proposes_the_public_name_that_is_nearest():
 def test_a_list_in_place_of_an_array_is_taken_for_no_rate():
     with pytest.raises(TypeError, match=r"got float: make it an array, .* parameters come first, .*lr=0\.1"):
         fo.Adam(0.1)
-    with pytest.raises(TypeError, match=r"got list: make it an array, np\.array\(x, np\.float32\)$"):
+    with pytest.raises(TypeError, match=r"got list: make it an array, np\.array\(x, np\.float64\)$"):
         fo.SGD([np.ones((1, 1), np.float32)]).apply([[[1.0]]], [np.ones((1, 1), np.float32)])

@@ -40,19 +40,22 @@ OF_C = {
 }
 
 
+HAVE_THEIR_BACKEND = (_update._array_step, fo.functional._array_step, fo.functional._prepared)
+
+
 @pytest.mark.parametrize("call", OF_C)
 def test_no_extension(call, monkeypatch):
     monkeypatch.setattr(backends, "best_for_host", lambda: ("numpy", "there is no compiler"))
     monkeypatch.setattr(backends, "_choices", {})
     monkeypatch.delenv("FASTOPTIM_BACKEND", raising=False)
-    backends._best_host_backend.cache_clear()
-    _update._array_step.cache_clear()  # what it keeps has its backend
+    for kept in (backends._best_host_backend, *HAVE_THEIR_BACKEND):
+        kept.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="no compiler; using the numpy backend") as caught:
             OF_C[call](np.ones(3), np.ones(3))
     finally:
-        backends._best_host_backend.cache_clear()
-        _update._array_step.cache_clear()
+        for kept in (backends._best_host_backend, *HAVE_THEIR_BACKEND):
+            kept.cache_clear()
     line = inspect.getsourcelines(OF_C[call])[1]
     assert [(warning.filename, warning.lineno) for warning in caught] == [(__file__, line)]
 

@@ -291,6 +291,7 @@ BAD_HYPER = [
     (fo.SGD, {"lr": -0.1}, "lr"),
     (fo.SGD, {"lr": NAN}, "lr"),
     (fo.SGD, {"lr": 10**400}, "lr must be >= 0 and finite"),
+    (fo.SGD, {"lr": -0.1}, r"lr must be >= 0 and finite, got -0\.1: to climb, say maximize=True"),
     (fo.SGD, {"dampening": -(10**400)}, "dampening"),
     (fo.SGD, {"lr": "fast"}, "lr"),
     (fo.SGD, {"lr": None}, "lr"),
