@@ -137,7 +137,9 @@ class Log:
         plain = None if state is None else state["plain"]
         sizes = [_size(state)]
         if plain is not None:  # a run that went on may have taken the last validation back
-            sizes.append(saved_count(plain[0]) + len(f"{plain[1]}\n".encode()))
+            if (begins := saved_count(plain[0])) > (sizes[0] or 0):
+                return "the last line of its log would begin behind its end"
+            sizes.append(begins + len(f"{plain[1]}\n".encode()))
         problems = [_problem(self.path, size, len(history) - 1, float(history.loss[-1])) for size in sizes]
         return None if None in problems else problems[0]
 
@@ -170,8 +172,8 @@ def _checked_path(path: str, writes: bool) -> str:
     """The log's path; ValueError or FileNotFoundError if who writes cannot open a log there."""
     if not path.lower().endswith((".jsonl", ".csv")):
         raise ValueError(f"log must end in .jsonl or .csv, got {path!r}")
-    if writes and os.path.isdir(path):
-        raise ValueError(f"log must be a file, {path!r} is a folder")
+    if writes and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise ValueError(f"log must be a file, {path!r} is a folder or device")
     folder = os.path.dirname(os.path.abspath(path))
     if writes and not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, "the folder for the log is missing", folder)
@@ -198,9 +200,11 @@ def _problem(path: str, offset: int | None, step: int, loss: float) -> str | Non
     """Why a log cannot be continued at `offset`: it must have a line that ends there, and this last step before it."""
     if offset is None:
         return f"the checkpoint was written without a log, and {path} is there: move it away, or log to another file"
-    with open(path, "rb") as file:
-        file.seek(max(0, offset - _TAIL))
-        tail = file.read(min(offset, _TAIL))
+    tail = b""
+    if offset <= os.path.getsize(path):  # no file has as many bytes as a checkpoint may say
+        with open(path, "rb") as file:
+            file.seek(max(0, offset - _TAIL))
+            tail = file.read(min(offset, _TAIL))
     last: Any = None
     with contextlib.suppress(ValueError, LookupError, TypeError):
         if len(tail) == min(offset, _TAIL) and tail.endswith(b"\n"):

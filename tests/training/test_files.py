@@ -193,6 +193,24 @@ def test_log_and_checkpoint_of_one_path(tmp_path, monkeypatch, log, checkpoint):
 # --- Files and errors -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("part", ["size", "plain"])
+def test_a_log_is_never_as_long_as_a_checkpoint_says(tmp_path, part):
+    path, log = tmp_path / "a.ckpt", tmp_path / "a.jsonl"
+    fit(checkpoint=path, log=log)
+    tree = format.read(path, kind="training")
+    tree["loop"]["parts"]["log"][part] = 2**63 - 1 if part == "size" else (2**63 - 1, "{}")
+    format.write(path, tree, kind="training")
+    with pytest.raises(fo.CheckpointError, match=r"is not the log of that run|begin behind its end"):
+        fit(steps=9, checkpoint=path, log=log, resume=True)
+
+
+@needs_posix
+def test_a_pipe_is_no_log(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match=r"log must be a file, .* is a folder or device"):
+        fit(log=tmp_path / "a.csv")
+
+
 def test_an_error_is_not_its_own_cause():
     def f(p, batch):
         raise ValueError("mine")
