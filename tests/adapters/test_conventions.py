@@ -127,12 +127,12 @@ def test_errors_say_what_to_do():
         fo.SGD(p).step(np.ones((3, 1)))
     with pytest.raises(ValueError, match=r"expected shape \(3,\), got \(2,\)$"):
         fo.SGD(p).step(np.ones(2))
-    with pytest.raises((TypeError, ValueError), match=r"weight_decay .*shape \(1,\): x.item\(\)"):
-        fo.SGD(p, weight_decay=np.ones(1))
+    with pytest.raises((TypeError, ValueError), match=r"max_norm .*shape \(1,\): x.item\(\)"):
+        fo.SGD(p).step(np.ones(3), max_norm=np.ones(1))
     with pytest.raises(ValueError, match=r"lr .*-0.1: to climb, say maximize=True"):
         fo.SGD(p, lr=-0.1)
-    with pytest.raises(TypeError, match=r"lr .*: give what it returns, before each step"):
-        fo.SGD(p, lr=abs)
+    with pytest.raises(TypeError, match=r"grad_scale .*: give what it returns, before each step$"):
+        fo.SGD(p).step(np.ones(3), grad_scale=abs)
     with pytest.raises(TypeError, match=r"make it a list of them, list\(x\)"):
         fo.SGD(np.array([np.ones(2), np.ones(3)], object))
 
