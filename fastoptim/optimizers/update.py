@@ -331,6 +331,8 @@ class Update:
                 return StepInfo(False, norm)
         scale = self._scale(options, norm)
         if self._measuring is not None:
+            if Rows in map(type, grads):  # even of an array that is not measured: refused on every backend
+                return None
             own = self._measuring.natively(params, grads, states, self._scaled(rows, options, norm))
             return StepInfo(True, norm) if own is not None and native.step(params, grads, states, own) else None
         return StepInfo(True, norm) if native.step(params, grads, states, rows, scale) else None

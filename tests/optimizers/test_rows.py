@@ -247,6 +247,19 @@ def test_another_algorithm_is_asked_for_by_name_and_decay_refused():
         fo.clip_grad_norm([rows], 1.0)
 
 
+@pytest.mark.parametrize("options", [{}, {"max_norm": 1.0}, {"grad_scale": 2.0, "skip_nonfinite": True}], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cls", [fo.LAMB, fo.LARS])
+def test_rows_beside_an_array_that_is_measured_are_refused_on_every_backend(cls, backend, options):
+    """The C extension stepped them where their own group takes no norms."""
+    table, w = np.ones((4, 2)), np.ones(3)
+    opt = cls([{"params": [table], "adapt": False}, {"params": [w]}], lr=0.1, backend=backend)
+    rows = fo.Rows(np.array([1]), np.ones((1, 2)), lazy=True)
+    with pytest.raises(TypeError, match=r"norms of whole arrays, not Rows: rows.to_dense\(n\)"):
+        opt.step([[rows], [np.ones(3)]], **options)
+    assert (table == 1).all() and (w == 1).all() and [entry["step"] for entry in opt.state.values()] == [0, 0]
+
+
 def test_nonfinite_rows():
     table, other = np.ones((10, 4)), np.ones((10, 4))
     bad = fo.Rows(np.array([1]), np.full((1, 4), np.inf))
