@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from time import monotonic
 from typing import IO, Any
 
@@ -172,8 +173,8 @@ def _checked_path(path: str, writes: bool) -> str:
     """The log's path; ValueError or FileNotFoundError if who writes cannot open a log there."""
     if not path.lower().endswith((".jsonl", ".csv")):
         raise ValueError(f"log must end in .jsonl or .csv, got {path!r}")
-    if writes and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise ValueError(f"log must be a file, {path!r} is a folder or device")
+    if writes and (os.path.isdir(path) or Path(path).is_fifo()):  # a pipe would be waited for
+        raise ValueError(f"log must be a file, {path!r} is a folder or a pipe")
     folder = os.path.dirname(os.path.abspath(path))
     if writes and not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, "the folder for the log is missing", folder)

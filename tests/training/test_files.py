@@ -207,7 +207,7 @@ def test_a_log_is_never_as_long_as_a_checkpoint_says(tmp_path, part):
 @needs_posix
 def test_a_pipe_is_no_log(tmp_path):
     os.mkfifo(tmp_path / "a.csv")
-    with pytest.raises(ValueError, match=r"log must be a file, .* is a folder or device"):
+    with pytest.raises(ValueError, match=r"log must be a file, .* is a folder or a pipe"):
         fit(log=tmp_path / "a.csv")
 
 
