@@ -224,6 +224,12 @@ class MeasuredCurve:
         rare = float(np.mean(self.means[-2:] - self.levels[-2:])) > _RARE
         return min(rise, float(np.mean(self.means[-2:]) - np.mean(self.means[:2]))) if rare else rise
 
+    @property
+    def fades(self) -> bool:
+        """Whether a loss of both signs has come closer to zero: losses of policies do, those of lost runs grow."""
+        start, end = self.levels_of_loss
+        return not self.positive and abs(end) < abs(start)
+
     @cached_property
     def bursts(self) -> bool:
         """Whether the loss rises ever faster, or all at once, from its lowest level to its last.

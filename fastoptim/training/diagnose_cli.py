@@ -24,7 +24,9 @@ _LATE = 0.05  # share of all steps that are missing at the beginning of a log th
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where the loss stands in a log."""
-    parser.add_argument("--column", help="name of the losses in a table or in JSON (default: the training loss)")
+    parser.add_argument(
+        "--column", help="name of the losses in a table, in JSON or in text (default: the training loss)"
+    )
     parser.add_argument("--pattern", help="regular expression for lines of text; its first group is the loss")
 
 

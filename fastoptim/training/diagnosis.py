@@ -436,6 +436,7 @@ def _judge(c: MeasuredCurve) -> Finding:
     """Judge losses of different minibatches: only what stands out of the noise counts."""
     rise, short, tail = c.rise, c.n < _SHORT, c.halves[1]
     far = rise > max(_GROWTH, _SURE * c.doubt / 3.0) or (rise > _GROWTH and c.risen > 1.5 * _SURE * c.error)
+    far = far and not c.fades
     late = c.levels[-(len(c.levels) // 2) :]
     if far and not c.like_a_score and (_grows(c) or (rise > 4.0 * spread(detrended(late)) and not c.averaged)):
         return Finding("risen far", 0.1, _changed(c))
@@ -444,14 +445,15 @@ def _judge(c: MeasuredCurve) -> Finding:
     lost, gained = c.lost_and_gained
     enough = max(_REGAINED, 1.5 * _SURE * c.error)
     falls = tail.sure >= 1.0 and kendall_tau(late) <= _TREND
-    if not short and min(gained, lost) > enough and lost > 0.3 * gained and not falls:
+    if not short and not c.fades and min(gained, lost) > enough and lost > 0.3 * gained and not falls:
         if c.bursts and (lost > _LOST * gained or not c.relieved):
             return Finding("lost again", 0.5, _percent(lost))
         if c.drop > 0.0:
             return Finding("come down since", detail=_percent(lost)) if c.bursts else _no_longer_falls(c)
     remnant = c.drop < min(_SLOW, _REMNANT * (float(c.z.max()) - c.start))
     if c.jumped and (remnant or c.y[-(c.n // 10) :].mean() >= c.y[0]):  # typical losses may hide rare large ones
-        if rise > _SURE * c.scatter and c.bursts and not c.averaged:
+        made_good = float(c.z[1:].max()) - c.end > 0.5 * (float(c.z[1:].max()) - c.start)
+        if rise > _SURE * c.scatter and c.bursts and not c.averaged and not (made_good and falls):
             return Finding("jumped", 0.1)
         return Finding("maybe jumped")
     if _rises(c):
@@ -501,7 +503,8 @@ def _slow(c: MeasuredCurve) -> Finding | None:
     total = max(c.whole.fall, c.drop)
     if total < _SLOW:
         return Finding("slow", 10.0, _changed(c))
-    if total < _STRAIGHT:
+    bent = (1.0 - _FLAT) * first.fall - second.fall > math.sqrt(2.0) * second.error
+    if total < _STRAIGHT and not bent:  # under too small a rate the logarithm falls ever faster
         return Finding("straight", 2.0, _changed(c))
     return None
 

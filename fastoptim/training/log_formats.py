@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,18 +38,24 @@ _OF_WHAT = re.compile(
 _LOSS_IN_TEXT = re.compile(
     rf"""(?<![A-Za-z_\-./])(?:{_NAME})["']?\s*(?:[:=|]|is\b)?\s*{_WRAPPED}([-+]?\d[^\s|;]*)""", re.I
 )
+_NAMED = re.compile(rf"""([A-Za-z][\w.]*(?: [A-Za-z][\w.]*)?)["']?\s*[:=]\s*(?:{_NUMBER})(?![\d:])""")
 _STEP = re.compile(r"""\b(?:global[_ ])?(?:step|iter(?:ation)?)s?["']?\s*[:=\[]?\s*(\d+)""", re.I)
 _VALIDATION = re.compile(r"val|eval|test|dev", re.I)
 _RATES = (
     *("lr", "learning_rate", "learningrate", "current_lr", "currentlr"),
     *("train/lr", "train/learning_rate", "lr/pg0", "x/lr0", "lr-adam", "lr-adamw", "lr-sgd"),
 )
-_STEPS = ("step", "global_step", "iter", "iteration", "iterations", "trainer/global_step", "_step", "batch", "epoch")
+_STEPS = (
+    *("step", "global_step", "current_steps", "trainer/global_step", "_step"),
+    *("iter", "iters", "iteration", "iterations", "batch", "epoch"),
+)
 _OTHER_NAMES = ("nll", "cost", "objective", "perplexity", "ppl", "error", "mse", "rmse", "mae", "cross_entropy", "bpc")
 _MODES = ("mode", "split", "phase", "stage", "set")
 _RUNS = ("run", "run_id", "run_name", "seed", "rank", "trial", "trial_id", "fold", "experiment", "worker")
 _LABELS = ("metric", "tag", "key", "name", "variable")  # of records of one value each
-_NO_LOSS = re.compile(r"loss_?(?:scale|scaling|weight|coeff?|factor)|(?:scale|weight|coeff?)_(?:of_)?loss")
+_NO_LOSS = re.compile(
+    r"loss_?(?:scale|scaling|weight|coeff?|factor)|(?:scale|weight|coeff?)_(?:of_)?loss|_(?:num|count|std|var|min|max)$"
+)
 _UNREAD = 0.05  # share of losses that may be unreadable
 
 
@@ -106,6 +113,9 @@ def make_out(text: str, column: str | None, pattern: str | None) -> Curve:
     """Make out the curve in a text; ValueError, which says what was found, if there is none."""
     if not text.strip():
         raise ValueError("it is empty")
+    printed = _printed_in_notebook(text)
+    if printed is not None:
+        return _from_lines(printed, pattern, column)
     if pattern is not None:
         return _from_lines(text, pattern)
     columns = _from_json(text) or _from_table(text)
@@ -115,9 +125,7 @@ def make_out(text: str, column: str | None, pattern: str | None) -> Curve:
         except ValueError:  # lines of text may look like a table
             if column is not None or not any(map(_IN_TEXT.search, text.splitlines())):
                 raise
-    if column is not None:
-        raise ValueError(f"no table with a column {column!r} can be made out")
-    return _from_lines(text, None)
+    return _from_lines(text, None, column)
 
 
 # --- Which column ---------------------------------------------------------------------------------------------------
@@ -138,14 +146,19 @@ def rank(name: str) -> int | None:
         if key in ("train_loss_step", "loss_step", "train_total_loss", "total_loss", "train_loss_epoch", "loss_epoch"):
             return 2
         return 3 if "train" in key else 4
-    return 5 if key in _OTHER_NAMES or key.removeprefix("train_") in _OTHER_NAMES else None
+    return 5 if re.sub(r"^tra?i?n_|_tra?i?n$", "", key) in _OTHER_NAMES else None
+
+
+def _is_of_part(name: str) -> bool:
+    """Whether only the group of a value is called a loss, as of ``Loss/scores/fake``, not the value itself."""
+    return "loss" not in name.lower().removesuffix(".mean").split("/")[-1]
 
 
 def _chosen(columns: _Columns, column: str | None) -> Curve:
     """The curve of one column: the one that was asked for, or the one that looks most like the training loss."""
     filled = {name: values for name, values in columns.items() if any(value is not None for value in values)}
     ranked = [(place, name) for name in filled if (place := rank(name)) is not None]
-    candidates = [name for _, name in sorted(ranked, key=lambda pair: pair[0])]
+    candidates = [name for _, name in sorted(ranked, key=lambda pair: (pair[0], _is_of_part(pair[1])))]
     if column is None:
         candidates = candidates or _exported(filled)
         if not candidates:
@@ -239,6 +252,24 @@ def _validation_of(columns: Mapping[str, list[float | None]], column: str) -> li
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
     shown = ", ".join(repr(name) for name in list(names)[:20])
     return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none with numbers"
+
+
+# --- Notebooks ------------------------------------------------------------------------------------------------------
+
+
+def _printed_in_notebook(text: str) -> str | None:
+    """What the cell of a Jupyter notebook has printed that holds most losses, or all; None for anything else."""
+    document = _parsed(text) if '"nbformat"' in text else None
+    cells = document.get("cells") if isinstance(document, dict) else None
+    if not isinstance(cells, list):
+        return None
+    printed = []
+    for cell in cells:
+        outputs = cell.get("outputs") if isinstance(cell, dict) else None
+        texts = [output.get("text", "") for output in outputs or () if isinstance(output, dict)]
+        printed.append("".join("".join(lines) for lines in texts))
+    counts = [sum(1 for _ in _IN_TEXT.finditer(text)) for text in printed]
+    return printed[counts.index(max(counts))] if any(counts) else "\n".join(printed)
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -369,6 +400,10 @@ def _from_table(text: str) -> _Columns | None:
         return _bare(rows, split(comments[-1].lstrip("# ")) if comments else [])
     if len(first) == 1 and rank(first[0]) is None:
         return None
+    if all(_is_labelled(row) for row in rows):
+        return _of_records(
+            [{"step": step, label + "_loss" * bool(_OF_WHAT.fullmatch(label)): value} for step, label, value in rows]
+        )
     if split is str.split and any(_number(cell) is not None for cell in first):  # words and numbers: lines of text
         return None
     body = rows[1:]
@@ -379,6 +414,11 @@ def _from_table(text: str) -> _Columns | None:
         return None
     names = _distinct(first)
     return _of_records([dict(zip(names, row, strict=False)) for row in fitting])
+
+
+def _is_labelled(row: list[str]) -> bool:
+    """Whether a row is a step, a word and a number, as in ``250 train 6.02``."""
+    return len(row) == 3 and row[0].isdecimal() and row[1].isidentifier() and _number(row[2]) is not None
 
 
 def _with_points(rows: list[list[str]]) -> list[list[str]]:
@@ -468,8 +508,10 @@ def _parted(text: str) -> str:
     return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
 
 
-def _from_lines(text: str, pattern: str | None) -> Curve:
-    """The first loss of every line: of the training, or whatever the pattern's first group is."""
+def _from_lines(text: str, pattern: str | None, column: str | None = None) -> Curve:
+    """The first loss of every line: of the training, what stands after a name, or the pattern's first group."""
+    if column is not None:
+        pattern = rf"""(?<!\w){re.escape(column)}["']?\s*[:=|]?\s*{_WRAPPED}({_NUMBER})"""
     try:
         wanted = _IN_TEXT if pattern is None else re.compile(pattern)
     except re.error as error:
@@ -493,13 +535,19 @@ def _from_lines(text: str, pattern: str | None) -> Curve:
     of_training = [one for one in taken if not one[0]] or taken
     _check_readable(unread, len(of_training))
     if not of_training:
-        hint = "no line matches --pattern" if pattern else "no loss is found; name its --column, or give a --pattern"
-        raise ValueError(hint)
+        if column is not None:
+            raise ValueError(f"no column, and no line of text, with {column!r} before a number can be made out")
+        if pattern is not None:
+            raise ValueError("no line matches --pattern")
+        counts = Counter(_NAMED.findall(text)).most_common(20)
+        names = [name for name, count in counts if count > 2 and name.lower() not in _STEPS]
+        there = f" of {_listed(names)}" if names else ""
+        raise ValueError(f"no loss is found; name its --column{there}, or give a --pattern")
     losses, steps = (np.array(column) for column in list(zip(*of_training, strict=True))[1:])
     begun = last_run(steps, losses)
     losses, steps = losses[begun:], steps[begun:]
     if not np.all(np.diff(steps, prepend=0.0) >= 0.0):  # one is missing, or they begin anew
         steps = np.arange(float(len(losses)))
     nothing = np.array([])
-    name = "loss" if pattern is None else "pattern"
+    name = column or ("loss" if pattern is None else "pattern")
     return Curve(steps, losses, None, nothing, nothing, name, left_out=begun)

@@ -45,15 +45,17 @@ def read_curve(path: str | os.PathLike[str], *, column: str | None = None, patte
 
     Understood are `fit`'s own logs; tables with a header, separated by commas, semicolons, tabs or blanks, those that
     TensorBoard and MLflow export among them; JSON lines; a JSON file with ``log_history``, with a list of records, or
-    with a list of numbers for every name; bare numbers, one a line or all in one; and text in which losses are written
-    like ``loss: 0.25``, ``Loss | 0.25``, ``loss=tensor(0.25)`` or ``Cost after iteration 10: 0.25``.
+    with a list of numbers for every name; bare numbers, one a line or all in one; steps, words and numbers, like ``250
+    train 6.02``; text in which losses are written like ``loss: 0.25``, ``Loss | 0.25``, ``loss=tensor(0.25)`` or ``Cost
+    after iteration 10: 0.25``; and what the cells of a Jupyter notebook have printed.
 
     Parameters
     ----------
     path : path
         The log.
     column : str, optional
-        The name of the losses in it. Default: the one that looks most like the training loss.
+        The name of the losses in it, also in text (``G_GAN`` of ``G_GAN: 0.7``). Default: the one that looks most like
+        the training loss.
     pattern : str, optional
         A regular expression whose first group is the loss, for lines of text.
 

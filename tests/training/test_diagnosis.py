@@ -973,3 +973,27 @@ def test_no_values_raise_and_no_text_says_nan():
     assert [text for text in map(ADVICE.misread, [*range(2000), 71330, 75516]) if text] == []
     zero_first = fo.diagnose([0.0] * 3 + [100.0] * 300, lr=0.1)
     assert (zero_first.verdict, zero_first.lr_factor) == ("diverged", 0.1)
+
+
+def test_a_line_that_bends_is_no_straight_line():
+    t, noise = np.linspace(0.0, 1.0, 95), 0.002 * np.random.default_rng(0).standard_normal(95)
+    bent = fo.diagnose(10.9 * np.exp(-0.42 * t + 0.05 * t**2 + noise))  # as language models fall at the beginning
+    assert (bent.verdict, bent.lr_factor) == ("healthy", 1.0)
+    straight = fo.diagnose(10.9 * (1.0 - 0.33 * t) * np.exp(noise))
+    assert (straight.verdict, straight.lr_factor) == ("too slow", 2.0)
+
+
+def test_a_loss_of_both_signs_that_comes_to_zero_has_not_diverged():
+    for few in ([-0.0289, 0, 0, 0, 0.01, 0, 0, -0.0072, 0, 0], [-0.11, 0.01, 0.03, -0.14, -0.16, 0, -0.07, *[0] * 43]):
+        assert fo.diagnose(few).lr_factor == 1.0
+    assert fo.diagnose(-np.array(few)).lr_factor == 1.0
+    lost = fo.diagnose(np.append(-np.linspace(1, 3, 30), np.exp(np.linspace(0, 9, 30))))
+    assert lost.lr_factor < 1.0
+
+
+def test_a_jump_that_is_made_good_for_the_most_part_is_not_certain_to_be_one_of_the_rate():
+    fall = 0.038 * np.exp(-0.55 * np.linspace(0.0, 1.0, 29) ** 0.7)
+    for last, factor in ((0.0224, 1.0), (0.036, 0.1)):
+        rest = last + (fall - fall[-1]) / (fall[0] - fall[-1]) * (0.038 - last)
+        found = fo.diagnose(np.append(0.0159, rest))
+        assert found.lr_factor == factor, found

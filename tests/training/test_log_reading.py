@@ -96,6 +96,18 @@ LOGS = {
     "emptied while open": "\0" * 5000 + "".join(f"step {i} | loss {loss} | lm 9.0\n" for i, loss in enumerate(LOSSES)),
     "MLflow's CSV": table(",", ("Run", "metric", "step", "timestamp", "value"),
                           *(row for i, x in enumerate(LOSSES) for row in ((1, "loss", i, 1, x), (1, "f1", i, 1, 9)))),
+    "steps, words and numbers": "".join(
+        f"{i} val 9.0\n{i} hella 0.3\n{i} train {loss}\n" for i, loss in enumerate(LOSSES)),
+    "root mean squares of training": "# step rmse_val rmse_trn rmse_e_trn\n" + table(
+        "  ", *((i, 9.0, loss, 8.0) for i, loss in enumerate(LOSSES))),
+    "statistics of each value": "\n".join(json.dumps({"Loss/scores/fake": {"num": 64, "mean": -3.0, "std": 1.0},
+                                                      "Loss/G/loss": {"num": 32, "mean": loss, "std": 0.5}})
+                                          for loss in LOSSES),
+    "a notebook": json.dumps({"nbformat": 4, "metadata": {}, "cells": [
+        {"cell_type": "markdown", "source": ["loss: 1.0"]},
+        {"cell_type": "code", "outputs": [{"output_type": "stream", "text": ["loss: 7.0\n"]}]},
+        {"cell_type": "code", "outputs": [{"output_type": "display_data", "data": {}},
+                                          {"text": [f"epoch {i} loss: {loss}\n" for i, loss in enumerate(LOSSES)]}]}]}),
     "records as Python prints them": "".join(f"{{'loss': {loss}, 'epoch': {i}}}\n" for i, loss in enumerate(LOSSES)),
 }  # fmt: skip
 
@@ -175,6 +187,15 @@ def test_a_column_or_a_pattern_can_be_chosen():
         curve("2.5 0.1\n2.25 0.2\n2 0.3\n")  # losses and accuracies: no steps
     with pytest.raises(ValueError, match="no loss is found; name its --column, or give a --pattern"):
         curve("Energy after iteration 0: 2.5\nEnergy after iteration 1: 2.25\n")  # no table
+    game = "".join(f"(epoch: {i}, iters: 100, time: 0.2) G_GAN: {x} D_real: 0.5\n" for i, x in enumerate(LOSSES))
+    with pytest.raises(ValueError, match="no loss is found; name its --column of 'time', 'G_GAN', 'D_real', or give"):
+        curve(game)
+    found = curve(game, column="G_GAN")
+    assert (found.losses.tolist(), found.column) == (LOSSES, "G_GAN")
+    with pytest.raises(ValueError, match="no line of text, with 'GAN' before a number can be made out"):
+        curve(game, column="GAN")
+    book = json.dumps({"nbformat": 4, "cells": [{"outputs": [{"text": game}]}]})
+    assert curve(book, column="G_GAN").losses.tolist() == curve(book, pattern=r"G_GAN: (\S+)").losses.tolist() == LOSSES
     assert curve("E=1.5 now\nE=1.0 now\n", pattern=r"E=([\d.]+) (now)").losses.tolist() == [1.5, 1.0]
     for pattern, text in (("(", "no regular expression"), ("E=", "needs a group"), ("x(.)", "no line matches")):
         with pytest.raises(ValueError, match=text):
