@@ -38,7 +38,7 @@ _OF_WHAT = re.compile(
 _LOSS_IN_TEXT = re.compile(
     rf"""(?<![A-Za-z_\-./])(?:{_NAME})["']?\s*(?:[:=|]|is\b)?\s*{_WRAPPED}([-+]?\d[^\s|;]*)""", re.I
 )
-_NAMED = re.compile(rf"""([A-Za-z][\w.]*(?: [A-Za-z][\w.]*)?)["']?\s*[:=]\s*(?:{_NUMBER})(?![\d:])""")
+_NAMED = re.compile(rf"""(?<![\w.])([A-Za-z][\w.]*(?: [A-Za-z][\w.]*)?)["']?\s*[:=]\s*(?:{_NUMBER})(?![\d:])""")
 _STEP = re.compile(r"""\b(?:global[_ ])?(?:step|iter(?:ation)?)s?["']?\s*[:=\[]?\s*(\d+)""", re.I)
 _VALIDATION = re.compile(r"val|eval|test|dev", re.I)
 _RATES = (
