@@ -135,7 +135,7 @@ class Update:
 
     __slots__ = (
         *("_asking", "_backend", "_bound", "_by_array", "_counter", "_dtypes", "_kernels", "_lazy", "_limits"),
-        *("_measuring", "_members", "_native", "_run_of", "_runs", "_skipped", "_threads"),
+        *("_measuring", "_members", "_native", "_run_of", "_skipped", "_threads"),
     )
 
     def __init__(
@@ -148,7 +148,7 @@ class Update:
         lazy: bool = False,
         asking: Sequence[Asking] | None = None,
     ) -> None:
-        self._backend, self._runs = backend, runs
+        self._backend = backend
         self._kernels, self._run_of, self._members = runs
         for member in self._members:
             if member.stored is None:

@@ -452,7 +452,8 @@ def _judge(c: MeasuredCurve) -> Finding:
             return Finding("come down since", detail=_percent(lost)) if c.bursts else _no_longer_falls(c)
     remnant = c.drop < min(_SLOW, _REMNANT * (float(c.z.max()) - c.start))
     if c.jumped and (remnant or c.y[-(c.n // 10) :].mean() >= c.y[0]):  # typical losses may hide rare large ones
-        made_good = float(c.z[1:].max()) - c.end > 0.5 * (float(c.z[1:].max()) - c.start)
+        peak = float(c.z[1:].max())
+        made_good = peak - c.end > 0.5 * (peak - c.start)
         if rise > _SURE * c.scatter and c.bursts and not c.averaged and not (made_good and falls):
             return Finding("jumped", 0.1)
         return Finding("maybe jumped")

@@ -400,7 +400,7 @@ def _from_table(text: str) -> _Columns | None:
         return _bare(rows, split(comments[-1].lstrip("# ")) if comments else [])
     if len(first) == 1 and rank(first[0]) is None:
         return None
-    if all(_is_labelled(row) for row in rows):
+    if all(_is_step_word_number(row) for row in rows):
         return _of_records(
             [{"step": step, label + "_loss" * bool(_OF_WHAT.fullmatch(label)): value} for step, label, value in rows]
         )
@@ -416,7 +416,7 @@ def _from_table(text: str) -> _Columns | None:
     return _of_records([dict(zip(names, row, strict=False)) for row in fitting])
 
 
-def _is_labelled(row: list[str]) -> bool:
+def _is_step_word_number(row: list[str]) -> bool:
     """Whether a row is a step, a word and a number, as in ``250 train 6.02``."""
     return len(row) == 3 and row[0].isdecimal() and row[1].isidentifier() and _number(row[2]) is not None
 
