@@ -7,7 +7,7 @@
 
 /* Gradients are added up, then kernels take them: so many bytes at a time, which stay in the nearest cache, whole blocks;
  * and so many stretches of rows that follow each other. Values are asked for so many rows before they are added. */
-enum { ROOM = 8192, STRETCHES = 128, CHUNK = 16384, AHEAD = 16 };
+enum { ROOM = 8192, STRETCHES = 128, CHUNK = 16384, AHEAD = 16, DIGIT = 10, FEW = 512 };
 
 void fo_rows_drop(fo_param *param)
 {
@@ -15,18 +15,20 @@ void fo_rows_drop(fo_param *param)
     param->rows = (fo_rows){.count = -1};
 }
 
-/* Sorts by bytes, from the lowest on, which keeps equal rows in their order; `spare` has room for as many pairs. */
+/* Sorts by digits, from the lowest on, which keeps equal rows in their order; `spare` has room for as many pairs. Few rows are
+ * sorted sooner by small digits, whose counts are added up for each. */
 static void sort(fo_rows *rows, int64_t n, int64_t *spare)
 {
-    int64_t *row = rows->row, *at = rows->at, *new_row = spare, *new_at = spare + rows->count;
-    for (int shift = 0; shift < 64 && (n - 1) >> shift; shift += 8) {
-        int64_t start[256] = {0};
+    const int bits = rows->count < FEW ? 8 : DIGIT, digits = 1 << bits;
+    int64_t *row = rows->row, *at = rows->at, *new_row = spare, *new_at = spare + rows->count, start[1 << DIGIT];
+    for (int shift = 0; shift < 64 && (n - 1) >> shift; shift += bits) {
+        memset(start, 0, digits * sizeof *start);
         for (int64_t i = 0; i < rows->count; i++)
-            start[row[i] >> shift & 255]++;
-        for (int64_t k = 0, sum = 0, own; k < 256; k++, sum += own)
+            start[row[i] >> shift & (digits - 1)]++;
+        for (int64_t k = 0, sum = 0, own; k < digits; k++, sum += own)
             own = start[k], start[k] = sum;
         for (int64_t i = 0; i < rows->count; i++) {
-            int64_t to = start[row[i] >> shift & 255]++;
+            int64_t to = start[row[i] >> shift & (digits - 1)]++;
             new_row[to] = row[i], new_at[to] = at[i];
         }
         rows->row = new_row, rows->at = new_at;

@@ -601,7 +601,9 @@ MUTANTS = (
     *planted(
         "csrc/rows.c",
         ROWS,
-        ("rows: one byte sorted", "shift += 8", "shift += 64"),
+        ("rows: one digit sorted", "shift += bits", "shift += 64"),
+        ("rows: many rows sorted by small digits, far apart", "shift += bits", "shift += 10"),
+        ("rows: many rows sorted by one digit", "(n - 1) >> shift;", "(n - 1) >> shift && (bits == 8 || !shift);"),
         (
             "rows: equal rows in another order",
             "for (int64_t i = 0; i < rows->count; i++) {\n            int64_t to",
