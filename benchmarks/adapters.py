@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from examples._data import digits  # noqa: E402
+from fastoptim.demo import network as perceptron  # noqa: E402
 from fastoptim.environment import processor  # noqa: E402
 
 JSON = ROOT / "benchmarks" / "results" / "adapters.json"
@@ -186,24 +187,13 @@ class Network:
     """A network with one hidden layer, float64, and its gradients."""
 
     def __init__(self, X, y, width):
-        rng = np.random.default_rng(0)
-        self.X, self.y = X.astype(np.float64), y
-        self.params = {
-            "W1": 0.05 * rng.normal(size=(X.shape[1], width)), "b1": np.zeros(width),
-            "W2": 0.05 * rng.normal(size=(width, 10)), "b2": np.zeros(10),
-        }  # fmt: skip
+        params, self.loss_and_grad, _ = perceptron((X.shape[1], width, 10))
+        self.X, self.y, self.params = X.astype(np.float64), y, {k: p.astype(np.float64) for k, p in params.items()}
 
     def gradients(self, i):
-        p, batch = self.params, slice(50 * (i % 50), 50 * (i % 50) + 50)
-        x, y = self.X[batch], self.y[batch]
-        hidden = np.maximum(x @ p["W1"] + p["b1"], 0)
-        scores = hidden @ p["W2"] + p["b2"]
-        d = np.exp(scores - scores.max(axis=1, keepdims=True))
-        d /= d.sum(axis=1, keepdims=True)
-        d[np.arange(len(y)), y] -= 1
-        d /= len(y)
-        back = (d @ p["W2"].T) * (hidden > 0)
-        return {"W1": x.T @ back, "b1": back.sum(axis=0), "W2": hidden.T @ d, "b2": d.sum(axis=0)}
+        start = 50 * (i % (len(self.X) // 50))
+        batch = slice(start, start + 50)
+        return self.loss_and_grad(self.params, (self.X[batch], self.y[batch]))[1]
 
 
 class BookAdam:

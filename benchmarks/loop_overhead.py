@@ -37,6 +37,7 @@ for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FASTOPTIM_NUM_THREA
 import numpy as np  # noqa: E402
 
 import fastoptim as fo  # noqa: E402
+from fastoptim.demo import network  # noqa: E402
 
 NETWORKS = {
     "64-64-10, batch 32": ((64, 64, 10), 32),
@@ -52,42 +53,6 @@ def digits():
         sys.exit('this needs scikit-learn: pip install ".[examples]"')
     x, y = load_digits(return_X_y=True)
     return (x / 16).astype(np.float32), y
-
-
-def new_params(sizes):
-    rng = np.random.default_rng(0)
-    params = {}
-    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        params[f"w{i}"] = (rng.standard_normal((fan_in, fan_out)) * np.sqrt(2 / fan_in)).astype(np.float32)
-        params[f"b{i}"] = np.zeros(fan_out, np.float32)
-    return params
-
-
-def loss_and_grad(params, batch):
-    """Multi-layer perceptron with ReLU and softmax cross-entropy."""
-    x, labels = batch
-    layers = len(params) // 2
-    inputs = []
-    for i in range(layers):
-        inputs.append(x)
-        x = x @ params[f"w{i}"] + params[f"b{i}"]
-        if i + 1 < layers:
-            np.maximum(x, 0, out=x)
-    rows = np.arange(len(labels))
-    x -= x.max(axis=1, keepdims=True)
-    probabilities = np.exp(x)
-    totals = probabilities.sum(axis=1, keepdims=True)
-    loss = float(np.mean(np.log(totals[:, 0]) - x[rows, labels]))
-    delta = probabilities / totals
-    delta[rows, labels] -= 1
-    delta /= len(labels)
-    grads = {}
-    for i in reversed(range(layers)):
-        grads[f"w{i}"] = inputs[i].T @ delta
-        grads[f"b{i}"] = delta.sum(axis=0)
-        if i:
-            delta = (delta @ params[f"w{i}"].T) * (inputs[i] > 0)
-    return loss, grads
 
 
 SCHEDULE = fo.schedules.cosine(1e-3, 100_000)
@@ -119,8 +84,9 @@ def with_fit(loss_and_grad, params, data, batch_size, epochs):
 class Contender(threading.Thread):
     """A training run that goes on for one epoch at a time, and the processor time of each."""
 
-    def __init__(self, train, params, data, batch_size, epochs):
+    def __init__(self, train, sizes, data, batch_size, epochs):
         super().__init__(daemon=True)
+        params, self._loss_and_grad, _ = network(sizes)
         self._train = lambda: train(self._network, params, data, batch_size, epochs)
         self._calls = itertools.count()
         self._per_epoch = -(-len(data[0]) // batch_size)
@@ -143,7 +109,7 @@ class Contender(threading.Thread):
             self._paused.release()
             self._go.acquire()
             self._begin = time.thread_time()
-        return loss_and_grad(params, batch)
+        return self._loss_and_grad(params, batch)
 
     def advance(self):
         """Train for one epoch more, from the network's call in one to that in the next."""
@@ -157,7 +123,7 @@ def measure(sizes, batch_size, data, epochs, rounds, seed):
     """Processor seconds per contender, round and epoch; first both loops must do the same."""
     results = {}
     for train in (hand_written, with_fit):
-        params = new_params(sizes)
+        params, loss_and_grad, _ = network(sizes)
         results[train] = (
             train(loss_and_grad, params, data, batch_size, epochs),
             [p.tobytes() for p in params.values()],
@@ -168,9 +134,7 @@ def measure(sizes, batch_size, data, epochs, rounds, seed):
     seconds = {name: [] for name in contenders}
     rng = random.Random(seed)
     for _ in range(rounds):
-        running = {
-            name: Contender(train, new_params(sizes), data, batch_size, epochs) for name, train in contenders.items()
-        }
+        running = {name: Contender(train, sizes, data, batch_size, epochs) for name, train in contenders.items()}
         for contender in running.values():
             contender.start()
         for _ in range(epochs):

@@ -10,7 +10,6 @@ parameters on the same minibatches, once with the rate found from the default st
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import fastoptim as fo
+from fastoptim.demo import network as perceptron
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
 STARTS = (None, 1e-6, 30.0)
@@ -110,34 +110,10 @@ def network(
     name: str, x: np.ndarray, y: np.ndarray, sizes: Sequence[int], batch_size: int = 32, seed: int = 1
 ) -> Problem:
     """Multi-layer perceptron with ReLU and softmax cross-entropy, float32."""
+    params, loss_and_grad, _ = perceptron(sizes)
     rng = np.random.default_rng(seed)
-    params: dict[str, np.ndarray] = {}
-    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        params[f"w{i}"] = (rng.standard_normal((fan_in, fan_out)) * np.sqrt(2.0 / fan_in)).astype(np.float32)
-        params[f"b{i}"] = np.zeros(fan_out, np.float32)
-    layers = len(sizes) - 1
-
-    def loss_and_grad(params, batch):
-        features, labels = batch
-        inputs = [features]
-        for i in range(layers):
-            out = inputs[-1] @ params[f"w{i}"] + params[f"b{i}"]
-            inputs.append(np.maximum(out, 0) if i + 1 < layers else out)
-        logits = inputs.pop()
-        logits = logits - logits.max(axis=1, keepdims=True)
-        log_total = np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        rows = np.arange(len(labels))
-        loss = -np.mean((logits - log_total)[rows, labels])
-        delta = np.exp(logits - log_total)
-        delta[rows, labels] -= 1
-        delta /= len(labels)
-        grads = {}
-        for i in reversed(range(layers)):
-            grads[f"w{i}"], grads[f"b{i}"] = inputs[i].T @ delta, delta.sum(axis=0)
-            if i:
-                delta = (delta @ params[f"w{i}"].T) * (inputs[i] > 0)
-        return float(loss), grads
-
+    for p in params.values():
+        p[...] = rng.standard_normal(p.shape) * np.sqrt(2.0 / len(p)) if p.ndim == 2 else 0
     return Problem(name, params, loss_and_grad, (x.astype(np.float32), y), batch_size)
 
 

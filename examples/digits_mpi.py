@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -19,53 +18,9 @@ from pathlib import Path
 
 import numpy as np
 from _data import digits
+from digits import Network
 
 import fastoptim as fo
-
-Params = dict[str, np.ndarray]
-
-
-def initial(sizes: Sequence[int], seed: int) -> Params:
-    """He's normal weights, zero biases: the same in every process, because the seed is."""
-    rng = np.random.default_rng(seed)
-    params: Params = {}
-    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        params[f"w{i}"] = rng.standard_normal((fan_in, fan_out), np.float32) * np.float32(np.sqrt(2 / fan_in))
-        params[f"b{i}"] = np.zeros(fan_out, np.float32)
-    return params
-
-
-def outputs(params: Params, x: np.ndarray) -> list[np.ndarray]:
-    """Every layer's input, and the logits at the end."""
-    values = [x]
-    layers = len(params) // 2
-    for i in range(layers):
-        x = x @ params[f"w{i}"] + params[f"b{i}"]
-        if i + 1 < layers:
-            x = np.maximum(x, 0)
-        values.append(x)
-    return values
-
-
-def loss_and_grad(params: Params, batch: tuple[np.ndarray, np.ndarray]) -> tuple[float, Params]:
-    """Mean cross-entropy of a batch, and its gradient."""
-    x, labels = batch
-    *inputs, logits = outputs(params, x)
-    rows = np.arange(len(labels))
-    logits = logits - logits.max(axis=1, keepdims=True)
-    probabilities = np.exp(logits)
-    totals = probabilities.sum(axis=1, keepdims=True)
-    loss = float(np.mean(np.log(totals[:, 0]) - logits[rows, labels]))
-    delta = probabilities / totals
-    delta[rows, labels] -= 1
-    delta /= len(labels)
-    grads: Params = {}
-    for i in reversed(range(len(inputs))):
-        grads[f"w{i}"] = inputs[i].T @ delta
-        grads[f"b{i}"] = delta.sum(axis=0)
-        if i:
-            delta = (delta @ params[f"w{i}"].T) * (inputs[i] > 0)
-    return loss, grads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,11 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     comm = MPI.COMM_WORLD
     x, labels, x_test, labels_test, name = digits(options.data)
-    params = initial([x.shape[1], options.hidden, options.hidden, 10], seed=1)
+    network = Network([x.shape[1], options.hidden, options.hidden, 10])
+    network.initialise(seed=1)  # the same in every process, because the seed is
+    params = network.params
     optimizer = fo.distributed.ShardedOptimizer(fo.Adam, params, lr=options.lr, comm=comm)
     start = time.perf_counter()
     result = fo.fit(
-        loss_and_grad,
+        lambda params, batch: (network.loss_and_gradients(*batch), network.grads),
         params,
         (x, labels),
         optimizer,
@@ -107,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reports = comm.gather((mine, own))
     if comm.rank:
         return 0
-    accuracy = float(np.mean(outputs(params, x_test)[-1].argmax(axis=1) == labels_test))
+    accuracy = network.accuracy(x_test, labels_test)
     losses = result.history.loss
     print(f"{name}: {len(x):,} images to train on, {len(x_test):,} to test")
     print(f"{comm.size} processes, {result.steps} steps of {options.batch} images in {seconds:.1f} s")
