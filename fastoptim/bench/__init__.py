@@ -64,7 +64,10 @@ def _bench(arguments: Sequence[str]) -> int:
         "--out", type=Path, default=Path("bench_out"), help="folder for the report (default: %(default)s)"
     )
     parser.add_argument(
-        "--only", metavar="TEXT", help="only cases whose name holds this, as adam/float32 (default: all)"
+        "--only",
+        nargs="+",
+        metavar="TEXT",
+        help="only cases whose name holds one of these, as adam/float32 (default: all)",
     )
     options = parser.parse_args(arguments)
 
@@ -77,9 +80,9 @@ def _bench(arguments: Sequence[str]) -> int:
     subjects, left_out = runner.choose(against, mode)
     cases = (quick_cases if options.quick else full_cases)(usable_cores())
     if options.only:
-        cases = [case for case in cases if options.only in case.name]
+        cases = [case for case in cases if any(text in case.name for text in options.only)]
         if not cases:
-            raise ValueError(f"no case holds {options.only!r} in its name")
+            raise ValueError(f"no case holds {' or '.join(map(repr, options.only))} in its name")
     out = _folder(options.out)
     print(
         f"{len(cases)} cases, {len(subjects)} subjects, about {mode.seconds / 60:.2g} minutes. Close other programs; "

@@ -160,7 +160,10 @@ def test_against_chooses_families(tmp_path, monkeypatch):
 def test_command_line_refuses_what_it_does_not_know(capsys, tmp_path):
     assert cli.main(["bench", "--against", "tensorflow"]) == 2
     assert "--against knows" in capsys.readouterr().err
-    assert cli.main(["bench", "--only", "no such case"]) == 2
+    assert cli.main(["bench", "--only", "no such case", "none"]) == 2
+    assert "'no such case' or 'none'" in capsys.readouterr().err
+    assert cli.main(["bench", "--quick", "--only", "no such case", "size/sgd", "--out", "/proc/none"]) == 2
+    assert "/proc/none" in capsys.readouterr().err
     assert cli.main(["bench", "compare", str(tmp_path / "none.json"), str(tmp_path / "none.json")]) == 2
 
 
