@@ -1,9 +1,10 @@
-"""Times a step of every update rule against the memory it moves, and against torch: python benchmarks/rules_roofline.py
+"""Times a step of every update rule against the memory it moves, Numba and torch: python benchmarks/rules_roofline.py
 
 The roofline of a rule is a loop that reads and writes what its step does (parameter and states read and written, the
-gradient read) and computes next to nothing, with the same chunks and threads. It, fastoptim's step and torch's foreach
-and fused steps take turns, and a row shows medians of the rounds' ratios, so that they do not depend on what else the
-machine does. A dash stands where torch has no such optimizer or form.
+gradient read) and computes next to nothing, with the same chunks and threads. It, the steps of the C and the Numba
+kernels and torch's foreach and fused ones take turns, and a row shows medians of the rounds' ratios, so that they do
+not depend on what else the machine does. A dash stands where there is no such optimizer or form. In memory Numba's
+steps should take at most 1.1 times as long as those in C.
 
 Steps that depend on norms of whole arrays (`MEASURING`) read some of their streams once more, before anything is
 written; their roofline is that of the rule and a pass that reads as many arrays, for their norm.
@@ -12,22 +13,20 @@ written; their roofline is that of the rule and a pass that reads as many arrays
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 from collections.abc import Callable
 from functools import partial
 from statistics import median
-from time import perf_counter
 
 import numpy as np
+from turns import contestant, contestants, ratios, take_turns
 
 import fastoptim as fo
 from fastoptim.bench.cases import Case, size_case
-from fastoptim.bench.subjects import SUBJECTS, Stepper, Unsupported, make_stepper, settle
 from fastoptim.common.threads import usable_cores
 from fastoptim.rules.table import RULES
 
-TORCH = ("torch-foreach", "torch-fused")
+OTHERS = ("numba", "torch-foreach", "torch-fused")
 # Name -> what makes the optimizer, the rule that it steps by, and the streams that it reads first.
 MEASURING: dict[str, tuple[Callable[..., fo.Optimizer], str, int]] = {
     "lamb": (partial(fo.LAMB, weight_decay=0.01), "adam", 4),
@@ -40,50 +39,22 @@ MEASURING: dict[str, tuple[Callable[..., fo.Optimizer], str, int]] = {
 }
 
 
-def loops(case: Case) -> dict[str, Stepper]:
+def loops(name: str, case: Case) -> dict[str, Callable[[], float]]:
     """Name -> what takes a turn, each on arrays of its own."""
-    rng = np.random.default_rng(0)
-    p, g = (rng.standard_normal(case.elements, np.float32) for _ in range(2))
-    found = {}
-    for name in ("c", *TORCH):
-        with contextlib.suppress(Unsupported, ModuleNotFoundError):
-            found[name] = make_stepper(SUBJECTS[name], case, [p.copy()], [[g.copy()]])
-    bare = make_stepper(SUBJECTS["c"], case, [p], [[g]])
-    bare.step()  # which makes the states
-    found["roofline"] = Stepper(bare.roofline_loops["roofline"](), bare.values)
-    return found
-
-
-def measuring_loops(name: str, case: Case) -> dict[str, Stepper]:
-    """As `loops`, for one of `MEASURING`."""
+    if name not in MEASURING:
+        return contestants(case, "c", *OTHERS)
+    make, _, streams = MEASURING[name]
     rng = np.random.default_rng(0)
     p, g = (rng.standard_normal(case.elements, np.float32) for _ in range(2))
     bare = [x.copy() for x in (p, g, *(p for _ in RULES[case.rule].states))]
-    opt = MEASURING[name][0](p, threads=case.threads, backend="c")
+    opt = make(p, threads=case.threads, backend="c")
     loop = opt._backend.roofline(case.rule, bare[:1], bare[1:2], [tuple(bare[2:])], case.threads)
-    read = bare[: MEASURING[name][2]]
 
     def roofline() -> None:
-        opt._backend.norm(read, 1.0, case.threads)
+        opt._backend.norm(bare[:streams], 1.0, case.threads)
         loop()
 
-    found = {"c": Stepper(lambda: opt.step(g), lambda: [p]), "roofline": Stepper(roofline, lambda: bare)}
-    return found
-
-
-def timed(turns: dict[str, Stepper], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every loop in every round."""
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for stepper in turns.values():
-        settle(stepper.step)
-    for k in range(rounds):
-        for name in [*turns] if k % 2 else [*reversed(turns)]:
-            if turns[name].prepare is not None:
-                turns[name].prepare(k)  # gives back the gradients that torch has overwritten
-            start = perf_counter()
-            turns[name].step()
-            seconds[name].append(perf_counter() - start)
-    return seconds
+    return {"c": contestant(lambda: opt.step(g)), "roofline": contestant(roofline)}
 
 
 def main() -> None:
@@ -97,25 +68,17 @@ def main() -> None:
     if unknown := sorted({*options.rules} - {*every}):
         parser.error(f"no such rules: {unknown}; there are {every}")
     print(f"{options.elements:,} float32 elements, {options.threads} threads, medians of {options.rounds} rounds")
-    print(f"{'rule':26}{'streams':>8}{'ms':>9}{'GB/s':>8}{'of roofline':>13}{'foreach':>10}{'fused':>8}")
+    print(f"{'rule':26}{'streams':>8}{'ms':>9}{'GB/s':>8}{'of roofline':>13}" + "".join(f"{x:>15}" for x in OTHERS))
     for rule in options.rules:
         _, row, read = MEASURING.get(rule, (None, rule, 0))
         case = size_case(row, options.elements, options.threads)
-        seconds = timed(measuring_loops(rule, case) if read else loops(case), options.rounds)
-        own, streams = seconds["c"], RULES[row].memory_streams
-        longer = (streams + read) / streams
-        share = median(bare / mine for bare, mine in zip(seconds["roofline"], own, strict=True))
-        others = [
-            f"{median(theirs / mine for theirs, mine in zip(seconds[name], own, strict=True)):.2f}x"
-            if name in seconds
-            else "-"
-            for name in TORCH
-        ]
-        rate = longer * case.moved_bytes / median(own) / 1e9
-        print(
-            f"{rule:26}{streams + read:8}{median(own) * 1e3:9.2f}{rate:8.1f}{share:13.0%}{others[0]:>10}{others[1]:>8}",
-            flush=True,
-        )
+        times = take_turns(loops(rule, case), options.rounds)
+        own, streams = median(times["c"]), RULES[row].memory_streams
+        share = median(ratios(times, "roofline", "c"))
+        others = [f"{median(ratios(times, name, 'c')):.2f}x" if name in times else "-" for name in OTHERS]
+        rate = (streams + read) / streams * case.moved_bytes / own / 1e9
+        figures = f"{streams + read:8}{own * 1e3:9.2f}{rate:8.1f}{share:13.0%}"
+        print(f"{rule:26}{figures}{''.join(f'{x:>15}' for x in others)}", flush=True)
         gc.collect()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .cases import Case
-from .subjects import BETAS, EPS, LR, Array, Stepper, Subject
+from .subjects import BETAS, EPS, LR, Array, Stepper, Subject, only
 
 _C = "fastoptim.bench.subjects:fastoptim_c"
 
@@ -36,6 +36,7 @@ def bitsandbytes_8_bits(case: Case, params: list[Array], gradients: list[list[Ar
     import bitsandbytes
     import torch
 
+    only(case, "adam")
     torch.set_num_threads(case.threads)
     tensors = [torch.from_numpy(p).requires_grad_() for p in params]
     for tensor, g in zip(tensors, gradients[0], strict=True):

@@ -197,7 +197,8 @@ def _fastoptim(backend: str, case: Case, params: list[Array], gradients: list[li
             return partial(twin.step, [np.full_like(p, 1e-3) for p in params])
 
         stepper.roofline_loops["dense"] = dense
-    if hasattr(native, "roofline") and case.section in ("size", "list"):
+    plain = case.stored == ("float32", "float32")
+    if hasattr(native, "roofline") and case.section in ("size", "list") and plain:
 
         def roofline() -> Callable[[], Any]:
             states = [tuple(entry[name] for name in RULES[case.rule].states) for entry in opt.state.values()]
@@ -233,7 +234,8 @@ def _rotating(gradients: list[list[Array]]) -> tuple[list[Array], Callable[[int]
     return current, prepare
 
 
-def _only(case: Case, *known: str, clip: bool = False) -> None:
+def only(case: Case, *known: str, clip: bool = False) -> None:
+    """Unsupported, unless this is a case of one of these rules, and without clipping or with `clip`."""
     if case.rule not in known:
         raise Unsupported(f"has no {case.rule}")
     if case.max_norm is not None and not clip:
@@ -245,7 +247,7 @@ def _only(case: Case, *known: str, clip: bool = False) -> None:
 
 def numpy_naive(case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
     """One expression per line of the formula, as in a tutorial; every operation makes a new array."""
-    _only(case, "sgd", "momentum", "adam")
+    only(case, "sgd", "momentum", "adam")
     grads, prepare = _rotating(gradients)
     b1, b2 = BETAS
     ms = [np.zeros_like(p) for p in params]
@@ -276,7 +278,7 @@ def numpy_naive(case: Case, params: list[Array], gradients: list[list[Array]]) -
 
 def numpy_in_place(case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
     """Every operation in place, with one scratch array: what NumPy can do without writing C."""
-    _only(case, *(("sgd",) if case.rows else ("sgd", "momentum", "adam")))
+    only(case, *(("sgd",) if case.rows else ("sgd", "momentum", "adam")))
     grads, prepare = _rotating(gradients)
     if case.rows:
 
@@ -330,7 +332,7 @@ def numexpr_evaluate(case: Case, params: list[Array], gradients: list[list[Array
     """One fused expression per array that is written."""
     import numexpr
 
-    _only(case, "sgd", "momentum", "adam")
+    only(case, "sgd", "momentum", "adam")
     numexpr.set_num_threads(case.threads)
     grads, prepare = _rotating(gradients)
     T = params[0].dtype.type
@@ -370,7 +372,7 @@ def numexpr_evaluate(case: Case, params: list[Array], gradients: list[list[Array
 def _torch(flags: dict[str, bool], case: Case, params: list[Array], gradients: list[list[Array]]) -> Stepper:
     import torch
 
-    _only(case, *OPTIMIZERS, clip=True)
+    only(case, *OPTIMIZERS, clip=True)
     name, options = OPTIMIZERS[case.rule]
     if case.rows and name == "Adam":
         name = "SparseAdam"
@@ -458,7 +460,7 @@ def optax_jitted(case: Case, params: list[Array], gradients: list[list[Array]]) 
     _jax_setting(case)
     import optax
 
-    _only(case, "sgd", "momentum", "nesterov", "adam", "amsgrad", clip=True)
+    only(case, "sgd", "momentum", "nesterov", "adam", "amsgrad", clip=True)
     transform = {
         "sgd": lambda: optax.sgd(LR),
         "momentum": lambda: optax.sgd(LR, momentum=MOMENTUM),
@@ -483,7 +485,7 @@ def jax_jitted(case: Case, params: list[Array], gradients: list[list[Array]]) ->
     _jax_setting(case)
     import jax.numpy as jnp
 
-    _only(case, "sgd", "momentum", "adam")
+    only(case, "sgd", "momentum", "adam")
     b1, b2 = BETAS
 
     def init(live: Any) -> Any:
@@ -517,7 +519,7 @@ def thinc_optimizer(case: Case, params: list[Array], gradients: list[list[Array]
     """thinc's optimizers; they zero the gradient they are given, so it is written anew before each step (not timed)."""
     from thinc.optimizers import SGD, Adam
 
-    _only(case, "sgd", "adam")
+    only(case, "sgd", "adam")
     if case.dtype != "float32":
         raise Unsupported("knows float32 only")
     if case.rule == "adam":
@@ -543,7 +545,7 @@ def sklearn_optimizer(case: Case, params: list[Array], gradients: list[list[Arra
     """The optimizers behind scikit-learn's MLPClassifier and MLPRegressor."""
     from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 
-    _only(case, "sgd", "momentum", "nesterov", "adam")
+    only(case, "sgd", "momentum", "nesterov", "adam")
     grads, prepare = _rotating(gradients)
     if case.rule == "adam":
         opt = AdamOptimizer(params, LR, beta_1=BETAS[0], beta_2=BETAS[1], epsilon=EPS)

@@ -222,15 +222,20 @@ class Bench:
     ) -> None:
         if case.batch is not None:
             self.network = Network(case, params, gradients[0])
-        self.loops["step"] = stepper.step, stepper.prepare
+        self.add("step", stepper.step, block_seconds, stepper.prepare)
         for name, make in stepper.roofline_loops.items():
-            self.loops[name] = make(), None
-        for name in self.loops:
-            self.repeats[name] = 2
-            spent = self.run(name)["seconds"]
-            wanted = block_seconds / max(spent, 1e-9)
-            # An even number: the roofline loop writes g - p for p, so that two passes give p back.
-            self.repeats[name] = max(2 if name == "roofline" else 1, min(MOST_REPEATS, 2 * round(wanted / 2)))
+            self.add(name, make(), block_seconds)
+
+    def add(
+        self, name: str, step: Callable[[], Any], block_seconds: float, prepare: Callable[[int], Any] | None = None
+    ) -> None:
+        """Time this loop, too, in blocks of about so many seconds; `prepare`, called before each step, is not timed."""
+        self.loops[name] = step, prepare
+        self.repeats[name] = 2
+        spent = self.run(name)["seconds"]
+        wanted = block_seconds / max(spent, 1e-9)
+        # An even number: the roofline loop writes g - p for p, so that two passes give p back.
+        self.repeats[name] = max(2 if name == "roofline" else 1, min(MOST_REPEATS, 2 * round(wanted / 2)))
 
     def run(self, name: str) -> dict[str, float]:
         """Seconds of one step, the mean over a block of repeats."""
