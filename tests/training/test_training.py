@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import signal
 import tracemalloc
 import warnings
@@ -21,7 +20,6 @@ from fastoptim.optimizers import saving
 from fastoptim.training import live_diagnosis
 from fastoptim.training.diagnosis import Diagnosis
 from fastoptim.training.history import TrainingWarning
-from tests.support import ROOT
 
 BACKENDS = [name for name in ("numpy", "c", "numba") if available(name) is None]
 
@@ -1040,15 +1038,3 @@ def test_an_optimizer_of_other_arrays_is_refused():
         fo.fit(f, params, data, fo.Adam(copies), steps=3)
     with pytest.raises(ValueError, match="by its name"):
         fo.fit(f, params, data, fo.Adam(params), steps=3, backend="numpy")
-
-
-def test_the_snippets_of_the_documentation_run(tmp_path, monkeypatch, capsys):
-    text = (ROOT / "docs" / "guide" / "training.md").read_text()
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for block in blocks:
-        exec(block, namespace)
-    printed = capsys.readouterr().out
-    assert len(blocks) >= 3 and "warmup(schedule=cosine(lr=0.1, steps=900, final_lr=0.0)" in printed
-    assert {"run.ckpt", "run.best.ckpt", "run.jsonl"} <= {path.name for path in tmp_path.iterdir()}
