@@ -1,5 +1,6 @@
 /* Reads NumPy arrays through NumPy's public structures: a thousand of them in microseconds, checked at every step, so that
- * no address is kept from one step to the next. Only arrays of plain layout pass; the Python side handles or refuses the others. */
+ * no address is kept from one step to the next. Only arrays of plain layout pass; the Python side handles or refuses the
+ * others. */
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #define NPY_TARGET_VERSION NPY_2_0_API_VERSION
 #include <Python.h>
@@ -48,8 +49,9 @@ void fo_set_types(int32_t bfloat16, int32_t float8)
     type_numbers[FO_FLOAT8] = float8;
 }
 
-/* What the functions for Python hang on to: a plan; the count of its steps, and the object that it lies in; and the tuple of states of the
- * last step, if all are views of other memory, which cannot be resized: of them only addresses need to be read again. */
+/* What the functions for Python hang on to: a plan; the count of its steps, and the object that it lies in; and the tuple
+ * of states of the last step, if all are views of other memory, which cannot be resized: of them only addresses need to
+ * be read again. */
 typedef struct {
     fo_plan *plan;
     _Atomic int64_t *steps; /* others may read it at any time; whoever steps is alone in writing */
@@ -348,9 +350,6 @@ static void release(PyObject *capsule)
 /* Smaller work than this is over before another thread could make use of the interpreter. */
 static const double RELEASE_BYTES = 64e3;
 
-/* A smaller array is stepped by one thread in any case, in some ten microseconds, for which others can wait. */
-static const double ONE_THREAD_BYTES = 65536;
-
 /* Reads and binds what a step takes: params, grads, states and rows. 0 if the arrays need another way. */
 static int bind_step(bound *b, const PyObject *views, PyObject *const *args, PyObject *grads, PyObject *scale, int may_be_rows)
 {
@@ -416,7 +415,7 @@ static int take_shape(fo_plan *plan, PyObject *object)
     param->dimensions = PyArray_NDIM(array), param->shape = (const int64_t *)PyArray_DIMS(array);
     for (int i = 0; i < param->dimensions; i++)
         bytes *= (double)param->shape[i];
-    if (bytes == 0 || bytes >= ONE_THREAD_BYTES)
+    if (bytes == 0 || bytes >= FO_ALONE_BELOW)
         return 0;
     for (int i = 0; i < param->dimensions; i++)
         n *= param->shape[i];

@@ -120,15 +120,17 @@ void fo_pace_observe_threaded(fo_pace *pace, double elapsed_ns, double waited_ns
 /* bind.c: the plan as Python functions. Objects are given by their addresses. fo_set_up comes first: `types`, which stays, is
  * the tuple (ndarray, memmap, Rows, "indices", "values", "lazy", "mask"), and `head` the size of a tuple without its
  * items; 0 if they are not found behind it. fo_functions takes the plan over and appends to a list
- *   step(params, grads, states, rows, scale = 1.0) -> True, or False with nothing touched if an array is not plain, not as expected, or
- *     overlaps another; tuples of arrays (grads may be a list, and hold Rows), and a tuple with one tuple of floats (scale, decay, coefficients) for each run,
- *     and behind them the number of the step where dithers need it; or Adam's (see bind.c), which stays the same;
+ *   step(params, grads, states, rows, scale = 1.0) -> True, or False with nothing touched if an array is not plain, not as
+ *     expected, or overlaps another; tuples of arrays (grads may be a list, and hold Rows), and a tuple with one tuple of
+ *     floats (scale, decay, coefficients) for each run, and behind them the number of the step where dithers need it; or
+ *     Adam's (see bind.c), which stays the same;
  *   measure(params, grads, states, rows, k) -> list of floats, what fo_plan_measure finds; None where step would say False;
  *   sum_squares(grads, grad_scale, k) -> float, or None if a gradient is not plain and C-ordered;
  *   step_array(p, g, states, row, dict, names, values) -> as step, for a plan of one parameter and one array of any shape,
- *     float32 or float64; False, too, if the array is so large that others should run meanwhile, or if the dict has not
+ *     float32 or float64; False, too, if it has FO_ALONE_BELOW bytes or more, or if the dict has not
  *     exactly these values under these names (None where it has none). It is not counted.
  * `steps` grows by one with each step that was applied; it lies in the object `counter`, which the functions keep alive. */
+enum { FO_ALONE_BELOW = 65536 }; /* bytes: one thread steps a smaller array, in some 10 us, for which others can wait */
 int fo_set_up(uintptr_t ndarray, uintptr_t memmap, uintptr_t types, size_t head);
 void fo_set_types(int32_t bfloat16, int32_t float8); /* NumPy's numbers of these dtypes, before a plan has them */
 int fo_functions(fo_plan *plan, uintptr_t counter, int64_t *steps, uintptr_t functions);

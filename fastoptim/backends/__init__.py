@@ -96,7 +96,6 @@ def resolve(name: str, leaves: tuple[Any, ...]) -> Backend:
 
 # --- The choice for one array, at every call of a function --------------------------------------------------------
 
-SMALL = 1 << 16  # bytes; below, a step takes one thread anyway, so that nobody needs to ask how many there are
 _NAMES = (*SETTINGS, "FASTOPTIM_NUM_THREADS", "OMP_NUM_THREADS")
 # CPython keeps the environment in a dict; asking os.environ itself would take longer than a small step.
 ENVIRONMENT: Any = getattr(os.environ, "_data", None)
@@ -120,7 +119,7 @@ def choose(name: str, threads: int | None, p: Any) -> tuple[Backend, int]:
         number = threads_from_environment() if threads is None else resolve_threads(threads)
         _choices[key] = resolve(name, (p,)), number
     backend, number = _choices[key]
-    if p.nbytes < SMALL:
+    if p.nbytes < backend.alone_below:
         return backend, 1
     return backend, number or resolve_threads(None)  # the cores that may be used can change
 

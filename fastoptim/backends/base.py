@@ -140,6 +140,7 @@ class Backend(ABC):
 
     name: str
     runs_own_rules = True  # whether it can make kernels of rules that are not in the table
+    alone_below: float = 0  # bytes: one thread steps a smaller array, however many there may be
 
     # --- arithmetic
     @abstractmethod

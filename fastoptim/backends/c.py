@@ -185,6 +185,7 @@ class CBackend(Backend):
     def __init__(self) -> None:
         self._norms: dict[Any, CPlan] = {}  # of gradients of some shapes
         try:
+            self.alone_below = lib.FO_ALONE_BELOW
             _check_tables()
             if not lib.fo_set_up(id(np.ndarray), id(np.memmap), id(_TYPES), tuple.__basicsize__):
                 raise ImportError("the C extension of fastoptim cannot read tuples of this Python; please report this")

@@ -109,6 +109,7 @@ UNREADABLE = (EOFError, pickle.UnpicklingError, OSError, AttributeError, IndexEr
 
 class NumbaBackend(Backend):
     name = "numba"
+    alone_below = 4 * ALONE_BELOW  # no element has less than 4 bytes
 
     def __init__(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ def _reserve() -> Any:
 
 class NumpyBackend(Backend):
     name = "numpy"
+    alone_below = math.inf
 
     def prepare(self, calls: Sequence[KernelCall], threads: int) -> Launch:
         def launch(scalars: Sequence[Scalars]) -> None:

@@ -28,7 +28,7 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize("name", ["fo_rule_terms", "fo_plan_new"])
+@pytest.mark.parametrize("name", ["fo_rule_terms", "fo_plan_new", "FO_ALONE_BELOW"])
 def test_an_extension_of_older_sources_is_not_used(monkeypatch, name):
     older = SimpleNamespace(**{known: getattr(lib, known) for known in dir(lib) if known != name})
     monkeypatch.setattr(c, "lib", older)
