@@ -202,7 +202,6 @@ def given(g, p, a):
     return p - a * g
 
 
-@pytest.mark.skipif(available("numba") is not None, reason="LOUD: no Numba, so lowered rules were not compiled")
 # --- Three more, as somebody writes them who has read the docs page alone: paper on one side, rule on the other
 
 
@@ -291,6 +290,7 @@ def test_rules_from_the_docs_alone_are_those_of_the_papers(kind):
         assert np.isnan(p).all()
 
 
+@pytest.mark.skipif(available("numba") is not None, reason="LOUD: no Numba, so lowered rules were not compiled")
 def test_names_results_and_first_values():
     rng = np.random.default_rng(5)
     Clash = fo.rule(clash, states=("s", "k"), coefficients=lambda lr=0.3: (lr, 0.2, 0.7, 0.9, 0.0, 0.4, 0.1, 0.6))
