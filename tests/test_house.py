@@ -155,11 +155,13 @@ def run(code):
 
 
 def test_importing_stays_cheap():
-    heavy = ["numba", "llvmlite", "matplotlib", "tqdm", "safetensors", "torch", "mpi4py", "sklearn"]
+    heavy = ["numba", "numba_cuda", "cuda", "cupy", "llvmlite"]
+    heavy += ["matplotlib", "tqdm", "safetensors", "torch", "mpi4py", "sklearn"]
     uses = {
         "": [*heavy, "cffi", "numpy"],
         "fo.SGD; fo.clip_grad_norm; fo.functional; fo.schedules": heavy,
         "import numpy; fo.Adam(numpy.ones(2), backend='c').step(numpy.ones(2))": heavy,
+        "import numpy; fo.Adam(numpy.ones(2), backend='numpy').step(numpy.ones(2))": heavy,
     }
     for use, absent in uses.items():
         found = run(f"import sys, fastoptim as fo\n{use}\nprint([m for m in {absent} if m in sys.modules])")

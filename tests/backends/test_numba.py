@@ -403,13 +403,3 @@ def test_auto_passes_over_a_numba_that_cannot_compile():
         FASTOPTIM_REQUIRE_C="",
     )
     assert out.split() == ["numpy", "1"]
-
-
-def test_importing_fastoptim_loads_neither_numba_nor_cuda():
-    out = python(
-        """
-        fo.SGD(np.ones(3), lr=0.1, backend="numpy").step(np.ones(3))
-        print(sorted(m for m in sys.modules if m.split(".")[0] in ("numba", "numba_cuda", "llvmlite", "cuda", "cupy")))
-        """
-    )
-    assert out.strip() == "[]"

@@ -158,21 +158,25 @@ def test_a_handler_that_raises_twice_while_others_are_replaced_takes_no_signal_a
     assert calls == [signal.SIGUSR1] and signal.getsignal(signal.SIGUSR1) is hearing
 
 
-def test_all_handlers_run_though_the_first_raises(handled):
-    calls = []
+@pytest.mark.parametrize("first", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+def test_all_handlers_run_and_are_put_back_whatever_others_raise(handled, first):
+    calls, numbers = [], [signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT]
 
     def raising(number, frame):
         calls.append(number)
         raise TimeoutError(number)
 
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
+    for number in numbers:
         handled(number, raising)
+    in_order = sorted(numbers, key=lambda number: number != first)
     with pytest.raises(TimeoutError) as caught:  # noqa: SIM117
         with deferred_signals():
-            signal.raise_signal(signal.SIGUSR1)
-            signal.raise_signal(signal.SIGUSR2)
-    assert calls == [signal.SIGUSR1, signal.SIGUSR2]
-    assert caught.value.__context__.args == (signal.SIGUSR1,)
+            for number in in_order:
+                signal.raise_signal(number)
+            assert not calls
+    assert calls == in_order and [signal.getsignal(number) for number in numbers] == [raising] * 3
+    assert caught.value.__context__.args == (in_order[1],)
+    assert caught.value.__context__.__context__.args == (first,)
 
 
 def test_an_inner_block_hands_its_signals_to_the_outer_one(handled):

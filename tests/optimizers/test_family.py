@@ -19,7 +19,7 @@ from fastoptim.rules.table import RULES, rules_of
 from tests.proofs import forms_write, summary
 from tests.support import ROOT
 from tests.support.cases import DTYPES, VARIANTS, expected, same_bits, states_for
-from tests.support.peers import PEERS, distance
+from tests.support.peers import MORE, PEERS, distance
 
 # Options that reach every rule, mode and kind of decay of a class, beside its defaults.
 OPTIONS = {
@@ -378,12 +378,12 @@ def test_subclasses_step_as_their_base(name):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: np.dtype(t).name)
-@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.label)
+@pytest.mark.parametrize("peer", (*PEERS, *MORE), ids=lambda peer: peer.label)
 def test_other_libraries_walk_the_same_way(peer, dtype):
     """A sample of tests/proofs/parity.py."""
     pytest.importorskip(peer.library, reason=f"LOUD: no {peer.library} to compare with (pip install {peer.library})")
     rng = np.random.default_rng(5)
-    for _ in range(4):
+    for _ in range(4 if peer in PEERS else 20):
         found = distance(peer, dtype, rng, 25)
         assert found.share <= 1.0, found
 

@@ -429,31 +429,6 @@ def test_handlers_of_other_signals_wait_too(monkeypatch):
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="LOUD: this platform has no SIGUSR1")
-@pytest.mark.parametrize("first", ["SIGUSR1", "SIGINT", "SIGUSR2"])
-def test_every_handler_runs_and_is_put_back_whatever_others_raise(first):
-    seen = []
-
-    def handler(number, frame):
-        seen.append(number)
-        if number == signal.SIGUSR1:
-            raise TimeoutError
-
-    numbers = [signal.SIGUSR1, signal.SIGUSR2]
-    before = [signal.signal(number, handler) for number in numbers]
-    try:
-        with pytest.raises((TimeoutError, KeyboardInterrupt)), deferred_signals():
-            for number in (getattr(signal, first), *numbers, signal.SIGINT):
-                signal.raise_signal(number)
-            assert not seen
-        assert set(seen) == set(numbers)
-        assert [signal.getsignal(number) for number in numbers] == [handler] * 2
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        for number, old in zip(numbers, before, strict=True):
-            signal.signal(number, old)
-
-
 def test_handlers_run_in_the_main_thread_only_so_others_defer_nothing():
     def work():
         with deferred_signals():

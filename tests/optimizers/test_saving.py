@@ -118,6 +118,8 @@ def endless():
         ({"rng": np.random.default_rng(0)}, "extra/rng: .* hold a Generator: give its state, rng.bit_generator.state"),
         ({"when": np.datetime64("2020-01-01")}, "extra/when: .*datetime64"),
         ({"names": np.array(["x"])}, "extra/names: .*dtype <U1"),
+        ({"complex": np.array([1j])}, "extra/complex: .*dtype complex128"),
+        ({"keys": {np.int64(1): 2}}, "extra/keys: .*a mapping whose keys are NumPy scalars"),
         ({"f": [print]}, "extra/f/0: .*builtin_function"),
         ({"s": {1, 2}}, "extra/s: .*set"),
         ({"m": np.ma.array([1.0])}, "extra/m: .*MaskedArray"),
@@ -125,7 +127,7 @@ def endless():
         (endless(), "nested so deeply, or holds itself"),
         ([0, 10**5000], "extra/1: .*int of 16610 bits"),
     ],
-    ids=str.split("object generator datetime strings function set masked bytes cycle int"),
+    ids=str.split("object generator datetime strings complex keys function set masked bytes cycle int"),
 )
 def test_what_no_file_can_hold_is_refused_before_anything_is_written(tmp_path, extra, message):
     opt = fo.SGD(model())

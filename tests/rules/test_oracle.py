@@ -1,4 +1,4 @@
-"""The update rules against exact rational arithmetic with one rounding per operation, and against torch.
+"""The update rules against exact rational arithmetic with one rounding per operation.
 
 The update equations and their coefficients are written down a second time in `equations`.
 """
@@ -354,59 +354,3 @@ def test_grad_scale_and_clipping_equal_exact_arithmetic(form):
         s = k(0.3 * min(1.0, max_norm / (info.grad_norm + 1e-6)))
         wanted = [k(float(a)) - k(0.125) * (s * k(float(b))) for a, b in zip(start, g, strict=True)]
         assert same_bits(p, np.array([value(x.x) for x in wanted], form.dtype))
-
-
-# --- torch --------------------------------------------------------------------------------------------------------
-
-BOUND = 20  # machine epsilons of |p| + |distance travelled|; torch evaluates other trees, with FMA (2 were seen)
-
-
-def random_options(rng, cls):
-    options = {"lr": 10 ** rng.uniform(-4, -0.5), "maximize": bool(rng.integers(2))}
-    options["weight_decay"] = 10 ** rng.uniform(-4, -1) if rng.random() < 0.5 else 0.0
-    if cls == "SGD":
-        if rng.random() < 0.8:
-            options["momentum"] = rng.uniform(0.1, 0.99)
-            if rng.random() < 0.4:
-                options["nesterov"] = True
-            elif rng.random() < 0.5:
-                options["dampening"] = rng.uniform(0, 0.9)
-    else:
-        options["betas"] = (rng.uniform(0, 0.95), rng.uniform(0.8, 0.9999))
-        options["eps"] = 10 ** rng.uniform(-10, -3)
-        options["amsgrad"] = bool(rng.integers(2))
-    return options
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=FORMAT_IDS)
-@pytest.mark.parametrize("cls", ["SGD", "Adam", "AdamW"])
-def test_classes_follow_torch(cls, dtype):
-    torch = pytest.importorskip("torch", reason="LOUD: no torch to compare with (pip install torch)")
-    rng = np.random.default_rng(11)
-    worst, seen = 0.0, set()
-    for _ in range(60):
-        options = random_options(rng, cls)
-        seen.update(name for name, x in options.items() if x)
-        start = (rng.standard_normal(64) * 10 ** rng.uniform(-2, 1)).astype(dtype)
-        p = start.copy()
-        theirs = torch.nn.Parameter(torch.from_numpy(start.copy()))
-        mine = getattr(fo, cls)(p, **options)
-        other = getattr(torch.optim, cls)([theirs], **options)
-        travelled = np.zeros(start.shape)
-        for _ in range(25):
-            g = rng.standard_normal(64).astype(dtype)
-            before = p.astype(np.float64)
-            mine.step(g)
-            theirs.grad = torch.from_numpy(g.copy())
-            other.step()
-            travelled += np.abs(p - before)
-            distance = np.abs(p.astype(np.float64) - theirs.detach().numpy())
-            errors = distance / (np.finfo(dtype).eps * (np.abs(p) + travelled))
-            worst = max(worst, float(errors.max()))
-            assert worst < BOUND, (options, worst)
-    assert travelled.min() > 0, "nothing moved"
-    assert seen >= {
-        "maximize",
-        "weight_decay",
-        *(("momentum", "dampening", "nesterov") if cls == "SGD" else ("amsgrad",)),
-    }

@@ -281,6 +281,12 @@ _AUTHORS = (
 )  # fmt: skip
 
 PEERS = (*_TORCH, *_OPTAX, *_KERAS, *_AUTHORS)
+# More options of torch's, whose distances the guide does not tell.
+MORE = (
+    _torch("SGD", lr=_LR, momentum=_between(0.1, 0.99), nesterov=True, weight_decay=_DECAY, maximize=_coin),
+    _torch("SGD", lr=_LR, momentum=_between(0.1, 0.99), dampening=_between(0.0, 0.9), weight_decay=_DECAY),
+    _torch("AdamW", **_MOMENT, weight_decay=_DECAY, amsgrad=_coin, maximize=_coin),
+)
 
 
 BOUND = 20.0  # machine epsilons
@@ -288,7 +294,7 @@ BOUND = 20.0  # machine epsilons
 
 def bound(peer: Peer, options: dict[str, Any], steps: int) -> float:
     """How far the two may lie apart: torch and Keras round p after its decay, half an epsilon of it in every step."""
-    apart = options.get("decoupled_weight_decay", (peer.library, peer.cls) == ("keras", "AdamW"))
+    apart = options.get("decoupled_weight_decay", peer.cls == "AdamW" and peer.library != "optax")
     return BOUND + (steps / 2 if apart and options["weight_decay"] else 0.0)
 
 
