@@ -7,7 +7,7 @@ dash of its own. Charts are as wide as a phone, so that nothing has to be scaled
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -66,8 +66,7 @@ class Lines:
     y_label: str
     series: list[Series]
     marks: list[tuple[float, str]] = field(default_factory=list)  # vertical lines with a label
-    log_x: bool = True
-    log_y: bool = True
+    log: bool = True  # both axes
 
 
 @dataclass
@@ -83,16 +82,19 @@ class BarRow:
 
 @dataclass
 class Bars:
-    """A chart of horizontal bars that start at `origin`."""
+    """A chart of horizontal bars that start at 0, on a logarithmic axis at 1."""
 
     slug: str
     title: str
     x_label: str
     rows: list[BarRow]
-    origin: float = 0.0
+    legend: list[tuple[str, str]]  # (verdict, what it means)
     log: bool = False
     line: float | None = None  # a vertical line, such as the roofline
-    legend: list[tuple[str, str]] = field(default_factory=list)  # (verdict, what it means)
+
+    @property
+    def origin(self) -> float:
+        return 1.0 if self.log else 0.0
 
 
 Chart = Lines | Bars
@@ -151,18 +153,11 @@ def _ticks(low: float, high: float, log: bool, most: int = 7) -> list[float]:
     return [k * unit for k in range(first, math.floor(high / unit + 1e-9) + 1)]
 
 
-class _Scale:
-    """Maps values to pixels."""
-
-    def __init__(self, low: float, high: float, start: float, end: float, log: bool):
-        self.log, self.low, self.high, self.start, self.end = log, low, high, start, end
-
-    def __call__(self, value: float) -> float:
-        if self.log:
-            part = math.log(value / self.low) / math.log(self.high / self.low)
-        else:
-            part = (value - self.low) / (self.high - self.low)
-        return self.start + part * (self.end - self.start)
+def _scale(low: float, high: float, start: float, end: float, log: bool) -> Callable[[float], float]:
+    """What maps values to pixels."""
+    on_axis: Callable[[float], float] = math.log if log else float
+    first, length = on_axis(low), on_axis(high) - on_axis(low)
+    return lambda value: start + (on_axis(value) - first) / length * (end - start)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", classes: str = "", extra: str = "") -> str:
@@ -170,7 +165,15 @@ def _text(x: float, y: float, text: str, anchor: str = "start", classes: str = "
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{name}{extra}>{escape(text)}</text>'
 
 
-def _marker(kind: str, x: float, y: float) -> str:
+def _line(s: Series, points: Iterable[tuple[float, float]]) -> str:
+    dash = STYLES.get(s.key, OWN)[3]
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    strong = " strong" if s.key == "c" else ""
+    return f'<polyline class="line{strong}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"{dashes}/>'
+
+
+def _marker(s: Series, x: float, y: float) -> str:
+    kind = STYLES.get(s.key, OWN)[2]
     if kind == "circle":
         return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>'
     if kind == "square":
@@ -198,21 +201,17 @@ def _wrap(text: str, width: int) -> list[str]:
     return lines
 
 
-def _frame(chart: Chart, body: list[str], height: float, standalone: bool) -> str:
-    title = [
-        _text(8, 18 + 16 * i, line, classes="title") for i, line in enumerate(_wrap(chart.title, TITLE_CHARACTERS))
-    ]
+def svg(chart: Chart, standalone: bool = False) -> str:
+    """Draw a chart as SVG; `standalone` brings its own colours and background, for a file."""
+    title = _wrap(chart.title, TITLE_CHARACTERS)
+    top = 14 + 16 * len(title)
+    body, height = _lines(chart, top) if isinstance(chart, Lines) else _bars(chart, top)
+    body = [*(_text(8, 18 + 16 * i, line, classes="title") for i, line in enumerate(title)), *body]
     sheet = f"<style>{STANDALONE}{css()}</style>" if standalone else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
-        f'aria-label="{escape(chart.title)}">{sheet}{"".join(title)}{"".join(body)}</svg>'
+        f'aria-label="{escape(chart.title)}">{sheet}{"".join(body)}</svg>'
     )
-
-
-def svg(chart: Chart, standalone: bool = False) -> str:
-    """Draw a chart as SVG; `standalone` brings its own colours and background, for a file."""
-    top = 14 + 16 * len(_wrap(chart.title, TITLE_CHARACTERS))
-    return _lines_svg(chart, top, standalone) if isinstance(chart, Lines) else _bars_svg(chart, top, standalone)
 
 
 def _range(values: Sequence[float], log: bool) -> tuple[float, float]:
@@ -222,17 +221,18 @@ def _range(values: Sequence[float], log: bool) -> tuple[float, float]:
     return min(0.0, low), high * 1.08 or 1.0
 
 
-def _lines_svg(chart: Lines, top: float, standalone: bool) -> str:
+def _lines(chart: Lines, top: float) -> tuple[list[str], float]:
+    """What stands below the title, and the height of all."""
     left, right, bottom = 48.0, WIDTH - 14.0, top + 232.0
     xs = [x for s in chart.series for x in s.x]
-    x_low, x_high = (min(xs) / 1.5, max(xs) * 1.5) if chart.log_x else (min(xs) - 0.2, max(xs) + 0.2)
-    y_low, y_high = _range([y for s in chart.series for y in (*s.low, *s.high)], chart.log_y)
-    x, y = _Scale(x_low, x_high, left, right, chart.log_x), _Scale(y_low, y_high, bottom, top + 14, chart.log_y)
+    x_low, x_high = (min(xs) / 1.5, max(xs) * 1.5) if chart.log else (min(xs) - 0.2, max(xs) + 0.2)
+    y_low, y_high = _range([y for s in chart.series for y in (*s.low, *s.high)], chart.log)
+    x, y = _scale(x_low, x_high, left, right, chart.log), _scale(y_low, y_high, bottom, top + 14, chart.log)
     body = []
-    for tick in _ticks(y_low, y_high, chart.log_y):
+    for tick in _ticks(y_low, y_high, chart.log):
         body.append(f'<path class="grid" d="M{left} {y(tick):.1f}H{right}"/>')
         body.append(_text(left - 6, y(tick) + 4, number(tick), "end"))
-    for tick in _ticks(x_low, x_high, chart.log_x) if chart.log_x else sorted(set(xs)):
+    for tick in _ticks(x_low, x_high, chart.log) if chart.log else sorted(set(xs)):
         body.append(f'<path class="grid" d="M{x(tick):.1f} {top + 14}V{bottom}"/>')
         body.append(_text(x(tick), bottom + 15, number(tick), "middle"))
     for position, label in chart.marks:
@@ -245,25 +245,18 @@ def _lines_svg(chart: Lines, top: float, standalone: bool) -> str:
     upright = f' transform="rotate(-90 12 {middle:.1f})"'
     body.append(_text(12, middle, chart.y_label, "middle", "soft", upright))
     for s in reversed(chart.series):  # the first is drawn on top
-        _, _, marker, dash = STYLES.get(s.key, OWN)
-        points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(s.x, s.y, strict=True))
-        strong = " strong" if s.key == "c" else ""
-        dashes = f' stroke-dasharray="{dash}"' if dash else ""
         body.append(f'<g class="{style_class(s.key)}"><title>{escape(s.title)}</title>')
-        body.append(f'<polyline class="line{strong}" points="{points}"{dashes}/>')
+        body.append(_line(s, zip(map(x, s.x), map(y, s.y), strict=True)))
         for a, b, low, high in zip(s.x, s.y, s.low, s.high, strict=True):
             body.append(f'<path class="whisker" d="M{x(a):.1f} {y(low):.1f}V{y(high):.1f}"/>')
-            body.append(_marker(marker, x(a), y(b)))
+            body.append(_marker(s, x(a), y(b)))
         body.append("</g>")
     base = bottom + 52
     for i, s in enumerate(chart.series):
-        _, _, marker, dash = STYLES.get(s.key, OWN)
         cx, cy = 14 + (i % 2) * (WIDTH / 2), base + 17 * (i // 2)
-        dashes = f' stroke-dasharray="{dash}"' if dash else ""
-        strong = " strong" if s.key == "c" else ""
-        body.append(f'<g class="{style_class(s.key)}"><path class="line{strong}" d="M{cx:.0f} {cy:.0f}h24"{dashes}/>')
-        body.append(f"{_marker(marker, cx + 12, cy)}</g>{_text(cx + 31, cy + 4, s.title)}")
-    return _frame(chart, body, base + 17 * ((len(chart.series) + 1) // 2), standalone)
+        body.append(f'<g class="{style_class(s.key)}">{_line(s, [(cx, cy), (cx + 24, cy)])}')
+        body.append(f"{_marker(s, cx + 12, cy)}</g>{_text(cx + 31, cy + 4, s.title)}")
+    return body, base + 17 * ((len(chart.series) + 1) // 2)
 
 
 def _bar_ends(chart: Bars) -> tuple[float, float]:
@@ -276,13 +269,14 @@ def _bar_ends(chart: Bars) -> tuple[float, float]:
     return min(ends), max(ends) * 1.05
 
 
-def _bars_svg(chart: Bars, top: float, standalone: bool) -> str:
+def _bars(chart: Bars, top: float) -> tuple[list[str], float]:
+    """What stands below the title, and the height of all."""
     left = min(10 + max(text_width(row.label) for row in chart.rows), 250.0)
     right = WIDTH - 12 - max(text_width(row.text) for row in chart.rows)
     step = 22.0
     bottom = top + 6 + step * len(chart.rows)
     low, high = _bar_ends(chart)
-    x = _Scale(low, high, left, right, chart.log)
+    x = _scale(low, high, left, right, chart.log)
     body = []
     for tick in _ticks(low, high, chart.log, most=5):
         body.append(f'<path class="grid" d="M{x(tick):.1f} {top}V{bottom}"/>')
@@ -319,4 +313,4 @@ def _bars_svg(chart: Bars, top: float, standalone: bool) -> str:
         body.append(f'<rect class="bar v-{verdict}" x="{at_x:.1f}" y="{base - 9:.1f}" width="12" height="12"/>')
         body.append(_text(at_x + 17, base + 1, text))
         at_x += wide
-    return _frame(chart, body, base + 8 if chart.legend else bottom + 36, standalone)
+    return body, base + 8

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import median
 from typing import Any, NamedTuple
 
-from .statistics import BUSY, FEWEST_ROUNDS, Values, quantile, summarise, threshold
+from .statistics import BUSY, FEWEST_ROUNDS, Values, summarise, threshold
 from .subjects import SUBJECTS, distribution
 
 MAD_TO_SIGMA = 1.4826
@@ -75,11 +76,11 @@ def changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[Change], float |
     for (case, subject), (before, after) in medians.items():
         if _unchanged(subject, a, b):
             controls.setdefault(case, []).append(math.log(after / before))
-    shifts = {case: quantile(moved, 0.5) for case, moved in controls.items() if len(moved) >= FEWEST_IN_CASE}
+    shifts = {case: median(moved) for case, moved in controls.items() if len(moved) >= FEWEST_IN_CASE}
     every = [x for moved in controls.values() for x in moved]
-    elsewhere = quantile(every, 0.5) if len(every) >= FEWEST_CONTROLS else 0.0
+    elsewhere = median(every) if len(every) >= FEWEST_CONTROLS else 0.0
     left = [abs(x - shifts.get(case, elsewhere)) for case, moved in controls.items() for x in moved]
-    drift = MAD_TO_SIGMA * quantile(left, 0.5) if len(left) >= FEWEST_CONTROLS else None
+    drift = MAD_TO_SIGMA * median(left) if len(left) >= FEWEST_CONTROLS else None
     found = [
         Change(
             case,

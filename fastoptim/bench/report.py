@@ -166,7 +166,7 @@ def roofline_bars(results: Results, threads: int) -> Bars | None:
         return None
     legend = [("win", results.title(results.focus)), ("tie", "others")]
     title = f"Speed in memory as a share of the roofline, {threads_text(threads)}"
-    return Bars(f"roofline-t{threads}", title, "share of the roofline", rows, line=1.0, legend=legend)
+    return Bars(f"roofline-t{threads}", title, "share of the roofline", rows, legend, line=1.0)
 
 
 def speedup_bars(results: Results, entry: Entry) -> Bars | None:
@@ -186,7 +186,7 @@ def speedup_bars(results: Results, entry: Entry) -> Bars | None:
     meanings = {"win": "faster", "tie": "within noise", "loss": "slower", "unknown": "too few rounds"}
     seen = {row.parts[0][1] for row in rows}
     legend = [(key, text) for key, text in meanings.items() if key in seen or key != "unknown"]
-    return Bars(f"speedup-{slug}", title, "times faster than (log scale)", rows, origin=1.0, log=True, legend=legend)
+    return Bars(f"speedup-{slug}", title, "times faster than (log scale)", rows, legend, log=True)
 
 
 def scaling_lines(results: Results, rule: str) -> Lines | None:
@@ -205,7 +205,7 @@ def scaling_lines(results: Results, rule: str) -> Lines | None:
     if not series:
         return None
     title = f"{rule}, float32: speed-up by threads, {results.title(results.focus)}"
-    return Lines(f"scaling-{rule}", title, "threads", "times faster than one thread", series, log_x=False, log_y=False)
+    return Lines(f"scaling-{rule}", title, "threads", "times faster than one thread", series, log=False)
 
 
 def training_bars(results: Results, entry: Entry) -> Bars:
@@ -218,7 +218,7 @@ def training_bars(results: Results, entry: Entry) -> Bars:
     title = f"One training step of a {NETWORK} network, {entry['label']}, {threads_text(entry['threads'])}"
     legend = [("rest", "forward and backward, NumPy"), ("update", "Adam's update")]
     slug = entry["label"].replace(" ", "-")
-    return Bars(f"training-{slug}", title, "ms, and the share of the update", rows, legend=legend)
+    return Bars(f"training-{slug}", title, "ms, and the share of the update", rows, legend)
 
 
 # --- sections -----------------------------------------------------------------------------------------------------

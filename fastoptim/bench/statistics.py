@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 IQR_TO_SIGMA = 1.349  # interquartile range of a normal distribution, in standard deviations
 SIGMAS = 4.0  # a report has some hundred rows: with 3 a few would stand out by chance
 FEWEST_ROUNDS = 4  # fewer show no spread that could be trusted, and a single one shows none at all
@@ -32,22 +34,12 @@ class Summary(NamedTuple):
 Values = Sequence[float] | Mapping[str, Any]
 
 
-def quantile(values: Sequence[float], fraction: float) -> float:
-    """Interpolate a quantile linearly; ValueError for no values."""
-    if not values:
-        raise ValueError("no values")
-    ordered = sorted(values)
-    position = fraction * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
-
-
 def summarise(values: Values) -> Summary:
     """Find median and quartiles."""
     if isinstance(values, Mapping):
         return Summary(**values)
-    return Summary(quantile(values, 0.5), quantile(values, 0.25), quantile(values, 0.75), len(values))
+    q1, median, q3 = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return Summary(median, q1, q3, len(values))
 
 
 def verdict(ratios: Values) -> str:

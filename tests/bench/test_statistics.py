@@ -12,16 +12,6 @@ from fastoptim.bench.cases import Case
 from fastoptim.rules.table import RULES
 
 
-def test_quantiles_are_numpys():
-    rng = np.random.default_rng(0)
-    for n in (1, 2, 3, 10, 11):
-        values = list(rng.random(n))
-        for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
-            assert statistics.quantile(values, fraction) == pytest.approx(np.quantile(values, fraction), rel=1e-12)
-    with pytest.raises(ValueError, match="no values"):
-        statistics.quantile([], 0.5)
-
-
 def test_spread_is_the_deviation_of_normal_noise():
     values = list(np.random.default_rng(1).normal(10, 0.5, 20_000))
     assert statistics.summarise(values).spread == pytest.approx(0.05, rel=0.05)
