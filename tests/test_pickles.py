@@ -15,6 +15,7 @@ import pytest
 
 import fastoptim as fo
 from fastoptim import schedules
+from tests.test_schedules import EVERY
 
 OTHERS = {"numpy", "sklearn", "thinc", "mpi4py", "__builtin__", "copy_reg"}  # the last two: Python 2's, in protocol 2
 
@@ -80,11 +81,6 @@ def sharded():
     return stepped(lambda params: fo.distributed.ShardedOptimizer(fo.Adam, params))
 
 
-def composed():
-    first = schedules.scale(schedules.warmup(schedules.one_cycle(0.1, 100), 10), schedules.constant(0.5))
-    return schedules.join([first, schedules.warmup_stable_decay(0.1, 30, warmup_steps=3, decay_steps=5)], [50])
-
-
 KINDS = {
     "SGD": lambda: stepped(fo.SGD, momentum=0.9),
     "Adam": lambda: stepped(fo.Adam, amsgrad=True),
@@ -107,7 +103,7 @@ KINDS = {
     "ProbeResult": lambda: fo.probe_lr(loss_and_grad, {"w": np.ones(3)}, steps=10, max_probes=2),
     "RangeTest": lambda: fo.lr_range_test(loss_and_grad, {"w": np.ones(3)}, steps=20),
     "errors": lambda: (fo.CheckpointError("no"), fo.TrainingWarning("no")),
-    "schedule": composed,
+    "schedules": lambda: [*EVERY.values()],
     "Plateau": lambda: schedules.scale(schedules.Plateau(0.1), 0.5),
     "UpdateRatios": ratios,
     "functions": lambda: [getattr(fo, name) for name in fo._EXPORTS] + [fo.functional.adam, fo.schedules.cosine],

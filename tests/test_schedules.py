@@ -6,7 +6,6 @@ import copy
 import inspect
 import math
 import pickle
-import pickletools
 import tracemalloc
 import warnings
 
@@ -305,14 +304,6 @@ def test_a_deep_copy_has_a_plateau_of_its_own():
     (own,) = [part for part in s.parts_of(copies) if isinstance(part, s.Plateau)]  # one for both
     own.update(2.0), own.update(2.0)
     assert [schedule(5) for schedule in copies] == [0.1, 0.05]
-
-
-def test_pickles_name_public_things_only():
-    for schedule in EVERY.values():
-        names = {a for op, a, _ in pickletools.genops(pickle.dumps(schedule, 4)) if op.name == "SHORT_BINUNICODE"}
-        assert not [name for name in names if name.startswith("_")] and "functools" in names
-        found = {name for name in names if hasattr(s, name)} - {"partial"}
-        assert found <= set(s.__all__)
 
 
 def test_a_schedule_is_typed_like_a_function():

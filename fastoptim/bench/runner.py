@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 from ..backends import available
 from ..environment import available_memory, describe, without_paths
 from .cases import Case
+from .load import LoadMeter
 from .results import SCHEMA, SCHEMA_VERSION
 from .statistics import summarise
 from .storages import STORAGES
 from .subjects import ALL_SECTIONS, SUBJECTS, Subject, distribution
-from .watch import Watch
 
 LEADERS = ("c", "numba", "reference")  # the first that is there is whom the others are compared with
 
@@ -471,7 +471,7 @@ class Run:
         least, most = (-(-count // sittings) for count in self.mode.rounds)
         rounds: list[tuple[float, dict[str, dict[str, float]]]] = []
         while loops:
-            watch = Watch(self.pool.pids())
+            meter = LoadMeter(self.pool.pids())
             turn = len(rounds) % len(loops)
             timed: dict[str, dict[str, float]] = {}
             for name in [*list(loops)[turn:], *list(loops)[:turn]]:
@@ -481,7 +481,7 @@ class Run:
                         del loops[name]
                         break
                     timed[name if loop == "step" else loop] = answer
-            rounds.append((watch.others(), timed))
+            rounds.append((meter.others(), timed))
             quiet = sum(others <= QUIET for others, _ in rounds)
             late = time.monotonic() > until or len(rounds) >= 3 * most
             if quiet >= most or (late and len(rounds) >= least) or self._remaining() < -5:

@@ -21,7 +21,7 @@ from .averaging import Averaging, validated_params
 from .best_states import deciding_states
 from .data import Minibatches, NoData
 from .history import FitResult
-from .live_diagnosis import Watch, curve_reader, say_non_finite
+from .live_diagnosis import LiveDiagnosis, curve_reader, say_non_finite
 from .log import Log, path_of
 from .loop import Callback, Loop, LossAndGrad, Rate, frozen_arrays, named_arrays, strange_arrays
 from .progress import Progress, bar_class
@@ -329,7 +329,7 @@ def _parts(given: SimpleNamespace, ranks: Ranks) -> tuple[dict[str, Callback], S
     if ranks.size > 1:
         parts["together"] = StayTogether(bool(given.callbacks))
     if flag("diagnose", given.diagnose):
-        parts["diagnosis"] = Watch()
+        parts["diagnosis"] = LiveDiagnosis()
     if given.checkpoint is not None:
         every, keep = (_optional_count(name, getattr(given, name)) for name in ("checkpoint_every", "keep"))
         parts["checkpoints"] = Checkpoints(

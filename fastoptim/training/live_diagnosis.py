@@ -25,7 +25,7 @@ _SEEMS = {
 }
 
 
-class Watch:
+class LiveDiagnosis:
     """Diagnose the losses after 300, 1200, 4800, ... steps, and warn once of each verdict; part of `Loop`.
 
     Warn as well, then or at the end, if nothing is trained any more.

@@ -262,7 +262,8 @@ class Loop:
         self.epoch_ended = self.batches.epoch != self._seen_epoch
         self._seen_epoch = self.batches.epoch
         self.metrics = None
-        self._check_arrays()
+        # The model may have replaced an array that the optimizer steps.
+        check_replaced(self._structure, self.params, self.optimizer, f", after step {self.steps - 1} at the latest")
         if self.epoch_ended:
             self.epoch += 1
             self.history._columns["epoch_ends"].append(self.steps)
@@ -270,10 +271,6 @@ class Loop:
         for part in self.parts.values():
             part(self)
         self._plan_events()
-
-    def _check_arrays(self) -> None:
-        """ValueError if the model has replaced an array that the optimizer steps."""
-        check_replaced(self._structure, self.params, self.optimizer, f", after step {self.steps - 1} at the latest")
 
     def _check_end(self) -> None:
         if self.reason is None:

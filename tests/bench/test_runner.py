@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fastoptim import bench, cli, environment
-from fastoptim.bench import cases, report, results, runner, watch
+from fastoptim.bench import cases, load, report, results, runner
 from fastoptim.bench.subjects import SUBJECTS, Subject
 
 BRIEF = runner.Mode("quick", 60.0, (2, 3), 1, 20.0, 0.001)
@@ -216,17 +216,17 @@ def test_description_has_what_a_reader_needs_and_no_paths():
 
 def test_the_work_of_others_is_what_is_not_ours(monkeypatch):
     clock = {"now": 100.0, "busy": 50.0, "ours": 10.0}
-    monkeypatch.setattr(watch.time, "monotonic", lambda: clock["now"])
-    monkeypatch.setattr(watch, "_busy_seconds", lambda: clock["busy"])
-    monkeypatch.setattr(watch, "_seconds_of", lambda pids: clock["ours"])
-    monkeypatch.setattr(watch.os, "cpu_count", lambda: 2)
-    watching = watch.Watch([1, 2])
+    monkeypatch.setattr(load.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(load, "_busy_seconds", lambda: clock["busy"])
+    monkeypatch.setattr(load, "_seconds_of", lambda pids: clock["ours"])
+    monkeypatch.setattr(load.os, "cpu_count", lambda: 2)
+    meter = load.LoadMeter([1, 2])
     clock |= {"now": 101.0, "busy": 51.5, "ours": 11.0}
-    assert watching.others() == pytest.approx((0.5 - watch.CLOCK_SLACK) / 2)
+    assert meter.others() == pytest.approx((0.5 - load.CLOCK_SLACK) / 2)
     clock |= {"busy": 51.0}
-    assert watching.others() == 0.0
-    monkeypatch.setattr(watch, "_busy_seconds", lambda: None)
-    assert watching.others() == 0.0
+    assert meter.others() == 0.0
+    monkeypatch.setattr(load, "_busy_seconds", lambda: None)
+    assert meter.others() == 0.0
 
 
 def test_cpu_time_of_a_process_is_read():
@@ -236,8 +236,8 @@ def test_cpu_time_of_a_process_is_read():
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        assert watch._seconds_of([other.pid]) - watch._seconds_of([]) == pytest.approx(0.45, abs=0.1)
-        busy = watch._busy_seconds()
+        assert load._seconds_of([other.pid]) - load._seconds_of([]) == pytest.approx(0.45, abs=0.1)
+        busy = load._busy_seconds()
         assert busy is not None
         assert busy > 0.4
         other.communicate(b"\n")

@@ -137,7 +137,11 @@ MUTANTS = (
     *planted(
         TRAINING,
         (EVENTS,),
-        ("arrays that were replaced not looked for", "        self._check_arrays()\n", ""),
+        (
+            "arrays that were replaced not looked for",
+            "check_replaced(self._structure",
+            "(lambda *_: 0)(self._structure",
+        ),
         ("mean of an epoch with its skipped steps", "[epoch][loop.history.applied[epoch]]", "[epoch]"),
         ("rate compared before it is a float", "type(rate) is not float or rate != group", "rate != group"),
         (

@@ -1,4 +1,4 @@
-"""Watch how busy the machine is with other things while a benchmark runs."""
+"""Measures how busy other processes keep the machine while a benchmark runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _seconds_of(pids: Iterable[int]) -> float:
     return total
 
 
-class Watch:
+class LoadMeter:
     """Measures how much other processes use the machine while these ones work."""
 
     def __init__(self, pids: Iterable[int]):
