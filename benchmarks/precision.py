@@ -63,15 +63,14 @@ def text() -> tuple[np.ndarray, np.ndarray]:
 
 
 def digits_problem(source: str, hidden: tuple[int, ...], seed: int) -> Problem:
-    from digits import Network
+    from digits import Network, swap
 
     images, labels, _, _, _ = images_of(source)
     network, rng = Network((images.shape[1], *hidden, 10)), np.random.default_rng(seed)
     network.initialise(seed)
 
     def loss(params: Params, chosen: Any) -> float:
-        for name, p in network.params.items():
-            p[...] = params[name]
+        swap(network, params)
         return network.loss_and_gradients(images[chosen], labels[chosen])
 
     def gradients(params: Params) -> Params:

@@ -23,7 +23,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,55 +51,34 @@ def data() -> tuple[np.ndarray, np.ndarray]:
     return (x[order] / 16.0).astype(np.float32), y[order]
 
 
-def forward(params: dict[str, np.ndarray], x: np.ndarray) -> list[np.ndarray]:
-    layers = [x]
-    last = len(SIZES) - 2
-    for i in range(last + 1):
-        z = layers[-1] @ params[f"w{i}"] + params[f"b{i}"]
-        layers.append(z if i == last else np.maximum(z, 0))
-    return layers
+def train(name: str, lr: float, seed: int, x: np.ndarray, y: np.ndarray, full: bool) -> tuple[Any, Any, float]:
+    """The network and its parameters after training, and the mean loss of the last epoch."""
+    from digits import Network
 
-
-def loss_and_grad(params: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
-    layers = forward(params, x)
-    z = layers[-1] - layers[-1].max(axis=1, keepdims=True)
-    chance = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
-    loss = float(-np.log(chance[np.arange(len(y)), y] + 1e-30).mean())
-    back = chance
-    back[np.arange(len(y)), y] -= 1.0
-    back /= len(y)
-    grads = {}
-    for i in reversed(range(len(SIZES) - 1)):
-        grads[f"w{i}"], grads[f"b{i}"] = layers[i].T @ back, back.sum(axis=0)
-        back = (back @ params[f"w{i}"].T) * (layers[i] > 0)
-    return loss, grads
-
-
-def train(name: str, lr: float, seed: int, x: np.ndarray, y: np.ndarray, full: bool) -> tuple[dict[str, Any], float]:
-    """Parameters after training, and the mean loss of the last epoch."""
-    rng = np.random.default_rng(seed)
-    params = {}
-    for i, (a, b) in enumerate(pairwise(SIZES)):
-        params[f"w{i}"] = (rng.standard_normal((a, b)) * np.sqrt(2.0 / a)).astype(np.float32)
-        params[f"b{i}"] = np.zeros(b, np.float32)
-    opt = OPTIMIZERS[name](params, lr=lr, threads=1)
+    network, rng = Network(SIZES), np.random.default_rng(seed)
+    for p in network.params.values():
+        p[...] = rng.standard_normal(p.shape) * np.sqrt(2.0 / len(p)) if p.ndim == 2 else 0
+    opt = OPTIMIZERS[name](network.params, lr=lr, threads=1)
     losses = []
     for _ in range(EPOCHS):
         order = rng.permutation(len(x))
         losses = []
         batches = [order] if full else [order[i : i + BATCH] for i in range(0, len(x), BATCH)]
         for batch in batches * (FULL_STEPS if full else 1):
-            loss, grads = loss_and_grad(params, x[batch], y[batch])
-            losses.append(loss)
-            opt.step(grads)
+            losses.append(network.loss_and_gradients(x[batch], y[batch]))
+            opt.step(network.grads)
         if not np.isfinite(losses[-1]):
             break
     averaged = getattr(opt, "averaged", None)
-    return (averaged() if averaged else params), float(np.mean(losses))
+    return network, averaged() if averaged else network.params, float(np.mean(losses))
 
 
-def accuracy(params: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> float:
-    out = forward(params, x)[-1]
+def accuracy(network: Any, params: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> float:
+    """The share of right answers with these parameters; where an output is not finite, there is none."""
+    from digits import swap
+
+    swap(network, params)
+    out = network.outputs(x)[-1]
     return float(np.mean(np.where(np.isfinite(out).all(axis=1), out.argmax(axis=1), -1) == y))
 
 
@@ -131,12 +109,7 @@ def _mnist(seed: int, choosing: bool) -> Any:
         network.loss_and_gradients(images[chosen], labels[chosen])
         return network.grads
 
-    def score(params: dict[str, np.ndarray]) -> float:
-        for name, p in params.items():
-            network.params[name][...] = p
-        return 100 * network.accuracy(test_images, test_labels) if np.isfinite(network.params["w0"]).all() else 0.0
-
-    return network.params, gradients, score
+    return network.params, gradients, lambda params: 100 * accuracy(network, params, test_images, test_labels)
 
 
 def _gpt(seed: int, choosing: bool) -> Any:
@@ -188,19 +161,19 @@ def measure(name: str) -> dict[str, Any]:
     with np.errstate(all="ignore"):
         tried = {}
         for lr in RATES:
-            params, loss = train(name, lr, 0, x[part], y[part], full)
-            tried[lr] = (accuracy(params, x[held], y[held]), -loss if np.isfinite(loss) else -np.inf)
+            *trained, loss = train(name, lr, 0, x[part], y[part], full)
+            tried[lr] = (accuracy(*trained, x[held], y[held]), -loss if np.isfinite(loss) else -np.inf)
         best = max(tried, key=lambda lr: tried[lr])
         top = max(a for a, _ in tried.values())
         wide = [lr for lr in RATES if tried[lr][0] >= top - 0.01]
         runs = [train(name, best, seed, x[rest], y[rest], full) for seed in SEEDS]
-        found = [accuracy(params, x[test], y[test]) for params, _ in runs]
+        found = [accuracy(*trained, x[test], y[test]) for *trained, _ in runs]
     return {
         "lr": best,
         "good_rates": [min(wide), max(wide)],
         "accuracy": float(np.mean(found)),
         "spread": float(np.std(found)),
-        "loss": float(np.mean([loss for _, loss in runs])),
+        "loss": float(np.mean([loss for *_, loss in runs])),
     }
 
 

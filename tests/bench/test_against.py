@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks import against
 from tests.support import ROOT
 
-SCRIPT = ROOT / "benchmarks" / "against.py"
-
-
-@pytest.fixture
-def against(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    yield importlib.import_module("against")
-    sys.modules.pop("against", None)
+SCRIPT = against.__file__
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
 def test_a_build_beside_itself(tmp_path):
@@ -53,12 +44,12 @@ def test_a_folder_without_the_package_is_refused(tmp_path):
         ([0.9, 1.2, 1.2, 0.9, 1.2, 1.2] * 2, ""),  # a third of the rounds says the opposite
     ],
 )
-def test_verdicts(against, new, verdict):
+def test_verdicts(new, verdict):
     row = against.Timing([1.0] * 12, new).row("case", sittings=3)
     assert row["verdict"] == verdict and row["least_sitting"] <= row["ratio"] <= row["greatest_sitting"]
 
 
-def test_cases_have_names_of_their_own(against):
+def test_cases_have_names_of_their_own():
     for threads in (1, 2, 8):
         names = [case.name for case in against.all_cases(threads)]
         assert len(set(names)) == len(names) and all(case.kind in against.CASES for case in against.all_cases(threads))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import re
-import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 
+from benchmarks import readme_numbers
 from fastoptim.bench import charts, render, report, results, statistics
 from fastoptim.bench.subjects import SUBJECTS
 from tests.support import ROOT
@@ -252,14 +251,7 @@ def test_ticks():
     assert charts.number(0.5) == "0.5"
 
 
-@pytest.fixture
-def readme_numbers(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield importlib.import_module("readme_numbers")
-    sys.modules.pop("readme_numbers", None)
-
-
-def test_readme_numbers_cannot_drift(readme_numbers, document, tmp_path, capsys):
+def test_readme_numbers_cannot_drift(document, tmp_path, capsys):
     readme, source = tmp_path / "README.md", tmp_path / "results.json"
     source.write_text(json.dumps(document))
     readme.write_text(f"# Title\n{readme_numbers.BEGIN}\nold\n{readme_numbers.END}\nthe rest\n")
@@ -281,7 +273,7 @@ def test_readme_numbers_cannot_drift(readme_numbers, document, tmp_path, capsys)
     assert "readme_numbers.py" in capsys.readouterr().out
 
 
-def test_readme_without_markers_is_refused(readme_numbers):
+def test_readme_without_markers_is_refused():
     with pytest.raises(ValueError, match="needs one line"):
         readme_numbers.with_numbers("no markers", "text")
     with pytest.raises(ValueError, match="needs one line"):
