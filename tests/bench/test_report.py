@@ -187,7 +187,7 @@ def test_contents_lead_to_every_section(document):
     assert linked == headings[1:]
 
 
-def test_quartiles_make_the_same_report_as_rounds(readme_numbers, document):
+def test_quartiles_make_the_same_report_as_rounds(document):
     short = readme_numbers.condensed(document)
     assert len(short.splitlines()) < len(json.dumps(document, indent=1).splitlines()) / 10
     assert report.to_markdown(json.loads(short)) == report.to_markdown(document)
