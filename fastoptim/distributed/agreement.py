@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import __version__
 from ..arrays import layout
-from ..common.validation import choice, flag
+from ..common.validation import choice, count, flag
 from ..optimizers.base import Optimizer
 from ..optimizers.hyperparameters import text_of
 
@@ -31,14 +31,10 @@ def plain_optimizer(
 
 def options(reduction: Any, deterministic: Any, buffer_bytes: Any, overwrite_grads: Any) -> dict[str, Any]:
     """Check what `ShardedOptimizer` adds to the hyperparameters."""
-    if isinstance(buffer_bytes, bool) or not isinstance(buffer_bytes, int):
-        raise TypeError(f"buffer_bytes must be an int, got {buffer_bytes!r}")
-    if buffer_bytes < 1:
-        raise ValueError(f"buffer_bytes must be at least 1, got {buffer_bytes}")
     return {
         "reduction": choice("reduction", reduction, REDUCTIONS),
         "deterministic": flag("deterministic", deterministic),
-        "buffer_bytes": buffer_bytes,
+        "buffer_bytes": count("buffer_bytes", buffer_bytes),
         "overwrite_grads": flag("overwrite_grads", overwrite_grads),
     }
 

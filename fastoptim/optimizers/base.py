@@ -40,6 +40,13 @@ from .update import APPLIED, PLAIN, StepOptions
 _NOTHING, _AT_ONCE = object(), nullcontext()
 
 
+def _one_group(group: Mapping[str, Any]) -> tuple[Any, tuple[Members, ...]]:
+    """The structure of a group dict, and all its leaves as members of one group."""
+    params = listed(group["params"])
+    values = {name: value for name, value in group.items() if name != "params"}
+    return params, (Members(values, tuple(range(len(leaves_of(params))))),)
+
+
 @public
 @dataclass_transform(eq_default=False)  # what subclasses state are arguments, see `Family`
 class Optimizer:
@@ -78,30 +85,22 @@ class Optimizer:
         self._threads = resolve_threads(threads)
         self._start(defaults)
         self.max_norm, self.clip = max_norm, clip
+        grouped = self._model.grouped = is_grouped(params)
         if isinstance(params, GroupedParams):
-            leaves = leaves_of(params.params)
-            self._set_backend(
-                backend, [leaves[i] for m in params.groups for i in m.positions], state_dir, memory_budget
-            )
-            self._add_groups(params.params, params.groups)
-            return
-        self._model.grouped = is_grouped(params)
-        groups = (
-            [dict(group, params=listed(group["params"])) for group in params]
-            if self._model.grouped
-            else [{"params": params}]
-        )
-        arrays = [x for group in groups for x in leaves_of(group["params"])]
-        self._set_backend(backend, arrays, state_dir, memory_budget)
-        for group in groups:
-            self._add_group(group, prefixed=self._model.grouped)
-        if not self._model.parameters:
-            raise ValueError("there are no parameters to step")
-
-    def _set_backend(self, name: str, arrays: Sequence[Any], state_dir: Any, memory_budget: Any) -> None:
-        self._backend = self._resolve(name, tuple(arrays))
+            trees = [(params.params, params.groups)]
+        else:
+            trees = [_one_group(group) for group in (params if grouped else [{"params": params}])]
+        arrays: list[Any] = []
+        for tree, members in trees:
+            leaves = leaves_of(tree)
+            arrays += [leaves[i] for m in members for i in m.positions]
+        self._backend = self._resolve(backend, tuple(arrays))
         if state_dir is not None or memory_budget is not None:
             self._backend = OffloadBackend(self._backend, state_dir, memory_budget)
+        for tree, members in trees:
+            self._add_groups(tree, members, prefixed=grouped)
+        if not self._model.parameters:
+            raise ValueError("there are no parameters to step")
 
     def _start(self, defaults: dict[str, Any]) -> None:
         self._busy: Busy = []
@@ -128,7 +127,7 @@ class Optimizer:
         if not isinstance(group, Mapping) or "params" not in group:
             raise TypeError(NO_GROUP)
         with deferred_signals():
-            self._add_group(group, prefixed=True)
+            self._add_groups(*_one_group(group), prefixed=True)
             self._model.grouped = True
 
     def forget(self, names: Any) -> None:
@@ -152,11 +151,6 @@ class Optimizer:
                 self._drop_plan()
                 for i in chosen:
                     model.parameters[i].forget()
-
-    def _add_group(self, group: Mapping[str, Any], prefixed: bool) -> None:
-        params = listed(group["params"])
-        values = {name: value for name, value in group.items() if name != "params"}
-        self._add_groups(params, [Members(values, tuple(range(len(leaves_of(params)))))], prefixed)
 
     def _add_groups(
         self, params: Any, members: Sequence[Members], prefixed: bool = False, names: Sequence[str] | None = None
@@ -459,7 +453,7 @@ class Optimizer:
         if plan.arrays_version != model.changes[1]:
             plan.take_params(model.arrays())
             plan.changes, plan.arrays_version = model.changes, model.changes[1]
-            plan.leaves, plan.is_list = model.flatten, model.is_list and plan.update.in_c
+            plan.leaves, plan.is_list = model.leaves, model.is_list and plan.update.in_c
         plan.version = -1 if plan.unsettled else version
         return plan
 

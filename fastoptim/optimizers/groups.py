@@ -273,13 +273,9 @@ class Groups:
                 found.append(structure.rebuild(own, _entry(rest[i]) if self.grouped else rest))
         return found
 
-    def leaves(self, grads: Any) -> tuple[Any, ...]:
-        """The gradients in the order of the parameters; TypeError or ValueError for another structure."""
-        return self.flatten(grads)
-
     @property
-    def flatten(self) -> Callable[[Any], tuple[Any, ...]]:
-        """`leaves` as a function that serves until the groups change."""
+    def leaves(self) -> Callable[[Any], tuple[Any, ...]]:
+        """What puts gradients in the order of the parameters, until the groups change; an error for others."""
         return self._leaves_of_groups if self.grouped else self.structures[0].leaves
 
     @property

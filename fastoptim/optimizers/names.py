@@ -16,28 +16,12 @@ from .schedule_free import ASGD, ScheduleFreeAdamW, ScheduleFreeSGD
 from .sgd import SGD
 from .sign import Lion, Rprop, SignSGD, Signum
 
-FAMILIES: dict[str, type[Family]] = {
-    "rmsprop": RMSprop,
-    "adagrad": Adagrad,
-    "adadelta": Adadelta,
-    "adamax": Adamax,
-    "nadam": NAdam,
-    "radam": RAdam,
-    "rprop": Rprop,
-    "asgd": ASGD,
-    "lion": Lion,
-    "signsgd": SignSGD,
-    "signum": Signum,
-    "adabelief": AdaBelief,
-    "adopt": ADOPT,
-    "yogi": Yogi,
-    "laprop": LaProp,
-    "ademamix": AdEMAMix,
-    "adan": Adan,
-    "ftrl": FTRL,
-    "lamb": LAMB,
-    "lars": LARS,
-    "novograd": NovoGrad,
+_FAMILIES: tuple[type[Family], ...] = (
+    *(RMSprop, Adagrad, Adadelta, Adamax, NAdam, RAdam, Rprop, ASGD, Lion, SignSGD, Signum),
+    *(AdaBelief, ADOPT, Yogi, LaProp, AdEMAMix, Adan, FTRL, LAMB, LARS, NovoGrad),
+)
+FAMILIES = {
+    **{cls.__name__.lower(): cls for cls in _FAMILIES},
     "schedule_free_sgd": ScheduleFreeSGD,
     "schedule_free_adamw": ScheduleFreeAdamW,
 }

@@ -82,10 +82,6 @@ class ScheduleFree(Family):
         train = NotNeeded("gradients are always taken at the parameters")
         eval = NotNeeded("validate with what averaged() returns")
 
-    @staticmethod
-    def _beta(group: Any) -> float:
-        raise NotImplementedError
-
     def averaged(self, params: Any = None) -> Any:
         """Return the averages x as new NumPy arrays, in the structure of the parameters: what to validate and to use.
 
@@ -126,8 +122,9 @@ class ScheduleFree(Family):
                 y = backend.host_copy(entry.get(MASTER, y)).astype(compute)
                 z = {name: backend.host_copy(entry[name]) for name in ("z", scale_name("z")) if name in entry}
                 moved = z["z"] if compute == np.float64 else unpack("z", z, square=False)
+                beta = float(q.group["momentum"] if "momentum" in q.group else q.group["betas"][0])
                 with np.errstate(all="ignore"):
-                    x = y + compute.type(1.0 - 1.0 / self._beta(q.group)) * (moved - y)
+                    x = y + compute.type(1.0 - 1.0 / beta) * (moved - y)
                     averages.append(x.astype(q.dtype))
             return averages
 
@@ -196,10 +193,6 @@ class ScheduleFreeSGD(ScheduleFree):
         coefficients = partial(k.schedule_free_sgd_coefficients, o.lr, o.momentum, *weights)
         return spec_of("schedule_free_sgd", o, coefficients, advance=partial(k.schedule_free_advance, o.lr, *weights))
 
-    @staticmethod
-    def _beta(group: Any) -> float:
-        return float(group["momentum"])
-
 
 @public
 class ScheduleFreeAdamW(ScheduleFree):
@@ -263,7 +256,3 @@ class ScheduleFreeAdamW(ScheduleFree):
         )
         advance = partial(k.schedule_free_advance, o.lr, *weights)
         return spec_of("schedule_free_adamw", o, coefficients, weight_decay=0.0, advance=advance)
-
-    @staticmethod
-    def _beta(group: Any) -> float:
-        return float(group["betas"][0])

@@ -215,7 +215,9 @@ def make_plan(
     lazy: bool = False,
 ) -> Plan:
     """Sort parameters into runs, make the states that they lack, and bind them."""
-    members = members_of(model, specs, storage)
+    members = [
+        member_of(q.name, q.shape, q.dtype, specs[id(q.group)], storage, q.number, q.first) for q in model.parameters
+    ]
     states = _all_states(model, specs, members, backend)
     counter = count_of_steps()
     measures = any(spec.measured is not None for spec in specs.values())
@@ -243,13 +245,6 @@ def make_plan(
     kernels = [run.spec.kernel for run in made]
     update = Update(backend, Runs(kernels, run_of, members), threads, counter, skipped, lazy, made)
     return Plan(made, run_of, update, counter)
-
-
-def members_of(model: Groups, specs: Mapping[int, UpdateSpec], storage: Storage) -> list[Member]:
-    """What is expected of every parameter, and how it is stored."""
-    return [
-        member_of(q.name, q.shape, q.dtype, specs[id(q.group)], storage, q.number, q.first) for q in model.parameters
-    ]
 
 
 def check_members(model: Groups, group: ParamGroup, spec: UpdateSpec, storage: Storage) -> None:

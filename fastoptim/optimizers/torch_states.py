@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -220,8 +219,7 @@ def _following(kind: type[Optimizer], hyper: Mapping[str, Any], t: int) -> dict[
 
 def _conventions(kind: type[Optimizer]) -> dict[str, Any]:
     """Hyperparameters at their defaults, where what torch has no name for is what torch computes."""
-    parameters = signature(kind.__init__).parameters
-    return {name: parameters[name].default for name in kind._names}
+    return {name: getattr(kind, name).default for name in kind._names}
 
 
 def _check_conventions(kind: type[Optimizer], hyper: Mapping[str, Any]) -> None:
