@@ -31,18 +31,7 @@ def small_dtype(name: str) -> np.dtype[Any] | None:
 
 
 class Storage(NamedTuple):
-    """What an optimizer was asked to store its arrays in.
-
-    Attributes
-    ----------
-    state_dtype : {None, "float32", "bfloat16", "float8"}
-        None: as the parameter is computed.
-    rounding : {"stochastic", "nearest"}
-    master : bool
-        Whether bfloat16 and float16 parameters have a float32 copy among the states.
-    seed : int
-        Of the dithers.
-    """
+    """What an optimizer was asked to store its arrays in; see `fastoptim.SGD`."""
 
     state_dtype: str | None = None
     rounding: str = "stochastic"

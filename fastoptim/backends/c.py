@@ -74,14 +74,8 @@ class CPlan:
     Parameters
     ----------
     runs : sequence of (rule number, decay)
-        What kernels there are.
-    run_of : sequence of int
-        The run that each member belongs to.
-    members : sequence of Member
     counter : array of one 64-bit integer
         Its only item grows by one with each step that was applied, whatever interrupts the caller then.
-    threads : int
-        How many threads a step may use.
     states : sequence of int, optional
         How many states the members of each run have; by default as many as its rule.
     lazy : bool

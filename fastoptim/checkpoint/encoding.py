@@ -36,10 +36,7 @@ _SMALL = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
 def encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     """Turn `value` into what JSON can hold; arrays go to `arrays` under the path where they were found.
 
-    Raises
-    ------
-    TypeError
-        Something that a checkpoint cannot hold; it names the path.
+    TypeError, which names the path, for what a checkpoint cannot hold.
     """
     if isinstance(value, (np.ndarray, np.generic)):
         if isinstance(value, np.ma.MaskedArray) or dtype_name(value.dtype) is None:

@@ -34,14 +34,8 @@ class CheckpointError(ValueError):
 def check_target(path: Any) -> None:
     """Raise what would keep `write` from putting a file there: a file is made beside it, and removed.
 
-    Raises
-    ------
-    FileNotFoundError
-        The folder is missing.
-    ValueError
-        `path`, or where the previous checkpoint is to go, is a folder or device.
-    OSError
-        The folder is read-only, or the name too long; it names the file.
+    FileNotFoundError for a missing folder; ValueError where `path`, or the place of the previous checkpoint, is a
+    folder or device; OSError, which names the file, where the folder is read-only or the name too long.
     """
     target = os.path.realpath(os.fspath(path))
     check_replaceable(target)

@@ -71,9 +71,6 @@ class deferred_signals:
     run, whatever others raise; what the last one raises has the others' exceptions as its context. Signals without a
     handler in Python do what they always do. In other threads than the main one, where no handler ever runs, nothing is
     done.
-
-    >>> with deferred_signals():
-    ...     pass
     """
 
     __slots__ = ("_actions", "_came", "_handlers", "_left", "_over")

@@ -37,10 +37,7 @@ def _quota() -> int:
 def threads_from_environment() -> int | None:
     """Read FASTOPTIM_NUM_THREADS, or else OMP_NUM_THREADS; None if neither holds a number.
 
-    Raises
-    ------
-    ValueError
-        FASTOPTIM_NUM_THREADS is set to something else than a number from 1 to `MOST`.
+    ValueError if the first is set to something else than a number from 1 to `MOST`.
     """
     text = os.environ.get("FASTOPTIM_NUM_THREADS")
     if text:

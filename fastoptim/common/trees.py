@@ -24,20 +24,8 @@ def instead_of_function(tree: Tree) -> str:
 class Structure:
     """The shape of a tree, and a way to flatten other trees of the same shape.
 
-    Parameters
-    ----------
-    tree : array, sequence, mapping or nesting of these
-        Whatever is neither a sequence nor a mapping is a leaf.
-
-    Attributes
-    ----------
-    names : tuple of str
-        One dotted path per leaf, ``"0"`` for a tree that is a single array.
-
-    Raises
-    ------
-    ValueError
-        Two leaves have the same name.
+    Whatever is neither a sequence nor a mapping is a leaf. `names` holds a dotted path for each, ``"0"`` for a tree
+    that is a single array; ValueError if two are the same.
     """
 
     __slots__ = ("_children", "_flat", "_keys", "_pick", "names")
@@ -73,24 +61,10 @@ class Structure:
         return self._flat and isinstance(self._keys, int)
 
     def leaves(self, tree: Tree, what: str = "gradients") -> tuple[Any, ...]:
-        """Flatten a tree of this structure; mappings may have their names in any order.
+        """Flatten a tree of this structure, in the order of `names`.
 
-        Parameters
-        ----------
-        tree : same structure
-            The kinds of sequences and mappings may differ from those of the structure's own tree.
-        what : str
-            What errors call it.
-
-        Returns
-        -------
-        tuple
-            In the order of `names`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            The structure differs; the error names the path.
+        Sequences and mappings may be of other kinds than those of the structure's own tree, and mappings have their
+        names in any order. TypeError or ValueError that names the path in `what` if the structure differs.
         """
         keys = self._keys
         if keys is None:

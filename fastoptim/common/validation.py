@@ -164,16 +164,7 @@ def limit_of(dtype: np.dtype[Any]) -> float:
 def check_range(name: str, value: float, dtype: np.dtype[Any], may_vanish: bool = False) -> None:
     """ValueError if a finite `value` is infinite in the compute type `dtype`, or zero there without being zero.
 
-    Parameters
-    ----------
-    name : str
-        What the error calls it.
-    value : float
-        A hyperparameter, or what was computed of some, before it is rounded to `dtype`.
-    dtype : dtype
-        float32 or float64.
-    may_vanish : bool
-        Whether it may round to zero, as a learning rate does at the end of a schedule; an eps or a grad_scale may not.
+    A rate `may_vanish`, at the end of a schedule; an eps or a grad_scale may not.
     """
     vanishing, overflowing = _RANGES[dtype]
     size = abs(value)

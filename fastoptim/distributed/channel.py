@@ -42,12 +42,9 @@ class Buffers:
 
 
 class Channel:
-    """Send and receive on a communicator of its own, so that nobody else's messages mix in.
+    """Send and receive on a communicator of its own, a duplicate of `comm`, so that no others' messages mix in.
 
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Intracomm
-        All its ranks must take part.
+    All ranks of `comm` must take part.
 
     Attributes
     ----------

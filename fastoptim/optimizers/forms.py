@@ -81,13 +81,7 @@ def _step(
     backend: str,
     threads: int | None,
 ) -> None:
-    """One step of `cls` on an array that the caller owns, with what `state` holds; `state` is empty at the start.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Bad array, state or hyperparameter; nothing was changed.
-    """
+    """One step of `cls` on an array that the caller owns, with what `state` holds: nothing at the start."""
     if type(grad_scale) is float and grad_scale == 1.0 and _counted(cls, p, g, state, values, backend, threads):
         return
     if not isinstance(state, dict):

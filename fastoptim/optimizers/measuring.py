@@ -46,13 +46,7 @@ class Asked:
 
 
 class Measuring:
-    """The measures of all parameters of an `Update`, each of which has a run of its own.
-
-    Parameters
-    ----------
-    backend, runs, asking, threads
-        As for `Update`.
-    """
+    """The measures of all parameters of an `Update`, each of which has a run of its own."""
 
     def __init__(self, backend: Backend, runs: Runs, asking: Sequence[Asking], threads: int) -> None:
         self._backend, self._runs, self._threads = backend, asking, threads

@@ -29,12 +29,6 @@ class ArrayStep:
     """Steps arrays by one kernel, whatever their shapes: small ones by one native call each.
 
     What the environment says about backend and threads is looked up where it has changed since the last call.
-
-    Parameters
-    ----------
-    kernel : Kernel
-    backend, threads
-        As for `fastoptim.SGD`.
     """
 
     __slots__ = ("_backend", "_kernel", "_native", "_threads", "_values")

@@ -31,15 +31,7 @@ def extra_part(extra: Any) -> dict[str, Any]:
 
 
 def load_optimizer(optimizer: Savable, path: Any, strict: bool = True) -> tuple[Any, IncompatibleKeys]:
-    """Read what `save_optimizer` or `fit` wrote into `optimizer` and its parameters, in place.
-
-    Returns the `extra` that it was saved with, and what did not fit.
-
-    Raises
-    ------
-    CheckpointError
-        The file is not a whole checkpoint, or one of other parameters or another optimizer; nothing was changed.
-    """
+    """Do what ``optimizer.load`` does; returns the `extra` that it was saved with, and what did not fit."""
     strict = flag("strict", strict)
     with names_previous(path):
         path, tree, _ = read_optimizer(path)

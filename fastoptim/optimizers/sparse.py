@@ -64,18 +64,8 @@ def touches_rows_alone(given: Rows, scale: float, lazy: bool) -> bool:
 class SparseStep:
     """One step, checked and prepared before anything is written, where no native plan takes it.
 
-    Parameters
-    ----------
-    backend : Backend
-    kernels : sequence of Kernel
-        One for each run.
-    run_of : sequence of int
-        The run of each parameter.
-    checked : list of (name, parameter, gradient, states, how they are stored)
-        Gradients are arrays, None or `Rows` for which `check_rule` was asked.
-    lazy : bool
-        Whether Rows are lazy without saying so.
-    threads : int
+    `checked` has (name, parameter, gradient, states, how they are stored) of each parameter; gradients are arrays, None
+    or `Rows` for which `check_rule` was asked. If `lazy`, Rows are lazy without saying so.
     """
 
     def __init__(

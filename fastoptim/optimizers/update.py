@@ -118,10 +118,8 @@ class Update:
 
     Parameters
     ----------
-    backend : Backend
     runs : Runs
         The kernels, and what is expected of each parameter.
-    threads : int
     counter : array of one 64-bit integer, optional
         Its only item grows by one with each step that every parameter has taken.
     skipped : callable, optional

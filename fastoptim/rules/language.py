@@ -251,12 +251,8 @@ def own_rule(
 ) -> Rule:
     """The rule that a user's function states, with the function's names of the coefficients.
 
-    Raises
-    ------
-    TypeError, ValueError
-        It is no function written with ``def``, or its source cannot be found.
-    SyntaxError
-        It holds something else than exact operations; the message names it and its line.
+    TypeError or ValueError if it was not written with ``def``, or its source cannot be found; SyntaxError, which names
+    what and its line, if it holds something else than exact operations.
     """
     reader = _source(function)
     coefficients = reader.arguments(states)
