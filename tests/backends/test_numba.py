@@ -360,31 +360,22 @@ def test_compiled_kernels_fuse_nothing_and_are_vectorised(tmp_path):
         assert (name, fused, vectorised, real) == (name, "0", "True", "True")
 
 
-def test_switched_off_compiler_is_named():
+@pytest.mark.parametrize(
+    ("missing", "switched_off", "said"),
+    [("nothing", "1", "NUMBA_DISABLE_JIT"), ("numba", "0", "pip install 'fastoptim[numba]'")],
+)
+def test_a_numba_that_cannot_compile_is_named(missing, switched_off, said):
     out = python(
-        """
+        f"""
+        sys.modules["{missing}"] = None
         try:
             fo.SGD(np.ones(3), backend="numba")
         except ImportError as error:
             print(error)
         """,
-        NUMBA_DISABLE_JIT="1",
+        NUMBA_DISABLE_JIT=switched_off,
     )
-    assert "NUMBA_DISABLE_JIT" in out
-    assert len(out.splitlines()) == 1
-
-
-def test_missing_numba_is_named():
-    out = python(
-        """
-        sys.modules["numba"] = None
-        try:
-            fo.SGD(np.ones(3), backend="numba")
-        except ImportError as error:
-            print(error)
-        """
-    )
-    assert "pip install 'fastoptim[numba]'" in out
+    assert said in out
     assert len(out.splitlines()) == 1
 
 

@@ -119,7 +119,7 @@ def test_thread_counts_of_any_length(monkeypatch, digits):
     assert resolve_threads(None) == 3
 
 
-@pytest.mark.parametrize("text", ["", " ", "x", "-1", "0", "1.5", ",4", "0" * 5000])
+@pytest.mark.parametrize("text", ["", " ", "x", "-1", "0", "1.5", "²", ",4", "0" * 5000])
 def test_what_is_no_count_of_threads(monkeypatch, text):
     monkeypatch.delenv("FASTOPTIM_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

@@ -426,7 +426,9 @@ def test_rows_of_low_precision_have_the_bits_of_the_dense_step(backend):
                         flat = (np.asarray(y).reshape(-1)[part].tobytes() for y in (x, whole[name]))
                         assert len(set(flat)) == 1, (T, options, t, name)
     short = np.ones((4, 2), np.float32)
-    with pytest.raises(ValueError, match="float8 states have one scale for 128 elements, which rows of 2 would share"):
+    with pytest.raises(
+        ValueError, match="'0': float8 states have one scale for 128 elements, which rows of 2 would share"
+    ):
         fo.SparseAdam(short, backend=backend, state_dtype="float8").step(fo.Rows([1], np.ones((1, 2), np.float32)))
     assert (short == 1).all()
 

@@ -311,13 +311,6 @@ REFUSED = {
         TypeError, "'p'.*float32 or float64 .*got bfloat16: convert it, x.astype"),
     "clipping in place": (
         lambda: fo.clip_grad_norm([np.ones(3, "f2")], 1.0), TypeError, "float32 or float64 .*got float16"),
-    "rows of a table": (
-        lambda: fo.Adam(np.ones((3, 2), "f4"), state_dtype="float8").step(
-            fo.Rows(np.array([1]), np.ones((1, 2), "f4"))
-        ),
-        ValueError,
-        "'0': float8 states have one scale for 128 elements, which rows of 2 would share",
-    ),
     "a norm alone": (lambda: fo.grad_norm([np.ones(3, ml_dtypes.bfloat16)]), TypeError, "'0'.*bfloat16"),
     "adapter: an array": (lambda: per_array.update(np.ones(3, "f2"), np.ones(3, "f2")), TypeError, "'0'.*float16"),
     "adapter: its states": (

@@ -94,36 +94,6 @@ def test_c_equals_numpy_over_any_history(tree, optimizer, history, seed, threads
         assert all(np.array_equal(value, states[1][name][slot], equal_nan=True) for slot, value in entry.items())
 
 
-@settings(max_examples=60, deadline=None)
-@given(trees, optimizers, st.integers(0, 2**32), st.integers(0, 3), st.integers(0, 3))
-def test_saving_between_steps_changes_nothing(tree, optimizer, seed, before, after):
-    cls, hyper = optimizer
-    rng = np.random.default_rng(seed)
-    params = filled(tree, rng)
-    grads = [filled(tree, rng) for _ in range(before + after)]
-    opt = cls(params, backend="c", **hyper)
-    for g in grads[:before]:
-        opt.step(g)
-    resumed = copy.deepcopy(params)
-    other = cls(resumed, backend="c")
-    other.load_state_dict(opt.state_dict())
-    for g in grads[before:]:
-        opt.step(g)
-        other.step(g)
-    assert all(same_bits(a, b) for a, b in zip(leaves(params), leaves(resumed), strict=True))
-
-
-@settings(max_examples=60, deadline=None)
-@given(trees)
-def test_structures_rebuild_what_they_flatten(tree):
-    params = filled(tree, np.random.default_rng(0))
-    structure = Structure(params)
-    flat = structure.leaves(params)
-    assert len(flat) == len(structure.names) == len(set(structure.names))
-    again = structure.leaves(structure.rebuild(flat))
-    assert all(a is b for a, b in zip(flat, again, strict=True))
-
-
 @settings(max_examples=200, deadline=None)
 @given(hnp.arrays(np.float64, st.integers(0, 300)), st.integers(1, 4), st.sampled_from(["c", "numpy"]))
 def test_norm_is_what_exact_arithmetic_says(g, threads, backend):

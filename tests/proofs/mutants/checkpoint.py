@@ -11,7 +11,7 @@ SAVING, FILES, SLICES, FITTING, RANKS, SIGNALS, ARGUMENTS, TREES = (
         "checkpoint/test_files",
         "checkpoint/test_slices",
         "training/test_training",
-        "distributed/test_ranks_and_files",
+        "distributed/test_distributed",
         "common/test_signals",
         "common/test_validation",
         "common/test_trees",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .mutant import Mutant, planted
 
 CODECS, STORED = "tests/rules/test_codecs.py", "tests/optimizers/test_storage.py"
-SHARDED = "tests/distributed/test_fewer_bits.py"
+SHARDED = "tests/distributed/test_distributed.py::test_states_in_fewer_bits_saved_by_two_loaded_by_any_number"
 FILE = "fastoptim/rules/codecs.py"
 
 MUTANTS: tuple[Mutant, ...] = (
