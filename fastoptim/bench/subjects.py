@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,16 +39,6 @@ class Stepper:
     # to nothing, "divide" does one square root and one division per element, "dense" steps a whole table.
     roofline_loops: dict[str, Callable[[], Callable[[], Any]]] = field(default_factory=dict)
     state_bytes: Callable[[], int] | None = None  # called after the first steps: what is kept beside the parameters
-
-
-def settle(step: Callable[[], Any]) -> None:
-    """Step until the C backend has found out whether threads pay.
-
-    Of steps that follow at once, and of those after a pause, it gives the second and third to the caller alone.
-    """
-    for pause in (0, 0, 0, 0, 1e-3, 1e-3, 1e-3, 1e-3):
-        time.sleep(pause)
-        step()
 
 
 ALL_SECTIONS = ("size", "list", "launch", "training", "clip", "rows")

@@ -16,7 +16,7 @@ from ..rules.table import rules_of
 from .ranks import Ranks, whole_of
 
 
-class Deciding:
+class DecidingStates:
     """Copies of the master copies of 16-bit parameters, or of all states of a rule that gives the parameter itself.
 
     Put back with the parameters, they make the optimizer go on from those, and `averaged` return what it did then.
@@ -60,7 +60,7 @@ class Deciding:
         return kept
 
 
-def deciding_states(optimizer: Any, ranks: Ranks, averaged: bool) -> Deciding | None:
+def deciding_states(optimizer: Any, ranks: Ranks, averaged: bool) -> DecidingStates | None:
     """What keeps them, if the optimizer has any; ValueError if what is to be put back cannot be decided so."""
     whole = whole_of(optimizer)
     if not isinstance(whole, Optimizer):
@@ -80,4 +80,4 @@ def deciding_states(optimizer: Any, ranks: Ranks, averaged: bool) -> Deciding | 
             f"restore_best: {what}, which several processes keep in slices: leave it out, and load the best "
             "checkpoint, <name>.best<suffix>, at the end"
         )
-    return Deciding(whole, every)
+    return DecidingStates(whole, every)

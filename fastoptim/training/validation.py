@@ -14,7 +14,7 @@ from ..checkpoint.files import CheckpointError
 from ..common.signals import deferred_signals
 from ..common.trees import Entries
 from ..common.validation import choice
-from .best_states import Deciding
+from .best_states import DecidingStates
 from .data import Minibatches
 from .history import saved_count
 from .loop import Loop, LossAndGrad, checked_loss, frozen_arrays, named_arrays
@@ -61,7 +61,7 @@ class Validation:
         restore_best: bool,
         validated: Callable[[], Any],
         averaged: bool,
-        deciding: Deciding | None,
+        deciding: DecidingStates | None,
     ):
         if mode is None and monitor != "loss":
             raise ValueError(f"monitor={monitor!r}: say whether less or more of it is better, mode='min' or mode='max'")
