@@ -305,6 +305,8 @@ def test_links_modes_and_relative_paths(tmp_path, monkeypatch):
     finally:
         os.umask(before)
     assert (tmp_path / "link.ckpt").is_symlink() and (tmp_path / "real" / "a.ckpt").stat().st_mode & 0o777 == 0o640
+    files.replace(tmp_path / "link.ckpt", b"a picture")
+    assert (tmp_path / "link.ckpt").is_symlink() and (tmp_path / "real" / "a.ckpt").read_bytes() == b"a picture"
     monkeypatch.chdir(tmp_path)
     format.write("b.ckpt", 2, kind="test")
     assert format.read("b.ckpt", kind="test") == 2

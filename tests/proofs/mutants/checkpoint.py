@@ -46,9 +46,13 @@ MUTANTS = (
         ("another writer's files taken for its own", "temporary_pattern(re.escape(name))", "temporary_pattern('.*')"),
         (
             "link replaced instead of its target",
-            "target = os.path.realpath(os.fspath(path))",
-            "target = os.fspath(path)",
-            1,
+            "target = os.path.realpath(os.fspath(path))\n    files.check",
+            "target = os.fspath(path)\n    files.check",
+        ),
+        (
+            "link to a picture replaced instead of its target",
+            "target = os.path.realpath(os.fspath(path))\n    if os.path.exists",
+            "target = os.fspath(path)\n    if os.path.exists",
         ),
         ("scalars come back as arrays", 'array[()] if form == "scalar"', 'array if form == "scalar"'),
         ("Fortran order lost", 'np.asfortranarray(array) if form == "F" else array', "array"),
