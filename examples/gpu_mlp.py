@@ -167,22 +167,7 @@ class GpuNetwork:
 class CpuNetwork(Network):
     """The same network in NumPy."""
 
-    def __init__(self, params: dict[str, np.ndarray]):
-        super().__init__((*params["w0"].shape, CLASSES))
-        for name, p in params.items():
-            self.params[name][...] = p
-
     mean_loss = staticmethod(float)  # `loss_and_gradients` returns it
-
-
-def first_weights(inputs: int, hidden: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {
-        "w0": (rng.standard_normal((inputs, hidden)) * math.sqrt(2 / inputs)).astype(np.float32),
-        "b0": np.zeros(hidden, np.float32),
-        "w1": (rng.standard_normal((hidden, CLASSES)) * math.sqrt(2 / hidden)).astype(np.float32),
-        "b1": np.zeros(CLASSES, np.float32),
-    }
 
 
 def train(network: Any, backend: str, data: Sequence[np.ndarray], options: argparse.Namespace) -> list[tuple]:
@@ -218,11 +203,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     product = options.matmul or ("cupy" if find_spec("cupy") and not SIMULATED else "tiles")
     *data, source = digits(options.data)
     data = [*(x[: options.train] for x in data[:2]), *(x[: options.test] for x in data[2:])]
-    params = first_weights(data[0].shape[1], options.hidden)
+    network = CpuNetwork((data[0].shape[1], options.hidden, CLASSES))
+    network.initialise(seed=0)
     device = "simulator" if SIMULATED else cuda.get_current_device().name
     print(f"{source}: {len(data[0])} images to learn from, {len(data[2])} to test on; {device}, products by {product}")
-    gpu = train(GpuNetwork(params, options.batch, product), "cuda", data, options)
-    cpu = train(CpuNetwork(params), "auto", data, options)
+    gpu = train(GpuNetwork(network.params, options.batch, product), "cuda", data, options)
+    cpu = train(network, "auto", data, options)
     print(f"{'epoch':>5} {'GPU loss':>10} {'CPU loss':>10} {'GPU accuracy':>13} {'CPU accuracy':>13}")
     for epoch, (ours, theirs) in enumerate(zip(gpu, cpu, strict=True), 1):
         print(f"{epoch:5} {ours[0]:10.5f} {theirs[0]:10.5f} {ours[1]:13.4f} {theirs[1]:13.4f}")
