@@ -98,18 +98,10 @@ def _flush(status: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status.
+    """Run one command, by default that of this process, and return its exit status.
 
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        The command and its options; by default those of this process.
-
-    Returns
-    -------
-    int
-        0 if it worked, 2 if it could not be done (standard error says why, in one line), 130 after Ctrl-C, 141 if
-        nobody reads standard output any more.
+    That is 0 if it worked, 2 if it could not be done (standard error says why, in one line), 130 after Ctrl-C, 141 if
+    nobody reads standard output any more.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -127,14 +127,8 @@ class Collection:
     """A count of steps, and one fused update over any choice of keys, whose states lie in dicts.
 
     A step happens whole, whatever a signal's handler raises and whatever a target refuses: states, values and the count
-    are written by one call of C, within which no handler runs, or with signals deferred; and are put back.
-
-    Parameters
-    ----------
-    rule : str
-        A name in `fastoptim.rules.table.RULES`.
-    called : tuple of str
-        What errors call its states.
+    are written by one call of C, within which no handler runs, or with signals deferred; and are put back. `rule` and
+    `called` are those of `RuleUpdate`.
     """
 
     def __init__(self, rule: str, called: tuple[str, ...] = ()):

@@ -27,14 +27,8 @@ from ..rules.table import RULES, Kernel
 class RuleUpdate:
     """``update(params, grads, states, coefficients)``, in place, repeatable at the cost of one native call.
 
-    Parameters
-    ----------
-    rule : str
-        A name in `fastoptim.rules.table.RULES`.
-    counter : array of one 64-bit integer, optional
-        Its only item grows by one with each step, within the step.
-    called : tuple of str
-        What errors call the states, where the caller has names of its own.
+    `rule` is a name in `fastoptim.rules.table.RULES`; `called` is what errors call its states, where the caller has
+    names of its own. The only item of `counter` grows by one with each step, within the step.
     """
 
     def __init__(self, rule: str, *, counter: MutableSequence[int] | None = None, called: tuple[str, ...] = ()):

@@ -18,18 +18,10 @@ from .cases import full_cases, quick_cases
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
+    """Run the command and return its exit status.
 
-    Returns
-    -------
-    int
-        0 if it worked, 130 after Ctrl-C (with a report of what was measured); of ``compare``, 1 if something became
-        significantly slower.
-
-    Raises
-    ------
-    ValueError, OSError
-        If an option or a file cannot be used; before anything is measured.
+    That is 0 if it worked, 130 after Ctrl-C (with a report of what was measured); of ``compare``, 1 if something became
+    significantly slower. ValueError or OSError, before anything is measured, for an option or a file of no use.
     """
     if arguments and arguments[0] == "compare":
         return _compare(arguments[1:])

@@ -90,22 +90,9 @@ def _check(value: Any, shape: Any, where: str) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a results document.
+    """Read results.json, or that of a folder, and check it as far as a comparison reads it.
 
-    Parameters
-    ----------
-    path : Path
-        results.json, or the folder that holds it.
-
-    Returns
-    -------
-    dict
-        The document, checked as far as a comparison reads it; texts are fit for a terminal.
-
-    Raises
-    ------
-    ValueError
-        If the file is something else, too large or damaged; the message names the place.
+    Texts are fit for a terminal. ValueError, which names the place, if it is something else, too large or damaged.
     """
     path = path / "results.json" if path.is_dir() else path
     if path.exists() and not path.is_file():

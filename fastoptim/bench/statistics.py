@@ -45,11 +45,8 @@ def summarise(values: Values) -> Summary:
 def verdict(ratios: Values) -> str:
     """Judge how many times faster one of two was, round by round.
 
-    Returns
-    -------
-    str
-        "win" or "loss" where the whole interquartile range lies above 1 or below .99, "tie" elsewhere, and "unknown"
-        where fewer than `FEWEST_ROUNDS` rounds show no spread to judge by.
+    "win" or "loss" where the whole interquartile range lies above 1 or below .99, "tie" elsewhere, and "unknown" where
+    fewer than `FEWEST_ROUNDS` rounds show no spread to judge by.
     """
     _, q1, q3, rounds = summarise(ratios)
     if rounds < FEWEST_ROUNDS:

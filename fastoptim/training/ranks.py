@@ -19,13 +19,7 @@ def whole_of(optimizer: Any) -> Any:
 
 
 class Ranks:
-    """The processes that train together by one optimizer, or the only one.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Intracomm or None
-        The optimizer's communicator.
-    """
+    """The processes that train together by one optimizer, which has the communicator `comm`, or the only one."""
 
     def __init__(self, comm: Any):
         self._comm = comm

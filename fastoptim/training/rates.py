@@ -19,18 +19,15 @@ from .validation import Validation
 class Rates:
     """Set rates that are numbers, and tell every `Plateau` what is monitored; part of `Loop`.
 
-    Attributes
-    ----------
-    schedules : dict of str to tuple of callables or None
-        Of "lr" and other hyperparameters, where there are any: one for all groups or one for each, None for a group
-        whose value stays what it is.
+    `schedules` holds those of "lr" and other hyperparameters, where there are any: one for all groups or one for each,
+    None for a group whose value stays what it is.
     """
 
     def __init__(self, lr: Any, optimizer: Any, validation: Validation | None, schedules: Any = None):
         self._optimizer, self._validation = optimizer, validation
         self._given = given = _given(lr, optimizer)
         self._others = _others(schedules, optimizer)
-        self.schedules = dict(self._others)
+        self.schedules: dict[str, tuple[Any, ...]] = dict(self._others)
         if any(map(callable, given)):
             self.schedules["lr"] = tuple(x if callable(x) else None for x in given)
         parts = parts_of((*given, *self._others.values()))

@@ -16,20 +16,9 @@ from ..checkpoint import format
 def rehearse(paths: Sequence[str], state: Mapping[str, Any], optimizer: Any, apart: bool) -> None:
     """Write a file with the names but not the numbers of a checkpoint, where those will go, and remove it.
 
-    Parameters
-    ----------
-    paths : sequence of str
-        Where checkpoints will go: the longest name counts.
-    state : mapping
-        The loop's part.
-    apart : bool
-        Whether the optimizer will write files of its own, which have longer names.
-
-    Raises
-    ------
-    OSError, ValueError, TypeError
-        The folder cannot be written to, a name is too long; there are too many arrays; the state holds what no
-        checkpoint can hold.
+    Of `paths` the longest name counts. `state` is the loop's part. `apart`: whether the optimizer will write files of
+    its own, which have longer names. OSError if the folder cannot be written to or a name is too long; ValueError or
+    TypeError for too many arrays, and for a state that no checkpoint can hold.
     """
     if apart:
         paths = [f"{path}.optimizer-{10**9}.{'0' * 16}.100" for path in paths]

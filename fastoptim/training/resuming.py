@@ -31,16 +31,8 @@ _CLIPPING = ("max_norm", "clip")  # attributes of optimizers, which callbacks ma
 class Checkpoints:
     """Save the whole state of training now and then, and the best so far to a file of its own; part of `Loop`.
 
-    Parameters
-    ----------
-    every : int or None
-        Steps between checkpoints; None: after every epoch.
-    keep : int or None
-        How many of the last ones stay as files of their own, ``<name>-<steps><suffix>``.
-    validation : Validation or None
-        Says when there is a new best.
-    log : path or None
-        Where the log is, which may be none of these files.
+    Every so many steps (None: after every epoch); of the last ones `keep` stay as files of their own,
+    ``<name>-<steps><suffix>``. `validation` says when there is a new best. The log may be none of these files.
     """
 
     def __init__(

@@ -16,10 +16,7 @@ from .rates import Rates
 class Settings:
     """What the program asks for, taken before anything has changed it.
 
-    Parameters
-    ----------
-    override : iterable of str
-        Names of the settings that may differ from those of the checkpoint.
+    `override` names the settings that may differ from those of the checkpoint.
     """
 
     def __init__(

@@ -33,19 +33,7 @@ class _Best(NamedTuple):
 
 
 class Validation:
-    """Evaluate now and then, keep the best, stop when there is no improvement any more; part of `Loop`.
-
-    Attributes
-    ----------
-    improved : bool
-        Whether the validation after this step was the best so far.
-    additional : bool
-        Whether there was one only because training ends: it is taken back if training is resumed to a later end.
-    took_best_back : bool
-        Whether one that was taken back when this run began had been the best.
-    monitor, mode : str, {"min", "max"}
-        The figure that counts, and whether less or more of it is better.
-    """
+    """Evaluate now and then, keep the best, stop when there is no improvement any more; part of `Loop`."""
 
     def __init__(
         self,
@@ -65,11 +53,14 @@ class Validation:
     ):
         if mode is None and monitor != "loss":
             raise ValueError(f"monitor={monitor!r}: say whether less or more of it is better, mode='min' or mode='max'")
+        # The figure that counts, and whether less or more of it is better.
         self.monitor, self.mode = monitor, choice("mode", mode or "min", ("min", "max"))
         self._evaluate, self._params, self._every, self._by_data = evaluate, params, every, by_data
         self._patience, self._min_delta, self._restore_best = patience, min_delta, restore_best
         self._validated, self._averaged, self._deciding = validated, averaged, deciding
-        self.improved = self.additional = self.took_best_back = False
+        self.improved = False  # whether the validation after this step was the best so far
+        self.additional = False  # whether it was only because training ends: a later end takes it back
+        self.took_best_back = False  # whether one that was taken back when this run began had been the best
         self._sign = 1.0 if self.mode == "min" else -1.0
         self._best = _Best(None, math.inf, self._sign * math.inf, None, {})
         self._bad = 0  # validations since the best
