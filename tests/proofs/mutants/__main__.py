@@ -50,6 +50,7 @@ UNTRIED = "NOT TRIED"
 PREFIX: list[str] = []
 SECONDS = 600  # a mutant that takes longer hangs: killed
 
+SOURCES = (".py", ".c", ".h", ".inc")
 TABLES = {
     "kernels": (kernels.MUTANTS, kernels.EQUIVALENT),
     "checkpoint": (checkpoint.MUTANTS, checkpoint.EQUIVALENT),
@@ -149,29 +150,25 @@ def noticed_again(folder: Path, mutant: Mutant, before: str | None) -> str | Non
 
 
 def place_of(tree: Path, mutant: Mutant) -> Path | None:
-    """The file that holds the text of a mutant; None if it is gone. A folder stands for the files in it, in order."""
-    path, seen = tree / mutant.file, 0
-    for file in sorted(path.rglob("*.*")) if path.is_dir() else [path]:
-        if file.suffix in (".py", ".c", ".h", ".inc"):
-            seen += file.read_text().count(mutant.old)
-            if seen > mutant.which:
-                return file
-    return None
+    """The file that holds the text of a mutant; None if it is gone, or in several files of a folder."""
+    path = tree / mutant.file
+    files = [file for file in path.rglob("*.*") if file.suffix in SOURCES] if path.is_dir() else [path]
+    found = [file for file in files if file.read_text().count(mutant.old) > mutant.which]
+    return found[0] if len(found) == 1 else None
 
 
 def mutate(tree: Path, mutant: Mutant) -> Path:
     """Plant the bug; returns the changed file."""
     path = place_of(tree, mutant)
     assert path is not None
-    parts = path.read_text().split(mutant.old)
-    at = mutant.which + 1 if (tree / mutant.file).is_file() else 1
+    parts, at = path.read_text().split(mutant.old), mutant.which + 1
     path.write_text(mutant.old.join(parts[:at]) + mutant.new + mutant.old.join(parts[at:]))
     return path
 
 
 def outcome(base: Path, mutant: Mutant, before: str | None) -> str | None:
     if place_of(base, mutant) is None:
-        return "NOT MADE: its text is gone"
+        return "NOT MADE: its text is gone, or in several files"
     if mutant.name in kernels.AVX512_ALONE and "avx512" not in get_backend("c").info()["isas"]:
         return f"{UNTRIED}: this processor has no AVX-512"
     try:

@@ -134,8 +134,8 @@ MUTANTS = (
         ("names counted in characters", "if len(os.fsencode(name)) > limit:", "if len(name) > limit:"),
         (
             "read-only folders found late",
-            "    with naming(target), temporary_file(target) as (file, temporary):\n",
-            "    if temporary := None:\n",
+            "    with naming(target), temporary_file(target):\n        pass\n",
+            "",
         ),
         ("half of the file is no header", "return max(MAX_HEADER, data)", "return MAX_HEADER"),
         ("a header larger than its arrays", "return max(MAX_HEADER, data)", "return max(MAX_HEADER, 2 * data)"),

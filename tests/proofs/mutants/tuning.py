@@ -298,7 +298,11 @@ MUTANTS = (
             "generators_within(loss_and_grad, data, self.batches)",
             "generators_within(loss_and_grad, self.batches.rng if self.batches else None)",
         ),
-        ("functions within not searched for generators", "if isinstance(constant, CodeType):", "if False:"),
+        (
+            "functions within not searched for generators",
+            "            yield from _names_within(constant)",
+            "            pass",
+        ),
     ),
     *planted(
         SANDBOX,
