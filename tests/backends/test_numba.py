@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
 
 import numpy as np
 import pytest
@@ -26,6 +25,7 @@ from tests.support.cases import (
     raw_bits,
     same_bits,
 )
+from tests.support.threads import in_another_thread
 
 BORDERS = (*SIZES, *LARGE_SIZES)
 
@@ -259,21 +259,16 @@ def test_calling_thread_that_flushes_subnormals_is_refused():
     torch = pytest.importorskip("torch", reason="LOUD: torch is the library that sets flush-to-zero here")
     p, g = np.ones(5, np.float32), np.ones(5, np.float32)
     opt = fo.SGD(p, lr=0.1, backend="numba")
-    caught = []
 
     def work():  # in a thread of its own: the mode belongs to threads
-        if torch.set_flush_denormal(True):
-            try:
-                opt.step(g)
-            except FloatingPointError as error:
-                caught.append(str(error))
-            finally:
-                torch.set_flush_denormal(False)
+        assert torch.set_flush_denormal(True)
+        try:
+            opt.step(g)
+        finally:
+            torch.set_flush_denormal(False)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert caught and "subnormal" in caught[0]
+    with pytest.raises(FloatingPointError, match="subnormal"):
+        in_another_thread(work)
     assert p.tolist() == [1.0] * 5
 
 

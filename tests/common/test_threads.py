@@ -17,6 +17,7 @@ from fastoptim.common import threads
 from fastoptim.common.threads import fork_safe_lock
 from tests.support.forks import in_child
 from tests.support.interrupts import interrupted_after
+from tests.support.threads import in_another_thread
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="LOUD: this platform has no fork")
 SECONDS = 30  # until a child that hangs is ended
@@ -126,14 +127,6 @@ def test_no_signal_leaves_a_lock_taken():
         cut += interrupted_after(1e-7 * i, take) is not None
         assert in_another_thread(lambda: lock.acquire(blocking=False) and not lock.release()) is True
     assert cut > 300
-
-
-def in_another_thread(work):
-    results = []
-    thread = threading.Thread(target=lambda: results.append(work()))
-    thread.start()
-    thread.join()
-    return results[0]
 
 
 def test_the_package_makes_no_other_locks_and_takes_them_by_with_alone():

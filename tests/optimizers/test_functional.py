@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import threading
 import weakref
 
 import numpy as np
@@ -24,7 +23,8 @@ from fastoptim.rules import reference
 from fastoptim.rules.norm import clip_factor
 from fastoptim.rules.table import RULES, Kernel
 from tests.support.cases import DTYPES, native_plan, same_bits
-from tests.support.threads import in_threads
+from tests.support.forks import in_child
+from tests.support.threads import in_another_thread, in_threads
 
 BACKENDS = ("c", "numba", "numpy")
 
@@ -432,24 +432,19 @@ def test_handlers_of_other_signals_wait_too(monkeypatch):
 def test_handlers_run_in_the_main_thread_only_so_others_defer_nothing():
     def work():
         with deferred_signals():
-            found.append(signal.getsignal(signal.SIGINT))
+            return signal.getsignal(signal.SIGINT)
 
-    found = []
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [signal.default_int_handler]
+    assert in_another_thread(work) is signal.default_int_handler
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="LOUD: this platform has no fork")
 def test_a_signal_without_a_handler_still_ends_the_process(monkeypatch):
     monkeypatch.setattr(reference, "update", interrupting(reference.update))
-    pid = os.fork()
-    if pid == 0:
+
+    def work():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         fo.functional.sgd(np.zeros(1), np.ones(1), lr=1.0, backend="numpy")
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGINT
+
+    assert in_child(work) == -signal.SIGINT
 
 
 def test_code_that_runs_when_known_states_go_may_step_too():

@@ -288,7 +288,6 @@ def test_mapping_with_other_names():
 
 NAN = float("nan")
 BAD_HYPER = [
-    (fo.SGD, {"lr": -0.1}, "lr"),
     (fo.SGD, {"lr": NAN}, "lr"),
     (fo.SGD, {"lr": 10**400}, "lr must be >= 0 and finite"),
     (fo.SGD, {"lr": -0.1}, r"lr must be >= 0 and finite, got -0\.1: to climb, say maximize=True"),

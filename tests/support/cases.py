@@ -200,8 +200,12 @@ def differing(
     threads: int = 1,
     offset: int = 0,
     vectors: Any = list,
+    settle: Any = lambda: None,
 ) -> list[tuple[str, str, str, int]]:
-    """What a step leaves with other bits than the reference; `vectors` makes of arrays what the backend takes."""
+    """What a step leaves with other bits than the reference.
+
+    `vectors` makes of arrays what the backend takes, and `settle` brings back what has become of copies.
+    """
     rng = np.random.default_rng(offset)
     rows = []
     for n in sizes:
@@ -210,6 +214,7 @@ def differing(
     wanted = [expected(variant, p, g, states, 0.77) for p, g, *states in rows]
     wanted = [[p, g.copy(), *states] for (_, g, *_), (p, *states) in zip(rows, wanted, strict=True)]
     run_kernel(backend, variant, [tuple(vectors(row)) for row in rows], 0.77, threads)
+    settle()
     names = ("p", "g", *variant.rule.states)
     return [
         (variant.label, np.dtype(dtype).name, name, x.size)

@@ -80,8 +80,8 @@ def differing(rows, wanted):
     return found
 
 
-def check(backend, variant, storages, nearest, make, threads, seed=0, sizes=SIZES, vectors=tuple):
-    """Two steps by a backend against the reference; `vectors` makes of arrays what the backend takes."""
+def check(backend, variant, storages, nearest, make, threads, seed=0, sizes=SIZES, vectors=tuple, settle=lambda: None):
+    """Two steps by a backend against the reference; `vectors` and `settle` as for `cases.differing`."""
     rng = np.random.default_rng(seed)
     rule = variant.rule
     if not rule.states and storages[0] == "float32":
@@ -95,4 +95,5 @@ def check(backend, variant, storages, nearest, make, threads, seed=0, sizes=SIZE
         for arrays, by in wanted:
             update_stored(variant.kernel, arrays, by, scalars, t)
         launch([(*scalars, t)])
+    settle()
     assert not differing(rows, wanted), (variant.label, storages, nearest)

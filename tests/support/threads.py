@@ -1,4 +1,4 @@
-"""Runs a function in several threads at once."""
+"""Run functions in other threads."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ def in_threads(work: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any
     """What `work` returns for each argument, in a thread of its own; raises what one of them has raised."""
     with ThreadPoolExecutor(len(arguments)) as pool:
         return list(pool.map(work, arguments))
+
+
+def in_another_thread(work: Callable[[], Any]) -> Any:
+    """What `work` returns, or raises, in a new thread."""
+    return in_threads(lambda _: work(), [None])[0]

@@ -12,25 +12,16 @@ from cuda.bindings import driver as bindings
 from numba import cuda
 
 import fastoptim as fo
-from fastoptim.backends import get_backend
+from fastoptim.backends import KernelCall, get_backend
 from fastoptim.backends.cuda import driver as cuda_driver
 from fastoptim.backends.cuda import on_stream, places
 from fastoptim.backends.cuda.backend import CudaBackend
 from fastoptim.rules import reference
 from fastoptim.rules.norm import NORM_RETRY
-from fastoptim.rules.table import kernels
+from fastoptim.rules.table import RULES, Kernel, kernels
 from tests.support import fake_cuda
-from tests.support.cases import (
-    DTYPES,
-    SIZES,
-    VARIANTS,
-    expected,
-    ordinary,
-    raw_bits,
-    run_kernel,
-    same_bits,
-    states_for,
-)
+from tests.support.cases import DTYPES, SIZES, VARIANTS, differing, ordinary, raw_bits, same_bits
+from tests.support.threads import in_another_thread
 
 SAMPLE = 12  # kernels that are compiled for the suite; all of them: `python -m tests.proofs.cuda_bits`
 
@@ -53,23 +44,33 @@ def on_device(x, offset=0):
     return whole[offset : offset + x.size]
 
 
+class Copies:
+    """Copies of arrays on the GPU, as kernels take them: ``upload(i, x)`` makes one of the array `x` at place `i`."""
+
+    def __init__(self, upload):
+        self.upload, self.pairs = upload, []
+
+    def vectors(self, arrays):
+        own = [(x, self.upload(i, x)) for i, x in enumerate(arrays)]
+        self.pairs += own
+        return tuple(get_backend("cuda").flat(copy) for _, copy in own)
+
+    def settle(self):
+        """Bring what they have become back into the arrays."""
+        cuda.synchronize()
+        for x, copy in self.pairs:
+            x[...] = copy.copy_to_host()
+
+
 @pytest.mark.parametrize(
     ("kernel", "dtype"), sample(), ids=lambda x: getattr(x, "name", x.__name__ if x in DTYPES else "")
 )
 def test_compiled_kernels_equal_the_reference_on_raw_bits(backend, kernel, dtype):
     for variant in (v for v in VARIANTS if v.kernel == kernel):
         for make, offset in ((raw_bits, 0), (raw_bits, 1), (ordinary, 3)):
-            rng = np.random.default_rng(offset)
-            rows = []
-            for n in (*SIZES, 20_001):
-                p, g = make(rng, n, dtype), make(rng, n, dtype)
-                rows.append([p, g, *states_for(rng, variant.rule, n, dtype, make)])
-            devices = [[on_device(x, offset) for x in row] for row in rows]
-            run_kernel(backend, variant, [tuple(map(backend.flat, row)) for row in devices], 0.77, 1)
-            for host, device in zip(rows, devices, strict=True):
-                p, *states = expected(variant, host[0], host[1], host[2:], 0.77)
-                for x, wanted in zip(device, (p, host[1], *states), strict=True):
-                    assert same_bits(x.copy_to_host(), wanted), (variant.label, make.__name__, wanted.size)
+            copies = Copies(lambda i, x, offset=offset: on_device(x, offset))
+            face = {"vectors": copies.vectors, "settle": copies.settle}
+            assert differing(backend, variant, dtype, (*SIZES, 20_001), make, offset=offset, **face) == []
 
 
 @pytest.mark.parametrize("make", [ordinary, raw_bits], ids=lambda f: f.__name__)
@@ -91,10 +92,8 @@ def test_norm_equals_the_reference(backend, make):
 
 def side_stream():
     """The handle of a stream that the default one does not wait for."""
-    from cuda.bindings import driver
-
     cuda.current_context()
-    status, stream = driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+    status, stream = bindings.cuStreamCreate(bindings.CUstream_flags.CU_STREAM_NON_BLOCKING)
     assert int(status) == 0
     return int(stream)
 
@@ -210,20 +209,8 @@ def on_three_threads(options):
 
 def test_a_thread_that_never_used_cuda_steps():
     ours, theirs, params, grads = twins((500,), 3)
-    failures = []
-
-    def work():
-        try:
-            for d, _ in grads[1:]:
-                ours.step(d, max_norm=1.0)
-        except BaseException as error:
-            failures.append(error)
-
     ours.step(grads[0][0])
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert failures == []
+    in_another_thread(lambda: [ours.step(d, max_norm=1.0) for d, _ in grads[1:]])
     theirs.step(grads[0][1])
     for _, h in grads[1:]:
         theirs.step(h, max_norm=1.0)
@@ -255,15 +242,13 @@ def test_memory_that_was_outgrown_survives_a_careless_memory_manager():
 
 
 def test_many_streams_leave_little_behind(backend):
-    from cuda.bindings import driver
-
     ours, theirs, params, grads = twins((300,), 1)
     for _ in range(40):
         handle = side_stream()
         with on_stream(handle):
             ours.step(grads[0][0], max_norm=1.0)
         cuda.synchronize()
-        driver.cuStreamDestroy(handle)
+        bindings.cuStreamDestroy(handle)
         theirs.step(grads[0][1], max_norm=1.0)
     assert len(backend._places) <= places.PLACES
     assert wrong(params) == 0
@@ -363,9 +348,6 @@ def test_a_compiler_that_is_not_found_or_does_not_fit_is_named(monkeypatch, erro
 
 
 def test_scalars_beyond_float32_round_to_infinity_as_on_the_host():
-    from fastoptim.backends import KernelCall
-    from fastoptim.rules.table import RULES, Kernel
-
     p, g = np.float32([1, 0]), np.float32([1e-30, 1])
     device = cuda.to_device(p), cuda.to_device(g)
     kernel, backend = Kernel(RULES["sgd"], "none"), get_backend("cuda")
@@ -377,17 +359,15 @@ def test_scalars_beyond_float32_round_to_infinity_as_on_the_host():
 
 
 def test_a_step_into_a_captured_graph_is_refused():
-    from cuda.bindings import driver
-
     ours, theirs, params, grads = twins((300,), 2)
     ours.step(grads[0][0])
     handle = side_stream()
-    driver.cuStreamBeginCapture(handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+    bindings.cuStreamBeginCapture(handle, bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
     with on_stream(handle):
         for options in ({}, {"max_norm": 1.0}):
             with pytest.raises(RuntimeError, match="graph is being captured"):
                 ours.step(grads[1][0], **options)
-    driver.cuStreamEndCapture(handle)
+    bindings.cuStreamEndCapture(handle)
     theirs.step(grads[0][1])
     assert wrong(params) == 0
     assert ours.state["0"]["step"] == 1

@@ -14,7 +14,7 @@ from fastoptim.backends import get_backend
 from fastoptim.backends.cuda import on_stream
 from tests.support import fake_cuda, stored
 from tests.support.cases import ordinary, raw_bits, same_bits
-from tests.support.fake_cuda.checks import asked, side_stream
+from tests.support.fake_cuda.checks import Copies, asked, side_stream
 
 # As few kernels as show every way in which one reads and writes.
 OPTIONS = {
@@ -87,36 +87,21 @@ def test_compiled_kernels_equal_the_reference(storage, make, shifted):
     dtype, options = OPTIONS[storage]
     backend = get_backend("cuda")
     adam = next(v for v in stored.ONE_OF_EACH if v.rule.name == "adam" and v.decay == "none")
-    kept = []
-
-    def vectors(arrays):
-        longer = [np.append(x[:1], x) if i in shifted else x for i, x in enumerate(arrays)]
-        kept.append((arrays, [on_device(x)[x.size - y.size :] for x, y in zip(longer, arrays, strict=True)]))
-        return tuple(map(backend.flat, kept[-1][1]))
-
-    launch = backend.prepare
-
-    def prepare(calls, threads):
-        run = launch(calls, threads)
-
-        def stepped(scalars):
-            run(scalars)
-            for arrays, device in kept:
-                for x, d in zip(arrays, device, strict=True):
-                    x[...] = read(d)
-
-        return stepped
-
-    backend.prepare = prepare
-    try:
-        form = (dtype, dtype, options.get("state_dtype", "float32"), options.get("master", False))
-        stored.check(backend, adam, form, "rounding" in options, make, 1, vectors=vectors)
-    finally:
-        del backend.prepare
+    form = (dtype, dtype, options.get("state_dtype", "float32"), options.get("master", False))
+    copies = Copies(lambda i, x: on_device(np.append(x[:1], x))[1:] if i in shifted else on_device(x))
+    stored.check(backend, adam, form, "rounding" in options, make, 1, vectors=copies.vectors, settle=copies.settle)
 
 
-@pytest.mark.parametrize(("storage", "library"), [*((s, "numba") for s in OPTIONS), ("float16", "torch")])
+@pytest.mark.parametrize(
+    ("storage", "library"),
+    [
+        *((storage, "numba") for storage in OPTIONS),
+        ("float16", "torch"),
+        *(("float8 and a master copy", library) for library in ("cupy", "torch")),
+    ],
+)
 def test_optimizers_equal_the_host(storage, library):
+    """Also where bfloat16 of another library is known by its dtype alone."""
     wrap = WRAPPERS[library]
     ours, theirs, device, host = pair(storage, wrap)
     for t in range(5):
@@ -142,16 +127,6 @@ def test_clipping_of_each_element_or_array_equals_the_host_on_late_streams(clip)
                 assert ours.step(own, **options) == theirs.step(grads, **options)
             cuda.synchronize()
         check_equal(ours, theirs, device, host)
-
-
-@pytest.mark.parametrize("library", ["cupy", "torch"])
-def test_bfloat16_of_other_libraries_is_known_by_its_dtype(library):
-    ours, theirs, device, host = pair("float8 and a master copy", WRAPPERS[library])
-    for t in range(2):
-        grads = gradients(host, t)
-        ours.step([WRAPPERS[library](g) for g in grads], max_norm=1.0)
-        theirs.step(grads, max_norm=1.0)
-    check_equal(ours, theirs, device, host)
 
 
 @each_storage
