@@ -36,16 +36,16 @@ from .device_arrays import (
     HostLayout,
     Lent,
     Vector,
-    _address,
-    _check_aligned,
-    _dense_strides,
-    _streams,
+    address_of,
+    check_aligned,
+    dense_strides,
     refuse_immutable,
+    streams_of,
 )
 from .kernels import THREADS, VECTOR_BYTES, signatures, source
 from .places import Place, Places
 from .plan import CudaPlan
-from .streams import LEGACY, PER_THREAD, _chosen, _resolved, _stream_of
+from .streams import LEGACY, PER_THREAD, chosen_stream, resolved, stream_of
 from .work import NormWork, UpdateWork, factors
 
 MOST_BLOCKS = 2**31 - 1  # of a launch
@@ -174,13 +174,13 @@ class CudaBackend(Backend):
             raise RuntimeError(
                 f"the arrays are on GPU {device}, and GPU {current} is current: numba.cuda.select_device"
             )
-        chosen = _chosen.get()
+        chosen = chosen_stream.get()
         if len(streams) > 1 or (chosen is not None and streams):
-            handles = list(dict.fromkeys(_resolved(s) or self._default for s in streams))
+            handles = list(dict.fromkeys(resolved(s) or self._default for s in streams))
             handle = chosen if chosen is not None else handles[0]
             others = [self._places.find(h, current) for h in handles if h != handle]
         else:
-            handle = chosen if chosen is not None else (_resolved(streams[0]) if streams else 0) or self._default
+            handle = chosen if chosen is not None else (resolved(streams[0]) if streams else 0) or self._default
             others = []
         place = self._places.find(handle, current)
         self.driver.check_capture(place)
@@ -198,7 +198,7 @@ class CudaBackend(Backend):
     def _placed(self, *vectors: Vector) -> Iterator[Place]:
         """The stream for work on these, in order with what their streams hold."""
         with self.lock:
-            place, others = self.begin(_streams(vectors))
+            place, others = self.begin(streams_of(vectors))
             yield place
             self.end(place, others)
 
@@ -292,7 +292,7 @@ class CudaBackend(Backend):
         if not layout.size:
             return
         odd = [stride // layout.itemsize for stride in layout.strides]
-        source, target = (address, _address(layout)) if back else (_address(layout), address)
+        source, target = (address, address_of(layout)) if back else (address_of(layout), address)
         columns = (layout.shape, strides, odd) if back else (layout.shape, odd, strides)
         words = np.array(columns, np.int64).T.ravel()
         with self.lock:
@@ -318,7 +318,7 @@ class CudaBackend(Backend):
         layout = np.asarray(HostLayout(interface))
         if layout.dtype.kind == "V":
             layout = layout.view(device_dtype(x))
-        return layout, _stream_of(x, interface)
+        return layout, stream_of(x, interface)
 
     def describe(self, x: Any) -> tuple[tuple[int, ...], Any]:
         layout, _ = self.host_layout("array", x)
@@ -340,10 +340,10 @@ class CudaBackend(Backend):
 
     def check_usable(self, what: str, x: Any, layout: np.ndarray, written: bool) -> None:
         """An error that names the array unless kernels of the current device may read, or write, it."""
-        _check_aligned(what, layout)
+        check_aligned(what, layout)
         if written:
             refuse_immutable(what, x)
-        self.check_device(what, _address(layout) if layout.size else 0)
+        self.check_device(what, address_of(layout) if layout.size else 0)
 
     def check_device(self, what: str, address: int) -> None:
         """ValueError for memory on another device than the current one."""
@@ -358,11 +358,11 @@ class CudaBackend(Backend):
         return checks.span(label, self.host_layout(label, x)[0])
 
     def vector(self, x: Any, layout: np.ndarray, stream: Any) -> Vector:
-        return Vector(_address(layout), layout.size, layout.dtype, stream, x)
+        return Vector(address_of(layout), layout.size, layout.dtype, stream, x)
 
     def _copy(self, layout: np.ndarray, place: Place) -> Vector:
         copy = self._scratch(self.vector(None, layout, place.handle), place)
-        self.move(place, copy.address, _dense_strides(layout.shape), layout)
+        self.move(place, copy.address, dense_strides(layout.shape), layout)
         return copy
 
     def to_contiguous(  # type: ignore[override]
@@ -398,7 +398,7 @@ class CudaBackend(Backend):
         order = "F" if layout.flags.f_contiguous and not layout.flags.c_contiguous else "C"
         zeros = self._cuda.device_array(layout.shape, layout.dtype, order=order)
         if layout.size:
-            address = _address(self.host_layout("state", zeros)[0])
+            address = address_of(self.host_layout("state", zeros)[0])
             with self._placed() as place:
                 zero = self.launcher("zero", _of_size(layout.dtype))
                 zero(self._elements(layout.size), place, address, layout.size)

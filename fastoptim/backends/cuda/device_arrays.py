@@ -44,7 +44,7 @@ class Lent:
         self.__cuda_array_interface__ = face | {"version": 3, "stream": vector.stream}
 
 
-def _streams(vectors: Iterable[Vector]) -> list[Any]:
+def streams_of(vectors: Iterable[Vector]) -> list[Any]:
     """What the streams of vectors are known by, each once."""
     return list(dict.fromkeys(v.stream for v in vectors if v.stream is not None))
 
@@ -59,21 +59,21 @@ class ContiguousOnDevice(NamedTuple):
 
     def copy_back(self) -> None:
         for place, _, layout, copy in self.copies:
-            self.backend.move(place, copy.address, _dense_strides(layout.shape), layout, back=True)
+            self.backend.move(place, copy.address, dense_strides(layout.shape), layout, back=True)
         tell_autograd([x for _, x, _, _ in self.copies])
 
 
-def _dense_strides(shape: tuple[int, ...]) -> list[int]:
+def dense_strides(shape: tuple[int, ...]) -> list[int]:
     """Strides, in elements, of a C-ordered array."""
     return [math.prod(shape[d + 1 :]) for d in range(len(shape))]
 
 
-def _address(layout: np.ndarray) -> int:
+def address_of(layout: np.ndarray) -> int:
     address: int = layout.__array_interface__["data"][0]
     return address
 
 
-def _check_aligned(what: str, layout: np.ndarray) -> None:
+def check_aligned(what: str, layout: np.ndarray) -> None:
     if not layout.flags.aligned or any(stride % layout.itemsize for stride in layout.strides):
         raise ValueError(f"{what}: a GPU cannot read elements that are not aligned to their size")
 

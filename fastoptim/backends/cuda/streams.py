@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-_chosen: ContextVar[Any] = ContextVar("fastoptim_cuda_stream", default=None)
+chosen_stream: ContextVar[Any] = ContextVar("fastoptim_cuda_stream", default=None)
 # Handles that __cuda_array_interface__ reserves; None is the default stream of numba.cuda.
 LEGACY, PER_THREAD = 1, 2
 
@@ -23,11 +23,11 @@ def on_stream(stream: Any) -> Iterator[None]:
     >>> with on_stream(7):  # doctest: +SKIP
     ...     opt.step(grads)
     """
-    token = _chosen.set(_handle_of(stream))
+    token = chosen_stream.set(_handle_of(stream))
     try:
         yield
     finally:
-        _chosen.reset(token)
+        chosen_stream.reset(token)
 
 
 def _handle_of(stream: Any) -> int:
@@ -42,7 +42,7 @@ def _handle_of(stream: Any) -> int:
     return int(handle) or LEGACY
 
 
-def _stream_of(x: Any, interface: dict[str, Any]) -> Any:
+def stream_of(x: Any, interface: dict[str, Any]) -> Any:
     """The stream that an array says it belongs to: a handle, a device of torch, or None."""
     stream = interface.get("stream")
     torch: Any = sys.modules.get("torch")
@@ -51,7 +51,8 @@ def _stream_of(x: Any, interface: dict[str, Any]) -> Any:
     return stream
 
 
-def _resolved(stream: Any) -> int:
+def resolved(stream: Any) -> int:
+    """The handle of what `stream_of` has found."""
     if isinstance(stream, int | np.integer):
         return int(stream)
     return _handle_of(sys.modules["torch"].cuda.current_stream(stream))

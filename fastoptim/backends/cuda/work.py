@@ -14,7 +14,7 @@ from ...rules.norm import NORM_BLOCK, NORM_LANES
 from ...rules.table import Kernel, Rule, Scalars
 from ..base import KernelCall
 from . import stored
-from .device_arrays import Vector, _streams
+from .device_arrays import Vector, streams_of
 from .driver import Buffer, Launcher, NumbaDriver
 from .places import Lease, Place
 
@@ -49,7 +49,7 @@ class _Work:
     def __init__(self, backend: Device, vectors: Sequence[Vector], words: list[int]):
         self._backend, self.device = backend, backend.driver.device()
         self.words = np.array(words, np.int64)
-        self.streams = _streams(vectors)
+        self.streams = streams_of(vectors)
         self._version = next(_versions)
         self._tables: dict[Place, Lease] = {}
 

@@ -388,7 +388,7 @@ def streams(backend, monkeypatch):
 
 def use(backend, *handles):
     arrays = [backend.flat(Device(np.ones(1), stream=handle)) for handle in handles]
-    place, others = backend.begin(device_arrays._streams(arrays))
+    place, others = backend.begin(device_arrays.streams_of(arrays))
     Event.log.append(("work", place.stream))
     backend.end(place, others)
     return Event.log
