@@ -25,14 +25,11 @@ def tell_autograd(written: Iterable[Any]) -> None:
 
 def tensors_behind(arrays: Iterable[Any]) -> list[Any]:
     """The tensors whose memory NumPy arrays are views of, such as ``tensor.numpy()``."""
-    torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "Tensor"):
-        return []
-    found = []
-    for view in arrays:
-        x = view
-        while isinstance(x, np.ndarray):
-            x = x.base
-        if x is not view and isinstance(x, torch.Tensor):  # of tensors themselves their backend tells
-            found.append(x)
-    return found
+    return tensors_among(_owner(x) for x in arrays if isinstance(x, np.ndarray))
+
+
+def _owner(x: Any) -> Any:
+    """What holds the memory of an array, where that is not NumPy itself."""
+    while isinstance(x, np.ndarray):
+        x = x.base
+    return x
