@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from readme_numbers import ROOT, with_numbers
 
 from fastoptim.bench.cases import GPT2_SMALL
-from fastoptim.bench.render import Cell, Table, markdown_table
+from fastoptim.bench.render import Table, markdown_table
 from fastoptim.bench.results import ratio_text, seconds_text
 from fastoptim.rules.table import RULES
 
@@ -41,10 +41,6 @@ def predicted(kind: str, elements: int, peak: float, arrays: int = 1) -> float:
     return max(HOST[arrays], moved / (1e9 * peak * SHARES[kind]))
 
 
-def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return markdown_table(Table(list(header), [list(map(Cell, row)) for row in rows], caption))
-
-
 def prediction() -> str:
     cases = [(f"{kind}, {n:,} elements", (kind, n, 1)) for kind in SHARES for n in SIZES]
     cases += [(f"adam, {name}", ("adam", total, arrays)) for name, (arrays, total) in LISTS.items()]
@@ -52,7 +48,7 @@ def prediction() -> str:
         [label, *(seconds_text(predicted(kind, n, peak, arrays)) for peak in PEAKS.values())]
         for label, (kind, n, arrays) in cases
     ]
-    return table("Predicted before the first run: a step", ["float32", *PEAKS], rows)
+    return markdown_table(Table(["float32", *PEAKS], rows, "Predicted before the first run: a step"))
 
 
 def measured(run: dict[str, Any]) -> list[str]:
@@ -87,7 +83,7 @@ def measured(run: dict[str, Any]) -> list[str]:
             "of a copy's bandwidth",
             "as fast as torch fused",
         ]
-        lines.append(table(f"Measured on {card}", header, sizes))
+        lines.append(markdown_table(Table(header, sizes, f"Measured on {card}")))
     if lists:
         header = [
             "adam, float32",
@@ -98,7 +94,7 @@ def measured(run: dict[str, Any]) -> list[str]:
             "torch fused",
             "of the prediction",
         ]
-        lines.append(table(f"Many arrays, on {card}", header, lists))
+        lines.append(markdown_table(Table(header, lists, f"Many arrays, on {card}")))
     lines += filter(None, (alone(run, "storages", card), alone(run, "rules", card)))
     points = [
         f"{stage.replace('_', ' ')}: {run[stage]['differing']} of {run[stage]['elements']:,} elements differ from the "
@@ -140,7 +136,7 @@ def alone(run: dict[str, Any], stage: str, card: str) -> str:
     header = ["Adam" if stage == "storages" else "float32", "a step", "bytes an element", "of a copy's bandwidth"]
     header += ["as fast as float32"] if stage == "storages" else []
     caption = f"{found[0]['size']:,} elements on {card}, by the GPU's clock"
-    return table(caption, [*header, "as fast as torch's fastest form"], rows)
+    return markdown_table(Table([*header, "as fast as torch's fastest form"], rows, caption))
 
 
 def numbers(runs: Sequence[dict[str, Any]]) -> str:

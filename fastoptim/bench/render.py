@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..bench import charts
 from .charts import Chart
@@ -34,18 +34,17 @@ class Contents:
     headings: list[Heading]
 
 
-@dataclass
-class Cell:
-    """Text of a table cell; `mark` is "loss", a key of `MARKS` or nothing."""
+class Cell(NamedTuple):
+    """Text of a table cell that has a mark: "loss", a key of `MARKS` or nothing."""
 
     text: str
-    mark: str = ""
+    mark: str
 
 
 @dataclass
 class Table:
-    header: list[str]
-    rows: list[list[Cell]]
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell | str]]
     caption: str = ""
     numeric: bool = True  # all columns but the first are numbers
 
@@ -107,11 +106,11 @@ table{font-size:8.5pt}.figures{grid-template-columns:1fr 1fr}table.numbers td{wh
 # --- HTML ---------------------------------------------------------------------------------------------------------
 
 
-def _html_cell(cell: Cell) -> str:
-    mark = "loss" if cell.mark == "loss" else MARKS.get(cell.mark)
-    if mark is None:
-        return f"<td>{escape(cell.text)}</td>"
-    return f'<td class="{cell.mark}">{escape(cell.text)} <small>{mark}</small></td>'
+def _html_cell(cell: Cell | str) -> str:
+    text, mark = (cell, "") if isinstance(cell, str) else cell
+    if sign := "loss" if mark == "loss" else MARKS.get(mark):
+        return f'<td class="{mark}">{escape(text)} <small>{sign}</small></td>'
+    return f"<td>{escape(text)}</td>"
 
 
 def _html_table(table: Table) -> str:
@@ -166,10 +165,11 @@ def html_page(title: str, subtitle: str, blocks: Iterable[Block]) -> str:
 # --- Markdown -----------------------------------------------------------------------------------------------------
 
 
-def _markdown_cell(cell: Cell) -> str:
-    if cell.mark == "loss":
-        return f"**{cell.text} (loss)**"
-    return f"{cell.text} {MARKS[cell.mark]}" if cell.mark in MARKS else cell.text
+def _markdown_cell(cell: Cell | str) -> str:
+    text, mark = (cell, "") if isinstance(cell, str) else cell
+    if mark == "loss":
+        return f"**{text} (loss)**"
+    return f"{text} {MARKS[mark]}" if mark in MARKS else text
 
 
 def markdown_table(table: Table) -> str:

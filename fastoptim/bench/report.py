@@ -22,9 +22,9 @@ RULES = ("adam", "momentum", "sgd")
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def _ratio_cell(ratios: Values) -> Cell:
+def _ratio_cell(ratios: Values) -> Cell | str:
     if not ratios:
-        return Cell("-")
+        return "-"
     s, mark = summarise(ratios), verdict(ratios)
     return Cell(ratio_text(s.median), "noisy" if mark == "win" and s.spread > NOISY else mark)
 
@@ -37,11 +37,11 @@ def speedup_table(
     for key in results.peers() if others is None else others:
         given = [results.ratios(entry, key) for entry in entries]
         if any(given):
-            rows.append([Cell(results.title(key)), *map(_ratio_cell, given)])
+            rows.append([results.title(key), *map(_ratio_cell, given)])
     if not rows:
         return None
     own = [results.seconds(entry, results.focus) for entry in entries]
-    last = [Cell(f"{results.title(results.focus)} takes"), *(Cell(seconds_text(s.median) if s else "-") for s in own)]
+    last = [f"{results.title(results.focus)} takes", *(seconds_text(s.median) if s else "-" for s in own)]
     return Table(["times faster than", *columns], [*rows, last], caption)
 
 
@@ -52,10 +52,7 @@ def _quartiles(s: Summary | None) -> str:
 def times_table(results: Results, entries: list[Entry], caption: str = "") -> Iterator[Table]:
     """Rows: subjects; columns: cases; cells: median (quartiles)."""
     keys = [key for key in [*results.subjects, *ROOFLINE_LOOPS] if any(key in e["results"] for e in entries)]
-    rows = [
-        [Cell(results.title(key)), *(Cell(_quartiles(results.seconds(entry, key))) for entry in entries)]
-        for key in keys
-    ]
+    rows = [[results.title(key), *(_quartiles(results.seconds(entry, key)) for entry in entries)] for key in keys]
     if rows:
         yield Table(["median (quartiles)", *map(case_text, entries)], rows, caption)
 
@@ -91,7 +88,7 @@ def machine_table(results: Results) -> Table:
         "run": f"{document['mode']}, {document['seconds']:.0f} s{state}",
         "noise seen": _noise_text(document["noise"]),
     }
-    return Table(["", ""], [[Cell(a), Cell(b)] for a, b in rows.items()], numeric=False)
+    return Table(["", ""], list(rows.items()), numeric=False)
 
 
 def start_up_table(results: Results) -> Iterator[Table]:
@@ -110,7 +107,7 @@ def start_up_table(results: Results) -> Iterator[Table]:
     rows = []
     for text, seconds in timed:
         s = summarise(seconds)
-        rows.append([Cell(text), Cell(seconds_text(s.median)), Cell(f"{seconds_text(s.q1)} to {seconds_text(s.q3)}")])
+        rows.append([text, seconds_text(s.median), f"{seconds_text(s.q1)} to {seconds_text(s.q3)}"])
     firsts: dict[str, float] = {}
     for entry in results.select("size", rule="adam", dtype="float32"):
         for key, result in entry["results"].items():
@@ -119,7 +116,7 @@ def start_up_table(results: Results) -> Iterator[Table]:
                 firsts.setdefault(key, max(0.0, beyond))
     for key, beyond in firsts.items():
         text = f"first step of {results.title(key)}, beyond a usual one (compilation, set-up)"
-        rows.append([Cell(text), Cell(seconds_text(beyond)), Cell("once")])
+        rows.append([text, seconds_text(beyond), "once"])
     if rows:
         yield Table(["once per process", "median", "quartiles"], rows)
 
@@ -139,9 +136,7 @@ def size_lines(results: Results, rule: str, threads: int) -> Lines | None:
             columns = ([value / n * 1e9 for n, s in rows for value in [s[i]]] for i in range(3))
             series.append(Series(key, results.title(key), [n for n, _ in rows], *columns))
     per_element = entries[0]["resident_bytes"] / entries[0]["elements"]
-    marks = [
-        (size * (threads if name != "L3" else 1) / per_element, f"{name} full") for name, size in results.caches.items()
-    ]
+    marks = [(size / per_element, f"{name} full") for name, size in results.caches(threads).items()]
     title = f"{rule}, float32, {threads_text(threads)}: time per element"
     return Lines(f"time-{rule}-float32-t{threads}", title, "elements", "ns per element", series, marks)
 
@@ -294,16 +289,16 @@ def _storage(results: Results) -> Iterator[Block]:
     for key in dict.fromkeys(key for entry in entries for key in entry["results"] if key != results.focus):
         given = [results.ratios(entry, key) for entry in entries]
         kept = next(entry["results"][key]["state_bytes_per_element"] for entry in entries if key in entry["results"])
-        cells = [Cell(ratio_text(1 / summarise(ratios).median) if ratios else "-") for ratios in given]
-        rows.append([Cell(results.title(key)), Cell(f"{kept:.2f}"), *cells])
+        cells = [ratio_text(1 / summarise(ratios).median) if ratios else "-" for ratios in given]
+        rows.append([results.title(key), f"{kept:.2f}", *cells])
     if rows:
         own = [results.seconds(entry, results.focus) for entry in entries]
         kept = entries[0]["results"][results.focus]["state_bytes_per_element"]
-        takes = [Cell(seconds_text(s.median) if s else "-") for s in own]
+        takes = [seconds_text(s.median) if s else "-" for s in own]
         columns = [
             f"{e['label'].removeprefix('storage ')} ({results.level(e)}), {threads_text(e['threads'])}" for e in entries
         ]
-        last = [Cell(f"{results.title(results.focus)} in float32 takes"), Cell(f"{kept:.2f}"), *takes]
+        last = [f"{results.title(results.focus)} in float32 takes", f"{kept:.2f}", *takes]
         yield Table(["times as fast as in float32", "bytes of states per parameter", *columns], [*rows, last], "adam")
         yield (
             "fastoptim's are bit-identical to the reference. bitsandbytes rounds in a way of its own, so its result is "

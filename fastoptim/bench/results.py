@@ -153,15 +153,14 @@ def case_text(entry: Entry) -> str:
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
-def memory_level(resident_bytes: int, threads: int, sizes: dict[str, int]) -> str:
-    """Name the smallest memory that holds so many bytes: "L1", "L2", "L3" or "memory".
+def cache_bytes(sizes: dict[str, int], threads: int) -> dict[str, int]:
+    """What so many threads have of caches of these sizes, nearest first: L3 once for all."""
+    return {name: sizes[name] * (threads if name != "L3" else 1) for name in ("L1", "L2", "L3") if name in sizes}
 
-    L1 and L2 count once for each thread.
-    """
-    for name in ("L1", "L2", "L3"):
-        if resident_bytes <= sizes.get(name, 0) * (threads if name != "L3" else 1):
-            return name
-    return "memory"
+
+def memory_level(resident_bytes: int, threads: int, sizes: dict[str, int]) -> str:
+    """Name the smallest memory that holds so many bytes: "L1", "L2", "L3" or "memory"."""
+    return next((name for name, size in cache_bytes(sizes, threads).items() if resident_bytes <= size), "memory")
 
 
 class Results:
@@ -172,7 +171,6 @@ class Results:
         self.focus: str = document["settings"]["focus"]
         self.subjects: dict[str, Any] = document["subjects"]
         self.cases: list[Entry] = [entry for entry in document["cases"] if entry["results"]]
-        self.caches: dict[str, int] = document["machine"]["caches"]
         self.threads = max((entry["threads"] for entry in self.cases), default=1)
 
     def title(self, key: str) -> str:
@@ -204,8 +202,11 @@ class Results:
         result = entry["results"].get(key)
         return result["speedup_of_focus"] if result else []
 
+    def caches(self, threads: int) -> dict[str, int]:
+        return cache_bytes(self.document["machine"]["caches"], threads)
+
     def level(self, entry: Entry) -> str:
-        return memory_level(entry["resident_bytes"], entry["threads"], self.caches)
+        return memory_level(entry["resident_bytes"], entry["threads"], self.document["machine"]["caches"])
 
     def share_of_roofline(self, entry: Entry, key: str) -> Summary | None:
         """Time of the roofline loop over the time of a subject, by rounds."""
