@@ -157,8 +157,8 @@ def many_rows(rounds):
         times = rounds_of(beside_one_array, rounds)
         record(f"{what}: against one array of 1e6", ratios(times, "c", "one array"), 1.3, False, ns(times, n))
         limit = 10 * statistics.median(times["a tenth of sqrt + divide"]) / threads
-        for gradients, bar in (("reused", 20), ("fresh", 18)):
-            case = list_case(threads, gradients)
+        for gradients, bar in (("reused", 20), ("new", 18)):
+            case = list_case(threads, "fresh" if gradients == "new" else gradients)
             times = rounds_of(lambda case=case: contestants(case, "c", "torch-fused"), rounds)
             most = statistics.median(times["torch-fused"]) / limit
             record(
