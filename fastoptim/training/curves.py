@@ -317,9 +317,10 @@ class MeasuredCurve:
 def _jumps(y: Array) -> bool:
     """Whether the first loss lies further below the next nine than these lie apart, or has been thrown up for a while.
 
-    Thrown up are the next four losses if they lie above the first by more than later ones scatter.
+    Thrown up are the next four losses if they lie above the first by more than later ones scatter. Nothing has jumped
+    if a later loss, too, lies far below its neighbours, as those of a few examples do.
     """
-    if not y[:10].min() > 0.0:
+    if not y[:10].min() > 0.0 or np.any(y[11:-1] < math.exp(-_JUMP) * np.minimum(y[10:-2], y[12:])):
         return False
     z = np.log(y[:10])
     late = y[len(y) // 2 :]

@@ -26,17 +26,17 @@ _NO_NUMBER = r"1\.#[A-Z]+\d*|nan\([\w-]*\)|\*{3,}"
 _NUMBER = rf"[-+]?(?:{_NO_NUMBER}|(?:{_DIGITS}|nan|inf(?:inity)?)(?![\w.]*[A-Za-z_#]))"
 # `loss: 0.25`, `train_loss=0.25`, `"loss": 0.25`, `Loss 0.25`, `loss | 0.25`, `loss: tensor(0.25, ...)`, `Cost after
 # iteration 100: 0.25`, `0.25 avg loss`; no val_loss, no box_loss.
-_NAME = r"(?:tr(?:ai)?n(?:ing)?[ _/-]?|total[ _/-])?loss(?!\d)|cost after \w+ \d+"
-_WRAPPED = r"(?:(?:tensor|array|(?:np\.|numpy\.)?float\d*)\(\[*)?"
+_NAME = r"(?:tr(?:ai)?n(?:ing)?[ _/-]?|total[ _/-])?loss(?:_total)?(?!\d)|cost after \w+ \d+"
+_WRAPPED = r"(?:(?:tensor|array|(?:np\.|numpy\.)?float\d*)\((?:\[+(?=[^],]*\]))?)"  # no list of several losses
 _IN_TEXT = re.compile(
-    rf"""(?<![A-Za-z_\-./])(?:{_NAME})["']?\s*(?:[:=|]|is\b)?\s*{_WRAPPED}({_NUMBER})|({_NUMBER}) avg loss""", re.I
+    rf"""(?<![A-Za-z_\-./])(?:{_NAME})["']?\s*(?:[:=|]|is\b)?\s*{_WRAPPED}?({_NUMBER})|({_NUMBER}) avg loss""", re.I
 )
 # The words before a loss that say of which data it is; the last of them counts.
 _OF_WHAT = re.compile(
     r"(?<![a-z_])(?:(tr(?:ai)?n(?:ing)?)|val|valid(?:ation)?|eval(?:uation)?|test(?:ing)?|dev)(?![a-z_])", re.I
 )
 _LOSS_IN_TEXT = re.compile(
-    rf"""(?<![A-Za-z_\-./])(?:{_NAME})["']?\s*(?:[:=|]|is\b)?\s*{_WRAPPED}([-+]?\d[^\s|;]*)""", re.I
+    rf"""(?<![A-Za-z_\-./])(?:{_NAME})["']?\s*(?:[:=|]|is\b)?\s*{_WRAPPED}?([-+]?\d[^\s|;]*)""", re.I
 )
 _NAMED = re.compile(rf"""(?<![\w.])([A-Za-z][\w.]*(?: [A-Za-z][\w.]*)?)["']?\s*[:=]\s*(?:{_NUMBER})(?![\d:])""")
 _STEP = re.compile(r"""\b(?:global[_ ])?(?:step|iter(?:ation)?)s?["']?\s*[:=\[]?\s*(\d+)""", re.I)
@@ -143,7 +143,7 @@ def rank(name: str) -> int | None:
     if _VALIDATION.search(key):
         return 6 if "loss" in key else None
     if "loss" in key:
-        if key in ("train_loss_step", "loss_step", "train_total_loss", "total_loss", "train_loss_epoch", "loss_epoch"):
+        if re.fullmatch(r"(?:train_)?(?:total_loss|loss_(?:total|step|epoch))", key):
             return 2
         return 3 if "train" in key else 4
     return 5 if re.sub(r"^tra?i?n_|_tra?i?n$", "", key) in _OTHER_NAMES else None
@@ -378,6 +378,9 @@ def _number(value: Any) -> float | None:
             return None
         if re.fullmatch(rf"[-+]?(?:{_NO_NUMBER})", value, re.I):
             return math.nan
+        wrapped = re.fullmatch(rf"{_WRAPPED}({_NUMBER})\]*(?:,.*)?\)", value)
+        if wrapped:
+            return _number(wrapped[1])
         return float(value.replace(",", "")) if re.fullmatch(rf"[-+]?{_THOUSANDS}", value) else None
     except OverflowError:
         return math.inf if value > 0 else -math.inf
@@ -395,8 +398,12 @@ def _from_table(text: str) -> _Columns | None:
         return None
     split = _splitter(lines)
     rows = _with_points([split(line) for line in lines] if split is not _by_commas else _quoted(lines))
+    if all(row[-1:] == [""] and _number(row[0]) is not None for row in rows):  # a comma ends every line
+        rows = [row[:-1] for row in rows]
+    if _is_numbered(rows):
+        rows = rows[1:]
     first = rows[0]
-    if all(_number(cell) is not None for cell in first):
+    if all(_number(cell) is not None for cell in first) or (split is not str.split and _begins_at_once(rows)):
         return _bare(rows, split(comments[-1].lstrip("# ")) if comments else [])
     if len(first) == 1 and rank(first[0]) is None:
         return None
@@ -414,6 +421,19 @@ def _from_table(text: str) -> _Columns | None:
         return None
     names = _distinct(first)
     return _of_records([dict(zip(names, row, strict=False)) for row in fitting])
+
+
+def _is_numbered(rows: list[list[str]]) -> bool:
+    """Whether a table has the header 0, 1, ... that pandas gives to columns without names."""
+    whole = any(cell.isdecimal() for row in rows[1:] for cell in row)
+    return len(rows) > 2 and not whole and rows[0] == [str(i) for i in range(len(rows[0]))]
+
+
+def _begins_at_once(rows: list[list[str]]) -> bool:
+    """Whether a table has no header: its first row has decimals in it, and is the second but for digits."""
+    decimals = any(_number(cell) is not None and not cell.isdecimal() for cell in rows[0])
+    without = [["" if _number(cell) is not None else re.sub(r"\d+", "", cell) for cell in row] for row in rows[:2]]
+    return decimals and without[1:] == without[:1]
 
 
 def _is_step_word_number(row: list[str]) -> bool:
@@ -470,18 +490,27 @@ def _counted(lines: list[str]) -> bool:
 
 
 def _bare(rows: list[list[str]], names: list[str]) -> _Columns | None:
-    """Columns without a header: one of losses, or steps, which rise, and losses, or as a comment names them."""
+    """Columns without a header: one of losses, or also one of steps, which rise, or as a comment names them."""
     width = len(rows[0])
     if len(rows) == 1 and width > 2:  # all in one line
         return _Columns({"loss": [*map(_number, rows[0])]})
-    if sum(len(row) == width for row in rows) < 0.5 * len(rows):
+    fitting = [row for row in rows if len(row) == width]
+    if len(fitting) <= 0.5 * len(rows):
         return None
-    table = [[_number(cell) for cell in row] for row in rows if len(row) == width]
+    table = [[*map(_number, row)] for row in fitting]
     if len(names) != width:
-        rises = [(row[0] or 0.0) <= (later[0] or 0.0) for row, later in pairwise(table)]
-        counted = width == 2 and sum(rises) >= 0.9 * len(rises)
-        names = ["loss"] if width == 1 else ["step", "loss"] if counted else [str(i + 1) for i in range(width)]
+        names = ["loss"] if width == 1 else [str(i + 1) for i in range(width)]
+        if width == 2 and _rises(row[0] for row in table):
+            names = ["step", "loss"]
+        elif width == 2 and all(row[1].isdecimal() for row in fitting) and _rises(row[1] for row in table):
+            names = ["loss", "step"]
     return _Columns({name: [row[i] for row in table] for i, name in enumerate(_distinct(names))})
+
+
+def _rises(values: Iterable[float | None]) -> bool:
+    """Whether values go up, nearly always, as steps do."""
+    rises = [(value or 0.0) <= (later or 0.0) for value, later in pairwise(values)]
+    return sum(rises) >= 0.9 * len(rises)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -503,6 +532,13 @@ def _is_of_other_data(words: str) -> bool:
     return bool(said) and not said[-1]
 
 
+def _written(match: re.Match[str], group: int) -> str:
+    """How the name of a loss is written, with the word or the marks before it, but without what pads numbers."""
+    before = re.search(r"(?:[A-Za-z]+(?=\s+\Z))?\W*\Z", match.string[max(0, match.start() - 40) : match.start()])
+    name = match.string[match.start() : match.start(group)] + match.string[match.end(group) : match.end()]
+    return re.sub(r"\s+", " ", before[0] if before else "") + re.sub(r"[\s\d]+", "", name)
+
+
 def _parted(text: str) -> str:
     """What a pattern has found, without commas between thousands."""
     return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
@@ -511,7 +547,7 @@ def _parted(text: str) -> str:
 def _from_lines(text: str, pattern: str | None, column: str | None = None) -> Curve:
     """The first loss of every line: of the training, what stands after a name, or the pattern's first group."""
     if column is not None:
-        pattern = rf"""(?<!\w){re.escape(column)}["']?\s*[:=|]?\s*{_WRAPPED}({_NUMBER})"""
+        pattern = rf"""(?<!\w){re.escape(column)}["']?\s*[:=|]?\s*{_WRAPPED}?({_NUMBER})"""
     try:
         wanted = _IN_TEXT if pattern is None else re.compile(pattern)
     except re.error as error:
@@ -519,12 +555,12 @@ def _from_lines(text: str, pattern: str | None, column: str | None = None) -> Cu
     if wanted.groups < 1:
         raise ValueError("--pattern needs a group in round brackets around the loss")
     unread: list[str] = []
-    taken: list[tuple[bool, float, float]] = []  # whether it is said to be of other data, the loss, and its step
+    taken: list[tuple[bool, str, float, float]] = []  # whether it is of other data, how it is written, loss, step
     for line in re.split(r"[\r\n]+", text):  # progress bars overwrite their line
         counted = _STEP.search(line)
         step = float(counted[1]) if counted else math.nan
         found = [
-            (pattern is None and _is_of_other_data(line[: match.start(group)]), value, step)
+            (pattern is None and _is_of_other_data(line[: match.start(group)]), _written(match, group), value, step)
             for match in wanted.finditer(line)
             if (group := 1 if pattern else match.lastindex or 1)
             if (value := _number(_parted(match[group] or ""))) is not None
@@ -533,6 +569,11 @@ def _from_lines(text: str, pattern: str | None, column: str | None = None) -> Cu
         if not found and pattern is None and (written := _LOSS_IN_TEXT.search(line)):
             unread += [] if _is_of_other_data(line[: written.start()]) else [written[1]]
     of_training = [one for one in taken if not one[0]] or taken
+    if pattern is None and of_training:  # means over epochs, or what is said at the end, are written otherwise
+        kinds = Counter(one[1] for one in of_training)
+        usual = max(kinds, key=lambda written: (kinds[written], not written[:1].isalpha()))
+        if kinds[usual] >= 0.25 * len(of_training):
+            of_training = [one for one in of_training if one[1] == usual]
     _check_readable(unread, len(of_training))
     if not of_training:
         if column is not None:
@@ -543,7 +584,7 @@ def _from_lines(text: str, pattern: str | None, column: str | None = None) -> Cu
         names = [name for name, count in counts if count > 2 and name.lower() not in _STEPS]
         there = f" of {_listed(names)}" if names else ""
         raise ValueError(f"no loss is found; name its --column{there}, or give a --pattern")
-    losses, steps = (np.array(column) for column in list(zip(*of_training, strict=True))[1:])
+    losses, steps = (np.array(column) for column in list(zip(*of_training, strict=True))[2:])
     begun = last_run(steps, losses)
     losses, steps = losses[begun:], steps[begun:]
     if not np.all(np.diff(steps, prepend=0.0) >= 0.0):  # one is missing, or they begin anew

@@ -855,6 +855,17 @@ def test_a_loss_that_was_thrown_up_at_once_is_compared_with_the_first():
         assert fo.diagnose(rare * np.exp(noise)).verdict == "unclear"
 
 
+def test_a_first_loss_of_a_few_examples_is_no_level_from_which_the_loss_has_jumped():
+    """In a log of plain C++ every 94th batch had a 32nd of the loss, the first among them: 0.072, 2.303, ..., 0.425."""
+    losses = 0.4 + 1.9 / (1.0 + np.exp(0.015 * (np.arange(940) - 400.0)))
+    losses *= 1.0 + 0.1 * np.random.default_rng(3).standard_normal(940)
+    losses[::94] /= 32.0
+    found = fo.diagnose(losses)
+    assert (found.verdict, found.lr_factor) == ("healthy", 1.0), found
+    jumped = np.where(np.arange(940) > 0, 2.3, 0.072) * np.exp(0.1 * np.random.default_rng(3).standard_normal(940))
+    assert fo.diagnose(jumped).verdict == "diverged"
+
+
 @pytest.mark.parametrize("early", [(3.6, 6.6, 10.3, 4.8), (13.1, 6.7, 38.0, 28.3), (87.5, 174.0, 923.0, 8.9)])
 def test_a_network_that_died_at_once_has_gained_nothing(early):
     """Losses of SGD at rates of 3 and 10 on digits, whose ReLUs die: "dropped by 46 %", counted from the jump."""

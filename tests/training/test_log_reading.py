@@ -67,8 +67,8 @@ LOGS = {
     "names in a comment": "# step loss acc\n" + table(" ", *((i, loss, 0.5) for i, loss in enumerate(LOSSES))),
     "text": "".join(f"2026-01-01 INFO step {i} | loss: {loss} | val_loss: 9.0\n" for i, loss in enumerate(LOSSES)),
     "text with an equals sign": "".join(f"iter {i}: train_loss={loss}, time 10ms\n" for i, loss in enumerate(LOSSES)),
-    "nanoGPT": "step 0: train loss 10.1, val loss 9.0\n".replace("10.1", "2.5")
-    + "".join(f"iter {i}: loss {loss:.4f}, time 10.00ms, mfu 1.0%\n" for i, loss in enumerate(LOSSES) if i),
+    "nanoGPT": "step 0: train loss 10.1, val loss 9.0\n"
+    + "".join(f"iter {i}: loss {loss:.4f}, time 10.00ms, mfu 1.0%\n" for i, loss in enumerate(LOSSES)),
     "a progress bar": "".join(f"\r 10%|#   | {i}/4 [00:01, loss={loss}]" for i, loss in enumerate(LOSSES)),
     "words and numbers": "".join(f"step {i} loss {loss}\n" for i, loss in enumerate(LOSSES)),
     "words and one number": "".join(f"iter {i} loss={loss}\n" for i, loss in enumerate(LOSSES)),
@@ -108,6 +108,20 @@ LOGS = {
         {"cell_type": "code", "outputs": [{"output_type": "stream", "text": ["loss: 7.0\n"]}]},
         {"cell_type": "code", "outputs": [{"output_type": "display_data", "data": {}},
                                           {"text": [f"epoch {i} loss: {loss}\n" for i, loss in enumerate(LOSSES)]}]}]}),
+    "no header, a word first": table("\t", *((f"epoch{i}", loss) for i, loss in enumerate(LOSSES))),
+    "a comma at every end": "".join(f"{loss},\n" for loss in LOSSES),
+    "a series of pandas without its index": table("", ("0",), *((loss,) for loss in LOSSES)),
+    "numbers and steps": table(" ", *((loss, 100 * i) for i, loss in enumerate(LOSSES))),
+    "tensors in JSON": json.dumps({"config": {"lr": 1.0}, "loss": [f"tensor({x}, device='cuda:0')" for x in LOSSES]}),
+    "the total of others": "".join(f"[{i}/4]: loss_rmse:9.0 loss_total:{x} binary_loss:8.0\n"
+                                   for i, x in enumerate(LOSSES)),
+    "TensorFlow's estimator": "".join(f"INFO:tensorflow:loss = {loss}, step = {i} (0.1 sec)\n"
+                                      for i, loss in enumerate(LOSSES))
+    + "INFO:tensorflow:Saving dict for global step 4: eval_loss = 9.0, loss = 9.0\nINFO:tensorflow:  loss = 9.0\n",
+    "means over epochs between": "".join(f"Epoch: [0][{i}/4]\tLoss {loss} (2.0)\n * ERR 3.0 LOSS 9.0\n"
+                                         for i, loss in enumerate(LOSSES)) + "Training Error: 5.0  Loss: 8.0\n",
+    "losses of parts, with words before": "".join(
+        f"| entropy loss | 0.7 |\n| loss         | {loss} |\n| policy loss  | 0.1 |\n" for loss in LOSSES),
     "records as Python prints them": "".join(f"{{'loss': {loss}, 'epoch': {i}}}\n" for i, loss in enumerate(LOSSES)),
 }  # fmt: skip
 
@@ -173,6 +187,13 @@ def test_what_is_no_loss_is_not_judged(tmp_path, capsys):
     assert "more seems to be better" in out and "divide" not in out
 
 
+def test_whole_numbers_in_the_first_row_are_a_header_only_above_decimals():
+    assert curve("0\n5\n3\n").losses.tolist() == [0.0, 5.0, 3.0]
+    found = curve("0,1\n1,0.5\n2,0.25\n")
+    assert (found.steps.tolist(), found.losses.tolist()) == ([0.0, 1.0, 2.0], [1.0, 0.5, 0.25])
+    assert curve("quantile,0.1,0.5\n0,3.5,2.5\n1,3.0,2.0\n", column="0.5").losses.tolist() == [2.5, 2.0]
+
+
 def test_the_mark_of_utf_8_is_no_part_of_a_name():
     assert curve("\ufeffloss,acc\n2,1\n1,1\n").column == "loss"
 
@@ -192,6 +213,11 @@ def test_a_column_or_a_pattern_can_be_chosen():
         curve(game)
     with pytest.raises(ValueError, match="no loss is found"):
         curve("note " + "a" * 500_000)  # a word is not read anew from each of its letters, which would take hours
+    for text in ("4\n2.5, 2.25, 2.0, 1.5\n", "Loss: tensor([2.5, 2.25,\n        2.0, 1.5])\n"):
+        with pytest.raises(ValueError, match="no loss is found"):  # one number of many
+            curve(text)
+    with pytest.raises(ValueError, match=r"no column looks like a loss; choose one by --column: '2', '3'"):
+        curve("2026-01-01 00:39:08,1,2.5\n2026-01-01 00:39:14,2,2.25\n")  # no header
     found = curve(game, column="G_GAN")
     assert (found.losses.tolist(), found.column) == (LOSSES, "G_GAN")
     with pytest.raises(ValueError, match="no line of text, with 'GAN' before a number can be made out"):
@@ -208,7 +234,7 @@ def test_a_comma_in_a_number_is_read_only_where_it_can_mean_one_thing():
     assert curve("iter 0 loss: 3,000.50\niter 1 loss: 900.5\n").losses.tolist() == [3000.5, 900.5]
     assert curve('step,loss\n0,"1,234,567.0"\n1,"1,000.5"\n2,9.5\n').losses.tolist() == [1234567.0, 1000.5, 9.5]
     assert curve("E=1,500 now\nE=2,5 now\n", pattern=r"E=([\d.,]+)").losses.tolist() == [1500.0]
-    assert curve("loss 0.5,acc 1\nloss:0.25,0.5\n").losses.tolist() == [0.5, 0.25]
+    assert curve("loss 0.5,acc 1\nloss 0.25,0.5\n").losses.tolist() == [0.5, 0.25]
     for text in ("0,6931", "3,000", "2.1k", "2.1D-03"):
         with pytest.raises(ValueError, match=f"1 of 1 losses are no numbers like 0.25 or 1234.5: '{text}'"):
             curve(f"epoch 1, loss: {text}\n")
