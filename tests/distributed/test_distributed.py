@@ -191,39 +191,23 @@ def test_states_in_fewer_bits_saved_by_two_loaded_by_any_number(saved_low, ranks
     run(ranks, "load_low", saved_low)
 
 
-def damage_bit(slices):
-    content = bytearray(slices[1].read_bytes())
-    content[-5] ^= 4
-    slices[1].write_bytes(content)
-
-
-def damage_cut(slices):
-    slices[0].write_bytes(slices[0].read_bytes()[:-1])
-
-
-def damage_missing(slices):
-    slices[1].unlink()
-
-
-def damage_exchanged(slices):
-    shutil.copy(slices[0], slices[1])
+# What becomes of two slices, and what is said of it.
+DAMAGES = {
+    "altered": (lambda one, two: two.write_bytes(two.read_bytes()[:-5] + bytes(5)), "checksum"),
+    "cut": (lambda one, two: one.write_bytes(one.read_bytes()[:-1]), "checksum"),
+    "missing": (lambda one, two: two.unlink(), "is missing"),
+    "exchanged": (shutil.copy, "do not make up the whole"),
+}
 
 
 @needs_mpi
-@pytest.mark.parametrize(
-    ("damage", "text"),
-    [
-        (damage_bit, "checksum"),
-        (damage_cut, "checksum"),
-        (damage_missing, "is missing"),
-        (damage_exchanged, "do not make up the whole"),
-    ],
-)
-def test_a_damaged_slice_is_refused_on_every_rank(saved, tmp_path, damage, text):
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_slice_is_refused_on_every_rank(saved, tmp_path, damage):
+    change, text = DAMAGES[damage]
     for path in saved.iterdir():
         shutil.copy(path, tmp_path)
     newest = max(saved.glob("run.*.0"), key=lambda path: path.stat().st_mtime_ns).name.removesuffix("0")
-    damage([tmp_path / f"{newest}{rank}" for rank in range(2)])
+    change(*(tmp_path / f"{newest}{rank}" for rank in range(2)))
     run(2, "refuse", tmp_path / "run", text)
     params = {"w": np.ones((3, NORM_BLOCK), np.float32), "b": np.ones(40), "f": np.ones((80, 90), np.float32)}
     params["none"] = np.ones((0, 3), np.float32)
@@ -250,23 +234,6 @@ def test_separate_hosts():
         pytest.skip(f"NOT TESTED: ranks on separate hosts: {done.stdout.strip()}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 bits differ" in done.stdout
-
-
-# --- Training -----------------------------------------------------------------------------------------------------
-
-
-@needs_mpi
-def test_fit_on_two_ranks_is_one_run_and_resumes(tmp_path):
-    for name, epochs in (("whole", (4,)), ("parts", (2, 4))):
-        for count in epochs:
-            run(2, "fit", tmp_path / name, count)
-    whole, parts = (np.load(tmp_path / f"{name}.npz") for name in ("whole", "parts"))
-    assert len(whole["loss"]) == 24 and whole["loss"][-1] < 0.5 * whole["loss"][0]
-    assert all(whole[key].tobytes() == parts[key].tobytes() for key in whole.files)
-    assert (tmp_path / "whole.jsonl").read_text().count('"kind": "step"') == 24
-    run(1, "fit", tmp_path / "one", 4)
-    one = np.load(tmp_path / "one.npz")
-    assert np.allclose(one["loss"], whole["loss"], rtol=1e-9) and np.allclose(one["w"], whole["w"], rtol=1e-9)
 
 
 @needs_mpi

@@ -29,6 +29,10 @@ def test_two_ranks(name, tmp_path):
     run(2, name, tmp_path)
 
 
+def test_shares_of_the_batches_are_one_run():
+    run(2, "shares")
+
+
 def test_another_number_of_ranks_goes_on(tmp_path):
     path = tmp_path / "run.ckpt"
     for ranks, epochs in ((2, 1), (3, 2), (3, 3)):

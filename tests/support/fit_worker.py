@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("FASTOPTIM_NUM_THREADS", "1")
@@ -159,14 +160,34 @@ def counts_and_names(folder):
         fit(epochs=1, **path)
 
 
+def shares():
+    """Shares of the batches make one run: that of one process with the whole batches, up to rounding."""
+    sizes, found = [], []
+
+    def f(params, batch):
+        sizes.append(len(batch))
+        error = batch[:, 1:] @ params["w"] - batch[:, :1]
+        return float(np.mean(error**2)), {"w": 2 * batch[:, 1:].T @ error / len(batch)}
+
+    for kind in (partial(ShardedOptimizer, fo.Adam, deterministic=True), fo.Adam):
+        params = {"w": np.zeros((5, 1))}
+        result = fo.fit(f, params, DATA, kind(params, lr=0.05), batch_size=8, epochs=4, diagnose=False, progress=False)
+        found.append((result.history.loss, params["w"]))
+    (loss, w), (loss_of_one, w_of_one) = found
+    assert sizes == [8 // SIZE] * 24 + [8] * 24
+    assert np.allclose(loss, loss_of_one, rtol=1e-9) and np.allclose(w, w_of_one, rtol=1e-9)
+    all_equal((loss.tobytes(), w.tobytes()))
+
+
 def one_sided(folder):
     """Callbacks, checkpoint, log and resume on one rank alone."""
     folder = Path(folder)
-    whole = fit(epochs=4)[0]["w"].tobytes()
+    whole, wanted = fit(epochs=4)
     path = {"checkpoint": folder / "run.ckpt", "log": folder / "run.jsonl"} if RANK == 0 else {}
     fit(epochs=2, **path)
     params, result = fit(epochs=4, resume=RANK == 0, callbacks=[lambda loop: None] if LAST else [], **path)
-    assert params["w"].tobytes() == whole and result.steps == 24
+    assert params["w"].tobytes() == whole["w"].tobytes() and result.steps == 24
+    assert result.history.loss.tobytes() == wanted.history.loss.tobytes()
     if RANK == 0:
         assert (folder / "run.jsonl").read_text().count('"kind": "step"') == 24
         assert sorted(p.name for p in folder.glob("run.ckpt*") if "optimizer" not in p.name) == [

@@ -669,43 +669,6 @@ def uncaught():
     time.sleep(3600)
 
 
-def fit(path, epochs):
-    """`fo.fit` with shares of the batches; leaves the final weights of every rank."""
-    rng = np.random.default_rng(3)
-    x = rng.standard_normal((240, 6))
-    y = x @ rng.standard_normal((6, 2)) + 0.1
-    params = {"w": np.zeros((6, 2)), "b": np.zeros(2)}
-    sizes = []
-
-    def loss_and_grad(params, batch):
-        inputs, targets = batch
-        sizes.append(len(inputs))
-        error = inputs @ params["w"] + params["b"] - targets
-        return 0.5 * float(np.mean(error**2)), {
-            "w": inputs.T @ error / error.size,
-            "b": error.sum(0) / error.size,
-        }
-
-    opt = ShardedOptimizer(fo.Adam, params, lr=0.05, deterministic=True)
-    result = fo.fit(
-        loss_and_grad,
-        params,
-        (x, y),
-        opt,
-        epochs=int(epochs),
-        batch_size=40,
-        checkpoint=path,
-        resume=True,
-        log=f"{path}.jsonl",
-        diagnose=False,
-    )
-    assert set(sizes) <= {40 // SIZE}
-    assert len(set(COMM.allgather(result.history.loss.tobytes()))) == 1
-    assert len(set(COMM.allgather(params["w"].tobytes() + params["b"].tobytes()))) == 1
-    if RANK == 0:
-        np.savez(f"{path}.npz", loss=result.history.loss, **params)
-
-
 if __name__ == "__main__":
     os.environ.setdefault("FASTOPTIM_NUM_THREADS", "1")
     run_named(globals(), RANK)
