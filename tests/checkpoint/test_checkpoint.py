@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from fastoptim.backends import available
 from fastoptim.checkpoint import files, format, slices
 from fastoptim.checkpoint.files import CheckpointError
 from tests.proofs.fuzz_checkpoint import save_slices
-from tests.support import PROOFS, simulator
+from tests.support import PROOFS
 from tests.support.forks import in_child
 from tests.support.platforms import needs_posix
 
@@ -800,54 +799,3 @@ def test_a_sample_of(script, arguments, expected):
     done = subprocess.run([sys.executable, PROOFS / script, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert expected in done.stdout
-
-
-SIMULATED = """
-import sys
-import numpy as np
-import fastoptim as fo
-from numba import cuda
-
-def params(value):
-    host = {"w": np.full((3, 4), value, np.float32), "F": np.asfortranarray(np.arange(6.0).reshape(2, 3) * value)}
-    return {name: cuda.to_device(x) for name, x in host.items()}
-
-def grads():
-    return {"w": cuda.to_device(np.ones((3, 4), np.float32)), "F": cuda.to_device(np.asfortranarray(np.ones((2, 3))))}
-
-def host(tree):
-    return {name: np.asarray(x.copy_to_host()) for name, x in tree.items()}
-
-path = sys.argv[1]
-one, two = params(2.0), params(5.0)
-optimizer = fo.Adam(one, backend="cuda")
-optimizer.step(grads())
-optimizer.save(path)
-optimizer.step(grads())
-on_host = host(two)
-for target, g, backend in ((two, grads(), "cuda"), (on_host, host(grads()), "numpy")):
-    again = fo.Adam(target, backend=backend)
-    again.load(path)
-    again.step(g)
-expected = {name: x.tobytes() for name, x in host(one).items()}
-assert {name: x.tobytes() for name, x in host(two).items()} == expected
-assert {name: x.tobytes() for name, x in on_host.items()} == expected
-
-def loss_and_grad(params, batch):
-    return 1.0, grads()
-
-whole, cut, resumed = params(2.0), params(2.0), params(9.0)
-options = {"backend": "cuda", "validation": lambda p: 1.0, "validate_every": 9}
-fo.fit(loss_and_grad, whole, None, "adam", steps=4, **options)
-fo.fit(loss_and_grad, cut, None, "adam", steps=2, checkpoint=path, checkpoint_every=999, **options)
-fo.fit(loss_and_grad, resumed, None, "adam", steps=4, resume=path, **options)
-assert all(np.array_equal(a, b) for a, b in zip(host(whole).values(), host(resumed).values(), strict=True))
-print("same bits")
-"""
-
-
-@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="needs numba-cuda, whose simulator stands for a device")
-def test_device_arrays_go_to_a_file_and_back(tmp_path):
-    done = simulator.run("-c", SIMULATED, str(tmp_path / "a.ckpt"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "same bits\n"

@@ -253,6 +253,46 @@ def test_state_dict_goes_from_device_to_host_and_back():
     assert same_bits(p, r)
 
 
+def parameters(value):
+    return {"w": np.full((3, 4), value, np.float32), "F": np.asfortranarray(np.arange(6.0).reshape(2, 3) * value)}
+
+
+def to_device(tree):
+    return {name: cuda.to_device(x) for name, x in tree.items()}
+
+
+def equal(tree, wanted):
+    return all(same_bits(np.array(x), np.array(wanted[name])) for name, x in tree.items())
+
+
+def test_a_checkpoint_goes_from_device_to_host_and_back(tmp_path):
+    grads = {name: np.ones_like(x) for name, x in parameters(1.0).items()}
+    ours = to_device(parameters(2.0))
+    optimizer = fo.Adam(ours, backend="cuda")
+    optimizer.step(to_device(grads))
+    optimizer.save(tmp_path / "file")
+    optimizer.step(to_device(grads))
+    for backend, wrap in (("cuda", to_device), ("numpy", dict)):
+        loaded = wrap(parameters(5.0))
+        again = fo.Adam(loaded, backend=backend)
+        again.load(tmp_path / "file")
+        again.step(wrap(grads))
+        assert equal(loaded, ours)
+
+
+def test_training_of_device_arrays_is_resumed(tmp_path):
+    grads = to_device({name: np.ones_like(x) for name, x in parameters(1.0).items()})
+    whole, cut, resumed = (to_device(parameters(value)) for value in (2.0, 2.0, 9.0))
+    options = {"backend": "cuda", "validation": lambda p: 1.0, "validate_every": 9}
+    for params, steps, more in (
+        (whole, 4, {}),
+        (cut, 2, {"checkpoint": tmp_path / "file", "checkpoint_every": 999}),
+        (resumed, 4, {"resume": tmp_path / "file"}),
+    ):
+        fo.fit(lambda p, batch: (1.0, grads), params, None, "adam", steps=steps, **options, **more)
+    assert equal(resumed, whole)
+
+
 def test_apply_writes_to_nothing_that_it_is_given():
     rng = np.random.default_rng(9)
     start = {"w": np.asfortranarray(rng.standard_normal((5, 3))), "b": rng.standard_normal(7)}
