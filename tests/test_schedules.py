@@ -184,6 +184,11 @@ def test_pure_defined_past_the_end_and_a_float(name):
     assert [schedule(k) for k in reversed(range(300))] == forwards[::-1]
     assert all(type(rate) is float and 0.0 <= rate <= 1.0 for rate in forwards)
     assert all(0.0 <= schedule(k) <= 1.0 for k in (10**4, 10**9))
+    with pytest.raises(ValueError, match="from 0"):
+        schedule(-1)
+
+
+def test_what_a_schedule_cannot_be_made_of_is_named():
     with pytest.raises(TypeError, match=r"step must be an int from 0, got 3\.0"):
         s.cosine(1.0, 10)(3.0)
     for make, message in (
@@ -195,8 +200,6 @@ def test_pure_defined_past_the_end_and_a_float(name):
     ):
         with pytest.raises(TypeError, match=message):
             make()
-    with pytest.raises(ValueError, match="from 0"):
-        schedule(-1)
 
 
 @pytest.mark.parametrize("name", EVERY)

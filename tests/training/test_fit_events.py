@@ -47,6 +47,7 @@ def test_the_step_of_a_loss_that_is_not_finite_is_skipped(bad, accumulate):
     result = fo.fit(f, w, np.ones(40), "sgd", lr=1.0, **options)
     assert result.history.applied.tolist() == [True, False, True] and w.tolist() == [-2.0, -2.0]
     assert result.optimizer.state["0"]["step"] == 2 and math.isnan(result.history.grad_norm[1])
+    assert (result.reason, result.steps) == ("steps", 3)
 
 
 @pytest.mark.parametrize("rate", [np.float32(0.1), np.float64(0.1), np.float16(0.1)])

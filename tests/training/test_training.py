@@ -396,20 +396,6 @@ def test_a_loss_that_is_not_finite_ends_training_before_its_step(tmp_path, bad):
     assert optimizer.state["w1"]["step"] == 5  # the last good checkpoint, at the end of the first epoch
 
 
-def test_skip_nonfinite_goes_on():
-    params, data, f = problem()
-    count = iter(range(100))
-
-    def sometimes(p, batch):
-        loss, grads = f(p, batch)
-        return (math.inf, grads | {"b1": grads["b1"] * np.float32(np.nan)}) if next(count) == 3 else (loss, grads)
-
-    result = fo.fit(sometimes, params, data, "adam", steps=10, batch_size=16, skip_nonfinite=True)
-    assert result.history.applied.tolist() == [k != 3 for k in range(10)]
-    assert np.isfinite(leaves(params)[0]).all() and result.reason == "steps"
-    assert result.optimizer.state["w1"]["step"] == 9
-
-
 def test_diagnosis_beside_the_loop_names_the_remedy():
     w = np.array([1.0, 1.0])
     curvature = np.array([1.0, 100.0])
@@ -971,7 +957,6 @@ def test_the_best_checkpoint_is_kept(tmp_path):
         ({"steps": 5, "checkpoint_every": 3}, ValueError, "checkpoint"),
         ({"steps": 5, "resume": True}, ValueError, "checkpoint"),
         ({"steps": 5, "callbacks": [3]}, TypeError, "callbacks"),
-        ({"steps": 5, "log": "run.txt"}, ValueError, "log"),
         ({"steps": 5, "data": None, "batch_size": 3}, ValueError, "batch_size: .* there are no data"),
         ({"steps": 5, "data": fo.minibatches(np.ones(3)), "rng": 3}, ValueError, "rng: .* are minibatches already"),
         (
