@@ -32,6 +32,7 @@ CLOCK = time.process_time if "cpu" in sys.argv else time.perf_counter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.readme_numbers import with_numbers  # noqa: E402
 from examples._data import digits  # noqa: E402
 from fastoptim.demo import network as perceptron  # noqa: E402
 from fastoptim.environment import processor  # noqa: E402
@@ -356,8 +357,7 @@ def write(result):
         places = [path for path, page in pages.items() if begin in page and end in page]
         if len(places) != 1:
             raise SystemExit(f"{name} needs one place in {' or '.join(path.name for path in PAGES)}")
-        head, _, rest = pages[places[0]].partition(begin)
-        pages[places[0]] = f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+        pages[places[0]] = with_numbers(pages[places[0]], text, begin, end)
     for path, page in pages.items():
         path.write_text(page)
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.mpi_overlap import table
+from benchmarks.readme_numbers import with_numbers
 from fastoptim.distributed.partition import piece_size
 from fastoptim.distributed.slices import IN_FLIGHT
 
@@ -151,10 +151,7 @@ def main() -> int:
     if options.docs:
         document = options.docs.read_text()
         for name, text in tables.items():
-            pattern = re.compile(rf"(<!-- mpi: {name} begin -->\n).*?(<!-- mpi: {name} end -->)", re.S)
-            document, found = pattern.subn(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", document)
-            if not found:
-                raise SystemExit(f"{options.docs} has no place for the table {name!r}")
+            document = with_numbers(document, text, f"<!-- mpi: {name} begin -->", f"<!-- mpi: {name} end -->")
         options.docs.write_text(document)
     return 0
 

@@ -26,11 +26,11 @@ import fastoptim as fo
 from fastoptim.arrays.storage import small_dtype, unpack
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 RESULTS = ROOT / "benchmarks" / "results" / "precision.json"
 DOCS = ROOT / "docs" / "howto" / "precision.md"
 PICTURE = DOCS.parent / "precision.svg"
-BEGIN, END = "<!-- written by benchmarks/precision.py -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- written by benchmarks/precision.py -->", "<!-- end -->"
 
 # Name -> dtype of the parameters, and how the optimizer stores the rest.
 STORAGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -205,8 +205,9 @@ def table(results: dict[str, Any]) -> str:
 
 def written(text: str, results: dict[str, Any]) -> str:
     """The page with the table of these results."""
-    head, rest = text.split(BEGIN)
-    return head + BEGIN + "\n" + table(results) + "\n" + END + rest.split(END)[1]
+    from readme_numbers import with_numbers
+
+    return with_numbers(text, f"\n{table(results)}", BEGIN, END)
 
 
 def main() -> int:

@@ -61,12 +61,12 @@ def _bullets(points: list[str]) -> str:
     return "\n".join(f"- {point}" for point in points)
 
 
-def with_numbers(readme: str, text: str) -> str:
-    """Put this text between the README's markers; ValueError if it has no such place."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ValueError(f"the README needs one line {BEGIN} and, after it, one line {END}")
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+def with_numbers(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
+    """Put this text between two lines of a page; ValueError if it has no such place."""
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"the page needs one line {begin} and, after it, one line {end}")
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def _short(value: Any) -> Any:

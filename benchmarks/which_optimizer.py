@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 RESULTS = ROOT / "benchmarks" / "results" / "which_optimizer.json"
 DOCS = ROOT / "docs" / "guide" / "rules.md"
-BEGIN, END = "<!-- written by benchmarks/which_optimizer.py -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- written by benchmarks/which_optimizer.py -->", "<!-- end -->"
 
 RATES = [float(f"{10 ** (k / 2):.2g}") for k in range(-9, 4)]  # 3.2e-5 to 32, two for each power of ten
 SEEDS = (1, 2, 3, 4, 5)
@@ -222,8 +222,9 @@ def table(results: dict[str, Any]) -> str:
 
 def written(text: str, results: dict[str, Any]) -> str:
     """The page with the table of these results."""
-    head, rest = text.split(BEGIN)
-    return head + BEGIN + "\n" + table(results) + "\n" + END + rest.split(END)[1]
+    from readme_numbers import with_numbers
+
+    return with_numbers(text, f"\n{table(results)}", BEGIN, END)
 
 
 def main() -> None:

@@ -274,10 +274,10 @@ def test_readme_numbers_cannot_drift(document, tmp_path, capsys):
 
 
 def test_readme_without_markers_is_refused():
-    with pytest.raises(ValueError, match="needs one line"):
-        readme_numbers.with_numbers("no markers", "text")
-    with pytest.raises(ValueError, match="needs one line"):
-        readme_numbers.with_numbers(f"{readme_numbers.END}\n{readme_numbers.BEGIN}", "text")
+    begin, end = readme_numbers.BEGIN, readme_numbers.END
+    for page in ("no markers", f"{end}\n{begin}", f"{begin}\n{end}\nwhat must stay\n{end}\nthis, too"):
+        with pytest.raises(ValueError, match="needs one line"):
+            readme_numbers.with_numbers(page, "text")
 
 
 def test_documentation_names_every_field(document):
