@@ -264,7 +264,8 @@ class FTRL(Family):
 
     Notes
     -----
-    TensorFlow's and Keras' with ``learning_rate_power=-0.5``. p is computed from z and n alone: start at p = 0.
+    TensorFlow's and Keras' with ``learning_rate_power=-0.5``. p is computed from z and n alone: start at p = 0,
+    and keep the rate: to lower it by a schedule takes all of p towards zero with it, not only the steps.
     A step with ``Rows(..., lazy=True)`` then has the bits of the dense one, as long as hyperparameters stay.
 
     References

@@ -90,7 +90,8 @@ def lr_range_test(
     Raises
     ------
     TypeError, ValueError
-        Bad arguments, or a first loss or gradient that is not finite; everything is put back.
+        Bad arguments, `FTRL`, whose parameters change with the rate itself, or a first loss or gradient that is not
+        finite; everything is put back.
 
     References
     ----------

@@ -16,6 +16,7 @@ from ..arrays.rows import Rows
 from ..common.generators import GENERATORS, generators_within, set_state, state_of
 from ..common.signals import Interrupts
 from ..common.trees import Entries, Structure, leaves_of
+from ..optimizers.adaptive import FTRL
 from ..optimizers.base import Optimizer
 from ..optimizers.groups import ascends, momentum_of
 from ..optimizers.names import maker_of
@@ -174,6 +175,8 @@ class Sandbox:
         """One step per rate from the state on entering; yields the loss that each minibatch had before its step."""
         self.restore()
         optimizer = self._new_optimizer(float(rates[0]))
+        if isinstance(optimizer, FTRL) and rates[-1] != rates[0]:
+            raise ValueError("a rate that changes scales all parameters of FTRL: probe_lr tries rates one by one")
         for lr in rates:
             loss, grads = self.evaluate(self.next_batch())
             if not self.slope_seen:

@@ -1096,3 +1096,11 @@ def test_bad_input_is_refused(options, error, text):
 def test_bad_sweeps_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
         fo.lr_range_test(plain, np.ones(2), None, "sgd", **options)
+
+
+def test_a_rate_that_changes_is_no_way_to_judge_ftrl():
+    """Its parameters are in proportion to the rate: "blow-up 2.8e-6" for a network that is best at 1."""
+    x = np.ones(2)
+    with pytest.raises(ValueError, match="probe_lr tries rates one by one"):
+        fo.lr_range_test(plain, x, None, "ftrl")
+    assert x.tolist() == [1.0, 1.0] and fo.probe_lr(plain, x, None, "ftrl").probes
