@@ -44,6 +44,7 @@ COPIED = (
     "MANIFEST.in",
     "docs",
     "benchmarks",
+    "examples",
 )
 TARGET = 0.95
 UNTRIED = "NOT TRIED"
