@@ -40,6 +40,7 @@ _LOSS_IN_TEXT = re.compile(
 )
 _NAMED = re.compile(rf"""(?<![\w.])([A-Za-z][\w.]*(?: [A-Za-z][\w.]*)?)["']?\s*[:=]\s*(?:{_NUMBER})(?![\d:])""")
 _STEP = re.compile(r"""\b(?:global[_ ])?(?:step|iter(?:ation)?)s?["']?\s*[:=\[]?\s*(\d+)""", re.I)
+_EPOCH = re.compile(r"\bepochs?\W{0,4}(\d+)", re.I)
 _VALIDATION = re.compile(r"val|eval|test|dev", re.I)
 _RATES = (
     *("lr", "learning_rate", "learningrate", "current_lr", "currentlr"),
@@ -554,22 +555,21 @@ def _from_lines(text: str, pattern: str | None, column: str | None = None) -> Cu
         raise ValueError(f"--pattern is no regular expression: {error}") from error
     if wanted.groups < 1:
         raise ValueError("--pattern needs a group in round brackets around the loss")
-    unread: list[str] = []
-    taken: list[tuple[bool, str, float, float]] = []  # whether it is of other data, how it is written, loss, step
+    unread, plain = [], pattern is None
+    taken: list[tuple[bool, str, float, float, float]] = []  # whether of other data, how written, loss, step, epoch
     for line in re.split(r"[\r\n]+", text):  # progress bars overwrite their line
-        counted = _STEP.search(line)
-        step = float(counted[1]) if counted else math.nan
+        step, epoch = (float(count[1]) if count else math.nan for count in (_STEP.search(line), _EPOCH.search(line)))
         found = [
-            (pattern is None and _is_of_other_data(line[: match.start(group)]), _written(match, group), value, step)
+            (plain and _is_of_other_data(line[: match.start(group)]), _written(match, group), value, step, epoch)
             for match in wanted.finditer(line)
             if (group := 1 if pattern else match.lastindex or 1)
             if (value := _number(_parted(match[group] or ""))) is not None
         ]
         taken += sorted(found, key=itemgetter(0))[:1]
-        if not found and pattern is None and (written := _LOSS_IN_TEXT.search(line)):
+        if not found and plain and (written := _LOSS_IN_TEXT.search(line)):
             unread += [] if _is_of_other_data(line[: written.start()]) else [written[1]]
     of_training = [one for one in taken if not one[0]] or taken
-    if pattern is None and of_training:  # means over epochs, or what is said at the end, are written otherwise
+    if plain and of_training:  # means over epochs, or what is said at the end, are written otherwise
         kinds = Counter(one[1] for one in of_training)
         usual = max(kinds, key=lambda written: (kinds[written], not written[:1].isalpha()))
         if kinds[usual] >= 0.25 * len(of_training):
@@ -584,8 +584,8 @@ def _from_lines(text: str, pattern: str | None, column: str | None = None) -> Cu
         names = [name for name, count in counts if count > 2 and name.lower() not in _STEPS]
         there = f" of {_listed(names)}" if names else ""
         raise ValueError(f"no loss is found; name its --column{there}, or give a --pattern")
-    losses, steps = (np.array(column) for column in list(zip(*of_training, strict=True))[2:])
-    begun = last_run(steps, losses)
+    losses, steps, epochs = (np.array(column) for column in list(zip(*of_training, strict=True))[2:])
+    begun = last_run(steps, losses) or last_run(epochs, losses)
     losses, steps = losses[begun:], steps[begun:]
     if not np.all(np.diff(steps, prepend=0.0) >= 0.0):  # one is missing, or they begin anew
         steps = np.arange(float(len(losses)))

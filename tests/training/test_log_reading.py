@@ -180,6 +180,17 @@ def test_of_several_runs_in_one_log_the_last_is_read(tmp_path, capsys):
     assert curve(table(",", ("iter", "loss"), *within)).losses.tolist() == [loss for _, loss in run]
 
 
+def test_epochs_that_begin_anew_begin_another_run():
+    """Runs of one file seemed to be one whose loss is lost again: three of them in a project's losses.txt."""
+    losses = [40.0 / (epoch + 1) for epoch in range(20)]
+    once = "".join(f"Epoch: {epoch} Loss: {loss:.4f}\n" for epoch, loss in enumerate(losses))
+    found = curve(3 * once)
+    assert (found.left_out, found.steps.tolist()) == (40, list(range(20)))
+    assert found.losses.tolist() == pytest.approx(losses, abs=1e-4)
+    stages = "".join(f"Epoch: {epoch % 10} Loss: {loss:.4f}\n" for epoch, loss in enumerate(losses))
+    assert len(curve(stages).losses) == 20  # counted anew, but the loss goes on where it was
+
+
 def test_what_is_no_loss_is_not_judged(tmp_path, capsys):
     (tmp_path / "a.csv").write_text(table(",", ("step", "ep_rew_mean_reward"), *((i, 2.0 * i) for i in range(1, 200))))
     assert cli.main(["diagnose", str(tmp_path / "a.csv"), "--column", "ep_rew_mean_reward"]) == 0
