@@ -292,5 +292,5 @@ class FTRL(Family):
     @staticmethod
     def _update(o: Any) -> UpdateSpec:
         if o.lr == 0.0:
-            raise ValueError("FTRL divides by lr: it must be > 0")
+            raise ValueError("FTRL divides by lr: it must be > 0; schedules take start_factor= and final_lr= for that")
         return spec_of("ftrl", o, k.ftrl_coefficients(o.lr, o.l1, o.l2, o.beta))

@@ -220,6 +220,8 @@ class Loop:
             if -math.inf < loss < math.inf:
                 info = take_step(grads)
             elif skip:
+                if schedule is not None:
+                    optimizer.lr = rate  # refuses what the step would refuse, and no checkpoint could hold
                 info = _SKIPPED
             else:
                 self.steps, self.loss, self.reason = steps, loss, "non-finite loss"

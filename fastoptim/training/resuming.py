@@ -49,6 +49,7 @@ class Checkpoints:
         self._every, self._keep, self._validation, self._settings = every, keep, validation, settings
         self._kept: list[int] = []  # steps of those that stay
         self._files: dict[str, str] | None = None  # checkpoint -> file of an optimizer that saves itself
+        self._outdated: list[str] = []  # such files that are removed once no checkpoint names them any more
         self._source: str | None = None  # the checkpoint that the run goes on from
         self._continues = False  # whether that is one of these
         self._overtaken = False  # whether the best file is of a validation that the run does not know
@@ -165,7 +166,7 @@ class Checkpoints:
 
     def _save_apart(self, loop: Loop, path: str, keep_previous: bool, outdated: Sequence[str]) -> None:
         """Save with an optimizer that writes files of its own, and remove those that no checkpoint needs any more."""
-        before = _files_of(loop, self.path) if self._files is None else self._files
+        before, left = _files_of(loop, self.path) if self._files is None else (self._files, self._outdated)
         name = f"{path}.optimizer-{loop.steps}"
         loop.ranks.wait()  # the optimizer would not hear of one that has failed
         with naming(name):
@@ -176,22 +177,24 @@ class Checkpoints:
         after[os.path.basename(path)] = os.path.basename(name)
         if self._keep is not None and path == self.path:
             after[os.path.basename(kept_path(path, loop.steps))] = os.path.basename(name)
-        self._files = after
+        self._files, self._outdated = after, sorted({*before.values(), *left} - set(after.values()))
         own = loop.ranks.gathered(_own_state(loop))
         with loop.ranks.together("saving a checkpoint"):
             if loop.ranks.rank == 0:
                 file = {"optimizer_file": os.path.basename(name), "optimizer_checksum": format.checksum_stated_in(name)}
                 _write(path, {"loop": _state(loop, self._settings) | {"own": own} | file}, keep_previous)
                 folder = os.path.dirname(os.path.realpath(path))
-                slices.remove_checkpoints(folder, set(before.values()) - set(after.values()))
+                slices.remove_checkpoints(folder, self._outdated)
+        self._outdated = []  # the file names them: a run that was killed in between removes them when it next saves
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kept": list(self._kept), "files": dict(self._files or {})}
+        return {"kept": list(self._kept), "files": dict(self._files or {}), "outdated": list(self._outdated)}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         if state is not None and self._continues:  # else files of those names are of another run
-            kept, own = [saved_count(step) for step in state["kept"]], dict(state["files"])
-            self._kept, self._files = kept, _base_names(own) or None
+            kept = [saved_count(step) for step in state["kept"]]
+            own, outdated = _files_in(state)
+            self._kept, self._files, self._outdated = kept, own or None, outdated
 
 
 def _write(path: str, tree: Any, keep_previous: bool) -> None:
@@ -406,17 +409,20 @@ def best_path(path: str) -> str:
     return f"{root}.best{suffix}"
 
 
-def _files_of(loop: Loop, path: str) -> dict[str, str]:
-    """The optimizer's files that the checkpoint at `path`, of an earlier run, knows of."""
-    found: dict[str, str] = {}
+def _files_of(loop: Loop, path: str) -> tuple[dict[str, str], list[str]]:
+    """The optimizer's files that the checkpoint at `path`, of an earlier run, knows of, and those it was to remove."""
+    found: tuple[dict[str, str], list[str]] = ({}, [])
     if loop.ranks.rank == 0:
         with contextlib.suppress(OSError, CheckpointError, LookupError, TypeError, AttributeError):
-            found = _base_names(format.stated_tree(path)["loop"]["parts"]["checkpoints"]["files"])
-    return dict(loop.ranks.first(found))
+            found = _files_in(format.stated_tree(path)["loop"]["parts"]["checkpoints"])
+    files, outdated = loop.ranks.first(found)
+    return dict(files), list(outdated)
 
 
-def _base_names(files: Mapping[str, str]) -> dict[str, str]:
-    return {os.path.basename(key): os.path.basename(value) for key, value in files.items()}
+def _files_in(state: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """What a checkpoint says of an optimizer's files; what it says of folders is left out."""
+    files = {os.path.basename(key): os.path.basename(value) for key, value in state["files"].items()}
+    return files, [os.path.basename(name) for name in state["outdated"]]
 
 
 def _remove(paths: Sequence[str]) -> None:

@@ -429,6 +429,41 @@ def test_as_many_are_kept_when_a_run_was_killed_while_it_saved(tmp_path, monkeyp
     assert names(tmp_path) == sorted(["run-5.ckpt", "run-6.ckpt", "run.ckpt", "run.ckpt.previous"])
 
 
+class SavesItself(fo.SGD):
+    def save(self, path, extra=None):
+        super().save(path, extra)
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+@pytest.mark.parametrize("at", [3, 4])
+def test_files_of_an_optimizer_are_removed_though_a_run_was_killed_while_it_removed_them(
+    tmp_path, monkeypatch, resumed, at
+):
+    class Killed(BaseException):
+        pass
+
+    def train(steps, **options):
+        w = np.ones(2)
+        options |= {"checkpoint": tmp_path / "run.ckpt", "checkpoint_every": 1, "diagnose": False}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a new run says what it replaces
+            fo.fit(lambda p, _: (float(p @ p), 2 * p), w, None, SavesItself(w, lr=0.1), steps=steps, **options)
+
+    def die(folder, outdated):
+        if f"run.ckpt.optimizer-{at - 2}" in outdated:
+            raise Killed
+        remove(folder, outdated)
+
+    remove = resuming.slices.remove_checkpoints
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(resuming.slices, "remove_checkpoints", die)
+        train(8)
+    assert f"run.ckpt.optimizer-{at - 2}" in names(tmp_path)
+    train(at + 3, resume=resumed)
+    last = [f"run.ckpt.optimizer-{step}" for step in (at + 2, at + 3)]
+    assert names(tmp_path) == sorted(["run.ckpt", "run.ckpt.previous", *last])
+
+
 def test_checkpoints_of_another_run_stay_where_this_one_goes_on_elsewhere(tmp_path):
     options = {"checkpoint_every": 1, "keep": 2}
     fit(steps=4, checkpoint=tmp_path / "a.ckpt", **options)

@@ -396,6 +396,16 @@ def test_a_loss_that_is_not_finite_ends_training_before_its_step(tmp_path, bad):
     assert optimizer.state["w1"]["step"] == 5  # the last good checkpoint, at the end of the first epoch
 
 
+@pytest.mark.parametrize(("make", "text"), [(fo.FTRL, "lr: it must be > 0"), (fo.SGD, "lr = 1e\\+39 is infinite")])
+def test_a_skipped_step_refuses_a_rate_that_no_checkpoint_could_hold(make, text):
+    w = np.zeros(2, np.float32)
+    losses, rate = iter([math.nan, 1.0, 1.0]), 0.0 if make is fo.FTRL else 1e39
+    f = lambda p, batch: (next(losses), np.ones(2, np.float32))  # noqa: E731
+    with pytest.raises(ValueError, match=text):
+        fo.fit(f, w, None, make(w), lr=lambda step: 0.1 if step else rate, steps=3, skip_nonfinite=True)
+    assert next(losses) == 1.0  # it ended at the first step
+
+
 def test_diagnosis_beside_the_loop_names_the_remedy():
     w = np.array([1.0, 1.0])
     curvature = np.array([1.0, 100.0])
