@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from .common.validation import check_range, count, flag
+from .common.validation import NEARLY_ONE, check_range, count, flag
 from .optimizers import forms
 from .optimizers.adam import Adam, AdamW
 from .optimizers.family import Family
@@ -141,6 +141,8 @@ def momentum(
     step, spec, scalars = _known(SGD, backend, threads, *values)
     if not spec.kernel.rule.states:
         raise ValueError("momentum must be > 0; for plain steps use functional.sgd")
+    if momentum >= NEARLY_ONE:
+        check_range("momentum", float(momentum), chosen_for(p, backend, threads)[2], True, True)
     if first is not False:
         scalars = spec.scalars(1, flag("first", first))
     step("p", p, g, (v,), scalars, grad_scale)
@@ -202,7 +204,10 @@ def adam(
     cls = AdamW if decoupled is not False and flag("decoupled", decoupled) else Adam
     values = (lr, betas, eps, weight_decay, vmax is not None, maximize, eps_mode, decay_mode, update_clip, cautious)
     update, spec, _ = _known(cls, backend, threads, *values)
-    if 0.0 < eps < TINY:
-        check_range("eps", float(eps), chosen_for(p, backend, threads)[2])
+    if 0.0 < eps < TINY or betas[0] >= NEARLY_ONE or betas[1] >= NEARLY_ONE:
+        dtype = chosen_for(p, backend, threads)[2]
+        check_range("eps", float(eps), dtype)
+        for i in range(2):
+            check_range(f"betas[{i}]", float(betas[i]), dtype, True, True)
     states = (m, v) if vmax is None else (m, v, vmax)
     update("p", p, g, states, spec.scalars(count("step", step)), grad_scale, spec.measured)

@@ -13,8 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..common.validation import choice, real
-from ..optimizers.family import BELOW_ONE
-from ..optimizers.hyperparameters import check_of
+from ..optimizers.hyperparameters import BELOW_ONE, check_of
 from ..rules import coefficients as k
 from ._update import adam_coefficients, step_array
 

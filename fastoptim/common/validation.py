@@ -26,9 +26,9 @@ def real(name: str, value: Any, low: float = -math.inf, below: float = math.inf)
 
 
 def kept_number(name: str, value: Any) -> float:
-    """Return a number that a rule keeps beside the step count: NaN and infinity, too, which norms may have made it."""
+    """Return a number >= 0 that a rule keeps beside the step count: NaN, too, which norms may have made it."""
     number = _number(name, value)
-    return number if math.isnan(number) or number == math.inf else real(name, number)
+    return number if math.isnan(number) or number == math.inf else real(name, number, 0.0)
 
 
 _ELSEWHERE = {  # what other libraries call it, or do
@@ -149,29 +149,36 @@ def _described(value: Any) -> str:
     return f"{text}: give what it returns, before each step" if isroutine(value) else text
 
 
-# Compute type -> what rounds to zero in it, and what rounds to infinity.
+NEARLY_ONE = 1.0 - 2.0**-25  # the least number that rounds to 1 in float32
+
+# Compute type -> what rounds to zero in it, to one, and to infinity.
 _RANGES = {
-    np.dtype(np.float32): (2.0**-150, 2.0**128 - 2.0**103),
-    np.dtype(np.float64): (0.0, math.inf),
+    np.dtype(np.float32): (2.0**-150, NEARLY_ONE, 2.0**128 - 2.0**103),
+    np.dtype(np.float64): (0.0, 1.0, math.inf),
 }
 
 
 def limit_of(dtype: np.dtype[Any]) -> float:
     """The least number that rounds to infinity in the compute type `dtype`."""
-    return _RANGES[dtype][1]
+    return _RANGES[dtype][2]
 
 
-def check_range(name: str, value: float, dtype: np.dtype[Any], may_vanish: bool = False) -> None:
+def check_range(
+    name: str, value: float, dtype: np.dtype[Any], may_vanish: bool = False, below_one: bool = False
+) -> None:
     """ValueError if a finite `value` is infinite in the compute type `dtype`, or zero there without being zero.
 
-    A rate `may_vanish`, at the end of a schedule; an eps or a grad_scale may not.
+    A rate `may_vanish`, at the end of a schedule; an eps or a grad_scale may not. What a mean keeps of itself at each
+    step must be `below_one` there, too.
     """
-    vanishing, overflowing = _RANGES[dtype]
+    vanishing, one, overflowing = _RANGES[dtype]
     size = abs(value)
     if overflowing <= size < math.inf:
         raise ValueError(f"{name} = {value:g} is infinite in {dtype.name}, in which these parameters are computed")
     if 0.0 < size <= vanishing and not may_vanish:
         raise ValueError(f"{name} = {value:g} is zero in {dtype.name}, in which these parameters are computed")
+    if below_one and one <= value:
+        raise ValueError(f"{name} = {value!r} is 1 in {dtype.name}, in which these parameters are computed")
 
 
 def count(name: str, value: Any, low: int = 1) -> int:

@@ -9,7 +9,6 @@ the kernel of another. See docs/howto/mpi.md for when this pays.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from ..common.threads import threads_from_environment
 from ..common.validation import check_no_method, check_range, step_options
 from ..optimizers.base import Optimizer
 from ..optimizers.groups import ParamGroups
+from ..optimizers.states import StateView
 from .agreement import description, hyper_texts, options, plain_optimizer
 from .slices import Array
 from .states import States
@@ -205,7 +205,7 @@ class ShardedOptimizer(Steps, States):
         result: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for part, entry in self._entries():
             result[names[part.parameter]].append({"start": part.start, "stop": part.stop, **entry})
-        return MappingProxyType(result)
+        return StateView(result)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """As `Optimizer.add_param_group`, on all ranks together."""

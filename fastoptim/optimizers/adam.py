@@ -10,8 +10,8 @@ from ..common.public import public
 from ..common.validation import real
 from ..rules import coefficients as k
 from ..rules import measures
-from .family import BELOW_ONE, Family, spec_of
-from .hyperparameters import Hyper, Rate, UpdateSpec, kind_of_decay
+from .family import Family, spec_of
+from .hyperparameters import BELOW_ONE, Hyper, Rate, UpdateSpec, kind_of_decay
 
 
 @public

@@ -16,7 +16,7 @@ from ..common.public import public
 from ..common.signals import deferred_signals
 from ..common.threads import resolve_threads
 from ..common.trees import Structure
-from ..common.validation import count, names_arguments, real, steps_taken
+from ..common.validation import check_range, count, names_arguments, real, steps_taken
 from ..rules.codecs import LOW
 from ..rules.coefficients import average_coefficients
 from ..rules.table import RULES, Kernel
@@ -40,7 +40,8 @@ class Average:
         What an optimizer steps; arrays that are replaced by others in it are followed. Numbers and arrays of integers
         are not averaged; arrays of other real or complex types, and those that no step takes, are refused.
     decay : float, optional
-        In [0, 1): how much of the average stays. None: the mean of all that `update` has seen.
+        In [0, 1), and not rounded to 1 in float32: how much of the average stays. None: the mean of all that `update`
+        has seen. Where ``b * abs(average - p)`` is below 3e-8 of a float32 average, that no longer moves.
     start : int
         The first so many updates copy the parameters only, so that the average begins where training has got somewhere.
     backend, threads
@@ -105,12 +106,17 @@ class Average:
         for name, p in zip(self._names, chosen, strict=True):
             self._backend.check_companion(name, "array", p, *self._backend.describe(p))
         self._members = [Member(n, *self._backend.describe(p)) for n, p in zip(self._names, chosen, strict=True)]
+        self._check_decay(self._decay)
         self._averages = tuple(self._backend.zeros_like(p) for p in chosen)
         self._rest = tuple(None if averaged else leaf for leaf, averaged in zip(leaves, self._averaged, strict=True))
         runs = Runs.one(Kernel(RULES["average"], "none"), self._members)
         self._counter = count_of_steps()
         self._update = Update(self._backend, runs, self._threads, self._counter)
         self._copy(chosen)
+
+    def _check_decay(self, decay: float | None) -> None:
+        for dtype in {member.dtype for member in self._members}:
+            check_range("decay", decay or 0.0, dtype, may_vanish=True, below_one=True)
 
     def _chosen(self, leaves: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(leaf for leaf, averaged in zip(leaves, self._averaged, strict=True) if averaged)
@@ -193,6 +199,7 @@ class Average:
                 version, arrays = state_dict["version"], dict(state_dict["arrays"])
                 n, start = steps_taken("count", state_dict["count"]), count("start", state_dict["start"], 0)
                 decay = _checked_decay(state_dict["decay"])
+                self._check_decay(decay)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"not a state dict of an Average: {error}") from error
             if version != 1 or set(arrays) != set(self._names):

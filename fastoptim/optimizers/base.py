@@ -31,7 +31,7 @@ from ..rules.table import Rule
 from . import pickling, saving, state_dicts
 from .applying import applied
 from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed, one_or_each
-from .hyperparameters import Checked, Hyper, NotNeeded, Rate, UpdateSpec
+from .hyperparameters import BELOW_ONE, Checked, Hyper, NotNeeded, Rate, UpdateSpec
 from .selecting import GroupedParams, Members, select
 from .state_dicts import IncompatibleKeys
 from .states import Plan, check_members, make_plan, member_of, state_view
@@ -210,7 +210,8 @@ class Optimizer:
         for name, value in changed:
             for number in value if isinstance(value, tuple) else (value,):
                 for dtype in dtypes if isinstance(number, (int, float)) else ():
-                    check_range(name, number, dtype, may_vanish=not name.startswith("eps"))
+                    below_one = getattr(cls, name).allowed == BELOW_ONE
+                    check_range(name, number, dtype, not name.startswith("eps"), below_one)
         return Checked(given, values, spec)
 
     def __init_subclass__(cls, **options: Any) -> None:

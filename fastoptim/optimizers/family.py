@@ -20,8 +20,6 @@ from ..rules.table import RULES, Kernel
 from .base import Optimizer
 from .hyperparameters import Hyper, UpdateSpec, check_of, kind_of_decay
 
-BELOW_ONE = (0.0, 1.0)
-
 
 class Family(Optimizer):
     """Base of the optimizers that state their hyperparameters as a dataclass states its fields, and `_update`.

@@ -14,6 +14,7 @@ from ..rules import measures
 from ..rules.table import Kernel
 
 T = TypeVar("T")
+BELOW_ONE = (0.0, 1.0)  # what is allowed of numbers such as the share that a mean keeps of itself
 
 
 class UpdateSpec(NamedTuple):

@@ -13,6 +13,7 @@ from ..common.public import public
 from ..common.validation import count, names_arguments, real
 from .adam import Adam
 from .base import Optimizer
+from .schedule_free import ScheduleFree
 
 
 @public
@@ -23,7 +24,7 @@ class MinimizeResult:
     Attributes
     ----------
     x, fun, jac
-        The last point, and value and gradient there.
+        The last point, and value and gradient there. Of a schedule-free optimizer it is the average.
     nit, nfev, njev : int
         Steps, evaluations of the function, and of its gradient.
     status : int
@@ -84,11 +85,12 @@ def minimize(
         Makes the optimizer of an array: a class, or for example ``lambda x: fo.SGD(x, lr=0.1, momentum=0.9)``.
     tol : float, optional
         Stop where no entry of the gradient is larger. By default all `maxiter` steps are taken, and ``success`` is
-        False.
+        False. With a schedule-free optimizer the gradient is evaluated twice a step for it: at the average, too.
     maxiter : int
         Most steps.
     callback : callable, optional
-        Called with the new point after each step; it stops by raising StopIteration. Points are never written to.
+        Called with the new point, or average, after each step; it stops by raising StopIteration. Points are never
+        written to.
 
     Returns
     -------
@@ -145,22 +147,33 @@ def minimize(
         except StopIteration as error:  # which would silently end whatever iteration `minimize` is called in
             raise RuntimeError("fun or jac raised StopIteration: what it reads has ended") from error
 
-    nit, status = 0, 1
-    value, gradient = evaluated(x)
+    def finite(value: float, gradient: np.ndarray) -> bool:
+        return bool(np.isfinite(value) and np.isfinite(gradient).all())
+
+    averaged = descent.averaged if isinstance(descent, ScheduleFree) else None
+    nit, nfev, status, point = 0, 0, 1, x  # steps are taken at `point`, whose average x may be
     while True:
-        if not (np.isfinite(value) and np.isfinite(gradient).all()):
+        value, gradient = here, slope = evaluated(point)
+        nfev += 1
+        last = nit == maxiter or status == 3 or not finite(here, slope)
+        if x is not point and (last or tol is not None):
+            value, gradient = evaluated(x)
+            nfev += 1
+        if not finite(value, gradient):
             status = 2
         elif tol is not None and (np.abs(gradient) <= tol).all():
             status = 0
-        elif nit < maxiter and status != 3:
-            x = descent.apply(x, gradient)
+        elif not last:
+            point = descent.apply(point, slope)
+            x = point if averaged is None else averaged(point)
             nit += 1
             try:
                 if callback is not None:
                     callback(x.copy())
             except StopIteration:
                 status = 3
-            value, gradient = evaluated(x)
             continue
+        elif not finite(here, slope):
+            status = 2
         message = _MESSAGES[status] if tol is not None or status != 1 else _WITHOUT_TOL
-        return MinimizeResult(x, value, gradient, nit, nit + 1, nit + 1, status, status == 0, message)
+        return MinimizeResult(x, value, gradient, nit, nfev, nfev, status, status == 0, message)

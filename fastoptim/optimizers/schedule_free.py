@@ -10,8 +10,8 @@ import numpy as np
 from ..arrays.storage import MASTER, compute_dtype, scale_name, unpack
 from ..common.public import public
 from ..rules import coefficients as k
-from .family import BELOW_ONE, Family, spec_of
-from .hyperparameters import Hyper, NotNeeded, Rate, UpdateSpec
+from .family import Family, spec_of
+from .hyperparameters import BELOW_ONE, Hyper, NotNeeded, Rate, UpdateSpec
 
 
 @public

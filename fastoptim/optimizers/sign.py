@@ -8,8 +8,8 @@ from typing import Any
 from ..common.public import public
 from ..rules import coefficients as k
 from ..rules import measures
-from .family import BELOW_ONE, Family, spec_of
-from .hyperparameters import Hyper, Rate, UpdateSpec
+from .family import Family, spec_of
+from .hyperparameters import BELOW_ONE, Hyper, Rate, UpdateSpec
 
 
 @public

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +13,7 @@ from ..arrays.checks import DTYPES, check_companion
 from ..arrays.storage import (
     MASTER,
     Storage,
+    compute_dtype,
     convertible,
     pack,
     scale_name,
@@ -20,14 +22,16 @@ from ..arrays.storage import (
     unpack,
 )
 from ..backends import Backend
+from ..backends.base import in_range
 from ..common.public import public
 from ..common.signals import deferred_signals
-from ..common.validation import kept_number
+from ..common.validation import MOST_STEPS, kept_number, limit_of
 from ..common.warning import warn
 from ..rules.codecs import Stored
 from ..rules.table import Rule, rules_of
 from .groups import Groups, Parameter, ParamGroup, ParamGroups, fixed
 from .hyperparameters import Checked, UpdateSpec
+from .measuring import Asked
 from .selecting import Members
 from .states import check_members
 
@@ -157,6 +161,10 @@ def read_snapshot(
         hyper = _shared_hyperparameters(optimizer, groups if kind == own_kind else [], keys)
         known = {parameter.name for parameter in optimizer._model.parameters}
         keys.unexpected_keys.extend(name for name in entries if name not in known)
+    specs = {
+        id(own): _spec_with(optimizer, own, own | values)
+        for own, values in zip(optimizer.param_groups, hyper, strict=True)
+    }
     loaded: list[tuple[Parameter, Loaded]] = []
     for parameter in optimizer._model.parameters:
         what = f"state of parameter {parameter.name!r}"
@@ -173,6 +181,8 @@ def read_snapshot(
                 keys.unexpected_keys.append(parameter.name)
             else:
                 loaded.append((parameter, _loaded(optimizer, parameter, fitting, converted)))
+    for parameter, (t, _, scalars) in loaded:
+        _check_further_step(parameter, specs[id(parameter.group)], t, scalars)
     if converted:
         rest = f" and {len(converted) - 3} more" if len(converted) > 3 else ""
         warn(f"states were saved in another storage, and are converted: {', '.join(converted[:3])}{rest}")
@@ -211,8 +221,11 @@ def _check_groups(optimizer: Savable, entries: Any, groups: Any) -> None:
 
 def _check_hyperparameters(optimizer: Savable, own: ParamGroup, values: Mapping[str, Any]) -> None:
     """TypeError or ValueError unless a group of this optimizer could have these."""
-    spec = optimizer._checked(tuple(map(fixed, optimizer._read(values))), own.dtypes).spec
-    check_members(optimizer._model, own, spec, optimizer._storage)
+    check_members(optimizer._model, own, _spec_with(optimizer, own, values), optimizer._storage)
+
+
+def _spec_with(optimizer: Savable, own: ParamGroup, values: Mapping[str, Any]) -> UpdateSpec:
+    return optimizer._checked(tuple(map(fixed, optimizer._read(values))), own.dtypes).spec
 
 
 def _shared_hyperparameters(optimizer: Savable, groups: Any, keys: IncompatibleKeys) -> list[dict[str, Any]]:
@@ -290,8 +303,8 @@ def _loaded(optimizer: Savable, parameter: Parameter, entry: Mapping[str, Any], 
     what = f"state of parameter {parameter.name!r}"
     rest = dict(entry)
     t = rest.pop("step", None)
-    if isinstance(t, bool) or not isinstance(t, (int, np.integer)) or not 0 <= t < 1 << 63:
-        raise ValueError(f"{what}: step must be an int from 0 to 2**63, got {t!r}")
+    if isinstance(t, bool) or not isinstance(t, (int, np.integer)) or not 0 <= t < MOST_STEPS:
+        raise ValueError(f"{what}: step must be an int >= 0 and below 2**63 - 2**40, got {t!r}")
     rules = rules_of(optimizer)
     if t and (missing := _always(rules) - rest.keys()):
         raise ValueError(f"{what} lacks {sorted(missing)}")
@@ -310,6 +323,22 @@ def _loaded(optimizer: Savable, parameter: Parameter, entry: Mapping[str, Any], 
             raise ValueError(f"{what}: unknown name {name!r}")
     in_order = {name: states[name] for name in (*rest, *states) if name in states}  # as saved: scales come last
     return int(t), in_order, scalars
+
+
+def _check_further_step(parameter: Parameter, spec: UpdateSpec, t: int, scalars: Mapping[str, float]) -> None:
+    """ValueError if numbers that are kept beside the step count let no further step be taken."""
+    kept = tuple(scalars.get(name, first) for name, first in spec.kernel.rule.scalars.items())
+    if not t or not kept:
+        return
+    try:
+        row = spec.scalars(t + 1, False, kept)
+        if spec.measured is not None:
+            row = Asked(spec.measured, math.prod(parameter.shape), t + 1, kept).finish(row, (0.0,))
+    except ZeroDivisionError:
+        row = (1.0, math.nan)
+    if not in_range([row], [limit_of(compute_dtype(parameter.dtype))]):
+        numbers = ", ".join(f"{name} = {number:g}" for name, number in scalars.items())
+        raise ValueError(f"state of parameter {parameter.name!r}: no further step could be taken with {numbers}")
 
 
 def _stored(optimizer: Savable, parameter: Parameter, rule: Rule) -> Stored | None:

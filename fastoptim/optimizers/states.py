@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, MutableSequence, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import numpy as np
 from ..arrays.autograd import tensors_behind
 from ..arrays.storage import MASTER, Storage, compute_dtype, pack, state_arrays, template
 from ..backends.base import Backend, Member, Runs, count_of_steps
-from ..common.validation import MOST_STEPS
 from ..rules.measures import Measured
 from ..rules.table import ScalarRows, Scalars
 from .groups import Groups, Parameter, ParamGroup
@@ -226,8 +224,6 @@ def make_plan(
     run_of = []
     for parameter, member, own in zip(model.parameters, members, states, strict=True):
         group, spec = parameter.group, specs[id(parameter.group)]
-        if parameter.t >= MOST_STEPS:
-            raise ValueError(f"parameter {parameter.name!r} has taken {parameter.t} steps, and no file holds 2**63")
         rule = spec.kernel.rule
         fresh, begins = (any(name not in parameter.states for name in names) for names in (rule.states, own))
         kept = tuple(parameter.scalars.get(name, first) for name, first in rule.scalars.items())
@@ -331,4 +327,34 @@ def state_view(model: Groups, plan: Plan | None) -> Mapping[str, Mapping[str, An
     """Name of a parameter -> ``{"step": int, name of a state: array, ...}``, read-only; nothing is written."""
     found = {} if plan is None else plan.entries()
     entries = {q.name: found.get(q.name) or (q.t, q.states | q.scalars) for q in model.parameters}
-    return MappingProxyType({name: MappingProxyType({"step": t, **entry}) for name, (t, entry) in entries.items()})
+    return StateView({name: StateView({"step": t, **entry}) for name, (t, entry) in entries.items()})
+
+
+class StateView(Mapping[str, Any]):
+    """A mapping that cannot be changed; copies and pickles of it are dicts."""
+
+    __slots__ = ("_content",)
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self._content = content
+
+    def __getitem__(self, name: str) -> Any:
+        return self._content[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise TypeError("states are read-only here: write into an array, x[...] = new, or use load_state_dict")
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self, **other}
+
+    def __reduce__(self) -> Any:
+        return dict, (self._content,)
+
+    def __repr__(self) -> str:
+        return repr(self._content)

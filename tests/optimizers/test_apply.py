@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 
 import numpy as np
@@ -159,6 +160,34 @@ def test_minimize_descends_as_a_loop_does():
     assert (found.nit, found.nfev, found.njev, found.status, found.success) == (50, 51, 51, 1, False)
     assert found.message.startswith("maxiter steps were taken; without tol ")  # which alone could make a success of it
     assert same_bits(found.x, x) and found.fun == rosenbrock(x, 1.5)[0] and len(points) == 50
+
+
+@pytest.mark.parametrize("kind", [fo.ScheduleFreeSGD, fo.ScheduleFreeAdamW])
+@pytest.mark.parametrize("tol", [None, 0.0, 1e-3])
+def test_minimize_returns_and_judges_the_average_of_a_schedule_free_optimizer(kind, tol):
+    curvature, seen = np.array([1.0, 30.0]), []
+
+    def fun(x):
+        return 0.5 * x @ (curvature * x), curvature * x
+
+    y, means = np.array([3.0, -1.0]), []
+    opt = kind(y, lr=0.05)
+    for _ in range(300):
+        opt.step(fun(y)[1])
+        means.append(opt.averaged())
+        if tol and abs(fun(means[-1])[1]).max() <= tol:
+            break
+    options = {"jac": True, "optimizer": lambda x: kind(x, lr=0.05), "tol": tol, "maxiter": 300}
+    found = fo.minimize(fun, [3.0, -1.0], callback=seen.append, **options)
+    assert all(map(same_bits, seen, means)) and len(seen) == len(means) == found.nit
+    assert same_bits(found.x, means[-1]) and not same_bits(found.x, y)
+    assert (found.fun, found.jac.tolist()) == (fun(found.x)[0], fun(found.x)[1].tolist())
+    assert found.nfev == found.njev == 1 + (found.nit + 1 if tol is None else 2 * found.nit)
+    assert found.success == (bool(tol) and found.nit < 300)
+
+    values = iter([1.0] * 4 + [math.nan, 2.0])  # the last one at the average
+    found = fo.minimize(lambda x: (next(values), np.ones(2)), np.zeros(2), **options | {"tol": None})
+    assert (found.status, found.nit, found.fun) == (2, 4, 2.0)
 
 
 def test_minimize_refuses_gradients_of_another_shape_and_what_is_no_optimizer():

@@ -337,3 +337,16 @@ def test_counts_leave_room_for_the_updates_to_come(taken):
     with pytest.raises(ValueError, match=f"t must be at most .*got {taken}"):
         other.t = taken
     assert opt.iter == other.t == 0
+
+
+def test_an_average_that_could_not_move_is_refused():
+    single, double = {"w": np.ones(2, np.float32)}, {"w": np.ones(2)}
+    near, below = 1 - 2.0**-25, 1 - 2.0**-24
+    for decay in (near, 1 - 2.0**-30):
+        fo.Average(double, decay)
+        with pytest.raises(ValueError, match=r"decay = 0\.9999999\d+ is 1 in float32"):
+            fo.Average({"a": np.ones(1), **single}, decay)
+    average = fo.Average(single, below)
+    with pytest.raises(ValueError, match=r"not a state dict of an Average: decay = .* is 1 in float32"):
+        average.load_state_dict(average.state_dict() | {"decay": near})
+    assert average.state_dict()["decay"] == below

@@ -14,12 +14,18 @@ import pytest
 import fastoptim as fo
 from fastoptim.backends import available
 from fastoptim.optimizers import forms
+from fastoptim.optimizers.hyperparameters import BELOW_ONE
 from fastoptim.optimizers.names import FAMILIES, OPTIMIZERS
 from fastoptim.rules.table import RULES, rules_of
 from tests.proofs import forms_write, summary
 from tests.support import ROOT
 from tests.support.cases import DTYPES, VARIANTS, expected, same_bits, states_for
 from tests.support.peers import MORE, PEERS, distance
+
+
+def _below_one(cls):
+    return [name for name in cls._names if getattr(cls, name).allowed == BELOW_ONE]
+
 
 # Options that reach every rule, mode and kind of decay of a class, beside its defaults.
 OPTIONS = {
@@ -350,6 +356,34 @@ def test_bad_input_is_refused_by_name(make, error, told):
     with pytest.raises(error, match=told):
         make(p)
     assert same_bits(p, np.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [(cls, name) for which, cls in OPTIMIZERS.items() if which != "momentum" for name in _below_one(cls)],
+)
+def test_what_a_mean_keeps_of_itself_may_not_be_one_in_float32(cls, name):
+    """Silently, nothing was ever forgotten."""
+    near, default = 1 - 2.0**-25, getattr(cls, name).default
+    high = (*default[:-1], near) if isinstance(default, tuple) else near
+    low = (*default[:-1], 1 - 2.0**-24) if isinstance(default, tuple) else 1 - 2.0**-24
+    w, p, told = np.ones(2), np.ones(2, np.float32), f"{name}.* = 0.99999997.* is 1 in float32"
+    cls(w, **{name: high}).step(np.ones(2))
+    opt = cls(p, **{name: low})
+    with pytest.raises(ValueError, match=told):
+        cls(p, **{name: high})
+    with pytest.raises(ValueError, match=told):
+        setattr(opt, name, high)
+    with pytest.raises(ValueError, match=told):
+        opt.load_state_dict(cls(np.ones(2), **{name: high}).state_dict())
+    assert getattr(opt, name) == low and opt.step(np.ones(2, np.float32)).applied
+    form_of = {fo.SGD: "momentum", fo.Adam: "adam", **{cls: key for key, cls in FAMILIES.items()}}
+    if cls in form_of:
+        extra = {"adam": {"step": 1}, "momentum": {"lr": 0.1}}.get(form_of[cls], {})
+        states = {"adam": [0 * p, 0 * p], "momentum": [0 * p]}.get(form_of[cls], [{}])
+        with pytest.raises(ValueError, match=told):
+            getattr(fo.functional, form_of[cls])(p, np.ones(2, np.float32), *states, **{name: high}, **extra)
+        assert not any(map(np.any, states))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import pickle
 import subprocess
 import sys
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 import fastoptim as fo
+from fastoptim import CheckpointError
 from tests.support.cases import same_bits
 
 
@@ -242,6 +246,61 @@ def test_groups_are_matched_by_their_parameters():
     with pytest.raises(ValueError, match="step must be an int"):
         both.load_state_dict(state, strict=False)
     assert both.state["w"]["step"] == 3
+
+
+def test_copies_and_pickles_of_states_are_dicts():
+    w = {"a": np.ones(2)}
+    opt = fo.NAdam(w)
+    opt.step({"a": np.ones(2)})
+    then = opt.state_dict()["state"]
+    kept = [copy.deepcopy(opt.state), pickle.loads(pickle.dumps(opt.state)), opt.state | {}]
+    assert copy.copy(opt.state)["a"]["exp_avg"] is opt.state["a"]["exp_avg"]
+    opt.step({"a": np.ones(2)})
+    for found in kept[:2]:
+        assert type(found) is type(found["a"]) is dict
+        np.testing.assert_equal(found, then)
+    assert type(kept[2]) is dict and repr(opt.state).startswith("{'a': {'step': 2, ")
+    for key in ("a", "b"):
+        with pytest.raises(TypeError, match=r"states are read-only here.*load_state_dict"):
+            opt.state[key] = {}
+    with pytest.raises(TypeError, match="states are read-only here"):
+        opt.state["a"]["exp_avg"] = np.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "bad", "good"),
+    [
+        (fo.ScheduleFreeSGD, "lr_max", (1e300, math.inf, math.nan, -1.0), (0.0, 7.0)),
+        (fo.ScheduleFreeAdamW, "weight_sum", (math.inf, math.nan, -1.0), (0.0, 1e300)),
+        (fo.NAdam, "mu_product", (math.nan, -1.0), (0.0, 1.0)),
+        (fo.LaProp, "exp_avg_lr", (math.nan, -1.0), (0.0, 1e300)),
+        (fo.NovoGrad, "exp_avg_sq", (1e300, -1.0), (0.0, 1e60, math.nan, math.inf)),
+    ],
+)
+def test_numbers_with_which_no_step_could_be_taken_are_not_loaded(tmp_path, make, name, bad, good):
+    w, g = np.ones(2, np.float32), np.full(2, 0.5, np.float32)
+    opt = make(w)
+    opt.step(g)
+    saved = opt.state_dict()
+
+    def with_number(value):
+        return saved | {"state": {"0": saved["state"]["0"] | {name: value}}}
+
+    for value in bad:
+        before = copy.deepcopy(opt.state["0"])
+        with pytest.raises(ValueError, match=name):
+            opt.load_state_dict(with_number(value))
+        np.testing.assert_equal(dict(opt.state["0"]), before)
+        file = make(np.ones(2, np.float32))
+        file.load_state_dict(saved)
+        file._model.parameters[0].scalars[name] = value
+        file.save(tmp_path / "a")
+        with pytest.raises(CheckpointError, match=name):
+            opt.load(tmp_path / "a")
+        opt.step(g)
+    for value in good:
+        opt.load_state_dict(with_number(value))
+        assert opt.step(g).applied
 
 
 # --- torch
