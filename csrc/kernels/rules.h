@@ -179,7 +179,7 @@ RULE(asgd)(T g, T p, T *state, const T *k)
 {
     const T d = k[0], c = k[1], a = k[2], b = k[3];
     T x = state[0];
-    p = d * p - c * g;
+    p = p - (d * p + c * g);
     x = a * x + b * p;
     state[0] = x;
     return p;

@@ -296,8 +296,7 @@ class Backend(ABC):
 
     def host_copy(self, x: Any) -> np.ndarray:
         """A state as a NumPy array of its own."""
-        copy: np.ndarray = x.copy()
-        return copy
+        return np.array(x, order="C")
 
     def copied(self, x: Any) -> Any:
         """A new array with the elements of `x`; `x` itself if it is none, which a step refuses by name."""

@@ -20,7 +20,7 @@ class ASGD(Family):
 
     At step t, with ``eta = lr / (1 + lambd * lr * (t - 1))**alpha`` and ``mu = 1 / max(1, t - 1 - t0)``::
 
-        p <- (1 - lambd * eta) * p - eta * g
+        p <- p - (lambd * eta * p + eta * g)
         a <- a + mu * (p - a)
 
     The average a is the state "ax".

@@ -334,6 +334,8 @@ def _check_further_step(parameter: Parameter, spec: UpdateSpec, t: int, scalars:
         row = spec.scalars(t + 1, False, kept)
         if spec.measured is not None:
             row = Asked(spec.measured, math.prod(parameter.shape), t + 1, kept).finish(row, (0.0,))
+        elif not all(map(math.isfinite, kept)):
+            row = (1.0, math.nan)
     except ZeroDivisionError:
         row = (1.0, math.nan)
     if not in_range([row], [limit_of(compute_dtype(parameter.dtype))]):

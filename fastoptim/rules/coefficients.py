@@ -115,7 +115,7 @@ def asgd_coefficients(lr: float, lambd: float, alpha: float, t0: float, t: int) 
     """``(d, c, a, b)``; rate and weight of the average are those that torch computes behind step ``t - 1``."""
     eta = lr / _power(1.0 + lambd * lr * (t - 1), alpha)
     mu = 1.0 if t == 1 else 1.0 / max(1.0, t - 1 - t0)
-    return (1.0 - lambd * eta, eta, 1.0 - mu, mu)
+    return (lambd * eta, eta, 1.0 - mu, mu)
 
 
 def _warm(lr: float, warmup_steps: int, t: int) -> float:

@@ -141,7 +141,7 @@ def rprop(g, p, q, w, up, down, lo, hi, zero):
 
 
 def asgd(g, p, x, d, c, a, b):
-    p = d * p - c * g
+    p = p - (d * p + c * g)
     x = a * x + b * p
     return p, x
 

@@ -185,6 +185,22 @@ def test_nan_comes_out_of_every_rule(variant):
         assert np.isnan(after[::5]).all() and not np.isnan(np.delete(after, np.s_[::5])).any()
 
 
+@pytest.mark.parametrize("product", [1e-8, 2e-8, 1e-7])
+def test_asgd_decays_in_float32_as_in_float64(product):
+    """``(1 - lambd * eta) * p`` takes nothing away below 3e-8, and up to twice too much below 1e-7."""
+
+    def moved(dtype, lambd):
+        rng = np.random.default_rng(0)
+        p = (1 + 0.5 * rng.random(2000)).astype(dtype)
+        opt = fo.ASGD(p, lr=1e-3, lambd=lambd)
+        for _ in range(300):
+            opt.step((0.05 * rng.standard_normal(2000)).astype(dtype))
+        return p.mean(dtype=float)
+
+    found, wanted = (moved(dtype, 0.0) - moved(dtype, product / 1e-3) for dtype in DTYPES)
+    assert found == pytest.approx(wanted, rel=0.02)  # measured: within .2 %
+
+
 def test_decoupled_decay_of_sgd_and_a_fixed_share():
     for momentum in (0.0, 0.5):
         for mode, share in (("lr", 0.25 * 0.125), ("fixed", 0.125)):

@@ -51,6 +51,15 @@ def test_methods_of_subclasses_never_run_within_a_step(backend):
     assert np.asarray(odd).tolist() == first.tolist() == [-2, -3, -1, -1]
 
 
+def test_averages_of_schedule_free_optimizers_are_plain_arrays():
+    params = [np.zeros(4).view(Stubborn), np.zeros(4)]
+    opt = fo.ScheduleFreeSGD(params, lr=1.0)
+    for _ in range(2):
+        assert [type(x) for x in opt.averaged()] == [np.ndarray, np.ndarray]
+        opt.step([np.ones(4), np.ones(4)])
+    assert same_bits(*opt.averaged())
+
+
 @pytest.mark.parametrize("what", ["load", "copy_to", "probe"])
 def test_methods_of_subclasses_never_run_while_arrays_are_restored(tmp_path, what):
     params = [np.zeros(4), np.zeros(4).view(Stubborn)]

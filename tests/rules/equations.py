@@ -125,7 +125,7 @@ def asgd(p, g, states, t, o, k):
     g = entering(p, g, o, k)
     rate = o["lr"] / (1.0 + o["lambd"] * o["lr"] * (t - 1)) ** o["alpha"]
     weight = 1.0 if t == 1 else 1.0 / max(1.0, t - 1 - o["t0"])
-    p = k(1.0 - o["lambd"] * rate) * p - k(rate) * g
+    p = p - (k(o["lambd"] * rate) * p + k(rate) * g)
     return p, [k(1.0 - weight) * average + k(weight) * p]
 
 
