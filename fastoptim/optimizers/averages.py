@@ -91,7 +91,6 @@ class Average:
         backend: str = "auto",
         threads: int | None = None,
     ):
-        self._decay = _checked_decay(decay)
         self._start, self._threads = count("start", start, 0), resolve_threads(threads)
         self._busy: Busy = []
         self._params = listed(params)
@@ -106,7 +105,7 @@ class Average:
         for name, p in zip(self._names, chosen, strict=True):
             self._backend.check_companion(name, "array", p, *self._backend.describe(p))
         self._members = [Member(n, *self._backend.describe(p)) for n, p in zip(self._names, chosen, strict=True)]
-        self._check_decay(self._decay)
+        self._decay = self._checked_decay(decay)
         self._averages = tuple(self._backend.zeros_like(p) for p in chosen)
         self._rest = tuple(None if averaged else leaf for leaf, averaged in zip(leaves, self._averaged, strict=True))
         runs = Runs.one(Kernel(RULES["average"], "none"), self._members)
@@ -114,9 +113,11 @@ class Average:
         self._update = Update(self._backend, runs, self._threads, self._counter)
         self._copy(chosen)
 
-    def _check_decay(self, decay: float | None) -> None:
+    def _checked_decay(self, value: Any) -> float | None:
+        decay = None if value is None else real("decay", value, 0.0, 1.0)
         for dtype in {member.dtype for member in self._members}:
             check_range("decay", decay or 0.0, dtype, may_vanish=True, below_one=True)
+        return decay
 
     def _chosen(self, leaves: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(leaf for leaf, averaged in zip(leaves, self._averaged, strict=True) if averaged)
@@ -137,7 +138,7 @@ class Average:
 
     @decay.setter
     def decay(self, value: float | None) -> None:
-        self._decay = _checked_decay(value)
+        self._decay = self._checked_decay(value)
 
     @property
     def arrays(self) -> Any:
@@ -198,8 +199,7 @@ class Average:
             try:
                 version, arrays = state_dict["version"], dict(state_dict["arrays"])
                 n, start = steps_taken("count", state_dict["count"]), count("start", state_dict["start"], 0)
-                decay = _checked_decay(state_dict["decay"])
-                self._check_decay(decay)
+                decay = self._checked_decay(state_dict["decay"])
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"not a state dict of an Average: {error}") from error
             if version != 1 or set(arrays) != set(self._names):
@@ -217,10 +217,6 @@ class Average:
     def __repr__(self) -> str:
         kind = "mean" if self._decay is None else f"decay={self._decay}"
         return f"Average({len(self._names)} arrays, {kind}, start={self._start}, {self.count} updates)"
-
-
-def _checked_decay(value: Any) -> float | None:
-    return None if value is None else real("decay", value, 0.0, 1.0)
 
 
 def _is_averaged(name: str, leaf: Any) -> bool:

@@ -94,6 +94,8 @@ class Minibatches:
         Where permutations come from.
     seed : str
         What it was made of, in words.
+    shuffle, drop_last : bool
+        As given; they cannot be changed.
     """
 
     def __init__(
@@ -110,8 +112,8 @@ class Minibatches:
         self._several = isinstance(data, (Mapping, tuple, list))
         self._varies = not all(isinstance(column, np.ndarray) for _, column in self._columns)
         self.asked_size = None if batch_size is None else count("batch_size", batch_size)
-        self.drop_last = flag("drop_last", drop_last)
-        self.shuffle = flag("shuffle", shuffle)
+        self._drop_last = flag("drop_last", drop_last)
+        self._shuffle = flag("shuffle", shuffle)
         self.rng = generator_of(rng)
         self.seed = type(rng).__name__ if rng is self.rng else str(np.array(rng).tolist())
         self._share = (0, 1)
@@ -121,12 +123,20 @@ class Minibatches:
         self.epoch = 0
         self.cursor = 0
 
+    @property
+    def shuffle(self) -> bool:
+        return self._shuffle
+
+    @property
+    def drop_last(self) -> bool:
+        return self._drop_last
+
     def _lay_out(self, examples: int) -> None:
         """Say how epochs of so many examples are cut."""
         size = min(self.asked_size or examples, examples)
-        end = examples - (examples % size if self.drop_last else 0)
+        end = examples - (examples % size if self._drop_last else 0)
         _check_share(end, size, self._share[1])
-        shuffled = self.shuffle and size < examples
+        shuffled = self._shuffle and size < examples
         self._readers = [_reader(name, column, size, shuffled) for name, column in self._columns]
         # At once, with nothing called in between, where Ctrl-C could leave half of it.
         self.examples, self.batch_size, self._end, self._shuffled, self._order = examples, size, end, shuffled, None
@@ -207,7 +217,7 @@ class Minibatches:
     def in_order(self) -> Minibatches:
         """The same data with a position of its own: every example once, in order, in batches of the same size."""
         view = copy.copy(self)
-        view.shuffle = view._shuffled = view.drop_last = False
+        view._shuffle = view._shuffled = view._drop_last = False
         view.examples = _common_length(self._columns) if self._varies else self.examples
         view._order = np.arange(view.examples) if self._shuffled else None  # columns are asked for what they know
         view._varies = False

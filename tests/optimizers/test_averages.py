@@ -349,4 +349,6 @@ def test_an_average_that_could_not_move_is_refused():
     average = fo.Average(single, below)
     with pytest.raises(ValueError, match=r"not a state dict of an Average: decay = .* is 1 in float32"):
         average.load_state_dict(average.state_dict() | {"decay": near})
-    assert average.state_dict()["decay"] == below
+    with pytest.raises(ValueError, match=r"decay = .* is 1 in float32"):
+        average.decay = near
+    assert average.decay == average.state_dict()["decay"] == below

@@ -510,3 +510,10 @@ def test_a_copy_goes_on_from_the_same_position_with_data_of_its_own(again, make,
     assert type(other.next_batch()) is type(batches.next_batch())
     assert len(found) == len(first) == 7
     assert all(np.array_equal(*pair) for both in zip(found, first, strict=True) for pair in zip(*both, strict=True))
+
+
+@pytest.mark.parametrize("name", ["shuffle", "drop_last"])
+def test_how_epochs_are_cut_cannot_be_changed_to_no_effect(name):
+    batches = fo.minibatches(np.arange(13.0), 4, rng=0)
+    with pytest.raises(AttributeError, match=name):
+        setattr(batches, name, not getattr(batches, name))

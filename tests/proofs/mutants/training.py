@@ -261,7 +261,7 @@ MUTANTS = (
             "self._order = examples, size, end, shuffled, None",
             "self._order = examples, size, end, shuffled, getattr(self, '_order', None)",
         ),
-        ("drop_last ignored", "if self.drop_last else 0)", "if False else 0)"),
+        ("drop_last ignored", "if self._drop_last else 0)", "if False else 0)"),
     ),
     *planted(
         "fastoptim/common/generators.py",
