@@ -159,7 +159,7 @@ class Checkpoints:
         else:
             state = _state(loop, self._settings) | {"own": [_own_state(loop)]}
             with loop.optimizer._locked():
-                _write(path, {"loop": state, **saving.optimizer_tree(loop.optimizer)}, keep_previous)
+                _write(path, {"loop": state, **saving.optimizer_tree(loop.optimizer)}, keep_previous, self.path)
         if kept and loop.ranks.rank == 0:
             _link(path, kept_path(path, loop.steps))
         loop.ranks.wait()
@@ -182,7 +182,7 @@ class Checkpoints:
         with loop.ranks.together("saving a checkpoint"):
             if loop.ranks.rank == 0:
                 file = {"optimizer_file": os.path.basename(name), "optimizer_checksum": format.checksum_stated_in(name)}
-                _write(path, {"loop": _state(loop, self._settings) | {"own": own} | file}, keep_previous)
+                _write(path, {"loop": _state(loop, self._settings) | {"own": own} | file}, keep_previous, self.path)
                 folder = os.path.dirname(os.path.realpath(path))
                 slices.remove_checkpoints(folder, self._outdated)
         self._outdated = []  # the file names them: a run that was killed in between removes them when it next saves
@@ -197,9 +197,9 @@ class Checkpoints:
             self._kept, self._files, self._outdated = kept, own or None, outdated
 
 
-def _write(path: str, tree: Any, keep_previous: bool) -> None:
+def _write(path: str, tree: Any, keep_previous: bool, like: str) -> None:
     with naming(path):
-        format.write(path, tree, kind="training", keep_previous=keep_previous)
+        format.write(path, tree, kind="training", keep_previous=keep_previous, like=like)
 
 
 def _steps_in(path: str) -> int:

@@ -276,7 +276,9 @@ def test_permissions_are_kept(tmp_path):
         file.chmod(0o600)
     fit(steps=5, checkpoint=path, log=log, resume=True)
     fit(steps=5, checkpoint=path, log=log)
-    assert {stat.S_IMODE(file.stat().st_mode) for file in (path, log)} == {0o600}
+    fit(steps=5, checkpoint=path, keep=1, validation=lambda params: 1.0)  # new files hold what that one does
+    files = (path, log, tmp_path / "run-5.ckpt", tmp_path / "run.best.ckpt")
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
 
 # --- Callbacks and progress -------------------------------------------------------------------------------------------
