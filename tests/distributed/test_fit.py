@@ -33,6 +33,11 @@ def test_shares_of_the_batches_are_one_run():
     run(2, "shares")
 
 
+def test_a_run_goes_on_in_new_processes(tmp_path):
+    for epochs in (2, 4):
+        run(2, "goes_on", tmp_path / "run.ckpt", epochs)
+
+
 def test_another_number_of_ranks_goes_on(tmp_path):
     path = tmp_path / "run.ckpt"
     for ranks, epochs in ((2, 1), (3, 2), (3, 3)):

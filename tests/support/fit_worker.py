@@ -355,6 +355,13 @@ def other_number(path, epochs):
     assert len(told) == (RANK == 0 and epochs == "2"), told
 
 
+def goes_on(path, epochs):
+    """Resumed in new processes: the bits of a run that nothing interrupted."""
+    found, whole = fit(epochs=int(epochs), checkpoint=path, resume=True), fit(epochs=int(epochs))
+    assert found[0]["w"].tobytes() == whole[0]["w"].tobytes()
+    assert found[1].history.loss.tobytes() == whole[1].history.loss.tobytes()
+
+
 def loaded_by_hand(folder):
     """An optimizer's `load`, sharded or plain, finds its part of a checkpoint that `fit` wrote."""
     path = Path(folder) / "run.ckpt"
