@@ -210,7 +210,7 @@ class Optimizer:
         for name, value in changed:
             for number in value if isinstance(value, tuple) else (value,):
                 for dtype in dtypes if isinstance(number, (int, float)) else ():
-                    below_one = getattr(cls, name).allowed == BELOW_ONE
+                    below_one = getattr(getattr(cls, name, None), "allowed", None) == BELOW_ONE
                     check_range(name, number, dtype, not name.startswith("eps"), below_one)
         return Checked(given, values, spec)
 
