@@ -28,6 +28,11 @@ def tensors_behind(arrays: Iterable[Any]) -> list[Any]:
     return tensors_among(_owner(x) for x in arrays if isinstance(x, np.ndarray))
 
 
+def tell_of_views(written: Iterable[Any]) -> None:
+    """Have torch count a change of the tensors that these arrays are views of."""
+    tell_autograd(tensors_behind(written))
+
+
 def _owner(x: Any) -> Any:
     """What holds the memory of an array, where that is not NumPy itself."""
     while isinstance(x, np.ndarray):

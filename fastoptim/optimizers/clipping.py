@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.autograd import tell_of_views
 from ..arrays.checks import DTYPES, instead_of
 from ..backends import Backend, resolve
 from ..common.public import public
@@ -137,4 +138,5 @@ def clip_grad_norm(
     if factor != 1.0:
         with deferred_signals():
             chosen.multiply(checked, factor)
+            tell_of_views(checked)
     return norm

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import compress
 from operator import is_
+from sys import modules
 from threading import local
 from typing import Any
 
 import numpy as np
 
+from ..arrays.autograd import tell_of_views
 from ..arrays.checks import DTYPES, check_dtype
 from ..backends import ENVIRONMENT, VARIABLES, choose, get_backend, read_environment, takes_native_steps
 from ..backends.base import Backend, Member, Runs
@@ -55,6 +57,8 @@ class ArrayStep:
         """One step, in place, as by `Update.step`; errors call the parameter by `name`."""
         if self._native is not None and measured is None and type(grad_scale) is float and grad_scale == 1.0:
             if self._native(p, g, states, scalars, ENVIRONMENT, VARIABLES, self._values):
+                if "torch" in modules:
+                    tell_of_views((p,))
                 return
             if not all(map(is_, self._values, read_environment())):
                 self._look_up()
@@ -71,6 +75,8 @@ class ArrayStep:
         if self._native is not None:
             environment = (ENVIRONMENT,), (VARIABLES,), (self._values,)
             if _all_done(map(self._native, (p,), (g,), (states,), (scalars,), *environment), counts, after):
+                if "torch" in modules:
+                    tell_of_views((p,))
                 return True
             if not all(map(is_, self._values, read_environment())):
                 self._look_up()
@@ -80,6 +86,8 @@ class ArrayStep:
         steps = map(native, ((p,),), ((g,),), (states,), ((scalars,),)) if native else ()
         done = _all_done(steps, counts, after)
         known.keep()
+        if done:
+            tell_of_views((p,))
         return done
 
 
@@ -116,6 +124,7 @@ def update_array(
         asked.t, asked.kept = t, kept
     plain = type(grad_scale) is float and grad_scale == 1.0
     update.step((p,), (g,), states, (scalars,), PLAIN if plain else update.options(grad_scale))
+    tell_of_views((p,))
     known.keep()
     return kept if asked is None else asked.kept
 

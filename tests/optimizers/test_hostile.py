@@ -513,10 +513,16 @@ def test_torch_knows_that_memory_of_its_tensors_has_changed(tmp_path, backend, v
     p = view(w)
     opt = fo.SGD([p], lr=0.1, backend=backend)
     opt.save(tmp_path / "saved")
+    average = fo.Average([p], decay=0.5, backend=backend)
     for change in (
         lambda: opt.step([np.ones_like(p)]),
         lambda: opt.step([np.ones_like(p)], max_norm=1.0),
         lambda: opt.load(tmp_path / "saved"),
+        lambda: fo.functional.sgd(p, np.ones_like(p), lr=0.1, backend=backend),
+        lambda: fo.functional.sgd(p, np.ones_like(p), lr=0.1, grad_scale=0.5, backend=backend),
+        lambda: fo.functional.lion(p, np.ones_like(p), {}, lr=0.1, backend=backend),
+        lambda: average.copy_to([p]),
+        lambda: fo.clip_grad_norm(p, 0.1, backend=backend),
     ):
         loss, before = (w @ x).sum(), w._version
         assert not opt.step([np.full_like(p, np.nan)], skip_nonfinite=True).applied and w._version == before
