@@ -294,8 +294,8 @@ BOUND = 20.0  # machine epsilons
 
 def bound(peer: Peer, options: dict[str, Any], steps: int) -> float:
     """How far the two may lie apart: torch and Keras round p after its decay, half an epsilon of it in every step."""
-    apart = options.get("decoupled_weight_decay", peer.cls == "AdamW" and peer.library != "optax")
-    return BOUND + (steps / 2 if apart and options["weight_decay"] else 0.0)
+    apart = options.get("decoupled_weight_decay", peer.cls in ("AdamW", "ASGD") and peer.library != "optax")
+    return BOUND + (steps / 2 if apart and (options["weight_decay"] or peer.cls == "ASGD") else 0.0)
 
 
 def gradients(rng: np.random.Generator, dtype: type, count: int, steps: int) -> Iterator[np.ndarray]:
