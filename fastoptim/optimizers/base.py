@@ -6,7 +6,7 @@ counter as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import compress
 from operator import is_, is_not
@@ -31,7 +31,7 @@ from ..rules.table import Rule
 from . import pickling, saving, state_dicts
 from .applying import applied
 from .groups import NO_GROUP, Groups, ParamGroup, ParamGroups, fixed, is_grouped, listed, one_or_each
-from .hyperparameters import BELOW_ONE, Checked, Hyper, NotNeeded, Rate, UpdateSpec
+from .hyperparameters import Checked, Hyper, NotNeeded, Rate, UpdateSpec
 from .selecting import GroupedParams, Members, select
 from .state_dicts import IncompatibleKeys
 from .states import Plan, check_members, make_plan, member_of, state_view
@@ -60,6 +60,7 @@ class Optimizer:
 
     _rules: tuple[str | Rule, ...]
     _checks: Mapping[str, Callable[[Any], Any]] = {}  # name -> what checks and converts it
+    _below_one: Collection[str] = ()  # names of those that must not round to 1
     _names: tuple[str, ...]
     _update: Callable[[Any], UpdateSpec]
     _read: Callable[[Mapping[str, Any]], tuple[Any, ...]]  # the hyperparameters of a group, in the order of their names
@@ -210,8 +211,7 @@ class Optimizer:
         for name, value in changed:
             for number in value if isinstance(value, tuple) else (value,):
                 for dtype in dtypes if isinstance(number, (int, float)) else ():
-                    below_one = getattr(getattr(cls, name, None), "allowed", None) == BELOW_ONE
-                    check_range(name, number, dtype, not name.startswith("eps"), below_one)
+                    check_range(name, number, dtype, not name.startswith("eps"), name in cls._below_one)
         return Checked(given, values, spec)
 
     def __init_subclass__(cls, **options: Any) -> None:

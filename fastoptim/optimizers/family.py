@@ -18,7 +18,7 @@ from ..common.validation import bound
 from ..rules.measures import Measured
 from ..rules.table import RULES, Kernel
 from .base import Optimizer
-from .hyperparameters import Hyper, UpdateSpec, check_of, kind_of_decay
+from .hyperparameters import BELOW_ONE, Hyper, UpdateSpec, check_of, kind_of_decay
 
 
 class Family(Optimizer):
@@ -50,7 +50,9 @@ class Family(Optimizer):
 
     def __init_subclass__(cls) -> None:
         stated = _stated(cls)
-        cls._checks = {p.name: check_of(p.name, p.default, getattr(cls, p.name).allowed) for p in stated}
+        allowed = {p.name: getattr(cls, p.name).allowed for p in stated}
+        cls._checks = {p.name: check_of(p.name, p.default, allowed[p.name]) for p in stated}
+        cls._below_one = {name for name, limits in allowed.items() if limits == BELOW_ONE}
         super().__init_subclass__()
         if "__init__" not in vars(cls):
             cls.__init__ = _init_of(cls, stated)  # type: ignore[method-assign]

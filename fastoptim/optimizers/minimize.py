@@ -155,11 +155,13 @@ def minimize(
     while True:
         value, gradient = here, slope = evaluated(point)
         nfev += 1
-        last = nit == maxiter or status == 3 or not finite(here, slope)
+        lost = x_is_lost = not finite(here, slope)
+        last = nit == maxiter or status == 3 or lost
         if x is not point and (last or tol is not None):
             value, gradient = evaluated(x)
             nfev += 1
-        if not finite(value, gradient):
+            x_is_lost = not finite(value, gradient)
+        if x_is_lost:
             status = 2
         elif tol is not None and (np.abs(gradient) <= tol).all():
             status = 0
@@ -173,7 +175,7 @@ def minimize(
             except StopIteration:
                 status = 3
             continue
-        elif not finite(here, slope):
+        elif lost:
             status = 2
         message = _MESSAGES[status] if tol is not None or status != 1 else _WITHOUT_TOL
         return MinimizeResult(x, value, gradient, nit, nfev, nfev, status, status == 0, message)

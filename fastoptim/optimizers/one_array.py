@@ -72,21 +72,19 @@ class ArrayStep:
 
         `p` is a NumPy array. Both are called from within C, where no handler of a signal gets in between.
         """
+        done = False
         if self._native is not None:
             environment = (ENVIRONMENT,), (VARIABLES,), (self._values,)
-            if _all_done(map(self._native, (p,), (g,), (states,), (scalars,), *environment), counts, after):
-                if "torch" in modules:
-                    tell_of_views((p,))
-                return True
-            if not all(map(is_, self._values, read_environment())):
+            done = _all_done(map(self._native, (p,), (g,), (states,), (scalars,), *environment), counts, after)
+            if not done and not all(map(is_, self._values, read_environment())):
                 self._look_up()
-        backend, threads = choose(self._backend, self._threads, p)
-        known = _KeptUpdate(backend, self._kernel, "p", p, threads)
-        native = known.update.native_step if known.update.in_c else None
-        steps = map(native, ((p,),), ((g,),), (states,), ((scalars,),)) if native else ()
-        done = _all_done(steps, counts, after)
-        known.keep()
-        if done:
+        if not done:
+            backend, threads = choose(self._backend, self._threads, p)
+            known = _KeptUpdate(backend, self._kernel, "p", p, threads)
+            native = known.update.native_step if known.update.in_c else None
+            done = _all_done(map(native, ((p,),), ((g,),), (states,), ((scalars,),)) if native else (), counts, after)
+            known.keep()
+        if done and "torch" in modules:
             tell_of_views((p,))
         return done
 
