@@ -28,8 +28,14 @@ def tensors_behind(arrays: Iterable[Any]) -> list[Any]:
     return tensors_among(_owner(x) for x in arrays if isinstance(x, np.ndarray))
 
 
+def tell_of_assigned(written: Iterable[Any]) -> None:
+    """Have torch count a change of its tensors among these arrays, and of those that they are views of."""
+    arrays = [*written]
+    tell_autograd([*arrays, *tensors_behind(arrays)])
+
+
 def tell_of_views(written: Iterable[Any]) -> None:
-    """Have torch count a change of the tensors that these arrays are views of."""
+    """Have torch count a change of the tensors that these arrays are views of; of tensors their backend tells."""
     tell_autograd(tensors_behind(written))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.autograd import tell_of_views
+from ..arrays.autograd import tell_of_assigned
 from ..arrays.checks import DTYPES, check_companion, check_dtype, check_unchanged, instead_of
 from ..backends import resolve
 from ..backends.base import Member, Runs, count_of_steps
@@ -187,7 +187,7 @@ class Average:
             with deferred_signals():
                 for p, average in zip(leaves, self._averages, strict=True):
                     matching.assign(p, matching.to_host(average))
-                tell_of_views(leaves)
+                tell_of_assigned(leaves)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters, as copies; plain numbers and arrays by name."""

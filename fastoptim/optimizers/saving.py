@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.autograd import tell_autograd, tensors_behind
+from ..arrays.autograd import tell_of_assigned
 from ..arrays.storage import is_scales
 from ..checkpoint.files import CheckpointError
 from ..checkpoint.format import malformed, names_previous, read_optimizer, shortened, write
@@ -72,7 +72,7 @@ def restore_optimizer(optimizer: Savable, tree: Any, strict: bool = True) -> Inc
             for name, p in named.items():
                 if name not in misfits:
                     assign(p, saved[name])
-            tell_autograd([*named.values(), *tensors_behind(named.values())])
+            tell_of_assigned(named.values())
         return keys
 
 

@@ -480,6 +480,10 @@ def test_autograd_counts_every_step(torch):
     assert d._version == 1
     fo.functional.sgd(p, d, lr=0.1)
     assert p._version == 4
+    average = fo.Average([p], decay=0.5)
+    average.update()
+    average.copy_to([p])
+    assert p._version == 5
     own = type("Own", (torch.Tensor,), {"__module__": "somewhere"})(host)
     theirs = fo.Adam(own, lr=0.1)
     for t in range(1, 4):
